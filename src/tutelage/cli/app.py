@@ -1,0 +1,191 @@
+"""The commands. Each one reads its arguments, calls the library and shows the result; no logic of its own.
+
+What a user can mend arrives as one line on stderr and exit code 2 (130 after Ctrl-C), never as a traceback. Heavy
+imports wait until a command needs them, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from tutelage.errors import OutputExistsError, RunInterrupted, TutelageError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    help="Train a small language model on its own rollouts against a stronger one.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", help="Override one field: key.path=value. May be given several times.")
+]
+RunFile = Annotated[Path, typer.Argument(help="A run file, such as recipes/trb.toml.")]
+
+
+def main() -> None:
+    """Run the command line; turn our own errors into one line and an exit code."""
+    errors = Console(stderr=True, highlight=False, soft_wrap=True)
+    warnings.showwarning = lambda message, *_: errors.print(f"[yellow]warning:[/] {_plain(str(message))}")
+    try:
+        app()
+    except RunInterrupted as problem:
+        errors.print(f"[yellow]stopped:[/] {_plain(str(problem))}")
+        sys.exit(130)
+    except TutelageError as problem:
+        errors.print(f"[red]error:[/] {_plain(str(problem))}")
+        sys.exit(2)
+
+
+@app.command()
+def train(
+    run_file: RunFile,
+    overrides: Overrides = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in its output folder.")] = False,
+) -> None:
+    """Distil the student that a run file describes."""
+    from tutelage.cli.progress import observer_for
+    from tutelage.config import build_run, load_config
+    from tutelage.report import plot_run
+    from tutelage.training import train as run_training
+
+    config = load_config(run_file, overrides or [])
+    _set_threads(config.runtime.threads)
+    run = build_run(config, resume=resume)
+    with observer_for(config.name) as observer:
+        for message in run.messages:
+            observer.on_message(message)
+        run_training(run, observer)
+    curves = plot_run(run.folder.path)
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(f"run       {run.folder.path}")
+    console.print(f"student   {run.folder.checkpoints / _last_checkpoint(run.folder.checkpoints)}")
+    console.print(f"curves    {curves}")
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(help="Model directory or hub id.")],
+    task: Annotated[list[str], typer.Option("--task", help="Problems: FILE.jsonl, FILE.parquet or a hub data set.")],
+    samples: Annotated[int, typer.Option(help="Samples per problem.", min=1)] = 4,
+    temperature: Annotated[float, typer.Option(help="0 = greedy.", min=0)] = 1.0,
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 1024,
+    limit: Annotated[int | None, typer.Option(help="Only the first problems.", min=1)] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder for the results as JSON and every sample as JSONL.")] = None,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    verifier: Annotated[str, typer.Option(help="math, exact, or module:function.")] = "math",
+    prompt_column: str = "problem",
+    answer_column: str = "answer",
+    system_prompt: Annotated[str | None, typer.Option(help="Put in front of every problem.")] = None,
+    max_prompt_tokens: Annotated[int, typer.Option(min=1)] = 1024,
+    dtype: str = "float32",
+    device: str = "auto",
+    rows: Annotated[int, typer.Option(help="Most answers decoded at once.", min=1)] = 256,
+) -> None:
+    """Judge a model on problem sets: pass@1 with a 95% interval, pass@k, truncation, length."""
+    from tutelage.config import DataConfig, EvaluationSetConfig, build_evaluation_set, decoder_of, make_verifier
+    from tutelage.evaluation import evaluate as run_evaluation
+    from tutelage.evaluation import rich_table, write_evaluation
+    from tutelage.models import load_language_model, load_tokenizer
+    from tutelage.policies import Temperature
+    from tutelage.rollout import PairedEngine
+    from tutelage.runtime import LocalRuntime
+    from tutelage.tasks import check_verifier
+
+    check_verifier(verifier)
+    if output is not None and output.exists():
+        raise OutputExistsError(f"the output folder {output} already exists; nothing is overwritten. Choose another.")
+    tokenizer = load_tokenizer(model)
+    data = DataConfig(path="", system_prompt=system_prompt, max_prompt_tokens=max_prompt_tokens)
+    sets = [
+        build_evaluation_set(
+            EvaluationSetConfig(path=path, prompt_column=prompt_column, answer_column=answer_column, limit=limit),
+            data,
+            tokenizer,
+        )
+        for path in task
+    ]
+    student = load_language_model(model, tokenizer, dtype=dtype, device=LocalRuntime(device).device)
+    engine = PairedEngine(student, max_rows=rows)
+    console = Console(highlight=False)
+    results = []
+    for problems in sets:
+        with console.status(f"{problems.name}: {len(problems.prompts)} problems x {samples} samples"):
+            result, drawn = run_evaluation(
+                engine,
+                problems,
+                Temperature(temperature).at(0),
+                verify=make_verifier(verifier, student),
+                decode=decoder_of(student),
+                num_samples=samples,
+                temperature=temperature,
+                max_new_tokens=max_new_tokens,
+                seed=seed,
+            )
+        results.append(result)
+        if output is not None:
+            console.print(f"written   {write_evaluation(output, result, drawn)}", soft_wrap=True)
+    console.print(rich_table(results))
+
+
+@app.command()
+def generate(
+    run_file: RunFile,
+    output: Annotated[Path, typer.Argument(help="JSONL file to write.")],
+    overrides: Overrides = None,
+    step: Annotated[int, typer.Option(help="Step whose schedule values the policy takes.", min=0)] = 0,
+    samples: Annotated[int, typer.Option(help="Samples per prompt.", min=1)] = 1,
+    limit: Annotated[int | None, typer.Option(help="Only the first prompts.", min=1)] = None,
+) -> None:
+    """Write answers of a run file's policy (--set policy=teacher for the teacher's own) as JSONL."""
+    from tutelage.cli.generation import write_samples
+    from tutelage.config import load_config
+
+    config = load_config(run_file, overrides or [])
+    _set_threads(config.runtime.threads)
+    if output.exists():
+        raise OutputExistsError(f"{output} already exists; nothing is overwritten. Choose another file.")
+    with Console(highlight=False).status("generating"):
+        count, correct = write_samples(config, output, step=step, num_samples=samples, limit=limit)
+    verdict = "" if correct is None else f", {correct} of them correct"
+    Console(highlight=False, soft_wrap=True).print(f"{count} samples written to {output}{verdict}")
+
+
+@app.command()
+def demo(
+    output: Annotated[Path | None, typer.Option(help="A new folder; default: demo-runs/1, 2, ...")] = None,
+    steps: Annotated[int, typer.Option(help="Training steps of each run.", min=1)] = 60,
+    problems: Annotated[int, typer.Option(help="Fresh problems to evaluate on.", min=4)] = 250,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Plain OPD against TRB on the embedded tiny pair: the whole library in minutes, on a CPU."""
+    from tutelage.demo.compare import run_demo
+
+    run_demo(output, steps=steps, num_problems=problems, seed=seed)
+
+
+def _set_threads(threads: int | None) -> None:
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
+
+
+def _last_checkpoint(folder: Path) -> str:
+    return str(json.loads((folder / "index.json").read_text())["last"])
+
+
+def _plain(text: str) -> str:
+    """Text as it is: square brackets of a message are not markup."""
+    from rich.markup import escape
+
+    return escape(text)

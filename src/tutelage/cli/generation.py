@@ -1,0 +1,62 @@
+"""Samples of a policy as JSONL, for supervised fine-tuning data or for a look."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tutelage.config import RunConfig, build_engine, build_recipe, decoder_of, make_verifier, read_prompts
+from tutelage.models import check_distinct, check_same_tokenizer, load_tokenizer
+from tutelage.rollout import derive_seed
+
+__all__ = ["write_samples"]
+
+
+def write_samples(
+    config: RunConfig, output: Path, *, step: int, num_samples: int, limit: int | None
+) -> tuple[int, int | None]:
+    """Draw answers from the configuration's policy as it is at `step`.
+
+    Returns:
+      number of samples written, and how many are correct (None where nothing can be verified).
+    """
+    policy = build_recipe(config).policy.at(step)
+    check_distinct(config.student.path, config.teacher.path, config.student.revision, config.teacher.revision)
+    tokenizers = [
+        load_tokenizer(model.path, revision=model.revision, trust_remote_code=model.trust_remote_code)
+        for model in (config.student, config.teacher)
+    ]
+    check_same_tokenizer(*tokenizers)
+    prompts = read_prompts(config.data, tokenizers[0], tokenizers[1])
+    engine = build_engine(config, tokenizers[0], tokenizers[1])
+    decode = decoder_of(engine.student)
+    rollouts = engine.generate(
+        policy,
+        prompts.prompts[:limit],
+        max_new_tokens=config.rollout.max_new_tokens,
+        num_samples=num_samples,
+        seed=derive_seed(config.seed, "generate"),
+        step=step,
+    )
+    answers = [prompts.answers[rollout.prompt_index] for rollout in rollouts]
+    known = [answer for answer in answers if answer is not None]
+    correct = None
+    if config.data.verifier is not None and len(known) == len(rollouts):
+        correct = make_verifier(config.data.verifier, engine.student)(rollouts, known)
+    lines = []
+    for place, rollout in enumerate(rollouts):
+        record = {
+            "id": prompts.ids[rollout.prompt_index],
+            "sample": rollout.sample_index,
+            "prompt": decode(rollout.prompt_tokens),
+            "response": decode(rollout.response_tokens),
+            "answer": answers[place],
+            "finished": rollout.finished,
+            "num_tokens": len(rollout),
+            "behaviour_logprob": float(rollout.behaviour_logprobs.sum()),
+        }
+        lines.append(json.dumps(record if correct is None else {**record, "correct": bool(correct[place])}))
+    beside = output.with_name(f".writing-{output.name}")
+    beside.write_text("\n".join(lines) + "\n")
+    beside.replace(output)
+    return len(rollouts), None if correct is None else sum(bool(is_correct) for is_correct in correct)

@@ -1,0 +1,118 @@
+"""What a person watches while a run goes on: a live line in a terminal, plain lines where there is none."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from tutelage.evaluation import EvaluationResult
+from tutelage.training import Observer
+from tutelage.types import StepResult
+
+__all__ = ["LiveObserver", "PlainObserver", "figures", "observer_for"]
+
+# Name shown, metric, format: the few numbers that tell at a glance whether a run is healthy.
+SHOWN = (
+    ("loss", "loss", "{:.3f}"),
+    ("reward", "reward", "{:.2f}"),
+    ("beta", "blend_mean", "{:.2f}"),
+    ("teacher", "teacher_logprob", "{:.2f}"),
+    ("length", "response_tokens", "{:.0f}"),
+    ("tok/s", "tokens_per_second", "{:.0f}"),
+)
+
+
+def figures(metrics: dict[str, float], pass_at_1: float | None) -> str:
+    """The shown numbers of one step in one line."""
+    parts = [f"{label} {form.format(metrics[name])}" for label, name, form in SHOWN if name in metrics]
+    if pass_at_1 is not None:
+        parts.insert(2, f"pass@1 {100 * pass_at_1:.1f}%")
+    return "  ".join(parts)
+
+
+class PlainObserver(Observer):
+    """One line per event; for logs and pipes."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.console = Console(highlight=False, soft_wrap=True)
+        self.num_steps = 0
+        self.pass_at_1: float | None = None
+        self._started, self._first_step = time.perf_counter(), 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        return None
+
+    def on_start(self, step: int, num_steps: int) -> None:
+        self.num_steps, self._first_step, self._started = num_steps, step, time.perf_counter()
+        if step:
+            self.say(f"resuming at step {step} of {num_steps}")
+
+    def on_step(self, result: StepResult) -> None:
+        done = result.step + 1
+        left = (time.perf_counter() - self._started) / (done - self._first_step) * (self.num_steps - done)
+        self.say(f"step {done}/{self.num_steps}  {figures(result.metrics, self.pass_at_1)}  left {left:.0f}s")
+
+    def on_evaluation(self, step: int, result: EvaluationResult) -> None:
+        self.pass_at_1 = result.pass_at_1
+        low, high = result.pass_at_1_interval
+        self.say(
+            f"evaluation at step {step}: {result.name} pass@1 {100 * result.pass_at_1:.1f}% "
+            f"(95% {100 * low:.1f} to {100 * high:.1f}), cut {100 * result.truncation_rate:.0f}%, "
+            f"{result.mean_response_tokens:.0f} tokens, {result.seconds:.1f}s"
+        )
+
+    def on_checkpoint(self, step: int, path: Path) -> None:
+        self.say(f"checkpoint {path}")
+
+    def on_message(self, message: str) -> None:
+        self.say(message)
+
+    def say(self, text: str) -> None:
+        """Print one line."""
+        self.console.print(text, markup=False)
+
+
+class LiveObserver(PlainObserver):
+    """A progress bar with the latest numbers; evaluations and checkpoints scroll by above it."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.progress = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[figures]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self.console,
+        )
+        self.task = self.progress.add_task(name, total=None, figures="")
+
+    def __enter__(self) -> Self:
+        self.progress.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.progress.stop()
+
+    def on_start(self, step: int, num_steps: int) -> None:
+        super().on_start(step, num_steps)
+        self.progress.update(self.task, total=num_steps, completed=step)
+
+    def on_step(self, result: StepResult) -> None:
+        self.progress.update(self.task, completed=result.step + 1, figures=figures(result.metrics, self.pass_at_1))
+
+
+def observer_for(name: str) -> PlainObserver:
+    """A live display in a terminal, plain lines otherwise."""
+    return LiveObserver(name) if Console().is_terminal else PlainObserver(name)

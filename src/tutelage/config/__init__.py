@@ -1,0 +1,31 @@
+"""Which run is this?  TOML to parts, with everything refused that can be refused before any compute."""
+
+from tutelage.config.build import (
+    build_engine,
+    build_evaluation_set,
+    build_recipe,
+    build_run,
+    decoder_of,
+    make_verifier,
+    read_prompts,
+)
+from tutelage.config.load import load_config, resolve_config, to_toml
+from tutelage.config.parts import part_from
+from tutelage.config.schema import DataConfig, EvaluationSetConfig, RunConfig
+
+__all__ = [
+    "DataConfig",
+    "EvaluationSetConfig",
+    "RunConfig",
+    "build_engine",
+    "build_evaluation_set",
+    "build_recipe",
+    "build_run",
+    "decoder_of",
+    "load_config",
+    "make_verifier",
+    "part_from",
+    "read_prompts",
+    "resolve_config",
+    "to_toml",
+]

@@ -1,0 +1,147 @@
+"""From a TOML file and `--set` overrides to a checked RunConfig, with one clear message for anything that is wrong."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+from pydantic import BaseModel, ValidationError
+
+from tutelage.config.schema import EvaluationSetConfig, RunConfig
+from tutelage.errors import ConfigurationError
+
+__all__ = ["load_config", "resolve_config", "to_toml", "unknown_key"]
+
+# Tables that may be written as one string, and the field that the string then means.
+SHORTHANDS = {"student": "path", "teacher": "path", "data": "path", "policy": "name", "target": "name"}
+SHORTHANDS |= {"divergence": "name"}
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a run file and apply `key.path=value` overrides.
+
+    Raises:
+      ConfigurationError: no such file, not TOML, an unknown key (with the nearest known one), a value of the wrong kind.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise ConfigurationError(f"run file {str(path)!r} does not exist. Give a TOML file such as recipes/trb.toml.")
+    try:
+        table = tomllib.loads(file.read_text())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
+        raise ConfigurationError(f"run file {str(path)!r} is not valid TOML: {problem}. Correct that line.") from problem
+    table.setdefault("name", file.stem)
+    return resolve_config(table, overrides)
+
+
+def resolve_config(table: dict[str, Any], overrides: Sequence[str] = ()) -> RunConfig:
+    """Check a table as read from TOML; see `load_config`."""
+    table = {key: _expanded(key, value) for key, value in table.items()}
+    for override in overrides:
+        _apply(table, override)
+    _expand_evaluation_sets(table)
+    _refuse_unknown(table, RunConfig, "")
+    try:
+        return RunConfig(**table)
+    except ValidationError as problem:
+        raise ConfigurationError(_explained(problem)) from problem
+
+
+def to_toml(config: RunConfig) -> str:
+    """The resolved configuration as TOML; reading it back gives the same run."""
+    return tomli_w.dumps(_without_none(config.model_dump(mode="python")))
+
+
+def unknown_key(key: str, known: Iterable[str]) -> ConfigurationError:
+    """The error for a key that does not exist, naming the nearest one that does."""
+    known = sorted(known)
+    name = key.rsplit(".", 1)[-1]
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    prefix = key[: -len(name)]
+    hint = f"Did you mean {prefix}{near[0]}?" if near else f"Known here: {', '.join(known)}."
+    return ConfigurationError(f"unknown configuration key {key!r}. {hint}")
+
+
+def _expanded(key: str, value: Any) -> Any:
+    return {SHORTHANDS[key]: value} if key in SHORTHANDS and isinstance(value, str) else value
+
+
+def _expand_evaluation_sets(table: dict[str, Any]) -> None:
+    evaluation = table.get("evaluation")
+    if not isinstance(evaluation, dict) or "sets" not in evaluation:
+        return
+    sets = evaluation["sets"]
+    items = [sets] if isinstance(sets, str | dict) else list(sets)
+    evaluation["sets"] = [{"path": item} if isinstance(item, str) else item for item in items]
+    for item in evaluation["sets"]:
+        _refuse_unknown(item, EvaluationSetConfig, "evaluation.sets.")
+
+
+def _apply(table: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key.strip():
+        raise ConfigurationError(f"--set got {override!r}; expected key.path=value, such as policy.kl_radius=0.1.")
+    *parents, last = key.strip().split(".")
+    place = table
+    for depth, parent in enumerate(parents):
+        place = place.setdefault(parent, {})
+        if not isinstance(place, dict):
+            raise ConfigurationError(f"--set {override}: {'.'.join(parents[: depth + 1])} is a value, not a table.")
+    value = _value(text)
+    if not parents and last in ("student", "teacher", "data") and isinstance(value, str):
+        # `--set student=DIR` names another model and keeps the recipe's other fields for it.
+        place.setdefault(last, {})["path"] = value
+        return
+    place[last] = _expanded(last, value) if not parents else value
+
+
+def _value(text: str) -> Any:
+    """A TOML value if it reads as one, otherwise the text itself, so that paths need no quotes."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _refuse_unknown(table: Mapping[str, Any], schema: Any, prefix: str) -> None:
+    known = _fields_of(schema)
+    for key, value in table.items():
+        if key not in known:
+            raise unknown_key(f"{prefix}{key}", known)
+        if isinstance(value, dict) and _fields_of(known[key]):
+            _refuse_unknown(value, known[key], f"{prefix}{key}.")
+
+
+def _fields_of(schema: Any) -> dict[str, Any]:
+    if isinstance(schema, type) and issubclass(schema, BaseModel):
+        return {name: field.annotation for name, field in schema.model_fields.items()}
+    if is_dataclass(schema):
+        return {field.name: field.type for field in fields(schema)}
+    return {}
+
+
+def _explained(problem: ValidationError) -> str:
+    """The first thing that is wrong, in one line."""
+    error = problem.errors()[0]
+    key = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "missing":
+        return f"{key} is missing; a run needs it. Add it to the run file, or give --set {key}=..."
+    if error["type"] == "value_error":
+        return str(error["ctx"]["error"])
+    message = error["msg"][0].lower() + error["msg"][1:]
+    return f"{key} is {error['input']!r}; {message}."
+
+
+def _without_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_none(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list | tuple):
+        return [_without_none(item) for item in value]
+    if is_dataclass(value) and not isinstance(value, type):
+        return _without_none({field.name: getattr(value, field.name) for field in fields(value)})
+    return value

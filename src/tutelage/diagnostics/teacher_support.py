@@ -1,0 +1,51 @@
+"""Does the teacher's opinion of a whole rollout agree with the verifier's?  Nothing about single tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from tutelage.errors import DataError
+from tutelage.types import Rollout
+
+__all__ = ["teacher_support_auroc"]
+
+
+def teacher_support_auroc(rollouts: Sequence[Rollout], correct: Sequence[bool]) -> float | None:
+    """Chance that a correct rollout scores above an incorrect one, where the score is the teacher's support.
+
+    score(y) = mean_t [log q(y_t) - log p(y_t)],   AUROC = P(score_correct > score_incorrect) + P(equal) / 2
+    (TRB, arXiv 2605.31159, warm-up diagnostics; arXiv 2604.13016, appendix B)
+
+    1 = the teacher ranks all correct rollouts first, 1/2 = it cannot tell. A high value is no better training signal:
+    in TRB it falls as the budget grows, while reward rises. Rollouts without a token, or with one that neither model
+    can say, have no score and are left out.
+
+    Args:
+      rollouts: scored by the teacher.
+      correct: the verifier's verdict on each.
+    Returns:
+      A number in [0, 1]; None where either class has no rollout.
+    """
+    if len(correct) != len(rollouts):
+        raise DataError(
+            f"Got {len(correct)} verdicts for {len(rollouts)} rollouts; expected one each. Pass them in rollout order."
+        )
+    scores: dict[bool, list[float]] = {True: [], False: []}
+    for rollout, is_correct in zip(rollouts, correct, strict=True):
+        if rollout.teacher_logprobs is None:
+            raise DataError(
+                f"Sample {rollout.sample_index} of prompt {rollout.prompt_index} has no teacher log-probabilities; its "
+                f"score compares teacher and student. Score the rollouts with the teacher first."
+            )
+        score = float((rollout.teacher_logprobs.double() - rollout.student_logprobs.double()).mean())
+        if score == score:  # NaN, the one number unlike itself: no token, or log 0 - log 0
+            scores[bool(is_correct)].append(score)
+    if not scores[True] or not scores[False]:
+        return None
+    correct_scores = torch.tensor(scores[True], dtype=torch.float64)
+    incorrect_scores = torch.tensor(scores[False], dtype=torch.float64).sort().values
+    num_below = torch.searchsorted(incorrect_scores, correct_scores, right=False)
+    num_below_or_equal = torch.searchsorted(incorrect_scores, correct_scores, right=True)
+    return float((num_below + num_below_or_equal).double().mean() / (2 * len(incorrect_scores)))

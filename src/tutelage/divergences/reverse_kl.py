@@ -1,0 +1,41 @@
+"""The loss of on-policy distillation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from tutelage.distributions import kl_divergence
+from tutelage.divergences.base import Divergence
+from tutelage.divergences.support import FULL_VOCABULARY, Support
+from tutelage.types import DenseTarget, Target
+
+__all__ = ["ReverseKL", "reverse_kl"]
+
+
+@dataclass(frozen=True)
+class ReverseKL(Divergence):
+    """KL(student || target) per token: mode-seeking, paid where the student puts its mass."""
+
+    def between(self, student_logprobs: Tensor, target_logprobs: Tensor) -> Tensor:
+        return kl_divergence(student_logprobs, target_logprobs)
+
+
+def reverse_kl(
+    student_logits_BTV: Tensor, target_BTV: Tensor | Target, support: Support = FULL_VOCABULARY
+) -> Tensor:
+    """KL(student || target) per token.
+
+    KL_t = sum_e p_t(e) (log p_t(e) - log q_t(e)) over the support's events e     (OPD, arXiv 2604.13016, sec. 2)
+
+    Args:
+      student_logits_BTV: student logits or log-probabilities; any leading axes.
+      target_BTV: target logits or log-probabilities over the vocabulary, or a `Target`.
+      support: `FullVocabulary()` or `StudentTopK(k, rest)`.
+    Returns:
+      [B, T] in nats. +inf where the student has mass that the target rules out. No gradient reaches the target.
+    """
+    target = DenseTarget(target_BTV) if isinstance(target_BTV, Tensor) else target_BTV
+    student_logprobs, target_logprobs = support.events(student_logits_BTV, target)
+    return kl_divergence(student_logprobs, target_logprobs.detach())

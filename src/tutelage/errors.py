@@ -1,0 +1,81 @@
+"""Everything that Tutelage raises on purpose, as one tree.
+
+    TutelageError
+    ├── ConfigurationError          (ValueError)       a field of a part or of a run file cannot be what it is
+    ├── DataError                   (ValueError)       prompts or problems that cannot be used
+    ├── ModelError                  (ValueError)       a model or tokenizer that cannot be loaded or served
+    │   ├── VocabularyMismatchError                    student and teacher do not speak the same tokens
+    │   └── UnsupportedArchitectureError               the decoding engine cannot serve this kind of attention
+    ├── OutputExistsError           (FileExistsError)  we would have to overwrite something that a user made
+    ├── CheckpointError             (RuntimeError)     a checkpoint could not be written or read
+    ├── EmptyBatchError             (ValueError)       no response token to learn from
+    ├── ZeroMassError               (ValueError)       a distribution without any mass where some is needed
+    ├── NonFiniteError              (ArithmeticError)  a loss or gradient is NaN or infinite
+    └── RunInterrupted              (RuntimeError)     Ctrl-C or SIGTERM, after the run was saved
+
+A message has three parts: what we got, what we expected, what to do about it. Each class also inherits the builtin
+that it refines, so that `except ValueError` keeps working for people who do not know this file.
+"""
+
+__all__ = [
+    "CheckpointError",
+    "ConfigurationError",
+    "DataError",
+    "EmptyBatchError",
+    "ModelError",
+    "NonFiniteError",
+    "OutputExistsError",
+    "RunInterrupted",
+    "TutelageError",
+    "UnsupportedArchitectureError",
+    "VocabularyMismatchError",
+    "ZeroMassError",
+]
+
+
+class TutelageError(Exception):
+    """Root of the tree: catch this to catch everything that Tutelage raises on purpose."""
+
+
+class ConfigurationError(TutelageError, ValueError):
+    """A field of a part or of a run file has a value that cannot work."""
+
+
+class DataError(TutelageError, ValueError):
+    """A prompt or problem source is missing, empty or malformed."""
+
+
+class ModelError(TutelageError, ValueError):
+    """A model or its tokenizer cannot be loaded or served."""
+
+
+class VocabularyMismatchError(ModelError):
+    """Student and teacher do not share one tokenizer, so their distributions cannot be compared."""
+
+
+class UnsupportedArchitectureError(ModelError):
+    """The paired engine's cache cannot serve this architecture."""
+
+
+class OutputExistsError(TutelageError, FileExistsError):
+    """The output already exists; nothing a user made is ever overwritten."""
+
+
+class CheckpointError(TutelageError, RuntimeError):
+    """A checkpoint could not be written or read; the previous one is untouched."""
+
+
+class EmptyBatchError(TutelageError, ValueError):
+    """A loss was asked for over no token at all."""
+
+
+class ZeroMassError(TutelageError, ValueError):
+    """A distribution has no mass on the support where it must be normalised."""
+
+
+class NonFiniteError(TutelageError, ArithmeticError):
+    """A loss or a gradient became NaN or infinite; no update was made from it."""
+
+
+class RunInterrupted(TutelageError, RuntimeError):
+    """The run was asked to stop; it has been saved and can be resumed."""

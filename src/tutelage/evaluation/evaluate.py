@@ -1,0 +1,100 @@
+"""Sample answers to a problem set and judge them.
+
+Evaluation draws from random streams of its own, so evaluating more often does not change training, and evaluating a
+checkpoint later gives the samples that evaluating it during the run gave.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tutelage.errors import ConfigurationError
+from tutelage.evaluation.results import EvaluationResult, EvaluationSample, summarise
+from tutelage.policies import Policy
+from tutelage.rollout import PairedEngine, derive_seed
+from tutelage.types import Prompt, Rollout
+
+__all__ = ["EvaluationSet", "evaluate"]
+
+
+@dataclass(frozen=True)
+class EvaluationSet:
+    """Problems to be judged on, as rendered for the student.
+
+    Fields:
+      name: in tables and file names.
+      prompts: one per problem.
+      ids, answers: of the problems, in the same order.
+    """
+
+    name: str
+    prompts: Sequence[Prompt]
+    ids: Sequence[str]
+    answers: Sequence[str]
+
+
+def evaluate(
+    engine: PairedEngine,
+    problems: EvaluationSet,
+    policy: Policy,
+    *,
+    verify: Callable[[Sequence[Rollout], Sequence[str]], Sequence[bool]],
+    decode: Callable[[Sequence[int]], str],
+    num_samples: int,
+    temperature: float,
+    max_new_tokens: int,
+    seed: int,
+) -> tuple[EvaluationResult, list[EvaluationSample]]:
+    """Judge a policy's answers: pass@1, unbiased pass@k, a 95% interval over problems, truncation and length.
+
+    Args:
+      engine: its student is judged.
+      policy: how answers are drawn; the student at `temperature`.
+      verify: (rollouts, their answers) -> right or wrong.
+      decode: token ids to text, for the samples.
+      num_samples: n per problem.
+      seed: of the run; the random streams are derived from it, and shared with no training step.
+    Returns:
+      the result, and one record per sample.
+    """
+    if not problems.prompts:
+        raise ConfigurationError(f"evaluation set {problems.name!r} has no problem left to evaluate on.")
+    started = time.perf_counter()
+    rollouts = engine.generate(
+        policy,
+        problems.prompts,
+        max_new_tokens=max_new_tokens,
+        num_samples=num_samples,
+        seed=derive_seed(seed, f"evaluation/{problems.name}"),
+        records_statistics=False,
+    )
+    answers = [problems.answers[rollout.prompt_index] for rollout in rollouts]
+    correct = verify(rollouts, answers)
+    shape = (len(problems.prompts), num_samples)
+    result = summarise(
+        np.array(correct, dtype=bool).reshape(shape),
+        np.array([len(rollout) for rollout in rollouts]).reshape(shape),
+        np.array([rollout.finished for rollout in rollouts]).reshape(shape),
+        name=problems.name,
+        temperature=temperature,
+        max_new_tokens=max_new_tokens,
+        seed=seed,
+        seconds=time.perf_counter() - started,
+    )
+    samples = [
+        EvaluationSample(
+            problem_id=problems.ids[rollout.prompt_index],
+            sample_index=rollout.sample_index,
+            response=decode(rollout.response_tokens),
+            answer=answer,
+            correct=bool(is_correct),
+            finished=rollout.finished,
+            num_tokens=len(rollout),
+        )
+        for rollout, answer, is_correct in zip(rollouts, answers, correct, strict=True)
+    ]
+    return result, samples

@@ -1,0 +1,194 @@
+"""What one evaluation found: the record, how it is computed from marked samples, shown as a table and kept on disk.
+
+Nothing here samples or marks an answer. Axis letters: P problems, G samples per problem.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.table import Table
+
+from tutelage.errors import ConfigurationError, DataError, OutputExistsError
+from tutelage.evaluation.statistics import bootstrap_interval, pass_at_k
+
+__all__ = ["EvaluationResult", "EvaluationSample", "rich_table", "summarise", "write_evaluation"]
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """The numbers of one evaluation of one model on one set of problems.
+
+    Fields:
+      name: what was evaluated on; also the stem of the files.
+      num_problems, num_samples: P problems, G samples of each.
+      temperature, max_new_tokens, seed: how the samples were drawn.
+      pass_at_1: mean over problems of the share of correct samples, in [0, 1].
+      pass_at_1_interval: 95% bootstrap interval of it over problems.
+      pass_at_k: k -> mean over problems of the unbiased pass@k.
+      truncation_rate: share of samples cut by the length limit.
+      mean_response_tokens: mean length of a sample, its stop token included.
+      seconds: wall-clock time of sampling and marking.
+    """
+
+    name: str
+    num_problems: int
+    num_samples: int
+    temperature: float
+    max_new_tokens: int
+    seed: int
+    pass_at_1: float
+    pass_at_1_interval: tuple[float, float]
+    pass_at_k: dict[int, float]
+    truncation_rate: float
+    mean_response_tokens: float
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON would give them back: the interval a list, every k a string."""
+        return asdict(self) | {
+            "pass_at_1_interval": list(self.pass_at_1_interval),
+            "pass_at_k": {str(k): value for k, value in self.pass_at_k.items()},
+        }
+
+
+@dataclass(frozen=True)
+class EvaluationSample:
+    """One marked sample, as it is written to `<name>.samples.jsonl`.
+
+    Fields:
+      problem_id: the problem's own id.
+      sample_index: which sample of that problem, from 0.
+      response: the decoded text.
+      answer: the reference answer it was compared with.
+      correct: the verdict.
+      finished: the response ended with a stop token; False = cut by the length limit.
+      num_tokens: its length, the stop token included.
+    """
+
+    problem_id: str | int
+    sample_index: int
+    response: str
+    answer: str
+    correct: bool
+    finished: bool
+    num_tokens: int
+
+
+def summarise(
+    correct_PG: NDArray[np.bool_],
+    lengths_PG: NDArray[np.integer],
+    finished_PG: NDArray[np.bool_],
+    *,
+    name: str,
+    temperature: float,
+    max_new_tokens: int,
+    seed: int,
+    seconds: float,
+    ks: Sequence[int] | None = None,
+) -> EvaluationResult:
+    """Summarise P problems with G marked samples each.
+
+    pass@1 = mean_P(c / G),   pass@k = mean_P(1 - C(G - c, k) / C(G, k)),   c = correct samples of a problem
+
+    Args:
+      correct_PG, finished_PG: the verdict, and whether the sample ended by itself.
+      lengths_PG: tokens per sample.
+      name, temperature, max_new_tokens, seed, seconds: carried over into the result. The interval does not use `seed`:
+        it always resamples with the same one, so that equal samples give equal intervals.
+      ks: which pass@k; None = the powers of two up to G.
+    """
+    correct, finished = np.asarray(correct_PG, dtype=bool), np.asarray(finished_PG, dtype=bool)
+    lengths = np.asarray(lengths_PG)
+    if correct.ndim != 2 or correct.size == 0 or not correct.shape == lengths.shape == finished.shape:
+        raise DataError(
+            f"correct, lengths and finished have shapes {correct.shape}, {lengths.shape} and {finished.shape}; "
+            f"expected one shape (problems, samples), at least (1, 1). Draw as many samples for every problem."
+        )
+    num_problems, num_samples = correct.shape
+    num_correct_P = correct.sum(axis=1)
+    if ks is None:
+        ks = [2**power for power in range(num_samples.bit_length())]
+    return EvaluationResult(
+        name=name,
+        num_problems=num_problems,
+        num_samples=num_samples,
+        temperature=temperature,
+        max_new_tokens=max_new_tokens,
+        seed=seed,
+        pass_at_1=float(correct.mean()),
+        pass_at_1_interval=bootstrap_interval(num_correct_P / num_samples),
+        pass_at_k={k: float(pass_at_k(num_samples, num_correct_P, k).mean()) for k in ks},
+        truncation_rate=float((~finished).mean()),
+        mean_response_tokens=float(lengths.mean()),
+        seconds=seconds,
+    )
+
+
+def rich_table(results: list[EvaluationResult]) -> Table:
+    """The results as rows of a terminal table, in percent; pass@k for the largest k of each."""
+    largest_ks = sorted({max(result.pass_at_k) for result in results if result.pass_at_k} - {1})
+    table = Table()
+    table.add_column("evaluation")
+    for heading in ("problems", "samples", "pass@1 %", "95%", *(f"pass@{k} %" for k in largest_ks)):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for heading in ("cut %", "tokens", "seconds"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for result in results:
+        low, high = result.pass_at_1_interval
+        table.add_row(
+            result.name,
+            str(result.num_problems),
+            str(result.num_samples),
+            f"{100 * result.pass_at_1:.1f}",
+            f"{100 * low:.1f} to {100 * high:.1f}",
+            *(f"{100 * result.pass_at_k[k]:.1f}" if k in result.pass_at_k else "" for k in largest_ks),
+            f"{100 * result.truncation_rate:.1f}",
+            f"{result.mean_response_tokens:.0f}",
+            f"{result.seconds:.0f}",
+        )
+    return table
+
+
+def write_evaluation(folder: Path, result: EvaluationResult, samples: Iterable[EvaluationSample]) -> Path:
+    """Write `<name>.json` and `<name>.samples.jsonl`, both whole or not at all, and never over an existing file.
+
+    The summary is put in place last, so a folder with `<name>.json` has its samples too.
+
+    Args:
+      folder: made where it does not exist.
+      samples: one line each, in the order given; read once.
+    Returns:
+      Path of the summary.
+    """
+    if not result.name or result.name.startswith(".") or "/" in result.name or "\\" in result.name:
+        raise ConfigurationError(
+            f"The evaluation is named {result.name!r}; expected a plain file stem. Use a name such as 'math500'."
+        )
+    summary_path, samples_path = folder / f"{result.name}.json", folder / f"{result.name}.samples.jsonl"
+    for path in (summary_path, samples_path):
+        if path.exists():
+            raise OutputExistsError(
+                f"{path} already exists; an evaluation never overwrites another. Choose another name or folder."
+            )
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_beside_and_rename(samples_path, (json.dumps(asdict(sample)) + "\n" for sample in samples))
+    _write_beside_and_rename(summary_path, [json.dumps(result.to_dict(), indent=2, allow_nan=False) + "\n"])
+    return summary_path
+
+
+def _write_beside_and_rename(path: Path, pieces: Iterable[str]) -> None:
+    """Make the file appear complete or not at all: a killed process must not leave half of it under its own name."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            file.writelines(pieces)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

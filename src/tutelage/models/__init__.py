@@ -1,0 +1,22 @@
+"""How do we talk to a language model?  Loading, one shared vocabulary, one stop event, a ragged key/value cache."""
+
+from tutelage.models.cache import RaggedCache
+from tutelage.models.language_model import LanguageModel, as_language_model
+from tutelage.models.loading import check_distinct, load_language_model, load_tokenizer
+from tutelage.models.saving import save_student
+from tutelage.models.serving import check_servable
+from tutelage.models.vocabulary import Vocabulary, align, check_same_tokenizer
+
+__all__ = [
+    "LanguageModel",
+    "RaggedCache",
+    "Vocabulary",
+    "align",
+    "as_language_model",
+    "check_distinct",
+    "check_same_tokenizer",
+    "check_servable",
+    "load_language_model",
+    "load_tokenizer",
+    "save_student",
+]

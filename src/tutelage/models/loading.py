@@ -1,0 +1,122 @@
+"""From a directory or a hub id to a model we can trust: safetensors only, and no code from the hub, unless asked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from tutelage.errors import ConfigurationError, ModelError
+from tutelage.models.language_model import LanguageModel, stop_ids_of
+from tutelage.models.serving import check_servable
+
+__all__ = ["check_distinct", "load_language_model", "load_tokenizer"]
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+
+
+def check_distinct(student_path: str, teacher_path: str, student_revision: str | None, teacher_revision: str | None) -> None:
+    """Refuse a teacher that is the student: its targets would equal the student and every loss would be zero."""
+    same = _identity(student_path) == _identity(teacher_path) and student_revision == teacher_revision
+    if same:
+        raise ConfigurationError(
+            f"teacher and student are both {student_path!r}; a model cannot learn from itself here. "
+            "Set `teacher` to a stronger model of the same family."
+        )
+
+
+def load_tokenizer(path: str, *, revision: str | None = None, trust_remote_code: bool = False) -> Any:
+    """Load the tokenizer of a model directory or hub id.
+
+    Raises:
+      ModelError: nothing is there, or it is not a tokenizer.
+    """
+    _check_directory(path, "config.json")
+    try:
+        return AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError) as problem:
+        raise ModelError(f"no tokenizer could be loaded from {path!r}: {_first_line(problem)}. {_ADVICE}") from problem
+
+
+def load_language_model(
+    path: str,
+    tokenizer: Any,
+    *,
+    dtype: str = "float32",
+    device: str | torch.device = "cpu",
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    allow_pickle: bool = False,
+    attention: str | None = None,
+) -> LanguageModel:
+    """Load a causal language model from a directory or hub id, and make sure that our engine can serve it.
+
+    Args:
+      path: model directory, or hub id such as "Qwen/Qwen3-0.6B-Base".
+      tokenizer: the model's tokenizer, from `load_tokenizer` (loaded first, because its checks cost nothing).
+      dtype: float32, bfloat16, float16 or float64.
+      trust_remote_code: run Python code that comes with the model. Off unless you have read that code.
+      allow_pickle: accept `pytorch_model.bin`, which can run code when it is opened. Off by default.
+      attention: `attn_implementation` of transformers; None = its default for the architecture.
+    Raises:
+      ModelError: missing or unreadable files; names what was looked for.
+      UnsupportedArchitectureError: see `check_servable`.
+    """
+    _check_directory(path, "config.json")
+    _check_weights(path, allow_pickle)
+    # The hub's progress bars would tear through our own display.
+    transformers_logging.disable_progress_bar()
+    try:
+        module = AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=DTYPES[dtype],
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            use_safetensors=None if allow_pickle else True,
+            attn_implementation=attention,
+        )
+    except (OSError, ValueError, KeyError) as problem:
+        raise ModelError(f"no model could be loaded from {path!r}: {_first_line(problem)}. {_ADVICE}") from problem
+    module.to(device)
+    # Rollouts and losses must see the same distribution, so dropout stays off throughout, also while training.
+    module.eval()
+    model = LanguageModel(module, tokenizer, stop_ids_of(module, tokenizer), name=path)
+    check_servable(model)
+    return model
+
+
+_ADVICE = "Give a model directory (config.json, *.safetensors, tokenizer.json) or a Hugging Face hub id"
+
+
+def _check_directory(path: str, file_name: str) -> None:
+    folder = Path(path)
+    if folder.is_dir() and not (folder / file_name).exists():
+        raise ModelError(f"{path!r} has no {file_name}, so it is not a model directory. {_ADVICE}.")
+    if not folder.exists() and (path.startswith((".", "/", "~")) or path.count("/") > 1):
+        raise ModelError(f"model directory {path!r} does not exist. {_ADVICE}.")
+
+
+def _check_weights(path: str, allow_pickle: bool) -> None:
+    folder = Path(path)
+    if not folder.is_dir() or any(folder.glob("*.safetensors")):
+        return
+    if not any(folder.glob("*.bin")):
+        raise ModelError(f"{path!r} has a config.json but no weights (*.safetensors). {_ADVICE}.")
+    if not allow_pickle:
+        raise ModelError(
+            f"{path!r} has only pickled weights (*.bin), which can run code when opened; safetensors are expected. "
+            "Convert them (load once, then `save_pretrained`), or set `allow_pickle = true` if you trust the file."
+        )
+
+
+def _identity(path: str) -> str:
+    folder = Path(path).expanduser()
+    return str(folder.resolve()) if folder.exists() else path
+
+
+def _first_line(problem: Exception) -> str:
+    lines = str(problem).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(problem).__name__

@@ -1,0 +1,20 @@
+"""Who picks the next token?
+
+A policy turns the next-token distributions of student and teacher into the one that rollouts are drawn from. To add
+one: a file beside the others, a line in `POLICIES`, a line in `tests/contracts/test_policies.py`.
+"""
+
+from tutelage.policies.base import Policy, Proposal
+from tutelage.policies.student import Student
+from tutelage.policies.teacher import Teacher
+from tutelage.policies.temperature import Temperature
+from tutelage.policies.trust_region import TrustRegion
+
+__all__ = ["POLICIES", "Policy", "Proposal", "Student", "Teacher", "Temperature", "TrustRegion"]
+
+POLICIES: dict[str, type[Policy]] = {
+    "student": Student,
+    "teacher": Teacher,
+    "trust_region": TrustRegion,
+    "temperature": Temperature,
+}

@@ -1,0 +1,86 @@
+"""What a policy is: a pure function from the student's and the teacher's next-token logits to one distribution.
+
+A member is a frozen dataclass whose fields are its hyperparameters, each a number or a schedule. It writes
+`needs_teacher` and `__call__`; it overrides `at` only where some value of a field makes it another member.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field, fields, replace
+
+from torch import Tensor
+
+from tutelage.errors import ConfigurationError
+from tutelage.schedules import Constant, Schedule, as_schedule
+
+__all__ = ["Policy", "Proposal", "plain_number", "refuse_negative", "require_teacher"]
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """The distribution to draw the next token from.
+
+    Fields:
+      logprobs_BV: log mu, normalised, float32 or wider; -inf marks an impossible token.
+      diagnostics: what the policy knows about each row, [B] each. Two names are shared by all members that have them:
+        "blend", the teacher's share in [0, 1], and "kl_to_student", KL(mu || p) in nats.
+    """
+
+    logprobs_BV: Tensor
+    diagnostics: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Policy(ABC):
+    """Chooses the distribution that the next token is drawn from."""
+
+    @property
+    @abstractmethod
+    def needs_teacher(self) -> bool:
+        """Whether the teacher's logits are looked at, at any step."""
+
+    def at(self, step: int) -> Policy:
+        """This policy at one training step, with plain numbers in place of schedules; itself where nothing moves."""
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        moving = {name: value(step) for name, value in values.items() if isinstance(value, Schedule)}
+        return replace(self, **moving) if moving else self
+
+    @abstractmethod
+    def __call__(self, student_logits_BV: Tensor, teacher_logits_BV: Tensor | None) -> Proposal:
+        """The distribution at each row's prefix.
+
+        Args:
+          student_logits_BV, teacher_logits_BV: need not be normalised; -inf allowed. The teacher's may be None where
+            `needs_teacher` is False.
+        """
+
+
+def plain_number(value: float | Schedule, key: str) -> float:
+    """The value of a field at call time; a schedule that moves has none until `at` picked a step."""
+    if isinstance(value, Constant):
+        return float(value.value)
+    if isinstance(value, Schedule):
+        raise ConfigurationError(
+            f"{key} is {value!r}, which changes with the step; a policy is called with plain numbers. "
+            "Call policy.at(step) first, and use the policy it returns."
+        )
+    return float(value)
+
+
+def refuse_negative(value: float | Schedule, key: str, reason: str) -> None:
+    """Refuse a field that is, or becomes at some step, less than 0. `reason` says what is wrong and what to do."""
+    lowest, _ = as_schedule(value, key).bounds()
+    if lowest < 0:
+        verb = "reaches" if isinstance(value, Schedule) else "is"
+        raise ConfigurationError(f"{key} {verb} {lowest:g}; {reason}")
+
+
+def require_teacher(teacher_logits_BV: Tensor | None, policy: Policy) -> Tensor:
+    """The teacher's logits, refused if they are missing."""
+    if teacher_logits_BV is None:
+        raise ConfigurationError(
+            f"{policy!r} got no teacher logits; it draws from the teacher as well. "
+            "Use an engine that runs the teacher beside the student, or the student policy."
+        )
+    return teacher_logits_BV

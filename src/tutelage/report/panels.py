@@ -1,0 +1,214 @@
+"""The panels of a run sheet: each function draws one question about one or several runs on the axes it is given.
+
+Runs arrive as label -> records, strokes as label -> how that run is drawn everywhere on the sheet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tutelage.report.records import Curve, RunRecords, curve
+from tutelage.report.style import MUTED, SHADE, TEXT_SIZE, Stroke, dress, label_right, stroke
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = [
+    "draw_metric",
+    "draw_pass_at_1_of_runs",
+    "draw_pass_at_1_of_sets",
+    "draw_seconds",
+    "draw_trust_region",
+    "has_seconds",
+    "has_trust_region",
+    "shade_trust_region",
+]
+
+Runs = Mapping[str, RunRecords]
+Strokes = Mapping[str, Stroke]
+
+SMOOTHING_SHARE = 1 / 20  # width of a moving average or median, as a share of the points of a curve
+PHASES = {"seconds_rollout": "rollout", "seconds_score": "score", "seconds_update": "update"}
+
+
+def draw_metric(axes: Axes, runs: Runs, strokes: Strokes, key: str, title: str, subtitle: str) -> None:
+    """A metric per step: thin the steps, thick their centred moving average."""
+    dress(axes, title, subtitle)
+    for label, run in runs.items():
+        _line(axes, curve(run.metrics, key), strokes[label], len(runs))
+    _say_if_empty(axes)
+
+
+def draw_pass_at_1_of_sets(axes: Axes, run: RunRecords) -> None:
+    """pass@1 of one run, a line for every evaluation set, with its interval."""
+    dress(axes, "pass@1", "share correct, 95% interval over problems")
+    labels = []
+    for index, name in enumerate(_set_names(run)):
+        line = curve(_records_of(run, name), "pass_at_1")
+        if not len(line):
+            continue
+        _points_with_bars(axes, run, name, line, stroke(index), shift=0.0)
+        labels.append((line.values[-1], name, stroke(index).color))
+    label_right(axes, labels)
+    _say_if_empty(axes)
+
+
+def draw_pass_at_1_of_runs(axes: Axes, runs: Runs, strokes: Strokes) -> None:
+    """pass@1 of several runs: with intervals if there is one evaluation set, else the plain mean over the sets.
+
+    A step enters the mean only where all sets of that run were evaluated; the sets' intervals are not those of a mean,
+    so none are drawn.
+    """
+    names = sorted({name for run in runs.values() for name in _set_names(run)})
+    if len(names) < 2:
+        dress(axes, "pass@1", f"share correct, 95% interval over problems{''.join(f', {name}' for name in names)}")
+    else:
+        dress(axes, "pass@1", f"share correct, mean of {len(names)} sets")
+    last_step = max((record.get("step", 0) for run in runs.values() for record in run.evaluations), default=0)
+    for index, (label, run) in enumerate(runs.items()):
+        if len(names) == 1:
+            shift = (index - (len(runs) - 1) / 2) * 0.006 * last_step  # side by side, so that no bar hides another
+            _points_with_bars(axes, run, names[0], curve(run.evaluations, "pass_at_1"), strokes[label], shift)
+        else:
+            line = _mean_curve([curve(_records_of(run, name), "pass_at_1") for name in names])
+            _points(axes, line, strokes[label], shift=0.0)
+    _say_if_empty(axes)
+
+
+def draw_trust_region(blend_axes: Axes, kl_axes: Axes, runs: Runs, strokes: Strokes) -> None:
+    """Above, how much of the teacher is in the policy; below, how much of the KL budget that takes."""
+    shading = "; KL radius > 0 shaded" if len(runs) == 1 else ""
+    dress(blend_axes, "Trust region", f"teacher share of the policy{shading}")
+    dress(kl_axes, "", "KL(policy || student) used, and budget (dotted), nats")
+    for label, run in runs.items():
+        _line(blend_axes, curve(run.metrics, "blend_mean"), strokes[label], len(runs))
+        _line(kl_axes, curve(run.metrics, "kl_used"), strokes[label], len(runs))
+        budget = curve(run.metrics, "kl_radius")
+        color = strokes[label].color if len(runs) > 1 else MUTED
+        kl_axes.plot(budget.steps, budget.values, color=color, linestyle=":", linewidth=1.4)
+    for axes in (blend_axes, kl_axes):
+        axes.set_ylim(bottom=0)
+        axes.locator_params(axis="y", nbins=4)
+
+
+def draw_seconds(axes: Axes, run: RunRecords) -> None:
+    """Where the wall-clock time of a step goes, one phase stacked on another.
+
+    Moving medians: they pass over a single slow step, and keep the edge at the end of a warm-up that a mean would blur.
+    """
+    dress(axes, "Time per step", "seconds, by phase")
+    curves = {name: curve(run.metrics, key) for key, name in PHASES.items()}
+    steps = np.unique(np.concatenate([line.steps for line in curves.values()]))
+    floor, labels = np.zeros(len(steps)), []
+    for index, (name, line) in enumerate(curves.items()):
+        if not len(line):
+            continue
+        seconds = np.zeros(len(steps))  # a phase that a step lacks took no time: a blend scores while it samples
+        seconds[np.searchsorted(steps, line.steps)] = line.values
+        ceiling = floor + _moving_median(seconds)
+        color = stroke(index).color
+        axes.fill_between(steps, floor, ceiling, facecolor=color, alpha=0.7, linewidth=0)
+        labels.append(((floor[-1] + ceiling[-1]) / 2, name, color))
+        floor = ceiling
+    axes.set_ylim(bottom=0)
+    label_right(axes, labels)
+
+
+def has_seconds(run: RunRecords) -> bool:
+    """The run recorded the time of any phase, for more than the one step that cannot be drawn as an area."""
+    return any(len(curve(run.metrics, key)) > 1 for key in PHASES)
+
+
+def has_trust_region(run: RunRecords) -> bool:
+    """The run had a KL budget above 0 at any step."""
+    return bool((curve(run.metrics, "kl_radius").values > 0).any())
+
+
+def shade_trust_region(axes: Axes, run: RunRecords) -> None:
+    """Shade the steps whose KL radius is above 0."""
+    radius = curve(run.metrics, "kl_radius")
+    is_on = radius.values > 0
+    for part in np.split(np.arange(len(radius)), np.flatnonzero(np.diff(is_on)) + 1):
+        if len(part) and is_on[part[0]]:
+            axes.axvspan(radius.steps[part[0]] - 0.5, radius.steps[part[-1]] + 0.5, color=SHADE, linewidth=0, zorder=0)
+
+
+def _line(axes: Axes, line: Curve, how: Stroke, num_runs: int) -> None:
+    smooth = _moving_average(line.values)
+    marker = how.marker if len(line) == 1 else ""
+    axes.plot(line.steps, line.values, color=how.color, linewidth=0.8, alpha=0.3 / num_runs**0.5)
+    axes.plot(line.steps, smooth, color=how.color, linestyle=how.linestyle, linewidth=2, marker=marker)
+
+
+def _points(axes: Axes, line: Curve, how: Stroke, shift: float) -> None:
+    axes.plot(
+        line.steps + shift, line.values, color=how.color, linestyle=how.linestyle, linewidth=1.8,
+        marker=how.marker, markersize=4.5, markeredgecolor="white", markeredgewidth=0.6,
+    )  # fmt: skip
+
+
+def _points_with_bars(axes: Axes, run: RunRecords, name: str, line: Curve, how: Stroke, shift: float) -> None:
+    low = curve(_records_of(run, name), "pass_at_1_low")
+    high = curve(_records_of(run, name), "pass_at_1_high")
+    if len(low) == len(high):
+        axes.vlines(low.steps + shift, low.values, high.values, color=how.color, linewidth=1.4, alpha=0.45)
+    _points(axes, line, how, shift)
+
+
+def _set_names(run: RunRecords) -> list[str]:
+    """What the run was evaluated on, in order of first appearance."""
+    return list(dict.fromkeys(str(record.get("name", "")) for record in run.evaluations))
+
+
+def _records_of(run: RunRecords, name: str) -> list[dict[str, object]]:
+    return [record for record in run.evaluations if str(record.get("name", "")) == name]
+
+
+def _mean_curve(curves: list[Curve]) -> Curve:
+    """Mean of the curves on the steps that all of them have."""
+    steps = curves[0].steps
+    for line in curves[1:]:
+        steps = np.intersect1d(steps, line.steps)
+    rows = [line.values[np.searchsorted(line.steps, steps)] for line in curves]
+    return Curve(steps, np.mean(rows, axis=0))
+
+
+def _moving_average(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Centred mean over an odd window, cut off at both ends."""
+    window = np.ones(_odd_window(len(values)))
+    if len(window) == 1:
+        return values  # also where there is no value at all, which numpy would refuse
+    return np.convolve(values, window, mode="same") / np.convolve(np.ones(len(values)), window, mode="same")
+
+
+def _moving_median(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Centred median over an odd window, the curve mirrored beyond its ends."""
+    window = _odd_window(len(values))
+    if window == 1:
+        return values
+    padded = np.pad(values, window // 2, mode="reflect")
+    medians: NDArray[np.float64] = np.median(np.lib.stride_tricks.sliding_window_view(padded, window), axis=-1)
+    return medians
+
+
+def _odd_window(num_points: int) -> int:
+    return 2 * round(num_points * SMOOTHING_SHARE / 2) + 1
+
+
+def _say_if_empty(axes: Axes) -> None:
+    if not any(len(line.get_xdata()) for line in axes.lines):  # type: ignore[arg-type]
+        axes.text(
+            0.5,
+            0.5,
+            "not recorded",
+            transform=axes.transAxes,
+            ha="center",
+            va="center",
+            color=MUTED,
+            fontsize=TEXT_SIZE,
+        )
+        axes.set_yticks([])

@@ -1,0 +1,86 @@
+"""How a panel looks: colours that survive colour blindness and print, a light grid, labels beside the lines they name.
+
+Everything is set on the axes it is given; the global settings of matplotlib are neither read on purpose nor changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["INK", "MUTED", "SHADE", "TEXT_SIZE", "Stroke", "dress", "label_right", "stroke"]
+
+INK = "#222222"
+MUTED = "#6e6e6e"
+GRID = "#e8e8e8"
+SHADE = "#f3efe3"
+
+# Okabe and Ito (2008) without yellow, which is too faint for a line on white
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+LINE_STYLES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)), (0, (9, 2)))
+MARKERS = ("o", "s", "^", "D", "v")
+
+TITLE_SIZE = 11
+TEXT_SIZE = 9
+LABEL_GAP = 0.075  # least distance between two labels, as a share of the height of a full panel
+
+
+class Stroke(NamedTuple):
+    """How one line is drawn, told apart by more than its colour."""
+
+    color: str
+    linestyle: Any
+    marker: str
+
+
+def stroke(index: int) -> Stroke:
+    """The stroke of the n-th line; the first 35 all differ."""
+    style = index % len(LINE_STYLES)
+    return Stroke(PALETTE[index % len(PALETTE)], LINE_STYLES[style], MARKERS[style])
+
+
+def dress(axes: Axes, title: str, subtitle: str = "") -> None:
+    """Give a panel its title, a grey line on what is drawn, and a frame and grid that stay in the background."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(GRID)
+    axes.grid(True, color=GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.margins(x=0.01, y=0.08)
+    axes.tick_params(colors=MUTED, labelsize=TEXT_SIZE, length=0)
+    if title:
+        axes.set_title(title, loc="left", fontsize=TITLE_SIZE, fontweight="bold", color=INK, pad=20 if subtitle else 6)
+    if subtitle:
+        axes.annotate(
+            subtitle, (0, 1), xytext=(0, 7), xycoords="axes fraction", textcoords="offset points",
+            fontsize=TEXT_SIZE, color=MUTED,
+        )  # fmt: skip
+
+
+def label_right(axes: Axes, labels: Sequence[tuple[float, str, str]], panel_share: float = 1.0) -> None:
+    """Write labels to the right of the axes at the heights of their lines, moved apart where they would overlap.
+
+    Call it last, when the limits of the axes are settled.
+
+    Args:
+      labels: (height in data units, text, colour) of each.
+      panel_share: height of these axes as a share of a full panel.
+    """
+    if not labels:
+        return
+    low, high = axes.get_ylim()
+    placed = sorted(((height - low) / (high - low), text, color) for height, text, color in labels)
+    heights = [height for height, _, _ in placed]
+    gap = LABEL_GAP / panel_share
+    for index in range(1, len(heights)):
+        heights[index] = max(heights[index], heights[index - 1] + gap)
+    heights[-1] = min(heights[-1], 1.0)
+    for index in reversed(range(len(heights) - 1)):
+        heights[index] = min(heights[index], heights[index + 1] - gap)
+    for height, (_, text, color) in zip(heights, placed, strict=True):
+        axes.annotate(
+            text, (1, height), xytext=(4, 0), xycoords="axes fraction", textcoords="offset points", va="center",
+            fontsize=TEXT_SIZE, color=color, parse_math=False, annotation_clip=False,
+        )  # fmt: skip

@@ -1,0 +1,97 @@
+"""Let a teacher read rollouts that already exist, in few large forwards.
+
+This is what plain on-policy distillation does after sampling. It fills the same teacher fields that the paired engine
+fills while it samples, so the loss does not know which of the two happened.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from tutelage.distributions import normalise
+from tutelage.errors import DataError
+from tutelage.models import LanguageModel, Vocabulary
+from tutelage.rollout.statistics import teacher_statistics
+from tutelage.types import Rollout
+
+__all__ = ["batches_by_tokens", "response_hidden", "score"]
+
+# Logits of one chunk stay below this many numbers (at 4 bytes each, 256 MiB).
+CHUNK_NUMBERS = 64 * 2**20
+
+
+@torch.no_grad()
+def score(
+    teacher: LanguageModel, vocabulary: Vocabulary, rollouts: Sequence[Rollout], *, max_tokens: int
+) -> list[Rollout]:
+    """Copies of the rollouts with their teacher fields filled in, in the same order.
+
+    Args:
+      teacher: reads `tokens_for_teacher` and then the response.
+      vocabulary: the shared one.
+      rollouts: must carry the student's support.
+      max_tokens: most padded tokens in one forward.
+    """
+    scored = list(rollouts)
+    sequences = [(rollout.tokens_for_teacher, rollout.response_tokens) for rollout in rollouts]
+    for batch in batches_by_tokens(sequences, max_tokens):
+        hidden_ND = response_hidden(teacher, [sequences[i] for i in batch])
+        tokens_N = torch.tensor([t for i in batch for t in rollouts[i].response_tokens], device=hidden_ND.device)
+        support_NK = torch.cat([_support(rollouts[i]) for i in batch]).to(hidden_ND.device)
+        chunks: list[dict[str, Tensor]] = []
+        chunk_tokens = max(1, CHUNK_NUMBERS // vocabulary.size)
+        for piece in range(0, len(tokens_N), chunk_tokens):
+            span = slice(piece, piece + chunk_tokens)
+            logprobs_NV = normalise(vocabulary.canonical(teacher.logits(hidden_ND[span])))
+            chunks.append(teacher_statistics(logprobs_NV, tokens_N[span], support_NK[span]))
+        lengths = [len(rollouts[i]) for i in batch]
+        fields = {name: torch.cat([chunk[name] for chunk in chunks]).cpu().split(lengths) for name in chunks[0]}
+        for place, i in enumerate(batch):
+            scored[i] = replace(rollouts[i], **{name: parts[place].clone() for name, parts in fields.items()})
+    return scored
+
+
+def batches_by_tokens(sequences: Sequence[tuple[Sequence[int], Sequence[int]]], max_tokens: int) -> Iterator[list[int]]:
+    """Indices of sequences in batches of at most `max_tokens` padded tokens, sequences of like length together.
+
+    A sequence longer than the limit gets a batch of its own. Ties keep their order, so the batches are deterministic.
+    """
+    lengths = [len(prompt) + len(response) for prompt, response in sequences]
+    batch: list[int] = []
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        # Sorted from long to short: the first of a batch is its padded length.
+        if batch and lengths[batch[0]] * (len(batch) + 1) > max_tokens:
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch
+
+
+def response_hidden(model: LanguageModel, sequences: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Tensor:
+    """Hidden states that predict the response tokens, laid end to end: [N, D] for N response tokens.
+
+    Args:
+      model: reads prompt and response of each sequence in one right-padded forward, gradients included.
+      sequences: (prompt, response) token ids.
+    """
+    tokens = [torch.tensor([*prompt, *response]) for prompt, response in sequences]
+    # The last response token is predicted but never read.
+    tokens_BT = torch.nn.utils.rnn.pad_sequence(tokens, batch_first=True)[:, :-1].to(model.device)
+    hidden_BTD = model.hidden(tokens_BT)
+    starts = [len(prompt) - 1 for prompt, _ in sequences]
+    spans = [slice(start, start + len(response)) for start, (_, response) in zip(starts, sequences, strict=True)]
+    return torch.cat([hidden_D[span] for hidden_D, span in zip(hidden_BTD, spans, strict=True)])
+
+
+def _support(rollout: Rollout) -> Tensor:
+    if rollout.support_ids is None:
+        raise DataError(
+            "a rollout without the student's support cannot be scored; it was generated with "
+            "`records_statistics=False`. Generate it with statistics."
+        )
+    return rollout.support_ids

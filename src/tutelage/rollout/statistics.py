@@ -1,0 +1,50 @@
+"""What is kept of two next-token distributions once a token is chosen, the same for sampling and for scoring."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from tutelage.distributions import entropy, gather_logprobs, tail_logprobs
+
+__all__ = ["student_statistics", "teacher_statistics"]
+
+
+def student_statistics(logprobs_NV: Tensor, tokens_N: Tensor, support_size: int) -> dict[str, Tensor]:
+    """The student's log-probability, entropy and top-K support ("actor support") at each position.
+
+    Args:
+      logprobs_NV: log p, normalised.
+      tokens_N: the token that was chosen.
+      support_size: K; never more than V tokens are kept.
+    Returns:
+      fields of `Rollout` by name, each [N] or [N, K].
+    """
+    top = logprobs_NV.topk(min(support_size, logprobs_NV.shape[-1]), dim=-1)
+    return {
+        "student_logprobs": gather_logprobs(logprobs_NV, tokens_N),
+        "student_entropy": entropy(logprobs_NV),
+        "support_ids": top.indices.int(),
+        "support_mass": top.values.exp().sum(-1).clamp(max=1.0),
+    }
+
+
+def teacher_statistics(logprobs_NV: Tensor, tokens_N: Tensor, support_ids_NK: Tensor) -> dict[str, Tensor]:
+    """The teacher's log-probability and entropy, and its view of the student's support.
+
+    Args:
+      logprobs_NV: log q, normalised.
+      tokens_N: the token that was chosen.
+      support_ids_NK: the student's support.
+    Returns:
+      fields of `Rollout` by name, each [N] or [N, K].
+    """
+    support_ids_NK = support_ids_NK.long()
+    own_ids_NK = logprobs_NV.topk(support_ids_NK.shape[-1], dim=-1).indices
+    shared_NK = (support_ids_NK[:, :, None] == own_ids_NK[:, None, :]).any(-1)
+    return {
+        "teacher_logprobs": gather_logprobs(logprobs_NV, tokens_N),
+        "teacher_entropy": entropy(logprobs_NV),
+        "teacher_support_logprobs": logprobs_NV.gather(-1, support_ids_NK),
+        "teacher_tail_logprobs": tail_logprobs(logprobs_NV, support_ids_NK),
+        "support_overlap": shared_NK.to(logprobs_NV.dtype).mean(-1),
+    }

@@ -1,0 +1,19 @@
+"""Imitate the teacher as it is: plain distillation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from tutelage.targets.base import TargetRule
+
+__all__ = ["Teacher"]
+
+
+@dataclass(frozen=True)
+class Teacher(TargetRule):
+    """The teacher's own distribution q."""
+
+    def __call__(self, student_logprobs: Tensor, teacher_logprobs: Tensor) -> Tensor:
+        return teacher_logprobs

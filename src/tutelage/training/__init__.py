@@ -1,0 +1,30 @@
+"""What is one step, and how do steps make a run?"""
+
+from tutelage.training.checkpoint import CheckpointSettings, Checkpoints, TrainerState, find_resumable, read_state
+from tutelage.training.data import PromptOrder
+from tutelage.training.loop import EvaluationPlan, Run, train
+from tutelage.training.objective import BatchLoss, Objective
+from tutelage.training.observer import Observer
+from tutelage.training.optimizer import OptimizerSettings
+from tutelage.training.run_files import RunFolder
+from tutelage.training.step import Recipe, RolloutSettings, training_step
+
+__all__ = [
+    "BatchLoss",
+    "CheckpointSettings",
+    "Checkpoints",
+    "EvaluationPlan",
+    "Objective",
+    "Observer",
+    "OptimizerSettings",
+    "PromptOrder",
+    "Recipe",
+    "RolloutSettings",
+    "Run",
+    "RunFolder",
+    "TrainerState",
+    "find_resumable",
+    "read_state",
+    "train",
+    "training_step",
+]

@@ -1,0 +1,227 @@
+"""The run: evaluate, save, learn; again until the last step.
+
+A run's state is the student's weights, the optimizer's moments and the number of updates made. Everything else - which
+prompts, which random numbers, what budget, what learning rate - is a function of that number, so a run that is killed
+and resumed writes the same bytes as one that was not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tutelage.errors import ConfigurationError, NonFiniteError, RunInterrupted
+from tutelage.evaluation import EvaluationResult, EvaluationSet, evaluate
+from tutelage.policies import Policy
+from tutelage.rollout import PairedEngine
+from tutelage.runtime import LocalRuntime
+from tutelage.training.checkpoint import Checkpoints, CheckpointSettings, TrainerState, load_optimizer, read_state
+from tutelage.training.data import PromptOrder
+from tutelage.training.interruption import Interruption
+from tutelage.training.observer import Observer
+from tutelage.training.optimizer import OptimizerSettings
+from tutelage.training.run_files import RunFolder
+from tutelage.training.step import Recipe, RolloutSettings, training_step
+from tutelage.types import Prompt, Rollout, StepResult
+
+__all__ = ["EvaluationPlan", "Run", "train"]
+
+
+@dataclass(frozen=True)
+class EvaluationPlan:
+    """What is evaluated during a run, and how.
+
+    Fields:
+      sets: problem sets; none = no evaluation.
+      policy: how answers are drawn, the student at `temperature`.
+      every: steps between evaluations; before the first step and after the last one always. 0 = only those two.
+      num_samples, temperature, max_new_tokens: per problem.
+    """
+
+    sets: Sequence[EvaluationSet]
+    policy: Policy
+    every: int
+    num_samples: int
+    temperature: float
+    max_new_tokens: int
+
+    def is_due(self, step: int, num_steps: int) -> bool:
+        """Whether the weights after `step` updates are evaluated."""
+        return bool(self.sets) and (step in (0, num_steps) or (self.every > 0 and step % self.every == 0))
+
+
+@dataclass
+class Run:
+    """Everything one training run is made of; `config.build` puts it together."""
+
+    recipe: Recipe
+    engine: PairedEngine
+    runtime: LocalRuntime
+    prompts: Sequence[Prompt]
+    answers: Sequence[str | None]
+    prompt_order: PromptOrder
+    rollout: RolloutSettings
+    optimizer: OptimizerSettings
+    checkpoint: CheckpointSettings
+    evaluation: EvaluationPlan
+    num_steps: int
+    seed: int
+    micro_batch_tokens: int
+    folder: RunFolder
+    verify: Callable[[Sequence[Rollout], Sequence[str]], Sequence[bool]] | None
+    decode: Callable[[Sequence[int]], str]
+    samples_per_log: int = 4
+    steps_per_log: int = 1
+    resume_from: Path | None = None
+    messages: list[str] = field(default_factory=list)
+
+
+def train(run: Run, observer: Observer) -> TrainerState:
+    """Carry a run to its last step; files are written as it goes.
+
+    Raises:
+      RunInterrupted: Ctrl-C or SIGTERM; the run was saved at the step it had reached.
+      NonFiniteError: a loss or gradient was not finite; names the step, and the last good checkpoint stays.
+      CheckpointError: a checkpoint could not be written; the previous one stays.
+    """
+    run.engine.student.module.requires_grad_(True)
+    if run.engine.teacher is not None:
+        run.engine.teacher.module.requires_grad_(False)
+    optimizer = run.optimizer.make(run.engine.student.module)
+    checkpoints = Checkpoints(run.folder.checkpoints, run.checkpoint)
+    state = TrainerState(seed=run.seed)
+    if run.resume_from is not None:
+        state = read_state(run.resume_from)
+        load_optimizer(run.resume_from, optimizer)
+        run.folder.cut_back(state.step)
+    saved_step = state.step if run.resume_from is not None else None
+    observer.on_start(state.step, run.num_steps)
+
+    def save() -> None:
+        nonlocal saved_step
+        path = checkpoints.save(state, run.engine.student, run.engine.vocabulary, optimizer)
+        saved_step = state.step
+        observer.on_checkpoint(state.step, path)
+
+    with Interruption() as interruption:
+        try:
+            while True:
+                is_best = _evaluate_if_due(run, state, observer, interruption)
+                is_due = state.step % run.checkpoint.every == 0 and state.step > 0
+                if saved_step != state.step and (is_due or is_best or state.step == run.num_steps):
+                    with interruption.protected():
+                        save()
+                if state.step >= run.num_steps:
+                    return state
+
+                chosen = run.prompt_order.indices(state.step)
+                result = training_step(
+                    state.step,
+                    [run.prompts[i] for i in chosen],
+                    recipe=run.recipe,
+                    engine=run.engine,
+                    rollout=run.rollout,
+                    verify=_verifier_of(run, chosen),
+                    optimizer=optimizer,
+                    optimizer_settings=run.optimizer,
+                    runtime=run.runtime,
+                    micro_batch_tokens=run.micro_batch_tokens,
+                    seed=run.seed,
+                    protected=interruption.protected,
+                )
+                with interruption.protected():
+                    state.step += 1
+                    state.prompts_used += len(chosen)
+                    run.folder.append("metrics.jsonl", [{"step": result.step, **result.metrics}])
+                    if result.step % run.steps_per_log == 0:
+                        run.folder.append("samples.jsonl", _sample_records(run, result, chosen))
+                    observer.on_step(result)
+        except RunInterrupted as interruption_raised:
+            optimizer.zero_grad(set_to_none=True)
+            if saved_step != state.step:
+                save()
+            raise RunInterrupted(
+                f"{interruption_raised} after {state.step} of {run.num_steps} steps; the run is saved in "
+                f"{run.folder.path}. Continue it with: tutelage train {run.folder.path}/config.toml --resume"
+            ) from None
+        except NonFiniteError as problem:
+            last = "no checkpoint was written yet" if saved_step is None else f"the checkpoint of step {saved_step} stays"
+            raise NonFiniteError(
+                f"step {state.step}: {problem}. The run stops without an update from it; {last}. A lower "
+                "optimizer.learning_rate usually helps; with divergence.rest = 'tail' a target without mass cannot occur "
+                "unless the teacher itself gives NaN."
+            ) from problem
+
+
+def _evaluate_if_due(run: Run, state: TrainerState, observer: Observer, interruption: Interruption) -> bool:
+    """Evaluate the present weights unless that is on file already; tells whether they are the best so far."""
+    if not run.evaluation.is_due(state.step, run.num_steps):
+        return False
+    on_file = {record["name"] for record in run.folder.read("evaluations.jsonl") if record["step"] == state.step}
+    for problems in run.evaluation.sets:
+        if problems.name in on_file:
+            continue
+        assert run.verify is not None
+        result, samples = evaluate(
+            run.engine,
+            problems,
+            run.evaluation.policy,
+            verify=run.verify,
+            decode=run.decode,
+            num_samples=run.evaluation.num_samples,
+            temperature=run.evaluation.temperature,
+            max_new_tokens=run.evaluation.max_new_tokens,
+            seed=run.seed,
+        )
+        with interruption.protected():
+            run.folder.append("evaluations.jsonl", [{"step": state.step, **result.to_dict()}])
+            run.folder.write_samples(state.step, problems.name, samples)
+            observer.on_evaluation(state.step, result)
+    value = _mean_of_best_metric(run, state.step)
+    if state.best_value is not None and value <= state.best_value:
+        return False
+    state.best_value, state.best_step = value, state.step
+    # The untrained student is the first best; there is no need to save it as a checkpoint.
+    return state.step > 0
+
+
+def _mean_of_best_metric(run: Run, step: int) -> float:
+    """The best-checkpoint metric, averaged over the evaluation sets (as TRB's tables average benchmarks)."""
+    metric = run.checkpoint.best_metric
+    records = [record for record in run.folder.read("evaluations.jsonl") if record["step"] == step]
+    if any(not isinstance(record.get(metric), int | float) for record in records):
+        known = ", ".join(name for name, value in records[0].items() if isinstance(value, int | float))
+        raise ConfigurationError(f"checkpoint.best_metric is {metric!r}; evaluations report {known}. Choose one of these.")
+    return float(sum(record[metric] for record in records)) / len(records)
+
+
+def _verifier_of(run: Run, chosen: Sequence[int]) -> Callable[[Sequence[Rollout]], Sequence[bool]] | None:
+    """Right or wrong for the rollouts of one batch; None where there is nothing to verify with."""
+    answers = [run.answers[i] for i in chosen]
+    verify = run.verify
+    if verify is None or any(answer is None for answer in answers):
+        return None
+    known = [answer for answer in answers if answer is not None]
+    return lambda rollouts: verify(rollouts, [known[rollout.prompt_index] for rollout in rollouts])
+
+
+def _sample_records(run: Run, result: StepResult, chosen: Sequence[int]) -> list[dict[str, Any]]:
+    records = []
+    for place, rollout in enumerate(result.rollouts[: run.samples_per_log]):
+        record: dict[str, Any] = {
+            "step": result.step,
+            "prompt_number": chosen[rollout.prompt_index],
+            "sample": rollout.sample_index,
+            "prompt": run.decode(rollout.prompt_tokens),
+            "response": run.decode(rollout.response_tokens),
+            "answer": run.answers[chosen[rollout.prompt_index]],
+            "finished": rollout.finished,
+        }
+        if result.correct is not None:
+            record["correct"] = bool(result.correct[place])
+        if rollout.teacher_logprobs is not None:
+            record["teacher_logprob"] = float(rollout.teacher_logprobs.mean())
+        records.append(record)
+    return records

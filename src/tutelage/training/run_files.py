@@ -1,0 +1,102 @@
+"""The files a run leaves behind, and nothing else writes: configuration, metrics, samples, evaluations.
+
+    config.toml         the run as resolved, enough to repeat it
+    metrics.jsonl       one line per step
+    evaluations.jsonl   one line per evaluation
+    samples.jsonl       some rollouts as text
+    evaluations/        every sample of every evaluation
+    checkpoints/        see `training.checkpoint`
+    superseded.jsonl    lines that a resumed run wrote again
+    curves.png          drawn by `report`
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from tutelage.errors import OutputExistsError
+from tutelage.evaluation import EvaluationSample
+
+__all__ = ["RunFolder"]
+
+
+class RunFolder:
+    """One run's folder: new for a new run, cut back to the checkpoint for a resumed one."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where checkpoints live."""
+        return self.path / "checkpoints"
+
+    @property
+    def evaluations(self) -> Path:
+        """Where the samples of evaluations live."""
+        return self.path / "evaluations"
+
+    def create(self, config_toml: str) -> None:
+        """Make the folder for a new run.
+
+        Raises:
+          OutputExistsError: something is already there.
+        """
+        try:
+            self.path.mkdir(parents=True)
+        except FileExistsError:
+            raise OutputExistsError(
+                f"the output folder {self.path} already exists, and a run never overwrites one. Choose another with "
+                "--set output=FOLDER, or continue that run with --resume."
+            ) from None
+        (self.path / "config.toml").write_text(config_toml)
+
+    def append(self, name: str, records: Iterable[dict[str, Any]]) -> None:
+        """Add lines to one of the JSONL files."""
+        text = "".join(json.dumps(record) + "\n" for record in records)
+        with (self.path / name).open("a") as file:
+            file.write(text)
+
+    def read(self, name: str) -> list[dict[str, Any]]:
+        """Whole lines of a JSONL file; a last line torn by a kill is left out."""
+        path = self.path / name
+        records = []
+        for line in path.read_text().splitlines() if path.exists() else []:
+            try:
+                records.append(json.loads(line))
+            except ValueError:
+                continue
+        return records
+
+    def write_samples(self, step: int, name: str, samples: Iterable[EvaluationSample]) -> None:
+        """Keep every sample of one evaluation in a file of its own."""
+        self.evaluations.mkdir(exist_ok=True)
+        # The step was not on file when it was evaluated, so an existing file is the torn one of a killed run.
+        path = self.evaluations / f"step-{step:06d}-{name}.jsonl"
+        beside = path.with_name(f".writing-{path.name}")
+        beside.write_text("".join(json.dumps(asdict(sample)) + "\n" for sample in samples))
+        beside.replace(path)
+
+    def cut_back(self, step: int) -> None:
+        """Forget what was written after the checkpoint of `step`: the resumed run writes it again.
+
+        The lines are moved to `superseded.jsonl`, not deleted.
+        """
+        # A metric line of step k was made by the update from k to k + 1; an evaluation of step k, before it.
+        after: dict[str, Callable[[dict[str, Any]], bool]] = {
+            "metrics.jsonl": lambda record: record["step"] >= step,
+            "samples.jsonl": lambda record: record["step"] >= step,
+            "evaluations.jsonl": lambda record: record["step"] > step,
+        }
+        for name, is_after in after.items():
+            records = self.read(name)
+            moved = [{"file": name, **record} for record in records if is_after(record)]
+            self.append("superseded.jsonl", moved)
+            kept = "".join(json.dumps(record) + "\n" for record in records if not is_after(record))
+            beside = self.path / f".writing-{name}"
+            beside.write_text(kept)
+            beside.replace(self.path / name)

@@ -1,0 +1,152 @@
+"""One training step: roll out, score, verify, learn.
+
+This file reads like the algorithm. The step does not know which method it runs; the policy says who picks the tokens
+and whether the teacher is needed for it, the target and the divergence say what is learned from them.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+
+import torch
+
+from tutelage.diagnostics import rollout_metrics
+from tutelage.divergences import Divergence
+from tutelage.errors import ConfigurationError, NonFiniteError
+from tutelage.policies import Policy
+from tutelage.rollout import PairedEngine
+from tutelage.runtime import LocalRuntime
+from tutelage.targets import TargetRule
+from tutelage.training.objective import Objective
+from tutelage.training.optimizer import OptimizerSettings
+from tutelage.types import Prompt, Rollout, StepResult
+
+__all__ = ["Recipe", "RolloutSettings", "Stopwatch", "training_step"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A method: a point on the axes."""
+
+    policy: Policy
+    target: TargetRule
+    divergence: Divergence
+
+
+@dataclass(frozen=True)
+class RolloutSettings:
+    """How much is sampled at every step.
+
+    Fields:
+      prompts_per_step, samples_per_prompt: P and G; their product is the global batch.
+      max_new_tokens: length limit of an answer, stop token included.
+      draft_length: tokens per round of the engine; 1 = lock-step.
+      max_rows: most answers decoded at once.
+      support_size: K, the student's support on which the teacher's log-probabilities are kept.
+      score_tokens: most padded tokens in one scoring forward of the teacher.
+    """
+
+    prompts_per_step: int = 64
+    samples_per_prompt: int = 4
+    max_new_tokens: int = 7168
+    draft_length: int = 1
+    max_rows: int = 256
+    support_size: int = 16
+    score_tokens: int = 16_384
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            if getattr(self, item.name) < 1:
+                raise ConfigurationError(f"rollout.{item.name} is {getattr(self, item.name)}; it must be at least 1.")
+
+
+class Stopwatch:
+    """Seconds per phase of a step."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._since = time.perf_counter()
+
+    def lap(self, phase: str) -> None:
+        """Book the time since the last lap under `phase`."""
+        now = time.perf_counter()
+        self.seconds[f"seconds_{phase}"] = self.seconds.get(f"seconds_{phase}", 0.0) + now - self._since
+        self._since = now
+
+
+def training_step(
+    step: int,
+    prompts: Sequence[Prompt],
+    *,
+    recipe: Recipe,
+    engine: PairedEngine,
+    rollout: RolloutSettings,
+    verify: Callable[[Sequence[Rollout]], Sequence[bool]] | None,
+    optimizer: torch.optim.Optimizer,
+    optimizer_settings: OptimizerSettings,
+    runtime: LocalRuntime,
+    micro_batch_tokens: int,
+    seed: int,
+    protected: Callable[[], object],
+) -> StepResult:
+    """Make one update of the student from its own (or the policy's) answers to `prompts`.
+
+    Args:
+      step: k = 0, 1, ...; schedules and random streams depend on it.
+      verify: right or wrong per rollout, for diagnostics only; it is not a reward that is learned from.
+      protected: context manager factory inside which the run must not be interrupted.
+    Raises:
+      NonFiniteError: the loss or its gradient is NaN or infinite; no update was made.
+    """
+    watch = Stopwatch()
+    policy = recipe.policy.at(step)
+    rollouts = engine.generate(
+        policy,
+        prompts,
+        max_new_tokens=rollout.max_new_tokens,
+        num_samples=rollout.samples_per_prompt,
+        seed=seed,
+        step=step,
+    )
+    watch.lap("rollout")
+
+    if not rollouts[0].is_scored:
+        rollouts = engine.score(rollouts)
+    watch.lap("score")
+
+    correct = None if verify is None else verify(rollouts)
+    watch.lap("verify")
+
+    objective = Objective(
+        engine.student, engine.teacher, engine.vocabulary, recipe.target.at(step), recipe.divergence, micro_batch_tokens
+    )
+    batch = objective.backward(rollouts, runtime.all_sum)
+    if not math.isfinite(batch.loss):
+        optimizer.zero_grad(set_to_none=True)
+        raise NonFiniteError(f"the loss is {batch.loss}")
+    learning_rate = optimizer_settings.rate_at(step)
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+    with protected():  # type: ignore[attr-defined]
+        grad_norm = runtime.update(optimizer, optimizer_settings.max_grad_norm)
+    watch.lap("update")
+
+    numbers = {item.name: getattr(policy, item.name) for item in fields(policy)}
+    policy_numbers = {name: float(value) for name, value in numbers.items() if isinstance(value, int | float)}
+    rewards = None if correct is None else [float(is_correct) for is_correct in correct]
+    metrics = {
+        "loss": batch.loss,
+        "grad_norm": grad_norm,
+        "learning_rate": learning_rate,
+        "logprob_mismatch": batch.logprob_mismatch,
+        **policy_numbers,
+        **rollout_metrics(rollouts, kl_radius=policy_numbers.get("kl_radius"), rewards=rewards),
+        **watch.seconds,
+        "seconds": sum(watch.seconds.values()),
+        "response_tokens_total": float(batch.num_tokens),
+        "tokens_per_second": batch.num_tokens / max(watch.seconds["seconds_rollout"], 1e-9),
+    }
+    return StepResult(step, metrics, rollouts, correct)

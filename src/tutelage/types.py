@@ -1,0 +1,135 @@
+"""The records that travel between the parts: what goes into a rollout, what comes out, what a loss compares with.
+
+Axis letters used throughout the library: P prompts, G samples per prompt, B rows (P*G), T positions, V vocabulary,
+K kept support tokens, N response tokens of a batch laid end to end. All log-probabilities and entropies are in nats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+__all__ = ["DenseTarget", "Prompt", "Rollout", "SparseTarget", "StepResult", "Target"]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What is read before the answer: the student's tokens, and the teacher's where it reads another context.
+
+    Fields:
+      student_tokens: token ids, at least one.
+      teacher_tokens: token ids the teacher reads instead (its own chat template, or privileged context); None = the same.
+      stream: number of the prompt's random stream. None = its place in the list given to `generate`. Give it where the
+        same prompt must draw the same randomness whatever batch it comes in.
+    """
+
+    student_tokens: Sequence[int]
+    teacher_tokens: Sequence[int] | None = None
+    stream: int | None = None
+
+
+@dataclass
+class Rollout:
+    """One sampled answer, with what was known about every token at the moment it was sampled.
+
+    Every per-token tensor has one entry per response token, on the CPU; the stop token, where there is one, is the last
+    response token and has an entry like any other. Teacher fields are None until the teacher has seen the rollout:
+    during sampling if the policy needs the teacher, afterwards through `rollout.scoring` otherwise.
+
+    Fields:
+      prompt_tokens, response_tokens: token ids the student reads and writes.
+      behaviour_logprobs: [T] log mu of each token under the distribution that sampled it.
+      student_logprobs: [T] log p of each token. At evaluation temperatures this stays the student at temperature 1.
+      teacher_logprobs: [T] log q of each token, or None.
+      finished: the answer ended with a stop token; False = it was cut by the length limit.
+      prompt_index, sample_index: which prompt of the call, which sample of that prompt.
+      teacher_prompt_tokens: what the teacher read, if other than `prompt_tokens`.
+      blend: [T] the policy's teacher share (beta of TRB), or None where the policy has none.
+      kl_to_student: [T] KL(mu || p), or None for the student's own rollouts, where it is 0.
+      student_entropy, teacher_entropy: [T] entropy of p and of q over the whole vocabulary.
+      support_ids: [T, K] the student's K most probable tokens when the token was sampled ("actor support").
+      support_mass: [T] student mass on them.
+      teacher_support_logprobs: [T, K] log q on the support, normalised over the whole vocabulary.
+      teacher_tail_logprobs: [T] log of the teacher's mass outside the support, summed there and not as 1 - mass.
+      support_overlap: [T] share of the support that is in the teacher's own top K.
+    """
+
+    prompt_tokens: list[int]
+    response_tokens: list[int]
+    behaviour_logprobs: Tensor
+    student_logprobs: Tensor
+    teacher_logprobs: Tensor | None = None
+    finished: bool = False
+    prompt_index: int = 0
+    sample_index: int = 0
+    teacher_prompt_tokens: list[int] | None = None
+    blend: Tensor | None = None
+    kl_to_student: Tensor | None = None
+    student_entropy: Tensor | None = None
+    teacher_entropy: Tensor | None = None
+    support_ids: Tensor | None = None
+    support_mass: Tensor | None = None
+    teacher_support_logprobs: Tensor | None = None
+    teacher_tail_logprobs: Tensor | None = None
+    support_overlap: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.response_tokens)
+
+    @property
+    def is_scored(self) -> bool:
+        """The teacher has seen this rollout, so a sparse target can be read off it."""
+        return self.teacher_support_logprobs is not None
+
+    @property
+    def tokens_for_teacher(self) -> list[int]:
+        """Prompt as the teacher reads it."""
+        return self.prompt_tokens if self.teacher_prompt_tokens is None else self.teacher_prompt_tokens
+
+
+@dataclass(frozen=True)
+class SparseTarget:
+    """What to imitate, on K support tokens per position and, as one more event, everything else.
+
+    Fields:
+      support_ids: [..., K] token ids.
+      logprobs: [..., K] target log-probability of each, normalised over the whole vocabulary.
+      tail_logprobs: [...] log of the target's mass on all other tokens.
+    """
+
+    support_ids: Tensor
+    logprobs: Tensor
+    tail_logprobs: Tensor
+
+
+@dataclass(frozen=True)
+class DenseTarget:
+    """What to imitate, on the whole vocabulary.
+
+    Fields:
+      logits: [..., V] logits or log-probabilities; they need not be normalised.
+    """
+
+    logits: Tensor = field(repr=False)
+
+
+Target = SparseTarget | DenseTarget
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one training step did.
+
+    Fields:
+      step: k = 0, 1, ...: the rollouts were made by the weights after k updates.
+      metrics: named numbers, see `diagnostics.METRICS`.
+      rollouts: scored.
+      correct: right or wrong per rollout, or None without a verifier.
+    """
+
+    step: int
+    metrics: dict[str, float]
+    rollouts: Sequence[Rollout] = field(repr=False)
+    correct: Sequence[bool] | None = field(default=None, repr=False)

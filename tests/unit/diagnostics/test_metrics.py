@@ -1,0 +1,180 @@
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from tutelage.diagnostics import METRICS, rollout_metrics
+from tutelage.errors import DataError
+from tutelage.types import Rollout
+
+KL_RADIUS = 0.02
+
+
+def hand_made_rollouts(lengths=(1, 2, 3, 4, 5), seed=0):
+    """Rollouts with every field filled; numbers are arbitrary but of the right sign and range."""
+    generator = torch.Generator().manual_seed(seed)
+    uniform = lambda *shape: torch.rand(*shape, generator=generator)  # noqa: E731
+    rollouts = []
+    for index, length in enumerate(lengths):
+        blend = uniform(length)
+        blend[0] = float(index % 2)  # exact zeros and ones
+        rollouts.append(
+            Rollout(
+                prompt_tokens=[1, 2],
+                response_tokens=list(range(length)),
+                behaviour_logprobs=-uniform(length),
+                student_logprobs=-2 * uniform(length),
+                teacher_logprobs=-3 * uniform(length),
+                finished=index % 3 == 0,
+                prompt_index=index,
+                blend=blend,
+                kl_to_student=KL_RADIUS * uniform(length),
+                student_entropy=uniform(length),
+                teacher_entropy=uniform(length),
+                support_ids=torch.zeros(length, 2, dtype=torch.long),
+                support_mass=uniform(length),
+                teacher_support_logprobs=-uniform(length, 2),
+                teacher_tail_logprobs=-5 * uniform(length),
+                support_overlap=uniform(length),
+            )
+        )
+    return rollouts
+
+
+def by_numpy(rollouts, rewards):
+    """Every metric a second time, token by token."""
+    tokens = [
+        {field: float(getattr(rollout, field)[t]) for field in PER_TOKEN_FIELDS}
+        for rollout in rollouts
+        for t in range(len(rollout))
+    ]
+    mean = lambda per_token: float(np.mean([per_token(token) for token in tokens]))  # noqa: E731
+    return {
+        "behaviour_logprob": mean(lambda t: t["behaviour_logprobs"]),
+        "student_logprob": mean(lambda t: t["student_logprobs"]),
+        "teacher_logprob": mean(lambda t: t["teacher_logprobs"]),
+        "sampled_reverse_kl": mean(lambda t: t["student_logprobs"] - t["teacher_logprobs"]),
+        "student_entropy": mean(lambda t: t["student_entropy"]),
+        "teacher_entropy": mean(lambda t: t["teacher_entropy"]),
+        "entropy_gap": mean(lambda t: abs(t["teacher_entropy"] - t["student_entropy"])),
+        "blend_mean": mean(lambda t: t["blend"]),
+        "blend_share_zero": mean(lambda t: t["blend"] == 0),
+        "blend_share_one": mean(lambda t: t["blend"] == 1),
+        "kl_used": mean(lambda t: t["kl_to_student"]),
+        "kl_used_share": mean(lambda t: t["kl_to_student"] / KL_RADIUS),
+        "sequence_kl": float(np.mean([rollout.kl_to_student.double().numpy().sum() for rollout in rollouts])),
+        "support_mass_student": mean(lambda t: t["support_mass"]),
+        "support_mass_teacher": mean(lambda t: 1 - math.exp(t["teacher_tail_logprobs"])),
+        "support_overlap": mean(lambda t: t["support_overlap"]),
+        "response_tokens": float(np.mean([len(rollout) for rollout in rollouts])),
+        "stopped_share": float(np.mean([rollout.finished for rollout in rollouts])),
+        "truncated_share": float(np.mean([not rollout.finished for rollout in rollouts])),
+        "reward": float(np.mean(rewards)),
+    }
+
+
+PER_TOKEN_FIELDS = (
+    "behaviour_logprobs", "student_logprobs", "teacher_logprobs", "blend", "kl_to_student", "student_entropy",
+    "teacher_entropy", "support_mass", "teacher_tail_logprobs", "support_overlap",
+)  # fmt: skip
+
+
+def test_every_metric_agrees_with_plain_numpy():
+    rollouts, rewards = hand_made_rollouts(), [1.0, 0.0, 0.0, 1.0, 0.5]
+    assert rollout_metrics(rollouts, kl_radius=KL_RADIUS, rewards=rewards) == pytest.approx(
+        by_numpy(rollouts, rewards), abs=1e-12
+    )
+
+
+def test_every_key_is_in_the_table_and_the_table_has_no_other():
+    keys = rollout_metrics(hand_made_rollouts(), kl_radius=KL_RADIUS, rewards=[0.0] * 5)
+    assert set(keys) | {"teacher_support_auroc"} == set(METRICS)
+    for unit, definition in METRICS.values():
+        assert unit and definition and "\n" not in definition
+
+
+def test_what_is_unknown_is_left_out():
+    plain = [
+        Rollout([1], [5, 6], behaviour_logprobs=torch.tensor([-1.0, -2.0]), student_logprobs=torch.tensor([-1.0, -3.0]))
+    ]
+    assert rollout_metrics(plain) == {
+        "behaviour_logprob": -1.5,
+        "student_logprob": -2.0,
+        "response_tokens": 2.0,
+        "stopped_share": 0.0,
+        "truncated_share": 1.0,
+    }
+
+
+def test_a_metric_needs_its_input_from_every_rollout():
+    rollouts = hand_made_rollouts()
+    rollouts[1] = dataclasses.replace(rollouts[1], teacher_logprobs=None, blend=None)
+    missing = {"teacher_logprob", "sampled_reverse_kl", "blend_mean", "blend_share_zero", "blend_share_one"}
+    assert set(rollout_metrics(hand_made_rollouts())) - set(rollout_metrics(rollouts)) == missing
+
+
+@pytest.mark.parametrize("kl_radius", [None, 0.0])
+def test_without_a_radius_no_share_of_it_is_used(kl_radius):
+    metrics = rollout_metrics(hand_made_rollouts(), kl_radius=kl_radius)
+    assert "kl_used" in metrics and "kl_used_share" not in metrics
+
+
+def test_empty_responses_count_as_rollouts_but_not_as_tokens():
+    rollouts = hand_made_rollouts(lengths=(2, 3))
+    empty = Rollout([1], [], **{field: torch.zeros(0) for field in PER_TOKEN_FIELDS})
+    with_empty, without = rollout_metrics([*rollouts, empty]), rollout_metrics(rollouts)
+    assert with_empty["teacher_logprob"] == without["teacher_logprob"]
+    assert with_empty["response_tokens"] == pytest.approx(5 / 3)
+    assert with_empty["sequence_kl"] == pytest.approx(without["sequence_kl"] * 2 / 3)
+    assert set(rollout_metrics([empty])) == {"response_tokens", "stopped_share", "truncated_share"}
+    assert rollout_metrics([]) == {}
+
+
+def test_no_metric_is_ever_nan_or_infinite():
+    rollouts = hand_made_rollouts()
+    rollouts[2].teacher_logprobs[1] = float("-inf")
+    rollouts[2].student_entropy[0] = float("nan")
+    metrics = rollout_metrics(rollouts, kl_radius=KL_RADIUS)
+    assert all(math.isfinite(value) for value in metrics.values())
+    assert {"teacher_logprob", "sampled_reverse_kl", "student_entropy"}.isdisjoint(metrics)
+
+
+def test_low_precision_fields_are_averaged_in_float64():
+    rollouts = hand_made_rollouts()
+    for rollout in rollouts:
+        rollout.support_mass = torch.full((len(rollout),), 0.9, dtype=torch.bfloat16)
+    assert rollout_metrics(rollouts)["support_mass_student"] == float(torch.tensor(0.9, dtype=torch.bfloat16))
+
+
+def test_one_reward_per_rollout():
+    with pytest.raises(DataError, match="2 rewards for 5 rollouts"):
+        rollout_metrics(hand_made_rollouts(), rewards=[1.0, 0.0])
+
+
+def test_sampled_reverse_kl_is_kl_to_teacher_less_kl_to_student_under_any_policy():
+    """On one prefix, by exact expectation; at mu = p the right side is KL(p || q)."""
+    p, q, mu = np.array([0.6, 0.3, 0.1]), np.array([0.2, 0.3, 0.5]), np.array([0.517441, 0.327899, 0.154660])
+    kl = lambda a, b: float(np.sum(a * np.log(a / b)))  # noqa: E731
+
+    def expected_metric(weights):
+        per_token = [
+            rollout_metrics(
+                [
+                    Rollout(
+                        [0],
+                        [token],
+                        behaviour_logprobs=torch.tensor([0.0]),
+                        student_logprobs=torch.tensor([p[token]]).log(),
+                        teacher_logprobs=torch.tensor([q[token]]).log(),
+                    )
+                ]
+            )["sampled_reverse_kl"]
+            for token in range(3)
+        ]
+        return float(np.dot(weights, per_token))
+
+    assert expected_metric(p) == pytest.approx(kl(p, q), abs=1e-6)
+    assert expected_metric(mu) == pytest.approx(kl(mu, q) - kl(mu, p), abs=1e-6)
+    assert expected_metric(mu) < kl(p, q)

@@ -1,0 +1,129 @@
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from tutelage.errors import ConfigurationError, DataError
+from tutelage.report import plot_run, plot_runs
+from tutelage.report.panels import _mean_curve, _moving_average, _moving_median
+from tutelage.report.records import Curve
+
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+
+def write_run(folder, metrics, evaluations=(), torn=""):
+    folder.mkdir()
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in metrics) + torn)
+    if evaluations:
+        (folder / "evaluations.jsonl").write_text("".join(json.dumps(line) + "\n" for line in evaluations) + torn)
+    return folder
+
+
+def full_metrics(num_steps=30, warmup=10):
+    return [
+        {
+            "step": step, "loss": 1 / (1 + step), "reward": step / 40, "teacher_logprob": -1.0, "teacher_entropy": 0.3,
+            "kl_radius": max(0.0, 0.02 * (1 - step / warmup)), "response_tokens": 100 + step, "seconds_rollout": 3.0,
+            "seconds_update": 1.0,
+        }
+        | ({"blend_mean": 0.2, "kl_used": 0.01} if step < warmup else {"seconds_score": 1.0})
+        for step in range(num_steps)
+    ]  # fmt: skip
+
+
+def evaluations(names=("math500", "aime"), steps=(0, 10, 20)):
+    return [
+        {"step": step, "name": name, "pass_at_1": 0.3, "pass_at_1_interval": [0.2, 0.4]}
+        for step in steps
+        for name in names
+    ]
+
+
+def snapshot(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix != ".png"}
+
+
+def test_plot_run_of_a_killed_run_writes_one_figure_and_touches_nothing_else(tmp_path):
+    folder = write_run(tmp_path / "trb $x_1$ run", full_metrics(), evaluations(), torn='{"step": 30, "lo')
+    before = snapshot(folder)
+    path = plot_run(folder)
+    assert path == folder / "curves.png"
+    assert path.read_bytes().startswith(PNG_SIGNATURE)
+    assert snapshot(folder) == before
+    assert len(list(folder.iterdir())) == 3
+
+
+def test_a_figure_may_be_refreshed_and_equal_files_give_equal_bytes(tmp_path):
+    folder = write_run(tmp_path / "run", full_metrics())
+    (folder / "curves.png").write_bytes(b"an old figure")
+    first = plot_run(folder).read_bytes()
+    assert first.startswith(PNG_SIGNATURE)
+    assert plot_run(folder).read_bytes() == first
+
+
+@pytest.mark.parametrize(
+    "metrics",
+    [
+        [{"step": 0}],
+        [{"step": 0, "loss": 0.5, "seconds_update": 1.0}],
+        [{"step": 0, "loss": None}, {"step": 1, "reward": 1.0}, {"step": 2, "kl_radius": 0.01}],
+        [{"note": "no step at all"}],
+    ],
+)
+def test_missing_keys_leave_a_panel_empty(tmp_path, metrics):
+    folder = write_run(
+        tmp_path / "run", metrics, [{"step": 0, "name": "a"}, {"step": 1, "name": "b", "pass_at_1": 0.5}]
+    )
+    assert plot_run(folder).read_bytes().startswith(PNG_SIGNATURE)
+
+
+def test_plot_runs_overlays_runs_of_different_kinds(tmp_path):
+    runs = {
+        "_TRB": write_run(tmp_path / "a", full_metrics(), evaluations()),
+        "cost in $, more $": write_run(tmp_path / "b", full_metrics(12, warmup=1), evaluations(names=("math500",))),
+        "no evaluation": write_run(tmp_path / "c", [{"step": 0, "loss": 1.0}]),
+    }
+    path = plot_runs(runs, tmp_path / "figures" / "all.png")
+    assert path.read_bytes().startswith(PNG_SIGNATURE)
+    two = {label: runs[label] for label in list(runs)[1:]}  # one evaluation set in all: drawn with intervals
+    assert plot_runs(two, tmp_path / "two.SVG").read_bytes().startswith(b"<?xml")
+
+
+def test_refusals(tmp_path):
+    folder = write_run(tmp_path / "run", full_metrics(3))
+    with pytest.raises(ConfigurationError, match=r"must end in \.png"):
+        plot_runs({"run": folder}, folder / "metrics.jsonl")
+    with pytest.raises(DataError, match="no run"):
+        plot_runs({}, tmp_path / "figure.png")
+    with pytest.raises(DataError, match="does not exist"):
+        plot_run(tmp_path)
+    (folder / "metrics.jsonl").write_text("")
+    with pytest.raises(DataError, match="no complete line"):
+        plot_run(folder)
+    assert not list(tmp_path.rglob("*.png"))
+
+
+def test_importing_the_package_does_not_import_matplotlib():
+    code = "import sys, tutelage.report; sys.exit('matplotlib' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_smoothing_keeps_constants_lengths_and_short_curves():
+    for smooth in (_moving_average, _moving_median):
+        np.testing.assert_allclose(smooth(np.full(100, 2.5)), 2.5)
+        assert smooth(np.arange(5.0)).tolist() == [0, 1, 2, 3, 4]
+        assert smooth(np.zeros(0)).shape == (0,)
+    values = np.random.default_rng(0).random(40)  # window 3
+    assert _moving_average(values)[7] == pytest.approx(values[6:9].mean())
+    assert _moving_average(values)[0] == pytest.approx(values[:2].mean())
+    assert _moving_median(values)[7] == np.median(values[6:9])
+
+
+def test_a_mean_over_evaluation_sets_needs_all_of_them():
+    first = Curve(np.array([0.0, 10.0, 20.0]), np.array([0.2, 0.4, 0.6]))
+    second = Curve(np.array([10.0, 20.0]), np.array([0.0, 1.0]))
+    mean = _mean_curve([first, second])
+    assert mean.steps.tolist() == [10, 20]
+    np.testing.assert_allclose(mean.values, [0.2, 0.8])

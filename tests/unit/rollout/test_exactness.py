@@ -1,0 +1,180 @@
+"""On a world small enough to enumerate, the engine samples exactly the product of mu."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import Counter
+
+import pytest
+import torch
+
+from tests.conftest import make_model
+from tutelage.models import align, as_language_model
+from tutelage.policies import Policy, Student, Teacher, Temperature, TrustRegion
+from tutelage.rollout import PairedEngine
+from tutelage.types import Prompt
+
+VOCABULARY, LENGTH, STOP = 6, 3, 5
+NUM_SAMPLES = 20_000
+
+POLICIES = [
+    Student(),
+    Teacher(),
+    TrustRegion(kl_radius=0.01),
+    TrustRegion(kl_radius=0.2),
+    Temperature(temperature=0.7),
+]
+
+
+def make_world(seed: int = 0):
+    """Two unlike models; the teacher stops at ids 4 and 5, the student at 5 only."""
+    student = make_model("qwen3", vocab_size=VOCABULARY, stop_ids=STOP, seed=seed, dtype=torch.float32)
+    teacher = make_model("llama", vocab_size=VOCABULARY + 2, stop_ids=[STOP, 4], seed=seed + 1, dtype=torch.float32)
+    return as_language_model(student, "student"), as_language_model(teacher, "teacher")
+
+
+@torch.no_grad()
+def enumerated_law(student, teacher, policy: Policy, student_prompt, teacher_prompt) -> dict[tuple[int, ...], float]:
+    """Probability of every answer, by naive forwards over all prefixes."""
+    vocabulary = align(student, teacher)
+    law: dict[tuple[int, ...], float] = {}
+
+    def extend(prefix: tuple[int, ...], probability: float) -> None:
+        if len(prefix) == LENGTH or (prefix and prefix[-1] == STOP):
+            law[prefix] = probability
+            return
+        logits = [
+            vocabulary.canonical(model.module(input_ids=torch.tensor([[*prompt, *prefix]])).logits[:, -1])
+            for model, prompt in ((student, student_prompt), (teacher, teacher_prompt))
+        ]
+        mu = policy(*logits).logprobs_BV[0].double().exp()
+        for token, share in enumerate((mu / mu.sum()).tolist()):
+            if share > 0:
+                extend((*prefix, token), probability * share)
+
+    extend((), 1.0)
+    return law
+
+
+def chi_square_p_value(counts: Counter, law: dict[tuple[int, ...], float]) -> float:
+    """P-value of Pearson's test; cells with less than 5 expected counts are pooled."""
+    assert set(counts) <= set(law), "an answer of probability zero was sampled"
+    total = sum(counts.values())
+    cells = [(counts[answer], total * share) for answer, share in law.items()]
+    large = [cell for cell in cells if cell[1] >= 5]
+    rest = [cell for cell in cells if cell[1] < 5]
+    if rest:
+        large.append((sum(c for c, _ in rest), sum(e for _, e in rest)))
+    statistic = sum((c - e) ** 2 / e for c, e in large if e > 0)
+    freedom = len(large) - 1
+    return float(torch.special.gammaincc(torch.tensor(freedom / 2).double(), torch.tensor(statistic / 2).double()))
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=str)
+def test_sequence_frequencies_are_the_product_of_mu(policy: Policy) -> None:
+    student, teacher = make_world()
+    # Two prompts of different lengths, and a teacher that reads another context for the second one.
+    prompts = [Prompt([1, 2, 3]), Prompt([2], teacher_tokens=[3, 0, 1, 1])]
+    engine = PairedEngine(student, teacher, max_rows=2 * NUM_SAMPLES)
+    rollouts = engine.generate(policy, prompts, max_new_tokens=LENGTH, num_samples=NUM_SAMPLES, records_statistics=False)
+    for number, prompt in enumerate(prompts):
+        counts = Counter(tuple(r.response_tokens) for r in rollouts if r.prompt_index == number)
+        law = enumerated_law(student, teacher, policy, prompt.student_tokens, prompt.teacher_tokens or prompt.student_tokens)
+        assert math.isclose(sum(law.values()), 1.0, rel_tol=1e-5)
+        assert len(law) > 50
+        assert chi_square_p_value(counts, law) > 1e-3
+
+
+def test_the_chi_square_test_has_power() -> None:
+    """Samples of one policy are refused as samples of a slightly different one."""
+    student, teacher = make_world()
+    engine = PairedEngine(student, teacher, max_rows=NUM_SAMPLES)
+    rollouts = engine.generate(
+        TrustRegion(kl_radius=0.01), [[1, 2, 3]], max_new_tokens=LENGTH, num_samples=NUM_SAMPLES, records_statistics=False
+    )
+    law = enumerated_law(student, teacher, Student(), [1, 2, 3], [1, 2, 3])
+    assert chi_square_p_value(Counter(tuple(r.response_tokens) for r in rollouts), law) < 1e-6
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=str)
+def test_records_agree_with_naive_forwards(policy: Policy) -> None:
+    """Every recorded number, recomputed for each token from a plain forward over its prefix."""
+    student, teacher = make_world(seed=3)
+    engine = PairedEngine(student, teacher, support_size=3)
+    prompts = [Prompt([1, 2, 3]), Prompt([2], teacher_tokens=[3, 0, 1, 1])]
+    rollouts = engine.generate(policy, prompts, max_new_tokens=8, num_samples=4)
+    rollouts = rollouts if rollouts[0].is_scored else engine.score(rollouts)
+    vocabulary = engine.vocabulary
+    assert [(r.prompt_index, r.sample_index) for r in rollouts] == list(itertools.product(range(2), range(4)))
+    for rollout in rollouts:
+        assert rollout.finished == (rollout.response_tokens[-1] == STOP)
+        assert STOP not in rollout.response_tokens[:-1]
+        assert 4 not in rollout.response_tokens, "all stop mass is emitted as the student's own id"
+        assert rollout.finished or len(rollout) == 8
+        for place, token in enumerate(rollout.response_tokens):
+            p, q = (
+                vocabulary.canonical(
+                    model.module(input_ids=torch.tensor([[*prompt, *rollout.response_tokens[:place]]])).logits[:, -1]
+                )
+                .detach()
+                .log_softmax(-1)[0]
+                for model, prompt in ((student, rollout.prompt_tokens), (teacher, rollout.tokens_for_teacher))
+            )
+            mu = policy(p[None], q[None])
+            close = dict(rtol=1e-4, atol=2e-5)
+            torch.testing.assert_close(rollout.student_logprobs[place], p[token], **close)
+            torch.testing.assert_close(rollout.teacher_logprobs[place], q[token], **close)
+            torch.testing.assert_close(rollout.behaviour_logprobs[place], mu.logprobs_BV[0, token], **close)
+            entropy_p, entropy_q = (-(x.exp() * x.nan_to_num(neginf=0.0)).sum() for x in (p, q))
+            torch.testing.assert_close(rollout.student_entropy[place], entropy_p, **close)
+            torch.testing.assert_close(rollout.teacher_entropy[place], entropy_q, **close)
+            support = p.topk(3).indices
+            assert rollout.support_ids[place].tolist() == support.tolist()
+            torch.testing.assert_close(rollout.teacher_support_logprobs[place], q[support], **close)
+            tail = 1 - q[support].exp().sum()
+            torch.testing.assert_close(rollout.teacher_tail_logprobs[place].exp(), tail, **close)
+            overlap = len(set(support.tolist()) & set(q.topk(3).indices.tolist())) / 3
+            torch.testing.assert_close(rollout.support_overlap[place], torch.tensor(overlap))
+            if isinstance(policy, TrustRegion):
+                torch.testing.assert_close(rollout.blend[place], mu.diagnostics["blend"][0], rtol=1e-3, atol=1e-4)
+                assert rollout.kl_to_student[place] <= policy.kl_radius * 1.001 + 1e-6
+
+
+def test_rollouts_do_not_depend_on_batching() -> None:
+    """Each token draws from its own stream, so cutting the batch up changes nothing (float64: rounding tips no draw)."""
+    student = make_model("qwen3", vocab_size=12, stop_ids=5, seed=1)
+    teacher = make_model("llama", vocab_size=12, stop_ids=5, seed=2)
+    prompts = [[1], [2, 3, 4], [6, 7], [1, 2, 3, 4, 6, 7, 8]]
+    together = PairedEngine(student, teacher, max_rows=64)
+    alone = PairedEngine(student, teacher, max_rows=1)
+    for policy in (Student(), TrustRegion(kl_radius=0.05)):
+        settings = dict(max_new_tokens=12, num_samples=3, seed=9, step=4)
+        first = together.generate(policy, prompts, **settings)
+        second = alone.generate(policy, prompts, **settings)
+        assert [r.response_tokens for r in first] == [r.response_tokens for r in second]
+        assert [(r.prompt_index, r.sample_index) for r in first] == [(r.prompt_index, r.sample_index) for r in second]
+
+
+def test_a_new_seed_step_prompt_or_sample_draws_anew() -> None:
+    student = make_model("qwen3", vocab_size=40, seed=1)
+    engine = PairedEngine(student)
+
+    def tokens(**settings):
+        return [tuple(r.response_tokens) for r in engine.generate(Student(), [[1], [1]], max_new_tokens=8, **settings)]
+
+    answers = [*tokens(num_samples=2), *tokens(num_samples=2, seed=1), *tokens(num_samples=2, step=1)]
+    assert len(set(answers)) == 12
+    assert tokens() == tokens()
+
+
+def test_greedy_equals_generate(architecture: str) -> None:
+    """Token for token, for prompts of different lengths, through the ragged cache."""
+    model = make_model(architecture, vocab_size=40, stop_ids=7, seed=5, dtype=torch.float32)
+    prompts = [[1, 2, 3, 4, 5, 6], [9], [11, 12, 13]]
+    greedy = Temperature(temperature=0.0)
+    rollouts = PairedEngine(model).generate(greedy, prompts, max_new_tokens=24)
+    for prompt, rollout in zip(prompts, rollouts, strict=True):
+        expected = model.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=24)[0, len(prompt) :].tolist()
+        assert rollout.response_tokens == expected
+    assert len({tuple(r.response_tokens) for r in rollouts}) == 3
