@@ -119,7 +119,7 @@ class Blend(NamedTuple):
     """Where `trust_region_blend` stopped on the way from student to teacher.
 
     Fields:
-      logprobs_BV: log mu; equals `geometric_blend(normalise(student), normalise(teacher), blend_B)` bit for bit.
+      logprobs_BV: log mu, normalised; -inf marks an impossible token.
       blend_B: teacher share in [0, 1] (beta* of the paper).
       kl_to_student_B: KL(mu || p), the part of the radius that was used.
       kl_to_teacher_B: KL(mu || q), what is left of the way.
@@ -155,9 +155,10 @@ def trust_region_blend(student_logits_BV: Tensor, teacher_logits_BV: Tensor, kl_
       student_logits_BV, teacher_logits_BV: need not be normalised; -inf allowed; same shape.
       kl_radius: nats, a number or a tensor that broadcasts over the rows; eps of the paper.
     Returns:
-      Blend. Each row keeps KL(mu || p) <= radius (1 + 1e-3) + 1e-7, with equality to that tolerance for 0 < blend < 1,
-      and its blend is within 1e-3, relative, of b* for radii down to 1e-6. Rows that are NaN on either side are NaN,
-      except that radius 0 never looks at the teacher.
+      Blend, in float32 or wider. Each row keeps KL(mu || p) <= radius (1 + 1e-3) + 1e-7, with equality to that tolerance
+      for 0 < blend < 1, and its blend is within 1e-3, relative, of b* for radii down to 1e-6. At blend 0 and 1 the
+      log-probabilities are those of `normalise`, bit for bit. Rows that are NaN on either side are NaN, except that
+      radius 0 never looks at the teacher.
     """
     if student_logits_BV.shape != teacher_logits_BV.shape:
         raise VocabularyMismatchError(
@@ -166,47 +167,51 @@ def trust_region_blend(student_logits_BV: Tensor, teacher_logits_BV: Tensor, kl_
             "Align the two vocabularies first."
         )
     *leading, vocabulary_size = student_logits_BV.shape
-    radius_B = _radius_per_row(kl_radius, student_logits_BV).expand(leading)
     student_BV, teacher_BV = normalise(student_logits_BV), normalise(teacher_logits_BV)
-    dtype = torch.promote_types(student_BV.dtype, teacher_BV.dtype)
+    resolution = torch.promote_types(student_BV.dtype, teacher_BV.dtype)
 
-    on_cpu = student_BV.device.type == "cpu"
-    rows_at_once = max(1, (SOLVE_ENTRIES_CPU if on_cpu else SOLVE_ENTRIES_ELSEWHERE) // vocabulary_size)
     student_rows_BV = student_logits_BV.reshape(-1, vocabulary_size)
     teacher_rows_BV = teacher_logits_BV.reshape(-1, vocabulary_size)
-    radius_rows_B = radius_B.reshape(-1)
-    solutions = [
-        _largest_feasible_blend(student_rows_BV[rows], teacher_rows_BV[rows], radius_rows_B[rows], resolution=dtype)
-        for rows in _slices(len(radius_rows_B), rows_at_once)
+    radius_rows_B = _radius_per_row(kl_radius, student_logits_BV).expand(leading).reshape(-1)
+    entries_at_once = SOLVE_ENTRIES_CPU if student_BV.device.type == "cpu" else SOLVE_ENTRIES_ELSEWHERE
+    solved = [
+        _blend_rows(student_rows_BV[rows], teacher_rows_BV[rows], radius_rows_B[rows], resolution)
+        for rows in _slices(len(radius_rows_B), max(1, entries_at_once // vocabulary_size))
     ]
-    blend_B = torch.cat([solution.blend_B for solution in solutions]).reshape(leading).to(dtype)
-    kl_to_student_B = torch.cat([solution.kl_B for solution in solutions]).reshape(leading).to(dtype)
+    logprobs_BV, blend_B, kl_to_student_B, kl_to_teacher_B = (torch.cat(parts) for parts in zip(*solved, strict=True))
+    blend_B = blend_B.reshape(leading)
+    # Rounded from float64, the ends could differ from `normalise` in the last bit; a draft token that is exactly as
+    # probable under mu as under the student must be seen to be.
+    logprobs_BV = torch.where(blend_B.unsqueeze(-1) == 0, student_BV, logprobs_BV.reshape(student_BV.shape))
+    logprobs_BV = torch.where(blend_B.unsqueeze(-1) == 1, teacher_BV, logprobs_BV)
+    return Blend(logprobs_BV, blend_B, kl_to_student_B.reshape(leading), kl_to_teacher_B.reshape(leading))
+
+
+def _blend_rows(
+    student_logits_BV: Tensor, teacher_logits_BV: Tensor, radius_B: Tensor, resolution: torch.dtype
+) -> Blend:
+    """`trust_region_blend` for rows [B, V], computed as wide as the device can and returned in `resolution`."""
+    wide = radius_B.dtype
+    student_BV, teacher_BV = normalise(student_logits_BV.to(wide)), normalise(teacher_logits_BV.to(wide))
+    blend_B = _largest_feasible_blend(student_BV, teacher_BV, radius_B, resolution)
     logprobs_BV = geometric_blend(student_BV, teacher_BV, blend_B)
-    return Blend(logprobs_BV, blend_B, kl_to_student_B, kl_divergence(logprobs_BV, teacher_BV).clamp_min(0))
-
-
-class _Solution(NamedTuple):
-    blend_B: Tensor
-    kl_B: Tensor
-    num_passes: int
+    return Blend(
+        logprobs_BV.to(resolution),
+        blend_B.to(resolution),
+        kl_divergence(logprobs_BV, student_BV).to(resolution),
+        kl_divergence(logprobs_BV, teacher_BV).to(resolution),
+    )
 
 
 def _largest_feasible_blend(
-    student_logits_BV: Tensor, teacher_logits_BV: Tensor, radius_B: Tensor, resolution: torch.dtype
-) -> _Solution:
-    """Largest b with KL(mu_b || p) <= radius, for rows [B, V], with that KL.
+    student_BV: Tensor, teacher_BV: Tensor, radius_B: Tensor, resolution: torch.dtype
+) -> Tensor:
+    """Largest b in [0, 1], as a number of type `resolution`, with KL(mu_b || p) <= radius.
 
-    Tokens forbidden by either side drop out of the path as soon as b > 0. With S the others, and p_S, q_S the two sides
+    Tokens forbidden by either side drop out of the path as soon as b > 0. With S the others, and p_S the student
     restricted to S, KL(mu_b || p) = -log p(S) + KL(mu_b || p_S). The first part is a price that does not depend on b;
     what the radius leaves after it is the budget for the second, which rises from 0.
-
-    Args:
-      radius_B: nats, >= 0, may be infinite.
-      resolution: type in which callers will see the blend.
     """
-    wide = _widest_dtype(student_logits_BV.device)
-    radius_B = radius_B.to(wide)
-    student_BV, teacher_BV = normalise(student_logits_BV.to(wide)), normalise(teacher_logits_BV.to(wide))
     forbidden_BV = (student_BV == -math.inf) | (teacher_BV == -math.inf)
     student_misses_B = ((student_BV == -math.inf) & (teacher_BV > -math.inf)).any(-1)
     is_broken_B = student_BV[:, 0].isnan() | teacher_BV[:, 0].isnan()
@@ -215,46 +220,39 @@ def _largest_feasible_blend(
     price_B = -student_BV.masked_fill(forbidden_BV, -math.inf).logsumexp(-1).clamp_max(0)
     budget_B = radius_B - price_B
     start_BV = (student_BV + price_B[:, None]).masked_fill_(forbidden_BV, FINITE_LOG_ZERO)
-    end_BV = teacher_BV.masked_fill_(forbidden_BV, FINITE_LOG_ZERO)
+    end_BV = teacher_BV.masked_fill(forbidden_BV, FINITE_LOG_ZERO)
 
     # The far end: q itself, or as near to it as numbers go where q has mass outside of p.
     is_unbounded_B = radius_B == math.inf
     largest_below_one = 1 - torch.finfo(resolution).eps / 2
     end_B = torch.ones_like(radius_B).masked_fill_(student_misses_B & ~is_unbounded_B, largest_below_one)
     kl_at_end_B, _ = _kl_on_path(start_BV, end_BV, end_B)
-    ends_B = ((kl_at_end_B <= budget_B) | is_unbounded_B) & (radius_B > 0)
+    is_at_end_B = ((kl_at_end_B <= budget_B) | is_unbounded_B) & (radius_B > 0)
 
-    is_between_B = ~ends_B & (budget_B > 0) & (radius_B > 0) & ~is_broken_B
-    between = _solve_inside_bracket(start_BV, end_BV, budget_B, end_B, is_between_B, resolution)
-    blend_B = torch.where(ends_B, end_B, between.blend_B)
-    kl_B = torch.where(ends_B, kl_at_end_B, between.kl_B)
-    kl_B = torch.where(blend_B > 0, kl_B + price_B, 0)
-    kl_B = kl_B.masked_fill(is_unbounded_B & student_misses_B, math.inf)
-    is_lost_B = is_broken_B & (radius_B > 0)
-    return _Solution(
-        blend_B.masked_fill(is_lost_B, math.nan), kl_B.masked_fill(is_lost_B, math.nan), between.num_passes + 1
-    )
+    is_between_B = ~is_at_end_B & (budget_B > 0) & (radius_B > 0) & ~is_broken_B
+    between_B = _solve_inside_bracket(start_BV, end_BV, budget_B, end_B, is_between_B, resolution)
+    blend_B = torch.where(is_at_end_B, end_B, between_B)
+    return blend_B.masked_fill(is_broken_B & (radius_B > 0), math.nan)
 
 
 def _solve_inside_bracket(
     start_BV: Tensor, end_BV: Tensor, budget_B: Tensor, end_B: Tensor, is_open_B: Tensor, resolution: torch.dtype
-) -> _Solution:
-    """Root of KL(mu_b || p) = budget in (0, end) where `is_open`; blend 0 elsewhere.
+) -> Tensor:
+    """Root of KL(mu_b || p) = budget in (0, end) where `is_open`; 0 elsewhere.
 
     Newton's method on log KL as a function of log b: a straight line of slope 2 for small b, and nearly straight where
     a token dear to the teacher, rare for the student, makes the KL grow exponentially. It starts from the small-budget
     limit sqrt(2 budget / Var_p[log q/p]) (Appendix small_budget) and is kept inside a bracket whose lower end is
-    feasible. Candidates are rounded to `resolution` before they are tried: the KL is that of the very blend returned.
+    feasible. Candidates are rounded to `resolution` before they are tried, so that it is the returned number that fits.
     """
-    wide = budget_B.dtype
-    low_B, low_kl_B, high_B = torch.zeros_like(budget_B), torch.zeros_like(budget_B), end_B
+    low_B, high_B = torch.zeros_like(budget_B), end_B
     blend_B = (2 * budget_B / _variance_of_log_ratio(start_BV, end_BV)).sqrt()
-    blend_B = torch.where(blend_B < end_B, blend_B, end_B / 2).to(resolution).to(wide)
+    blend_B = _rounded(torch.where(blend_B < end_B, blend_B, end_B / 2), resolution)
     step_B = end_B
-    num_passes = 1
-    while num_passes < MAX_SOLVE_PASSES and bool(is_open_B.any()):
+    for _ in range(MAX_SOLVE_PASSES):
+        if not bool(is_open_B.any()):
+            break
         kl_B, slope_B = _kl_on_path(start_BV, end_BV, blend_B)
-        num_passes += 1
         newton_B = blend_B * (budget_B / kl_B) ** (kl_B / slope_B)
         newton_step_B = (newton_B - blend_B).abs()
         # Both tests are needed: where the KL is flat the first alone would accept a blend that is far off, where it is
@@ -263,19 +261,18 @@ def _solve_inside_bracket(
         is_settled_B &= newton_step_B <= SOLVE_TOLERANCE * blend_B
 
         is_feasible_B = kl_B <= budget_B
-        is_better_B = is_open_B & (is_feasible_B | is_settled_B)
-        low_B, low_kl_B = torch.where(is_better_B, blend_B, low_B), torch.where(is_better_B, kl_B, low_kl_B)
+        low_B = torch.where(is_open_B & (is_feasible_B | is_settled_B), blend_B, low_B)
         high_B = torch.where(is_open_B & ~is_feasible_B, blend_B, high_B)
 
         # Newton while it stays in the bracket and its steps shrink; otherwise, as for a NaN, halve the bracket.
-        newton_B, middle_B = newton_B.to(resolution).to(wide), ((low_B + high_B) / 2).to(resolution).to(wide)
+        newton_B, middle_B = _rounded(newton_B, resolution), _rounded((low_B + high_B) / 2, resolution)
         use_newton_B = (newton_B > low_B) & (newton_B < high_B) & (newton_step_B <= step_B / 2)
         next_B = torch.where(use_newton_B, newton_B, middle_B)
         is_exhausted_B = (next_B <= low_B) | (next_B >= high_B)  # no number is left between the two ends
         is_open_B = is_open_B & ~is_settled_B & ~is_exhausted_B
         step_B = (next_B - blend_B).abs()
         blend_B = torch.where(is_open_B, next_B, blend_B)
-    return _Solution(low_B, low_kl_B, num_passes)
+    return low_B
 
 
 def _kl_on_path(start_BV: Tensor, end_BV: Tensor, blend_B: Tensor) -> tuple[Tensor, Tensor]:
@@ -359,6 +356,10 @@ def _widened(tensor: Tensor) -> Tensor:
 def _widest_dtype(device: torch.device) -> torch.dtype:
     """float64, except on Apple's MPS, which does not have it."""
     return torch.float32 if device.type == "mps" else torch.float64
+
+
+def _rounded(values: Tensor, resolution: torch.dtype) -> Tensor:
+    return values.to(resolution).to(values.dtype)
 
 
 def _zero_where_impossible(values_BV: Tensor, logprobs_BV: Tensor) -> Tensor:

@@ -185,11 +185,11 @@ def build_evaluation_set(item: EvaluationSetConfig, data: DataConfig, tokenizer:
 
 def make_verifier(task: str, student: LanguageModel) -> VerifyRollouts:
     """Right or wrong for rollouts, from their text."""
-    decode, verifier = decoder_of(student), Verifier()
+    decode, verifier = decoder_of(student), Verifier(task)
 
     def verify(rollouts: Sequence[Rollout], answers: Sequence[str]) -> Sequence[bool]:
         responses = [decode(rollout.response_tokens) for rollout in rollouts]
-        return verifier.verify_many(task, list(zip(responses, answers, strict=True)))
+        return verifier.verify_many(zip(responses, answers, strict=True))
 
     return verify
 

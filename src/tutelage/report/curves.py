@@ -118,7 +118,7 @@ def _align_steps(all_axes: list[Axes]) -> None:
     low, high = min((low for low, _ in ends), default=0.0), max((high for _, high in ends), default=1.0)
     widening = max(0.0, 1 - (high - low)) / 2  # a run of one step still gets a whole step of room
     for axes in all_axes:
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, steps=[1, 2, 2.5, 5, 10]))
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1, steps=[1, 2, 2.5, 5, 10]))
         axes.set_xlim(low - widening, high + widening)
 
 
