@@ -43,7 +43,7 @@ SOLVE_TOLERANCE = 1e-4
 MAX_SOLVE_PASSES = 64
 
 # Vocabulary entries solved at a time: on a CPU few enough to stay in its caches (twice as fast), elsewhere enough to
-# keep the device busy while the double-precision copies stay within a gigabyte.
+# keep the device busy while the float64 copies stay around a gigabyte.
 SOLVE_ENTRIES_CPU = 2**19
 SOLVE_ENTRIES_ELSEWHERE = 2**24
 
@@ -155,10 +155,10 @@ def trust_region_blend(student_logits_BV: Tensor, teacher_logits_BV: Tensor, kl_
       student_logits_BV, teacher_logits_BV: need not be normalised; -inf allowed; same shape.
       kl_radius: nats, a number or a tensor that broadcasts over the rows; eps of the paper.
     Returns:
-      Blend, in float32 or wider. Each row keeps KL(mu || p) <= radius (1 + 1e-3) + 1e-7, with equality to that tolerance
-      for 0 < blend < 1, and its blend is within 1e-3, relative, of b* for radii down to 1e-6. At blend 0 and 1 the
-      log-probabilities are those of `normalise`, bit for bit. Rows that are NaN on either side are NaN, except that
-      radius 0 never looks at the teacher.
+      Blend, in float32 or wider. Each row keeps KL(mu || p) <= radius (1 + 1e-3) + 1e-7, with equality to that
+      tolerance for 0 < blend < 1 (but for the second limit above), and its blend is within 1e-3, relative, of b* for
+      radii down to 1e-6. At blend 0 and 1 the log-probabilities are those of `normalise`, bit for bit. Rows that are
+      NaN on either side are NaN, except that radius 0 never looks at the teacher.
     """
     if student_logits_BV.shape != teacher_logits_BV.shape:
         raise VocabularyMismatchError(

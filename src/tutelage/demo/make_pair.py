@@ -16,6 +16,7 @@ import re
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -207,6 +208,7 @@ def evaluate(
 ) -> Score:
     """Score solutions to fresh problems: greedy at temperature 0, plain sampling (no top-k, no top-p) above it."""
     model.eval()
+    generator: Any = model  # the annotations of `generate` refuse the very classes that inherit it
     torch.manual_seed(HELD_OUT_SEED)
     sampling = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature > 0 else {"do_sample": False}
     num_right = num_ended = num_tokens = 0
@@ -214,7 +216,7 @@ def evaluate(
         batch = problems[start : start + 100]
         prompts = [render_prompt(tokenizer, problem.problem) for problem in batch]
         inputs = tokenizer(prompts, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False)
-        outputs = model.generate(
+        outputs = generator.generate(
             input_ids=inputs["input_ids"],
             attention_mask=inputs["attention_mask"],
             max_new_tokens=MAX_NEW_TOKENS,

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
@@ -78,7 +79,7 @@ def load_language_model(
             use_safetensors=None if allow_pickle else True,
             attn_implementation=attention,
         )
-    except (OSError, ValueError, KeyError) as problem:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as problem:
         raise ModelError(f"no model could be loaded from {path!r}: {_first_line(problem)}. {_ADVICE}") from problem
     module.to(device)
     # Rollouts and losses must see the same distribution, so dropout stays off throughout, also while training.

@@ -207,7 +207,8 @@ class PairedEngine:
             student_logits_BV = student.logits_BV
             teacher_logits_BV = None if teacher is None else teacher.logits_BV.to(student_logits_BV.device)
             proposal = policy(student_logits_BV, teacher_logits_BV)
-            tokens_B = sample(proposal.logprobs_BV, uniforms_BT[rows_B, position % POSITIONS_PER_DRAW])
+            drawn_B = sample(proposal.logprobs_BV, uniforms_BT[rows_B, position % POSITIONS_PER_DRAW])
+            tokens_B = drawn_B.clamp_min(0)  # NO_TOKEN is refused below, where the host waits for the device anyway
             kept = {
                 "tokens": tokens_B,
                 "behaviour_logprobs": gather_logprobs(proposal.logprobs_BV, tokens_B),
@@ -226,7 +227,7 @@ class PairedEngine:
             is_stop_B = tokens_B == self.vocabulary.stop_id if self.vocabulary.stop_id is not None else ~alive_B
             records.finish(rows_B, alive_B & is_stop_B)
             alive_B = alive_B & ~is_stop_B
-            num_alive, num_without_token = torch.stack([alive_B.sum(), (tokens_B < 0).sum()]).tolist()
+            num_alive, num_without_token = torch.stack([alive_B.sum(), (drawn_B < 0).sum()]).tolist()
             if num_without_token:
                 raise NonFiniteError(
                     f"{num_without_token} answers have no next token at position {position}: the logits of the student"

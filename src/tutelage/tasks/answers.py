@@ -11,10 +11,11 @@ from fractions import Fraction
 
 __all__ = ["clean", "compare_plainly", "exact_match", "final_answer", "reference_answer"]
 
-# A final answer stands at the end of a response, and a longer "answer" than this is none. All three bound the work.
+# A final answer stands at the end of a response, and a longer "answer" than this is none. All of these bound the work.
 MAX_TAIL_CHARACTERS = 100_000
 MAX_ANSWER_CHARACTERS = 2_000
 MAX_BOXES = 50
+_MAX_WRAPPINGS = 8
 
 _BOX = re.compile(r"\\{1,4}(?:boxed|fbox)\s{0,8}\{")  # up to four backslashes: models that quote LaTeX double them
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # an escaped brace is a token of its own, and so does not count
@@ -112,7 +113,7 @@ def _unify(text: str) -> str:
 def clean(text: str) -> str:
     """An answer without what only surrounds it: white space, math delimiters, braces, a period at the end."""
     text = _unify(text).strip()
-    while True:
+    for _ in range(_MAX_WRAPPINGS):
         before = text
         if not text.endswith(r"\right."):
             text = text.rstrip(".").rstrip()
@@ -124,20 +125,23 @@ def clean(text: str) -> str:
         if text.startswith("{") and _up_to_closing_brace(text, 1) == text[1:-1]:
             text = text[1:-1].strip()
         if text == before:
-            return text
+            break
+    return text
 
 
 def compare_plainly(candidate: str, reference: str) -> bool | None:
     """Whether two answers are equal, as far as that can be told without algebra; None = it cannot.
 
     Equal are the same text but for spacing and size commands, and numbers of the same value; "50%" is 50. Different are
-    numbers that are further apart than the algebra's own rounding. An empty answer equals nothing.
+    numbers that are further apart than the algebra's own rounding. Nothing else equals an empty or overlong answer.
     """
     candidate, reference = clean(candidate), clean(reference)
     if not candidate or not reference:
         return False
     if _squeeze(candidate) == _squeeze(reference):
         return True
+    if max(len(candidate), len(reference)) > MAX_ANSWER_CHARACTERS:
+        return False
     candidate_number, reference_number = _plain_number(candidate), _plain_number(reference)
     if candidate_number is None or reference_number is None:
         return None

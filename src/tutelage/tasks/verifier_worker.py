@@ -27,7 +27,7 @@ Judge = Callable[[str, str], Any]
 
 # An orphan whose judge hangs never gets to see that its input ended: the kernel's alarm ends it, this much after the
 # parent would have.
-_ORPHAN_GRACE_SECONDS = 10.0
+_ORPHAN_GRACE_SECONDS = 2.0
 
 
 def is_correct(score: object) -> bool:

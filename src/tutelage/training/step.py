@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields
 
 import torch
 
-from tutelage.diagnostics import rollout_metrics
+from tutelage.diagnostics import rollout_metrics, teacher_support_auroc
 from tutelage.divergences import Divergence
 from tutelage.errors import ConfigurationError, NonFiniteError
 from tutelage.policies import Policy
@@ -137,6 +137,7 @@ def training_step(
     numbers = {item.name: getattr(policy, item.name) for item in fields(policy)}
     policy_numbers = {name: float(value) for name, value in numbers.items() if isinstance(value, int | float)}
     rewards = None if correct is None else [float(is_correct) for is_correct in correct]
+    auroc = None if correct is None else teacher_support_auroc(rollouts, correct)
     metrics = {
         "loss": batch.loss,
         "grad_norm": grad_norm,
@@ -144,6 +145,7 @@ def training_step(
         "logprob_mismatch": batch.logprob_mismatch,
         **policy_numbers,
         **rollout_metrics(rollouts, kl_radius=policy_numbers.get("kl_radius"), rewards=rewards),
+        **({} if auroc is None else {"teacher_support_auroc": auroc}),
         **watch.seconds,
         "seconds": sum(watch.seconds.values()),
         "response_tokens_total": float(batch.num_tokens),

@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.conftest import make_model
+from tutelage.errors import ConfigurationError, DataError, NonFiniteError, VocabularyMismatchError
+from tutelage.policies import Student, Teacher, TrustRegion
+from tutelage.rollout import PairedEngine
+from tutelage.types import Prompt, Rollout
+
+FIELDS = (
+    "teacher_logprobs teacher_entropy teacher_support_logprobs teacher_tail_logprobs support_overlap student_logprobs "
+    "student_entropy support_mass"
+).split()
+
+
+@pytest.fixture(scope="module")
+def engine() -> PairedEngine:
+    student = make_model("qwen3", vocab_size=20, stop_ids=7, seed=1)
+    teacher = make_model("gemma3", vocab_size=24, stop_ids=[7, 8], seed=2)
+    return PairedEngine(student, teacher, support_size=4)
+
+
+def test_scoring_afterwards_equals_scoring_while_sampling(engine: PairedEngine) -> None:
+    """The loss must not know whether the teacher was in the loop; here also with a teacher that reads other prompts."""
+    prompts = [Prompt([1, 2, 3], teacher_tokens=[9, 9, 1, 2, 3]), Prompt([4])]
+    sampled = engine.generate(TrustRegion(kl_radius=0.1), prompts, max_new_tokens=20, num_samples=5)
+    for max_tokens in (1, 64, 4096):
+        engine.score_tokens = max_tokens
+        scored = engine.score(sampled)
+        for before, after in zip(sampled, scored, strict=True):
+            assert after.response_tokens == before.response_tokens
+            for name in FIELDS:
+                torch.testing.assert_close(getattr(after, name), getattr(before, name), rtol=1e-6, atol=1e-8)
+
+
+def test_the_student_policy_never_calls_the_teacher() -> None:
+    student, teacher = make_model("qwen3", vocab_size=20, seed=1), make_model("qwen3", vocab_size=20, seed=2)
+
+    def fail(*_: object, **__: object) -> None:
+        raise AssertionError("the teacher was called")
+
+    teacher.register_forward_pre_hook(fail)
+    teacher.model.register_forward_pre_hook(fail)
+    engine = PairedEngine(student, teacher)
+    rollouts = engine.generate(TrustRegion(kl_radius=0.0).at(0), [[1, 2]], max_new_tokens=5)
+    assert rollouts[0].teacher_logprobs is None and not rollouts[0].is_scored
+    with pytest.raises(AssertionError, match="the teacher was called"):
+        engine.generate(Teacher(), [[1, 2]], max_new_tokens=5)
+
+
+def test_samples_share_one_prefill() -> None:
+    model = make_model("qwen3", vocab_size=20, seed=1)
+    rows = []
+    model.model.register_forward_pre_hook(lambda _, args, kwargs: rows.append(kwargs["input_ids"].shape), with_kwargs=True)
+    PairedEngine(model).generate(Student(), [[1, 2, 3], [4]], max_new_tokens=2, num_samples=4)
+    assert rows == [(2, 3), (8, 1)]
+
+
+def test_finished_rows_leave_the_batch() -> None:
+    model = make_model("qwen3", vocab_size=8, stop_ids=3, seed=1)
+    rows = []
+    model.model.register_forward_pre_hook(
+        lambda _, args, kwargs: rows.append(kwargs["input_ids"].shape[0]), with_kwargs=True
+    )
+    rollouts = PairedEngine(model).generate(Student(), [[1]], max_new_tokens=40, num_samples=64)
+    lengths = sorted(len(rollout) for rollout in rollouts)
+    alive = [sum(length > done for length in lengths) for done in range(1, max(lengths))]
+    assert rows[1] == 64 or rows[1] < 64  # the first decode sees everyone who has not just finished
+    for decoded, still_alive in zip(rows[1:], alive, strict=True):
+        assert still_alive <= decoded <= still_alive / (1 - 0.125) + 1
+
+
+def test_length_one_prompts_and_length_one_answers(engine: PairedEngine) -> None:
+    rollouts = engine.generate(TrustRegion(kl_radius=0.5), [[1], [2]], max_new_tokens=1, num_samples=2)
+    assert [len(rollout) for rollout in rollouts] == [1, 1, 1, 1]
+    assert all(len(getattr(rollout, name)) == 1 for rollout in rollouts for name in FIELDS)
+
+
+def test_a_model_without_stop_ids_runs_to_the_limit() -> None:
+    rollouts = PairedEngine(make_model("llama", vocab_size=9)).generate(Student(), [[1]], max_new_tokens=70, num_samples=2)
+    assert [(len(r), r.finished) for r in rollouts] == [(70, False)] * 2
+
+
+def test_refusals(engine: PairedEngine) -> None:
+    student_only = PairedEngine(make_model("qwen3", vocab_size=20))
+    with pytest.raises(ConfigurationError, match="asks the teacher"):
+        student_only.generate(Teacher(), [[1]], max_new_tokens=4)
+    with pytest.raises(ConfigurationError, match="scoring needs a teacher"):
+        student_only.score([])
+    with pytest.raises(ConfigurationError, match="max_new_tokens is 0"):
+        student_only.generate(Student(), [[1]], max_new_tokens=0)
+    with pytest.raises(ConfigurationError, match="draft_length is 4"):
+        PairedEngine(make_model("qwen3"), draft_length=4)
+    with pytest.raises(ConfigurationError, match=r"rollout.max_rows is 0"):
+        PairedEngine(make_model("qwen3"), max_rows=0)
+    with pytest.raises(DataError, match="prompt 1 is empty"):
+        student_only.generate(Student(), [[1], []], max_new_tokens=4)
+    with pytest.raises(DataError, match="512 tokens"):
+        student_only.generate(Student(), [[1] * 500], max_new_tokens=13)
+    unscored = Rollout([1], [2], torch.zeros(1), torch.zeros(1))
+    with pytest.raises(DataError, match="without the student's support"):
+        engine.score([unscored])
+
+
+def test_nan_logits_are_named_and_not_sampled() -> None:
+    model = make_model("qwen3", vocab_size=20)
+    with torch.no_grad():
+        model.model.norm.weight.fill_(float("nan"))
+    with pytest.raises(NonFiniteError, match="NaN"):
+        PairedEngine(model).generate(Student(), [[1]], max_new_tokens=4)
+
+
+def test_mismatched_tokenizers_are_refused(tmp_path) -> None:
+    from tests.tiny_run import make_tokenizer
+    from tutelage.models import LanguageModel
+
+    student = LanguageModel(make_model("qwen3", vocab_size=300), make_tokenizer())
+    teacher = LanguageModel(make_model("qwen3", vocab_size=300), make_tokenizer(extra=("zz",)))
+    with pytest.raises(VocabularyMismatchError, match=r"id 256: student '<\|endoftext\|>', teacher 'zz'"):
+        PairedEngine(student, teacher)

@@ -1,0 +1,164 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+from tutelage.errors import ConfigurationError, DataError
+from tutelage.tasks import DroppedPromptsWarning, Problem, render, render_all
+
+SPECIAL = ["<bos>", "<eos>", "<|user|>", "<|system|>", "<|assistant|>"]
+TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] }}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% if enable_thinking is false %}(no thinking){% endif %}{% endif %}"
+)
+NO_SYSTEM = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + TEMPLATE
+
+
+def make_tokenizer(template: str | None = None, *, before: str = "<bos>", after: str = "") -> Any:
+    """One token per byte, so that decoding shows what was written; `before` and `after` are put around text."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: index for index, token in enumerate([*SPECIAL, *alphabet])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{before} $A {after}".strip(), special_tokens=[(t, vocabulary[t]) for t in SPECIAL]
+    )
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<bos>",
+        eos_token="<eos>",
+        additional_special_tokens=SPECIAL[2:],
+        clean_up_tokenization_spaces=False,
+    )
+    fast.chat_template = template
+    return fast
+
+
+def read(tokenizer: Any, ids: Any) -> str:
+    return str(tokenizer.decode(ids))
+
+
+QUESTION = Problem("q/0", "1 + 1?")
+CHAT = Problem("q/1", ({"role": "system", "content": "Be kind."}, {"role": "user", "content": "1 + 1?"}))
+
+
+def test_a_template_writes_messages_and_one_bos() -> None:
+    tokenizer = make_tokenizer(TEMPLATE)
+    ids = render(QUESTION, tokenizer)
+    assert isinstance(ids, list)
+    assert all(type(i) is int for i in ids)
+    assert read(tokenizer, ids) == "<bos><|user|>1 + 1?<|assistant|>"
+    assert read(tokenizer, render(CHAT, tokenizer)) == "<bos><|system|>Be kind.<|user|>1 + 1?<|assistant|>"
+
+
+def test_a_system_prompt_is_put_in_front_or_in_the_place_of_the_problems_own() -> None:
+    tokenizer = make_tokenizer(TEMPLATE)
+    expected = "<bos><|system|>Think.<|user|>1 + 1?<|assistant|>"
+    assert read(tokenizer, render(QUESTION, tokenizer, system_prompt="Think.")) == expected
+    assert read(tokenizer, render(CHAT, tokenizer, system_prompt="Think.")) == expected
+
+
+def test_template_keywords_pass_through_unless_they_are_ours() -> None:
+    tokenizer = make_tokenizer(TEMPLATE)
+    ids = render(QUESTION, tokenizer, chat_template_kwargs={"enable_thinking": False})
+    assert read(tokenizer, ids).endswith("<|assistant|>(no thinking)")
+    with pytest.raises(ConfigurationError, match=r"data\.chat_template_kwargs sets tokenize; expected only names"):
+        render(QUESTION, tokenizer, chat_template_kwargs={"tokenize": False})
+
+
+def test_plain_text_without_a_template_or_when_asked_for() -> None:
+    plain, chat = make_tokenizer(), make_tokenizer(TEMPLATE)
+    assert read(plain, render(QUESTION, plain)) == "<bos>1 + 1?"
+    assert read(chat, render(QUESTION, chat, use_chat_template=False)) == "<bos>1 + 1?"
+    assert read(plain, render(QUESTION, plain, system_prompt="Think.")) == "<bos>Think.\n\n1 + 1?"
+
+
+def test_an_eos_that_the_tokenizer_adds_is_taken_off_again() -> None:
+    tokenizer = make_tokenizer(after="<eos>")
+    assert read(tokenizer, tokenizer("1 + 1?")["input_ids"]) == "<bos>1 + 1?<eos>"
+    assert read(tokenizer, render(QUESTION, tokenizer)) == "<bos>1 + 1?"
+    written = make_tokenizer()
+    assert read(written, render(Problem("a", "1 + 1?<eos>"), written)) == "<bos>1 + 1?<eos>"
+
+
+def test_messages_need_a_template() -> None:
+    message = r"problem q/1 consists of chat messages.*; expected plain text\. Set data\.prompt_column"
+    with pytest.raises(DataError, match=message):
+        render(CHAT, make_tokenizer())
+    with pytest.raises(DataError, match=message):
+        render(CHAT, make_tokenizer(TEMPLATE), use_chat_template=False)
+
+
+def test_a_template_that_is_not_there_or_that_refuses() -> None:
+    with pytest.raises(
+        ConfigurationError, match=r"data\.use_chat_template is true, but .* has no chat template; expected"
+    ):
+        render(QUESTION, make_tokenizer(), use_chat_template=True)
+    with pytest.raises(DataError, match=r"refuses problem q/1 \(no system role\).*system, user; expected roles"):
+        render(CHAT, make_tokenizer(NO_SYSTEM))
+
+
+def test_a_prompt_without_tokens_is_refused() -> None:
+    with pytest.raises(DataError, match=r"problem q/0 has no tokens .*; expected at least one"):
+        render(QUESTION, make_tokenizer("{{ '' }}"))
+
+
+def test_teacher_tokens_are_none_where_both_read_the_same() -> None:
+    rendered = render_all([QUESTION, CHAT], make_tokenizer(TEMPLATE), make_tokenizer(TEMPLATE), max_prompt_tokens=100)
+    assert [prompt.teacher_tokens for prompt in rendered.prompts] == [None, None]
+    alone = render_all([QUESTION], make_tokenizer(TEMPLATE), None, max_prompt_tokens=100)
+    assert alone.prompts == rendered.prompts[:1]
+    assert (alone.problems, alone.num_dropped) == ([QUESTION], 0)
+
+
+def test_each_side_reads_through_its_own_template_and_system_prompt() -> None:
+    student, teacher = make_tokenizer(), make_tokenizer(TEMPLATE)
+    rendered = render_all(
+        [QUESTION],
+        student,
+        teacher,
+        max_prompt_tokens=100,
+        system_prompt="S",
+        teacher_system_prompt="T",
+        chat_template_kwargs={"enable_thinking": True},
+        teacher_chat_template_kwargs={"enable_thinking": False},
+    )
+    (prompt,) = rendered.prompts
+    assert read(student, prompt.student_tokens) == "<bos>S\n\n1 + 1?"
+    assert read(teacher, prompt.teacher_tokens) == "<bos><|system|>T<|user|>1 + 1?<|assistant|>(no thinking)"
+    (same,) = render_all([QUESTION], student, teacher, max_prompt_tokens=100, system_prompt="S").prompts
+    assert read(teacher, same.teacher_tokens) == "<bos><|system|>S<|user|>1 + 1?<|assistant|>"
+
+
+def test_long_prompts_are_dropped_with_one_warning() -> None:
+    problems = [Problem(f"p/{n}", "x" * n) for n in (5, 20, 3, 30)]
+    with pytest.warns(DroppedPromptsWarning) as caught:
+        rendered = render_all(problems, make_tokenizer(), None, max_prompt_tokens=6)
+    assert [str(w.message) for w in caught] == [
+        "2 of 4 prompts are longer than data.max_prompt_tokens = 6 (the longest has 31 tokens) and are left out."
+        " Raise data.max_prompt_tokens to keep them."
+    ]
+    assert caught[0].filename == __file__
+    assert rendered.problems == [problems[0], problems[2]]
+    assert [len(prompt.student_tokens) for prompt in rendered.prompts] == [6, 4]
+    assert rendered.num_dropped == 2
+
+
+def test_a_prompt_too_long_for_the_teacher_alone_is_dropped() -> None:
+    problems = [Problem("a", "x"), Problem("b", "x" * 10)]
+    with pytest.warns(DroppedPromptsWarning, match="1 of 2"):
+        rendered = render_all(problems, make_tokenizer(), make_tokenizer(TEMPLATE), max_prompt_tokens=12)
+    assert rendered.problems == problems[:1]
+
+
+def test_nothing_left_is_refused() -> None:
+    with pytest.raises(
+        DataError, match=r"all 1 prompts are longer than data\.max_prompt_tokens = 3 \(the shortest has 7"
+    ):
+        render_all([QUESTION], make_tokenizer(), None, max_prompt_tokens=3)
+    with pytest.raises(DataError, match="there are no problems to render"):
+        render_all([], make_tokenizer(), None, max_prompt_tokens=3)

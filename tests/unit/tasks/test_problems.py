@@ -1,0 +1,294 @@
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from tutelage.errors import ConfigurationError, DataError
+from tutelage.tasks import Problem, load_problems
+
+SHARED_DATA = Path(__file__).parents[4] / "shared" / "data"
+CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "1 + 1?"}]
+
+
+def write_jsonl(path: Path, rows: list[Any]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def write_parquet(path: Path, rows: list[dict[str, Any]]) -> Path:
+    import pyarrow
+    import pyarrow.parquet
+
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    return path
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Any:
+    """Writes rows to a JSONL file and reads them back as problems."""
+
+    def load(*rows: Any, **options: Any) -> list[Problem]:
+        return load_problems(write_jsonl(tmp_path / "rows.jsonl", list(rows)), **options)
+
+    return load
+
+
+# What is read ---------------------------------------------------------------------------------------------------------
+
+
+def test_rows_keep_their_order_text_and_answers(rows: Any) -> None:
+    problems = rows(
+        {"problem": "  b? ", "answer": "142.0"}, {"problem": "a?", "answer": 7}, {"problem": "c", "answer": 0.5}
+    )
+    assert problems == [
+        Problem("rows/0", "  b? ", "142.0"),
+        Problem("rows/1", "a?", "7"),
+        Problem("rows/2", "c", "0.5"),
+    ]
+
+
+def test_ids_are_the_rows_own_where_they_name_every_row_once(rows: Any) -> None:
+    assert [p.id for p in rows({"id": "x", "problem": "a", "answer": 1}, {"id": 2, "problem": "b", "answer": 1})] == [
+        "x",
+        "2",
+    ]
+    repeated = rows({"id": "x", "problem": "a", "answer": 1}, {"id": "x", "problem": "b", "answer": 1})
+    assert [p.id for p in repeated] == ["rows/0", "rows/1"]
+    partial = rows({"id": "x", "problem": "a", "answer": 1}, {"problem": "b", "answer": 1})
+    assert [p.id for p in partial] == ["rows/0", "rows/1"]
+
+
+def test_limit_reads_the_first_rows_only(tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_text('{"problem": "a", "answer": "1"}\nnot JSON\n')
+    assert len(load_problems(path, limit=1)) == 1
+    with pytest.raises(ConfigurationError, match=r"data\.limit is 0; expected at least 1"):
+        load_problems(path, limit=0)
+
+
+def test_json_list_blank_lines_bom_and_line_separators(tmp_path: Path) -> None:
+    (tmp_path / "list.json").write_text('[{"problem": "a", "answer": "1"}]')
+    assert load_problems(str(tmp_path / "list.json")) == [Problem("list/0", "a", "1")]
+    text = '\ufeff{"problem": "a\u2028b", "answer": "1"}\n\n{"problem": "c", "answer": "2"}'
+    (tmp_path / "lines.jsonl").write_text(text, encoding="utf-8")
+    assert [p.text for p in load_problems(tmp_path / "lines.jsonl")] == ["a\u2028b", "c"]
+
+
+def test_answers_may_be_left_out(rows: Any) -> None:
+    for nothing in (None, ""):
+        assert rows({"problem": "a"}, answer_column=nothing) == [Problem("rows/0", "a", None)]
+
+
+def test_a_list_with_one_answer_is_that_answer(rows: Any) -> None:
+    assert rows({"problem": "a", "answer": ["$2n$"]})[0].answer == "$2n$"
+
+
+def test_messages_in_every_form(rows: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import numpy
+    import pyarrow
+
+    dict_of_lists = {"role": ["system", "user"], "content": ["Be brief.", "1 + 1?"]}
+    with_more_keys = [{**message, "name": None} for message in CHAT]
+    for cell in (CHAT, json.dumps(CHAT), dict_of_lists, with_more_keys):
+        (problem,) = rows({"problem": cell, "answer": "2"})
+        assert problem.prompt == tuple(CHAT)
+    for cell in (numpy.array(CHAT, dtype=object), pyarrow.scalar(CHAT)):
+        monkeypatch.setattr("datasets.load_dataset", lambda *_, _cell=cell, **__: [{"problem": _cell, "answer": 2}])
+        assert load_problems("owner/chats")[0].prompt == tuple(CHAT)
+
+
+def test_text_that_only_looks_like_json_is_text(rows: Any) -> None:
+    texts = ["[asy] draw((0,0)); [/asy]", "[1, 2, 3]", "[]", "[" * 100_000]
+    assert [p.prompt for p in rows(*({"problem": text, "answer": 1} for text in texts))] == texts
+
+
+def test_a_problem_reads_as_text_and_as_messages() -> None:
+    assert Problem("a", "1 + 1?").messages == ({"role": "user", "content": "1 + 1?"},)
+    assert Problem("a", tuple(CHAT)).messages == tuple(CHAT)
+    assert Problem("a", tuple(CHAT)).text == "Be brief.\n\n1 + 1?"
+
+
+def test_dotted_columns_step_into_values_unless_a_column_has_that_very_name(rows: Any) -> None:
+    row = {"q": {"text": "a"}, "gold": {"final": {"value": 3}}}
+    (problem,) = rows(row, prompt_column="q.text", answer_column="gold.final.value")
+    assert (problem.prompt, problem.answer) == ("a", "3")
+    assert rows({"q.text": "b", "q": {"text": "a"}}, prompt_column="q.text", answer_column=None)[0].prompt == "b"
+
+
+VERL_ROW = {"prompt": CHAT, "reward_model": {"ground_truth": "2", "style": "rule"}, "extra_info": {"index": "7"}}
+
+
+def test_verl_layout_needs_no_column_names(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = write_parquet(tmp_path / "verl.parquet", [VERL_ROW, VERL_ROW])
+    with caplog.at_level(logging.INFO):
+        problems = load_problems(path)
+    assert problems == [Problem("verl/0", tuple(CHAT), "2"), Problem("verl/1", tuple(CHAT), "2")]
+    assert "verl's layout: reading prompt and reward_model.ground_truth" in caplog.text
+    assert load_problems(path, answer_column=None)[0] == Problem("verl/0", tuple(CHAT), None)
+    assert load_problems(path, prompt_column="prompt", answer_column="reward_model.ground_truth") == problems
+
+
+def test_verl_layout_is_not_guessed_against_what_was_asked_or_is_there(rows: Any) -> None:
+    with pytest.raises(DataError, match="no column 'answer'"):
+        rows(VERL_ROW, prompt_column="prompt")
+    assert rows({**VERL_ROW, "problem": "own", "answer": "1"})[0] == Problem("rows/0", "own", "1")
+
+
+def test_hub_data_sets_are_loaded_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def load_dataset(name: str, configuration: str | None, *, split: str) -> list[dict[str, Any]]:
+        calls.append((name, configuration, split))
+        return [{"question": "a", "answer": "1"}]
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    assert load_problems("openai/gsm8k:main", prompt_column="question", split="test") == [Problem("gsm8k/0", "a", "1")]
+    assert load_problems("squad-v1.1", prompt_column="question")[0].id == "squad-v1.1/0"
+    assert calls == [("openai/gsm8k", "main", "test"), ("squad-v1.1", None, "train")]
+
+
+def test_datasets_is_not_imported_for_files(rows: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace())
+    assert rows({"problem": "a", "answer": 1})
+
+
+# What is refused ------------------------------------------------------------------------------------------------------
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"nowhere\.jsonl is not there .*; expected a file\. Check data\.path"):
+        load_problems(tmp_path / "nowhere.jsonl")
+
+
+@pytest.mark.parametrize("name", ["empty.jsonl", "empty.json", "empty.parquet"])
+def test_empty_file(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_text("")
+    if name.endswith("parquet"):
+        write_parquet(path, [{"problem": "a"}])
+        import pyarrow.parquet
+
+        pyarrow.parquet.write_table(pyarrow.parquet.read_table(path).slice(0, 0), path)
+    with pytest.raises(DataError, match=rf"{name} has no rows; expected at least one problem\. Check that data\.path"):
+        load_problems(path)
+
+
+@pytest.mark.parametrize("name", ["table.csv", "notes.txt", "made.of.lines"])
+def test_unsupported_endings(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("problem,answer\n")
+    with pytest.raises(DataError, match=r"expected a \.jsonl, \.json or \.parquet file, or a hub data set"):
+        load_problems(tmp_path / name)
+
+
+def test_paths_that_are_neither_files_nor_names_of_data_sets(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="a directory; expected"):
+        load_problems(tmp_path)
+    with pytest.raises(DataError, match=r"ending in '\.csv'; expected"):
+        load_problems("missing/table.csv")
+    with pytest.raises(DataError, match="no name of a data set; expected"):
+        load_problems("/data/gsm8k/train")
+
+
+@pytest.mark.parametrize(
+    "error", [FileNotFoundError("not on the hub"), ValueError("bad split"), ConnectionError("offline")]
+)
+def test_hub_errors_say_what_to_check(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def load_dataset(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    with pytest.raises(DataError, match=rf"'nobody/nothing', no file here.*{error}.*Check data\.path, data\.split"):
+        load_problems("nobody/nothing")
+
+
+@pytest.mark.parametrize("line", [b"{'problem': 1}", b"\xff\xfe", b"[" * 100_000, b'{"problem": "cut'])
+def test_a_line_that_is_not_json_is_named(tmp_path: Path, line: bytes) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_bytes(b'{"problem": "a", "answer": "1"}\n\n' + line + b"\n")
+    with pytest.raises(DataError, match=r"p\.jsonl, line 3 is not JSON .*; expected one JSON object per line\. Repair"):
+        load_problems(path)
+
+
+def test_json_that_is_not_objects(tmp_path: Path, rows: Any) -> None:
+    with pytest.raises(DataError, match=r"row 1 \(line 2\) is a JSON list: \[1\]; expected an object"):
+        rows({"problem": "a", "answer": 1}, [1])
+    (tmp_path / "p.json").write_text('{"problem": "a"}')
+    with pytest.raises(DataError, match="holds a JSON dict; expected a list of objects"):
+        load_problems(tmp_path / "p.json")
+    (tmp_path / "p.json").write_text("{")
+    with pytest.raises(DataError, match=r"is not JSON .*needs the ending \.jsonl"):
+        load_problems(tmp_path / "p.json")
+
+
+def test_a_file_that_is_not_parquet(tmp_path: Path) -> None:
+    (tmp_path / "p.parquet").write_text("version https://git-lfs.github.com/spec/v1")
+    with pytest.raises(DataError, match=r"cannot be read as Parquet .*; expected a complete \.parquet file\. Fetch"):
+        load_problems(tmp_path / "p.parquet")
+
+
+def test_a_row_without_the_prompt_column(rows: Any) -> None:
+    message = (
+        r"row 1 \(line 2\) has no column 'problem'; it has 'problems', 'answer', 'info\.source'\."
+        r" Expected data\.prompt_column to name one; did you mean 'problems'\? Set data\.prompt_column to it\."
+    )
+    with pytest.raises(DataError, match=message):
+        rows({"problem": "a", "answer": 1}, {"problems": "b", "answer": 1, "info": {"source": "x"}})
+    with pytest.raises(DataError, match=r"it has 'zzz'\. .* set data\.prompt_column to one of these"):
+        rows({"zzz": 1})
+
+
+def test_a_row_without_the_answer_column(rows: Any) -> None:
+    with pytest.raises(
+        DataError, match=r"no column 'answer'; it has 'problem', 'label'\. .*data\.answer_column.*or to \"\""
+    ):
+        rows({"problem": "a", "label": 1})
+
+
+def test_nested_columns_are_offered_as_the_nearest(rows: Any) -> None:
+    with pytest.raises(DataError, match=r"did you mean 'reward_model\.ground_truth'\? Set data\.answer_column to it"):
+        rows(VERL_ROW, prompt_column="prompt", answer_column="reward_model.ground_thruth")
+
+
+@pytest.mark.parametrize(
+    ("cell", "message"),
+    [
+        ("  \n", "only white space in column 'problem'; expected a question"),
+        ("\ud83d", "half of a surrogate pair in column 'problem'"),
+        (None, r"nothing \(null\) in column 'problem'; expected a value"),
+        (12, "holds 12; expected text, or a list of messages"),
+        ([], "an empty list of messages; expected a conversation"),
+        ([{"role": "user"}], "expected text, or a list of messages"),
+        ([{"role": "user", "content": [{"type": "image"}]}], "expected text, or a list of messages"),
+        ([{"role": "user", "content": " "}], "only white space in the last message"),
+        ([*CHAT, {"role": "assistant", "content": "2"}], "an assistant's message at its end"),
+    ],
+)
+def test_prompts_that_cannot_be_used(rows: Any, cell: Any, message: str) -> None:
+    with pytest.raises(DataError, match=rf"row 0 \(line 1\).*{message}"):
+        rows({"problem": cell, "answer": 1})
+
+
+@pytest.mark.parametrize("answer", ["", " ", float("nan"), [], ["1", "2"], {"value": {}}])
+def test_answers_that_cannot_be_used(rows: Any, answer: Any) -> None:
+    with pytest.raises(DataError, match=r"as its answer; expected text or a number\. .*data\.answer_column"):
+        rows({"problem": "a", "answer": answer})
+    with pytest.raises(DataError, match=r"nothing \(null\) in column 'answer'.*data\.answer_column"):
+        rows({"problem": "a", "answer": None})
+
+
+# Real data ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="the shared data sets are not on this machine")
+def test_real_data_sets_load_with_their_path_alone() -> None:
+    dapo = load_problems(SHARED_DATA / "prompts" / "dapo_math_17k.parquet")
+    assert (len(dapo), dapo[0].id, dapo[0].answer) == (17_917, "dapo_math_17k/0", "34")
+    assert len({problem.text for problem in dapo}) == 17_398  # its duplicates are the user's to know about, and kept
+    math = load_problems(SHARED_DATA / "benchmarks" / "math500.jsonl", limit=5)
+    assert [problem.id for problem in math] == [f"math500/{row}" for row in range(5)]

@@ -1,0 +1,491 @@
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tutelage.errors import ConfigurationError
+from tutelage.tasks import Verifier, VerifierWarning, check_verifier, verifiers, verify
+from tutelage.tasks.answers import clean, compare_plainly
+
+SHARED_DATA = Path(__file__).parents[4] / "shared" / "data"
+SOURCE = Path(verifiers.__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def math() -> Iterator[Verifier]:
+    with Verifier("math") as verifier:
+        yield verifier
+
+
+@pytest.fixture(scope="module")
+def impatient_math() -> Iterator[Verifier]:
+    with Verifier("math", timeout_seconds=0.5) as verifier:
+        yield verifier
+
+
+@pytest.fixture
+def rewards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user's module in the current directory; its worker starts much faster than that of mathematics."""
+    (tmp_path / "rewards.py").write_text(
+        textwrap.dedent(
+            """
+            import math, os, sys, time
+
+            class Family:
+                @staticmethod
+                def check(response, answer):
+                    return response == answer
+
+            not_a_function = 3
+
+            def contains(response, answer):
+                print("this must not reach the protocol"); os.write(1, b"nor this\\n")
+                assert sys.stdin.read() == ""
+                return answer in response
+
+            def score(response, answer):
+                return {"nan": math.nan, "none": None, "text": "1", "exit": None}.get(response) if response.isalpha() \\
+                    else float(response)
+
+            def fragile(response, answer):
+                if response == "raise": raise ValueError("half an emoji: \\ud83d")
+                if response == "exit": sys.exit(3)
+                if response == "die": os._exit(3)
+                if response == "sleep": time.sleep(60)
+                if response == "hungry": return len(bytearray(2**40)) > 0
+                return True
+            """
+        )
+    )
+    monkeypatch.chdir(tmp_path)
+
+
+# Mathematics ----------------------------------------------------------------------------------------------------------
+
+RIGHT = [
+    ("The answer is 18.", "18"),
+    (r"\boxed{142}", "142.0"),
+    (r"\boxed{-7}", "-7"),
+    (r"\boxed{70{,}000}", "70000"),
+    (r"\boxed{\$2,125.00}", "2,125"),
+    (r"\boxed{18 \text{ dollars}}", "18"),
+    (r"\boxed{x = 5}", "5"),
+    (r"\boxed{5}", "x=5"),
+    (r"\boxed{\frac{14}{3}}", r"\frac{14}{3}"),
+    (r"\boxed{14/3}", r"\frac{14}{3}"),
+    (r"\boxed{4\frac{2}{3}}", r"\frac{14}{3}"),
+    (r"\boxed{0.333333}", r"\frac13"),
+    (r"\boxed{\left(3, \pi/2\right)}", r"\left( 3, \frac{\pi}{2} \right)"),
+    (r"\boxed{-q+p}", "p - q"),
+    (r"\boxed{Evelyn}", r"\text{Evelyn}"),
+    (r"\boxed{(3, 4]}", "(3,4]"),
+    (r"\boxed{-2, 1}", "1,-2"),
+    (r"\boxed{84, 69}", "$69$,$84$"),
+    (r"\boxed{1+\sqrt{19}, 1-\sqrt{19}}", r"1 \pm \sqrt{19}"),
+    (r"\boxed{\sqrt{242}}", r"11\sqrt2"),
+    (r"\boxed{90}", r"90^\circ"),
+    (r"\boxed{[-2,7]}", r"x \in [-2,7]"),
+    (r"\boxed{\frac{\cos x}{\sin x}}", r"\cot x"),
+    (r"\boxed{(-\infty, 0) \cup \{1\}}", r"$(-\infty, 0) \cup\{1\}$."),
+    (
+        r"\boxed{\begin{bmatrix} -1/3 \\ 2/3 \\ 5/3 \end{bmatrix}}",
+        r"\begin{pmatrix} -1/3 \\ 2/3 \\ 5/3 \end{pmatrix}",
+    ),
+    (r"first \boxed{3}, but then \boxed{4}", "4"),
+    (r"\boxed{\boxed{\frac{2}{4}}}", r"\frac12"),
+]
+WRONG = [
+    ("The answer is 17.", "18"),
+    (r"\boxed{7}", "-7"),
+    (r"\boxed{[3,4]}", "(3,4]"),
+    (r"\boxed{(4,2)}", "$(2,4)$"),
+    (r"\boxed{q - p}", "p - q"),
+    (r"\boxed{Briana}", r"\text{Evelyn}"),
+    (r"\boxed{69}", "$69$,$84$"),
+    (r"\boxed{\frac{3}{14}}", r"\frac{14}{3}"),
+    (r"\boxed{0}", r"$(-\infty, 0) \cup\{1\}$."),
+    (r"first \boxed{4}, but then \boxed{3}", "4"),
+    (r"cut off: \boxed{4", "4"),
+    ("", "4"),
+    ("", ""),
+    (r"\boxed{}", ""),
+    ("\N{GRINNING FACE}", "4"),
+    (r"\boxed{" + "\N{GRINNING FACE}" + "}", "x"),
+    ("\x00\x00", "x"),
+    ("\\boxed{\x00}", "x"),
+    ("\\boxed{\ud83d}", "x"),
+    ("\\boxed{x}", "\ud83d"),
+]
+
+
+@pytest.mark.parametrize(("response", "answer"), RIGHT)
+def test_right_answers(math: Verifier, response: str, answer: str) -> None:
+    assert math.verify(response, answer) is True
+
+
+@pytest.mark.parametrize(("response", "answer"), WRONG)
+def test_wrong_answers(math: Verifier, response: str, answer: str) -> None:
+    assert math.verify(response, answer) is False
+
+
+def test_many_keep_their_order(math: Verifier) -> None:
+    assert math.verify_many([*RIGHT[:3], *WRONG[:2], RIGHT[8]]) == [True, True, True, False, False, True]
+
+
+def test_what_is_decided_plainly_is_what_algebra_decides(math: Verifier) -> None:
+    generator = random.Random(0)
+    whole = lambda most: generator.randrange(-most, most)  # noqa: E731
+    forms = [
+        lambda: f"{whole(20)}",
+        lambda: f"{whole(10**6):,}",
+        lambda: f"{whole(4000) / 100}",
+        lambda: f"{whole(20)}/{1 + abs(whole(8))}",
+        lambda: f"\\frac{{{whole(20)}}}{{{1 + abs(whole(8))}}}",
+    ]
+    decided = 0
+    for _ in range(150):
+        candidate, reference = generator.choice(forms)(), generator.choice(forms)()
+        if generator.random() < 0.3:
+            reference = candidate + ".0" if candidate.lstrip("-").isdigit() else candidate
+        plain = compare_plainly(candidate, reference)
+        if plain is not None:
+            decided += 1
+            assert math._ask_worker(clean(candidate), clean(reference)) is plain, (candidate, reference)
+    assert decided > 50
+
+
+# Hostile answers ------------------------------------------------------------------------------------------------------
+
+HANGS = ["9^{9^{9^{9}}}", "(10^{10})!"]
+STRANGE = [
+    "(" * 10_000 + "1" + ")" * 10_000,
+    "(" * 900 + "x" + ")" * 900,
+    r"\frac{1}{" * 150 + "x" + "}" * 150,
+    r"\sum_{n=1}^{10^{10}} n",
+    r"\text{" * 200 + "}" * 200,
+    "__import__('os').system('exit 1')",
+    "1" * 1_999,
+    r"\input{/etc/passwd}",
+]
+
+
+@pytest.mark.parametrize("content", HANGS + STRANGE, ids=lambda content: content[:20])
+def test_hostile_answers_are_wrong_in_bounded_time(impatient_math: Verifier, content: str) -> None:
+    started = time.monotonic()
+    assert impatient_math.verify(r"\boxed{" + content + "}", "y + 3") is False
+    assert time.monotonic() - started < 10.5
+
+
+def test_timeouts_are_counted_and_the_next_answer_is_served(impatient_math: Verifier) -> None:
+    before = impatient_math.num_timeouts
+    assert not impatient_math.verify(r"\boxed{(10^{10})!}", "y + 3")
+    assert impatient_math.num_timeouts == before + 1
+    assert impatient_math.verify(r"\boxed{3 + y}", "y + 3")
+    assert impatient_math.num_timeouts == before + 1
+
+
+def test_long_responses_are_read_from_their_end(math: Verifier) -> None:
+    started = time.monotonic()
+    assert math.verify("Let me think. " * 75_000 + r"So \boxed{3 + y}.", "y + 3")
+    assert not math.verify(r"\boxed{3 + y}" + "Let me think. " * 75_000, "y + 3")
+    assert not math.verify("y" * 1_000_000, "z" * 1_000_000)
+    assert not math.verify(r"\boxed{y}", "z+" * 500_000)
+    assert time.monotonic() - started < 10
+
+
+@given(st.text(st.characters()), st.text(st.characters()))
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_text_gets_a_verdict(math: Verifier, content: str, answer: str) -> None:
+    assert isinstance(math.verify(content, answer), bool)
+    assert isinstance(math.verify(r"\boxed{" + content + "}", answer), bool)
+
+
+# The worker -----------------------------------------------------------------------------------------------------------
+
+
+def worker_of(verifier: Verifier) -> subprocess.Popen[bytes]:
+    assert verifier.verify("same", "same")
+    assert verifier._worker is not None
+    return verifier._worker
+
+
+def test_a_worker_killed_from_outside_is_replaced(rewards: None) -> None:
+    with Verifier("rewards:contains") as verifier:
+        first = worker_of(verifier)
+        os.kill(first.pid, signal.SIGKILL)
+        assert worker_of(verifier).pid != first.pid
+
+
+def test_a_worker_killed_at_work_gets_its_answer_judged_by_another(rewards: None) -> None:
+    with Verifier("rewards:contains") as verifier:
+        first = worker_of(verifier)
+        os.kill(first.pid, signal.SIGSTOP)
+        killer = threading.Timer(0.3, os.kill, (first.pid, signal.SIGKILL))
+        killer.start()
+        assert verifier.verify("same", "same")
+        killer.join()
+        assert verifier.num_timeouts == 0
+
+
+@pytest.mark.filterwarnings("ignore::tutelage.tasks.VerifierWarning")
+def test_a_worker_that_neither_reads_nor_writes_is_a_hung_one(rewards: None) -> None:
+    with Verifier("rewards:contains", timeout_seconds=0.5) as verifier:
+        for response in ("same", "same" * 250_000):  # the longer one does not fit into a pipe that nobody reads
+            os.kill(worker_of(verifier).pid, signal.SIGSTOP)
+            assert not verifier.verify(response, "same")
+        assert verifier.num_timeouts == 2
+
+
+def test_close_ends_the_worker_and_a_later_call_starts_one(rewards: None) -> None:
+    verifier = Verifier("rewards:contains")
+    verifier.close()
+    worker = worker_of(verifier)
+    verifier.close()
+    verifier.close()
+    assert worker.returncode is not None
+    again = worker_of(verifier)
+    del verifier  # no warning about an open pipe or a process left running
+    assert again.returncode is not None
+
+
+def test_threads_take_turns(math: Verifier) -> None:
+    verdicts: dict[int, bool] = {}
+
+    def work(number: int) -> None:
+        verdicts[number] = math.verify(rf"\boxed{{x + {number % 2}}}", "1 + x")
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert verdicts == {number: number % 2 == 1 for number in range(8)}
+
+
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+
+
+@needs_fork
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_child_leaves_its_parents_worker_alone(rewards: None) -> None:
+    with Verifier("rewards:contains") as verifier:
+        worker = worker_of(verifier)
+        child = os.fork()
+        if child == 0:
+            has_its_own = worker_of(verifier) is not worker
+            verifier.close()
+            os._exit(0 if has_its_own else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert worker_of(verifier) is worker
+
+
+@needs_fork
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.parametrize("is_idle", [True, False])
+def test_the_worker_ends_when_its_parent_is_killed(rewards: None, is_idle: bool) -> None:
+    told, tell = os.pipe()
+    child = os.fork()
+    if child == 0:
+        verifier = Verifier("rewards:fragile", timeout_seconds=0.2)
+        worker = worker_of(verifier)
+        if not is_idle:
+            assert worker.stdin is not None
+            worker.stdin.write(b'["sleep", ""]\n')
+            worker.stdin.flush()
+        os.write(tell, str(worker.pid).encode())
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+    worker_pid = int(os.read(told, 100))
+    os.close(told)
+    os.close(tell)
+    deadline = time.monotonic() + 5
+    while is_running(worker_pid) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not is_running(worker_pid)
+
+
+def is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    status = Path(f"/proc/{pid}/stat")
+    return not (status.exists() and status.read_text().rpartition(")")[2].split()[0] == "Z")
+
+
+def test_a_script_needs_no_main_guard_and_its_worker_ends_with_it(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(
+        textwrap.dedent(
+            r"""
+            from tutelage.tasks import verifiers, verify
+
+            print(verify("math", r"\boxed{3 + y}", "y + 3"))
+            print(verifiers._kept_verifiers["math"]._worker.pid)
+            """
+        )
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "script.py"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(SOURCE)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    verdict, pid = done.stdout.splitlines()
+    assert verdict == "True"
+    assert not is_running(int(pid))
+
+
+def test_a_script_that_is_its_own_verifier_starts_no_chain_of_workers(
+    rewards: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(verifiers._INSIDE_WORKER, "1")  # as in the worker that imports the script once more
+    with pytest.raises(ConfigurationError, match=r'put what the script does under `if __name__ == "__main__":`'):
+        check_verifier("rewards:contains")
+    with Verifier("math") as verifier:  # a user's function may well ask for these
+        assert verifier.verify(r"\boxed{3 + y}", "y + 3")
+
+
+def test_an_answer_may_take_only_so_much_memory(rewards: None) -> None:
+    with Verifier("rewards:fragile", memory_limit_gib=0.5) as verifier:
+        with pytest.warns(VerifierWarning, match=r"'rewards:fragile' failed \(MemoryError"):
+            assert not verifier.verify("hungry", "")
+        assert verifier.verify("fine", "")
+
+
+# A user's function ----------------------------------------------------------------------------------------------------
+
+
+def test_a_users_function_is_found_in_the_current_directory(rewards: None) -> None:
+    check_verifier("rewards:contains")
+    with Verifier("rewards:contains") as verifier:
+        assert verifier.verify_many([("a\n\x00\ud83d b", "\ud83d"), ("a", "b")]) == [True, False]
+    with Verifier("rewards:Family.check") as verifier:
+        assert verifier.verify("a", "a")
+
+
+def test_scores_are_right_from_one_half_up(rewards: None) -> None:
+    with Verifier("rewards:score") as verifier:
+        assert (
+            verifier.verify_many([(s, "") for s in ("1", "0.5", "0.49", "0", "-1", "nan")]) == [True] * 2 + [False] * 4
+        )
+        with pytest.warns(VerifierWarning, match="returned None; expected True, False or a score"):
+            assert not verifier.verify("none", "")
+        assert not verifier.verify("text", "")
+
+
+def test_a_users_errors_count_as_wrong_with_one_warning(rewards: None) -> None:
+    with Verifier("rewards:fragile") as verifier:
+        with pytest.warns(VerifierWarning, match=r"'rewards:fragile' failed \(ValueError: .*; expected a verdict"):
+            assert not verifier.verify("raise", "")
+        assert verifier.verify_many([("raise", ""), ("exit", ""), ("die", ""), ("fine", "")]) == [False] * 3 + [True]
+
+
+def test_a_users_function_is_bounded_in_time(rewards: None) -> None:
+    with Verifier("rewards:fragile", timeout_seconds=0.3) as verifier:
+        with pytest.warns(VerifierWarning, match=r"took longer than 0\.3 seconds"):
+            assert not verifier.verify("sleep", "")
+        assert verifier.verify("fine", "")
+
+
+def test_callables_run_right_here() -> None:
+    calls = []
+
+    def judge(response: str, answer: str) -> float:
+        calls.append(response)
+        return 1 / int(answer)
+
+    assert verify(judge, "a", "1") is True
+    assert verify(judge, "a", "3") is False
+    with pytest.warns(VerifierWarning, match="judge raised ZeroDivisionError"):
+        assert verify(judge, "a", "0") is False
+    assert len(calls) == 3
+
+
+# Tasks ----------------------------------------------------------------------------------------------------------------
+
+
+def test_known_tasks_pass_the_check() -> None:
+    for task in ("math", "exact", lambda response, answer: True):
+        check_verifier(task)
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        ("maths", r"data\.verifier is 'maths'; expected \"math\", \"exact\".* Did you mean 'math'\?"),
+        ("", r"data\.verifier is ''; expected .* named like"),
+        ("not a module:function", "expected"),
+        ("rewards:", "expected"),
+        (3, "data.verifier is 3; expected"),
+        ("rewards:missing", r"cannot be loaded \(AttributeError: .*missing.*expected it to import from"),
+        ("rewards:not_a_function", r"cannot be loaded \(TypeError: .*is a int, not a function"),
+        ("no_such_module:check", r"cannot be loaded \(ModuleNotFoundError: .*no_such_module"),
+    ],
+)
+def test_unusable_tasks_are_refused(rewards: None, task: Any, message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        check_verifier(task)
+    with pytest.raises(ConfigurationError, match=message):
+        verify(task, "a", "b")
+
+
+def test_math_without_math_verify_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigurationError, match=r"math-verify is not installed; .*pip install math-verify"):
+        check_verifier("math")
+
+
+@pytest.mark.parametrize("bound", ["timeout_seconds", "memory_limit_gib"])
+def test_bounds_are_positive(bound: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"{bound} of a verifier is 0; expected more than 0"):
+        Verifier("math", **{bound: 0})
+
+
+def test_the_kept_verifier_serves_every_call() -> None:
+    assert verify("exact", "so\nParis", "Paris")
+    assert verify("math", r"\boxed{3 + y}", "y + 3")
+    worker = verifiers._kept_verifiers["math"]._worker
+    assert verify("math", r"\boxed{y + 3}", "3 + y")
+    assert verifiers._kept_verifiers["math"]._worker is worker
+    verifiers._kept_verifiers["math"].close()
+
+
+# Real data ------------------------------------------------------------------------------------------------------------
+
+real_data = pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="the shared data sets are not on this machine")
+
+
+@real_data
+@pytest.mark.parametrize("name", ["benchmarks/gsm8k", "prompts/gsm8k_train"])
+def test_gsm8k_solutions_are_right(math: Verifier, name: str) -> None:
+    with (SHARED_DATA / f"{name}.jsonl").open(encoding="utf-8") as lines:
+        rows = [json.loads(line) for line in lines]
+    assert all(math.verify_many((row["solution"], row["answer"]) for row in rows))
+    assert all(math.verify_many((f"It is {row['answer']}.", row["solution"]) for row in rows))
+    assert not any(math.verify_many((row["solution"] + "1", row["answer"]) for row in rows))
+
+
+@real_data
+@pytest.mark.parametrize("name", ["math500", "olympiad", "amc", "aime24"])
+def test_reference_answers_are_right_and_algebra_can_read_them(math: Verifier, name: str) -> None:
+    with (SHARED_DATA / "benchmarks" / f"{name}.jsonl").open(encoding="utf-8") as lines:
+        answers = [json.loads(line)["answer"] for line in lines]
+    assert all(math.verify_many((rf"\boxed{{{answer}}}", answer) for answer in answers))
+    assert all(math._ask_worker(clean(answer), clean(answer)) for answer in answers[::10])

@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.conftest import make_model
+from tutelage.divergences import ReverseKL
+from tutelage.errors import ConfigurationError, EmptyBatchError
+from tutelage.policies import Student, TrustRegion
+from tutelage.rollout import PairedEngine
+from tutelage.targets import Teacher
+from tutelage.training import Objective
+from tutelage.types import Prompt, Rollout
+
+DIVERGENCE_FORMS = [
+    ReverseKL(),
+    ReverseKL(top_k=4, rest="renormalised"),
+    ReverseKL(top_k=3, rest="truncated"),
+    ReverseKL(support="full"),
+]
+
+
+@pytest.fixture(scope="module")
+def engine() -> PairedEngine:
+    """A student that stops at one id and a teacher that stops at two."""
+    student = make_model("qwen3", vocab_size=24, stop_ids=7, seed=1)
+    teacher = make_model("llama", vocab_size=28, stop_ids=[7, 8], seed=2)
+    return PairedEngine(student, teacher)
+
+
+@pytest.fixture(scope="module")
+def rollouts(engine: PairedEngine) -> list[Rollout]:
+    prompts = [Prompt([1, 2, 3]), Prompt([4], teacher_tokens=[9, 10]), Prompt([5, 6, 1, 2]), Prompt([3, 3])]
+    made = engine.generate(TrustRegion(kl_radius=0.2), prompts, max_new_tokens=14, num_samples=2)
+    assert {rollout.finished for rollout in made} == {True, False}
+    return made
+
+
+def gradients(engine: PairedEngine, rollouts: list[Rollout], **settings):
+    module = engine.student.module
+    module.zero_grad()
+    objective = Objective(engine.student, engine.teacher, engine.vocabulary, Teacher(), **settings)
+    batch = objective.backward(rollouts)
+    return batch, {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("divergence", DIVERGENCE_FORMS, ids=str)
+def test_loss_and_gradient_against_the_naive_form(engine, rollouts, divergence) -> None:
+    """One mean over all response tokens - the stop token included, prompt tokens not - from plain, whole forwards."""
+    batch, found = gradients(engine, rollouts, divergence=divergence)
+    module = engine.student.module
+    module.zero_grad()
+    total, count = torch.zeros((), dtype=torch.float64), 0
+    for rollout in rollouts:
+        log = []
+        for model, prompt in ((engine.student, rollout.prompt_tokens), (engine.teacher, rollout.tokens_for_teacher)):
+            tokens = torch.tensor([[*prompt, *rollout.response_tokens]])
+            logits = model.module(input_ids=tokens).logits[0, len(prompt) - 1 : -1]
+            log.append(engine.vocabulary.canonical(logits).log_softmax(-1))
+        p, q = log[0], log[1].detach()
+        if divergence.support == "student_top_k":
+            ids = p.detach().topk(divergence.top_k).indices
+            rest = [1 - x.exp().gather(1, ids).sum(1, keepdim=True) for x in (p, q)]
+            p, q = p.gather(1, ids), q.gather(1, ids)
+            if divergence.rest == "renormalised":
+                p, q = p.log_softmax(-1), q.log_softmax(-1)
+            elif divergence.rest == "tail":
+                p, q = torch.cat([p, rest[0].log()], 1), torch.cat([q, rest[1].log()], 1)
+        possible = (p.detach() > float("-inf")).all(0)  # the id that was merged into the stop event has no mass
+        p, q = p[:, possible], q[:, possible]
+        terms = p.exp() * (p - q)
+        total, count = total + terms.sum(), count + len(rollout)
+    (total / count).backward()
+    assert batch.num_tokens == count
+    assert batch.loss == pytest.approx(float(total.detach() / count), abs=1e-9)
+    for name, parameter in module.named_parameters():
+        torch.testing.assert_close(found[name], parameter.grad, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("divergence", DIVERGENCE_FORMS[:2], ids=str)
+def test_one_batch_of_eight_equals_eight_of_one(engine, rollouts, divergence) -> None:
+    whole, whole_gradient = gradients(engine, rollouts, divergence=divergence, micro_batch_tokens=10_000)
+    for settings in ({"micro_batch_tokens": 1}, {"micro_batch_tokens": 40}, {"chunk_tokens": 3}):
+        cut, cut_gradient = gradients(engine, rollouts, divergence=divergence, **settings)
+        assert cut.loss == pytest.approx(whole.loss, abs=1e-6)
+        for name, gradient in whole_gradient.items():
+            torch.testing.assert_close(cut_gradient[name], gradient, rtol=1e-6, atol=1e-9)
+
+
+def test_two_processes_share_one_denominator(engine, rollouts) -> None:
+    """Each half of the batch, told the global count, contributes its share of the whole gradient."""
+    whole, whole_gradient = gradients(engine, rollouts, divergence=ReverseKL())
+    halves = [rollouts[:3], rollouts[3:]]
+    total_tokens = sum(len(rollout) for rollout in rollouts)
+    summed: dict[str, torch.Tensor] = {}
+    for half in halves:
+        engine.student.module.zero_grad()
+        objective = Objective(engine.student, engine.teacher, engine.vocabulary, Teacher(), ReverseKL())
+        own = sum(len(rollout) for rollout in half)
+        objective.backward(half, all_sum=lambda value, own=own: total_tokens if value == own else value)
+        for name, parameter in engine.student.module.named_parameters():
+            summed[name] = summed.get(name, 0) + parameter.grad
+    for name, gradient in whole_gradient.items():
+        torch.testing.assert_close(summed[name], gradient, rtol=1e-6, atol=1e-9)
+
+
+def test_rollout_and_update_see_the_same_student(engine, rollouts) -> None:
+    batch, _ = gradients(engine, rollouts, divergence=ReverseKL())
+    assert batch.logprob_mismatch < 1e-9
+
+
+def test_an_empty_batch_is_an_error_and_not_nan(engine) -> None:
+    empty = Rollout([1], [], torch.zeros(0), torch.zeros(0))
+    for batch in ([], [empty]):
+        with pytest.raises(EmptyBatchError, match="no response token"):
+            gradients(engine, batch, divergence=ReverseKL())
+
+
+def test_a_full_support_without_a_teacher_is_refused(engine) -> None:
+    student_only = PairedEngine(engine.student, vocabulary=engine.vocabulary)
+    made = student_only.generate(Student(), [[1]], max_new_tokens=3)
+    objective = Objective(engine.student, None, engine.vocabulary, Teacher(), ReverseKL(support="full"))
+    with pytest.raises(ConfigurationError, match="no teacher is loaded"):
+        objective.backward(made)
