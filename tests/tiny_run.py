@@ -14,7 +14,8 @@ from tokenizers import models as tokenizer_models
 from tests.conftest import SHAPE
 
 CHAT_TEMPLATE = (
-    "{%- for message in messages -%}{{- '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' -}}"
+    "{%- for message in messages -%}"
+    "{{- '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' -}}"
     "{%- endfor -%}{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\n' -}}{%- endif -%}"
 )
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
@@ -50,7 +51,12 @@ def save_pair(folder: Path) -> tuple[Path, Path]:
     """A "base" student and a "chat" teacher: the same tokens, other padded sizes, other stop ids, as Qwen3 has them."""
     end_of_text, _, im_end = (256, 257, 258)
     student = save_model(
-        folder / "student", make_tokenizer(), padded_size=264, stop_ids=end_of_text, seed=1, max_position_embeddings=2048
+        folder / "student",
+        make_tokenizer(),
+        padded_size=264,
+        stop_ids=end_of_text,
+        seed=1,
+        max_position_embeddings=2048,
     )
     teacher = save_model(
         folder / "teacher",

@@ -20,7 +20,7 @@ class Prompt:
 
     Fields:
       student_tokens: token ids, at least one.
-      teacher_tokens: token ids the teacher reads instead (its own chat template, or privileged context); None = the same.
+      teacher_tokens: token ids the teacher reads instead (own chat template, privileged context); None = the same.
       stream: number of the prompt's random stream. None = its place in the list given to `generate`. Give it where the
         same prompt must draw the same randomness whatever batch it comes in.
     """

@@ -59,11 +59,29 @@ class StopAt(Observer):
 def test_a_run_leaves_its_files(finished: Path) -> None:
     metrics = lines(finished, "metrics.jsonl")
     assert [record["step"] for record in metrics] == list(range(6))
-    always = (
-        "loss teacher_logprob student_logprob teacher_entropy student_entropy support_overlap support_mass_student "
-        "support_mass_teacher reward response_tokens truncated_share stopped_share grad_norm learning_rate "
-        "seconds_rollout seconds_score seconds_verify seconds_update seconds tokens_per_second logprob_mismatch"
-    ).split()
+    always = [
+        "loss",
+        "teacher_logprob",
+        "student_logprob",
+        "teacher_entropy",
+        "student_entropy",
+        "support_overlap",
+        "support_mass_student",
+        "support_mass_teacher",
+        "reward",
+        "response_tokens",
+        "truncated_share",
+        "stopped_share",
+        "grad_norm",
+        "learning_rate",
+        "seconds_rollout",
+        "seconds_score",
+        "seconds_verify",
+        "seconds_update",
+        "seconds",
+        "tokens_per_second",
+        "logprob_mismatch",
+    ]
     for record in metrics:
         assert set(always) <= set(record)
         assert record["logprob_mismatch"] < 1e-4
@@ -143,7 +161,9 @@ def compare(resumed: Path, undisturbed: Path) -> None:
     assert without_times(lines(resumed, "metrics.jsonl")) == without_times(lines(undisturbed, "metrics.jsonl"))
     assert without_times(lines(resumed, "evaluations.jsonl")) == without_times(lines(undisturbed, "evaluations.jsonl"))
     assert lines(resumed, "samples.jsonl") == lines(undisturbed, "samples.jsonl")
-    states = [torch.load(folder / last / "optimizer.pt", weights_only=True)["state"] for folder in (resumed, undisturbed)]
+    states = [
+        torch.load(folder / last / "optimizer.pt", weights_only=True)["state"] for folder in (resumed, undisturbed)
+    ]
     for mine, theirs in zip(*(list(state.values()) for state in states), strict=True):
         assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
 

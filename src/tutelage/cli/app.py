@@ -80,7 +80,9 @@ def evaluate(
     temperature: Annotated[float, typer.Option(help="0 = greedy.", min=0)] = 1.0,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 1024,
     limit: Annotated[int | None, typer.Option(help="Only the first problems.", min=1)] = None,
-    output: Annotated[Path | None, typer.Option(help="Folder for the results as JSON and every sample as JSONL.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder for the results as JSON and every sample as JSONL.")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     verifier: Annotated[str, typer.Option(help="math, exact, or module:function.")] = "math",
     prompt_column: str = "problem",

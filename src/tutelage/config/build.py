@@ -17,7 +17,14 @@ from tutelage.config.schema import DataConfig, EvaluationSetConfig, ModelConfig,
 from tutelage.divergences import DIVERGENCES
 from tutelage.errors import CheckpointError, ConfigurationError, OutputExistsError
 from tutelage.evaluation import EvaluationSet
-from tutelage.models import LanguageModel, align, check_distinct, check_same_tokenizer, load_language_model, load_tokenizer
+from tutelage.models import (
+    LanguageModel,
+    align,
+    check_distinct,
+    check_same_tokenizer,
+    load_language_model,
+    load_tokenizer,
+)
 from tutelage.policies import POLICIES, Temperature
 from tutelage.rollout import PairedEngine
 from tutelage.runtime import LocalRuntime
@@ -167,7 +174,11 @@ def read_prompts(data: DataConfig, student_tokenizer: Any, teacher_tokenizer: An
 def build_evaluation_set(item: EvaluationSetConfig, data: DataConfig, tokenizer: Any) -> EvaluationSet:
     """Load and render problems to be judged on, put to the student exactly as the training prompts are."""
     problems = load_problems(
-        item.path, prompt_column=item.prompt_column, answer_column=item.answer_column, split=item.split, limit=item.limit
+        item.path,
+        prompt_column=item.prompt_column,
+        answer_column=item.answer_column,
+        split=item.split,
+        limit=item.limit,
     )
     rendered = render_all(
         problems,
@@ -245,7 +256,8 @@ def _resumable(config: RunConfig, folder: RunFolder) -> tuple[Path, list[str]]:
     if path is None:
         found = "; ".join(complaints) or "none was written yet"
         raise CheckpointError(
-            f"--resume: no usable checkpoint in {folder.checkpoints} ({found}). Start a new run with --set output=FOLDER."
+            f"--resume: no usable checkpoint in {folder.checkpoints} ({found}). "
+            "Start a new run with --set output=FOLDER."
         )
     return path, [f"{complaint}; falling back to {path.name}" for complaint in complaints]
 
@@ -258,8 +270,8 @@ def _refuse_overlong(engine: PairedEngine, prompts: Sequence[Prompt], max_new_to
         limit = None if model is None else model.context_length
         if model is not None and limit is not None and max(lengths) + max_new_tokens > limit:
             raise ConfigurationError(
-                f"{key} is {max_new_tokens}, and the longest prompt has {max(lengths)} tokens; {model.name} holds {limit} "
-                f"in all. Set {key} to at most {limit - max(lengths)}, or lower data.max_prompt_tokens."
+                f"{key} is {max_new_tokens}, and the longest prompt has {max(lengths)} tokens; {model.name} holds "
+                f"{limit} in all. Set {key} to at most {limit - max(lengths)}, or lower data.max_prompt_tokens."
             )
 
 

@@ -26,7 +26,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Read a run file and apply `key.path=value` overrides.
 
     Raises:
-      ConfigurationError: no such file, not TOML, an unknown key (with the nearest known one), a value of the wrong kind.
+      ConfigurationError: no such file, not TOML, an unknown key (with the nearest known one), a bad value.
     """
     file = Path(path)
     if not file.is_file():
@@ -34,7 +34,9 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     try:
         table = tomllib.loads(file.read_text())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
-        raise ConfigurationError(f"run file {str(path)!r} is not valid TOML: {problem}. Correct that line.") from problem
+        raise ConfigurationError(
+            f"run file {str(path)!r} is not valid TOML: {problem}. Correct that line."
+        ) from problem
     table.setdefault("name", file.stem)
     return resolve_config(table, overrides)
 

@@ -47,13 +47,13 @@ class DataConfig(Section):
     split: str = "train"
     prompt_column: str = "problem"
     answer_column: str | None = "answer"
-    limit: int | None = Field(None, ge=1)
+    limit: int | None = Field(default=None, ge=1)
     shuffle: bool = False
     system_prompt: str | None = None
     teacher_system_prompt: str | None = None
     use_chat_template: bool | None = None
     chat_template_kwargs: dict[str, Any] = {}
-    max_prompt_tokens: int = Field(1024, ge=1)
+    max_prompt_tokens: int = Field(default=1024, ge=1)
     verifier: str | None = "math"
 
 
@@ -65,32 +65,32 @@ class EvaluationSetConfig(Section):
     split: str = "test"
     prompt_column: str = "problem"
     answer_column: str = "answer"
-    limit: int | None = Field(None, ge=1)
+    limit: int | None = Field(default=None, ge=1)
 
 
 class EvaluationConfig(Section):
     """[evaluation]: how good is it, while it trains."""
 
     sets: list[EvaluationSetConfig] = []
-    every: int = Field(20, ge=0)
-    num_samples: int = Field(4, ge=1)
-    temperature: float = Field(1.0, ge=0)
-    max_new_tokens: int | None = Field(None, ge=1)
+    every: int = Field(default=20, ge=0)
+    num_samples: int = Field(default=4, ge=1)
+    temperature: float = Field(default=1.0, ge=0)
+    max_new_tokens: int | None = Field(default=None, ge=1)
 
 
 class RuntimeConfig(Section):
     """[runtime]: where it runs."""
 
     device: str = "auto"
-    threads: int | None = Field(None, ge=1)
-    micro_batch_tokens: int = Field(16_384, ge=1)
+    threads: int | None = Field(default=None, ge=1)
+    micro_batch_tokens: int = Field(default=16_384, ge=1)
 
 
 class LoggingConfig(Section):
     """[logging]: how many rollouts are kept as text."""
 
-    samples_per_log: int = Field(4, ge=0)
-    steps_per_log: int = Field(1, ge=1)
+    samples_per_log: int = Field(default=4, ge=0)
+    steps_per_log: int = Field(default=1, ge=1)
 
 
 class RunConfig(Section):
@@ -98,8 +98,8 @@ class RunConfig(Section):
 
     name: str = "run"
     output: str | None = None
-    seed: int = Field(0, ge=0, lt=2**63)
-    steps: int = Field(400, ge=1)
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    steps: int = Field(default=400, ge=1)
     student: ModelConfig
     teacher: ModelConfig
     data: DataConfig

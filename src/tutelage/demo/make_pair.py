@@ -70,7 +70,7 @@ class Recipe:
 
 RECIPES = {
     "teacher": Recipe(192, 4, 6, 2, 512, num_steps=700, is_noisy=False),
-    "student": Recipe(96, 3, 3, 1, 256, num_steps=800, is_noisy=True),
+    "student": Recipe(96, 3, 3, 1, 256, num_steps=950, is_noisy=True),
 }
 
 

@@ -7,8 +7,8 @@ no key/value cache, bisection instead of Newton, one Python loop over rows for t
 library to reproduce these losses step by step, so where the two disagree, one of them is wrong.
 
 The method (arXiv 2605.31159): at every prefix sample from mu ∝ p^(1-b) q^b with the largest b in [0, 1] that keeps
-KL(mu || p) <= eps_k, where eps_k = eps_0 (1 - k/K) falls to zero after K steps; then minimise the student's reverse KL to
-the teacher on the prefixes that were visited.
+KL(mu || p) <= eps_k, where eps_k = eps_0 (1 - k/K) falls to zero after K steps; then minimise the student's reverse KL
+to the teacher on the prefixes that were visited.
 """
 
 import math
@@ -66,8 +66,15 @@ def logits_of(model: Any, sequences: Sequence[Sequence[int]]) -> Iterator[Tensor
 
 @torch.no_grad()
 def roll_out(
-    student: Any, teacher: Any, prompts: Sequence[Sequence[int]], samples: int, limit: int, stop: int, radius: float,
-    seed: int, step: int,
+    student: Any,
+    teacher: Any,
+    prompts: Sequence[Sequence[int]],
+    samples: int,
+    limit: int,
+    stop: int,
+    radius: float,
+    seed: int,
+    step: int,
 ) -> list[tuple[Sequence[int], list[int]]]:
     """Pairs of prompt and sampled answer, ordered by prompt, then by sample."""
     rows = [(number, sample) for number in range(len(prompts)) for sample in range(samples)]
@@ -107,9 +114,21 @@ def loss_of(student: Any, teacher: Any, rollouts: Sequence[tuple[Sequence[int], 
 
 
 def train(
-    student: Any, teacher: Any, prompts: Sequence[Sequence[int]], *, stop: int, steps: int, prompts_per_step: int = 16,
-    samples: int = 4, limit: int = 90, start: float = 0.05, horizon: int = 25, top_k: int = 16,
-    learning_rate: float = 2e-4, warmup: int = 15, seed: int = 0,
+    student: Any,
+    teacher: Any,
+    prompts: Sequence[Sequence[int]],
+    *,
+    stop: int,
+    steps: int,
+    prompts_per_step: int = 16,
+    samples: int = 4,
+    limit: int = 90,
+    start: float = 0.05,
+    horizon: int = 25,
+    top_k: int = 16,
+    learning_rate: float = 2e-4,
+    warmup: int = 15,
+    seed: int = 0,
 ) -> Iterator[float]:
     """Train the student in place, yielding the loss of every step."""
     student.eval()  # no dropout: the loss must see the distribution that was sampled from
@@ -120,7 +139,7 @@ def train(
         rollouts = roll_out(student, teacher, batch, samples, limit, stop, budget(step, start, horizon), seed, step)
         loss = loss_of(student, teacher, rollouts, top_k)
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * (1 - math.cos(math.pi * min(step + 1, warmup) / warmup)) / 2
@@ -136,7 +155,7 @@ def main() -> None:
 
     tokenizer = AutoTokenizer.from_pretrained(student_path())
     student, teacher = (AutoModelForCausalLM.from_pretrained(path) for path in (student_path(), teacher_path()))
-    prompts = [
+    prompts: Any = [
         tokenizer.apply_chat_template(
             [{"role": "user", "content": problem.problem}], add_generation_prompt=True, return_dict=False
         )

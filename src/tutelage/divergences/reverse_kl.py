@@ -22,9 +22,7 @@ class ReverseKL(Divergence):
         return kl_divergence(student_logprobs, target_logprobs)
 
 
-def reverse_kl(
-    student_logits_BTV: Tensor, target_BTV: Tensor | Target, support: Support = FULL_VOCABULARY
-) -> Tensor:
+def reverse_kl(student_logits_BTV: Tensor, target_BTV: Tensor | Target, support: Support = FULL_VOCABULARY) -> Tensor:
     """KL(student || target) per token.
 
     KL_t = sum_e p_t(e) (log p_t(e) - log q_t(e)) over the support's events e     (OPD, arXiv 2604.13016, sec. 2)

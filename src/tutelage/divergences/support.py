@@ -6,8 +6,8 @@ events and knows nothing of windows. The student's top-k comes in three forms, w
     tail          K + 1 events: the rest of the mass is one more event. A true KL of coarsened distributions, so it is
                   >= 0, at most the full KL, and it punishes mass that leaves the support. Our default.
     renormalised  K events, both distributions rescaled to sum to 1 on the support. What the paper writes (OPD, arXiv
-                  2604.13016, sec. 2; TRB, arXiv 2605.31159). Blind to how much mass lies on the support; with K = 1 it is
-                  identically 0.
+                  2604.13016, sec. 2; TRB, arXiv 2605.31159). Blind to how much mass lies on the support; with K = 1 it
+                  is identically 0.
     truncated     K events, not rescaled: the plain partial sum. Not a KL; it can be negative.
 """
 
@@ -128,7 +128,7 @@ def _renormalised(kept: Tensor, whose: str) -> Tensor:
     mass = torch.logsumexp(kept, dim=-1, keepdim=True)
     if bool((mass == float("-inf")).any()):
         raise ZeroMassError(
-            f"the {whose} has no mass at all on the student's top-{kept.shape[-1]} tokens at some position, so it cannot "
-            "be renormalised there. Use divergence.rest = 'tail', or a larger divergence.top_k."
+            f"the {whose} has no mass at all on the student's top-{kept.shape[-1]} tokens at some position, so it "
+            "cannot be renormalised there. Use divergence.rest = 'tail', or a larger divergence.top_k."
         )
     return kept - mass

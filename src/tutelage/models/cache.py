@@ -26,6 +26,8 @@ class RaggedLayer(CacheLayerMixin):
     """Keys and values of one layer, [B, heads, capacity, head size]."""
 
     is_sliding = False
+    keys: Tensor
+    values: Tensor
 
     def __init__(self) -> None:
         super().__init__()

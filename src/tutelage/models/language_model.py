@@ -83,7 +83,7 @@ class LanguageModel:
         No mask is needed: attention is causal, and what a padding position computes is never read.
         """
         output = self.module.base_model(input_ids=tokens_BT, use_cache=False)
-        return output.last_hidden_state  # type: ignore[no-any-return]
+        return output.last_hidden_state
 
     def hidden_cached(
         self, tokens_BT: Tensor, positions_BT: Tensor, cache: RaggedCache, extent: int, *, is_prefill: bool = False
@@ -103,7 +103,7 @@ class LanguageModel:
             past_key_values=cache,
             use_cache=True,
         )
-        return output.last_hidden_state  # type: ignore[no-any-return]
+        return output.last_hidden_state
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Head and final soft-capping: [..., D] -> [..., padded V], in the model's type."""

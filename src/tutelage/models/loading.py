@@ -19,7 +19,9 @@ __all__ = ["check_distinct", "load_language_model", "load_tokenizer"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
 
-def check_distinct(student_path: str, teacher_path: str, student_revision: str | None, teacher_revision: str | None) -> None:
+def check_distinct(
+    student_path: str, teacher_path: str, student_revision: str | None, teacher_revision: str | None
+) -> None:
     """Refuse a teacher that is the student: its targets would equal the student and every loss would be zero."""
     same = _identity(student_path) == _identity(teacher_path) and student_revision == teacher_revision
     if same:
@@ -71,7 +73,7 @@ def load_language_model(
     # The hub's progress bars would tear through our own display.
     transformers_logging.disable_progress_bar()
     try:
-        module = AutoModelForCausalLM.from_pretrained(
+        module: Any = AutoModelForCausalLM.from_pretrained(
             path,
             dtype=DTYPES[dtype],
             revision=revision,

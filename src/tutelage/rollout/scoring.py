@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,10 +49,13 @@ def score(
             span = slice(piece, piece + chunk_tokens)
             logprobs_NV = normalise(vocabulary.canonical(teacher.logits(hidden_ND[span])))
             chunks.append(teacher_statistics(logprobs_NV, tokens_N[span], support_NK[span]))
-        lengths = [len(rollouts[i]) for i in batch]
-        fields = {name: torch.cat([chunk[name] for chunk in chunks]).cpu().split(lengths) for name in chunks[0]}
-        for place, i in enumerate(batch):
-            scored[i] = replace(rollouts[i], **{name: parts[place].clone() for name, parts in fields.items()})
+        fields = {name: torch.cat([chunk[name] for chunk in chunks]).cpu() for name in chunks[0]}
+        first = 0
+        for i in batch:
+            span = slice(first, first + len(rollouts[i]))
+            teacher_fields: dict[str, Any] = {name: values[span].clone() for name, values in fields.items()}
+            scored[i] = replace(rollouts[i], **teacher_fields)
+            first = span.stop
     return scored
 
 

@@ -42,7 +42,9 @@ class LocalRuntime:
         Raises:
           NonFiniteError: the norm is NaN or infinite; the parameters are left as they were.
         """
-        parameters: list[Tensor] = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        parameters: list[Tensor] = [
+            p for group in optimizer.param_groups for p in group["params"] if p.grad is not None
+        ]
         norm = float(torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm))
         if not torch.isfinite(torch.tensor(norm)):
             optimizer.zero_grad(set_to_none=True)

@@ -20,7 +20,14 @@ if TYPE_CHECKING:
 
 __all__ = ["DroppedPromptsWarning", "RenderedPrompts", "render", "render_all"]
 
-_OURS = {"tokenize", "add_generation_prompt", "continue_final_message", "return_dict", "return_tensors", "padding"}
+_NOT_THE_USERS = {
+    "tokenize",
+    "add_generation_prompt",
+    "continue_final_message",
+    "return_dict",
+    "return_tensors",
+    "padding",
+}
 
 
 class DroppedPromptsWarning(UserWarning):
@@ -92,9 +99,9 @@ def _through_template(
 ) -> list[int]:
     from jinja2 import TemplateError
 
-    if not _OURS.isdisjoint(keywords):
+    if not _NOT_THE_USERS.isdisjoint(keywords):
         raise ConfigurationError(
-            f"data.chat_template_kwargs sets {', '.join(sorted(_OURS.intersection(keywords)))}; expected only names"
+            f"data.chat_template_kwargs sets {', '.join(sorted(_NOT_THE_USERS.intersection(keywords)))}; expected only names"
             " that the chat template itself reads, such as enable_thinking. Remove the others."
         )
     messages: list[Message] = list(problem.messages)

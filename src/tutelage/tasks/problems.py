@@ -1,4 +1,4 @@
-"""Reads problems from a JSONL, JSON or Parquet file, or from a data set of the Hugging Face hub.
+"""Reads problems from the rows of a file or of a data set on the Hugging Face hub (`sources.py`).
 
 A problem is what is asked and, where it is known, the right answer. Nothing here knows of tokens (`chat.py`) or of what
 makes an answer right (`verifiers.py`). Nothing is dropped, shuffled or made unique: rows keep the order of their file,
@@ -10,20 +10,19 @@ from __future__ import annotations
 import difflib
 import json
 import logging
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tutelage.errors import ConfigurationError, DataError
+from tutelage.tasks.sources import Row, excerpt, rows_of, short_name
 
 __all__ = ["Message", "Problem", "load_problems"]
 
 logger = logging.getLogger(__name__)
 
 Message = dict[str, str]
-Row = Mapping[str, Any]
 
 DEFAULT_PROMPT_COLUMN = "problem"
 DEFAULT_ANSWER_COLUMN = "answer"
@@ -31,21 +30,6 @@ DEFAULT_ANSWER_COLUMN = "answer"
 VERL_PROMPT_COLUMN = "prompt"
 VERL_ANSWER_COLUMN = "reward_model.ground_truth"
 
-_OTHER_FILE_ENDINGS = {
-    ".csv",
-    ".tsv",
-    ".txt",
-    ".md",
-    ".arrow",
-    ".feather",
-    ".gz",
-    ".zst",
-    ".bz2",
-    ".xz",
-    ".zip",
-    ".tar",
-}
-_HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?(:[\w.-]+)?")
 _MISSING = object()
 
 
@@ -109,14 +93,14 @@ def load_problems(
     source = str(path)
     problems: list[Problem] = []
     own_ids: list[str | None] = []
-    for place, row in _rows(source, split):
+    for place, row in rows_of(source, split):
         if not problems:
             prompt_column, answer_column = _columns_of_layout(source, row, prompt_column, answer_column)
         where = f"{source}, {place}"
         prompt = _prompt(_cell(row, prompt_column, "data.prompt_column", where), prompt_column, where)
         answer = _answer(_cell(row, answer_column, "data.answer_column", where), where) if answer_column else None
         own_ids.append(None if row.get("id") is None else str(row["id"]))
-        problems.append(Problem(f"{_name(source)}/{len(problems)}", prompt, answer))
+        problems.append(Problem(f"{short_name(source)}/{len(problems)}", prompt, answer))
         if len(problems) == limit:
             break
     if not problems:
@@ -127,121 +111,6 @@ def load_problems(
     if None in own_ids or len(set(own_ids)) < len(own_ids):
         return problems
     return [Problem(str(own_id), p.prompt, p.answer) for own_id, p in zip(own_ids, problems, strict=True)]
-
-
-def _name(source: str) -> str:
-    if Path(source).suffix.lower() in _READERS:
-        return Path(source).stem
-    return source.split(":")[0].split("/")[-1]
-
-
-# Rows -----------------------------------------------------------------------------------------------------------------
-
-
-def _rows(source: str, split: str) -> Iterator[tuple[str, Row]]:
-    """Every row with the words that name its place."""
-    path = Path(source)
-    ending = path.suffix.lower()
-    if ending in _READERS:
-        if not path.is_file():
-            raise DataError(
-                f"{source} is not there (looked from {Path.cwd()}); expected a file."
-                " Check data.path: it is relative to the directory in which the command runs."
-            )
-        return _READERS[ending](path)
-    if path.exists() or ending in _OTHER_FILE_ENDINGS or not _HUB_ID.fullmatch(source):
-        found = (
-            "a directory" if path.is_dir() else f"a path ending in {ending!r}" if ending else "no name of a data set"
-        )
-        raise DataError(
-            f"data.path is {source!r}, {found}; expected a .jsonl, .json or .parquet file, or a hub data set"
-            ' such as "openai/gsm8k:main". Convert the file to one of those.'
-        )
-    return _hub_rows(source, split)
-
-
-def _jsonl_rows(path: Path) -> Iterator[tuple[str, Row]]:
-    row_number = 0
-    with path.open("rb") as lines:  # as bytes: str.splitlines would also split at U+2028 within a JSON string
-        for line_number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            place = f"row {row_number} (line {line_number})"
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise DataError(
-                    f"{path}, line {line_number} is not JSON ({error}): {_excerpt(line)}; expected one JSON object per"
-                    " line. Repair or remove the line; a file with one list of objects needs the ending .json."
-                ) from error
-            yield place, _object(row, f"{path}, {place}")
-            row_number += 1
-
-
-def _json_rows(path: Path) -> Iterator[tuple[str, Row]]:
-    try:
-        rows = json.loads(path.read_bytes() or b"[]")
-    except (ValueError, RecursionError) as error:
-        raise DataError(
-            f"{path} is not JSON ({error}); expected a list of objects."
-            " Repair the file; one with an object per line needs the ending .jsonl."
-        ) from error
-    if not isinstance(rows, list):
-        raise DataError(
-            f"{path} holds a JSON {type(rows).__name__}; expected a list of objects."
-            ' Put the objects into one list: [{"problem": ..., "answer": ...}, ...].'
-        )
-    for row_number, row in enumerate(rows):
-        place = f"row {row_number}"
-        yield place, _object(row, f"{path}, {place}")
-
-
-def _parquet_rows(path: Path) -> Iterator[tuple[str, Row]]:
-    import pyarrow
-    import pyarrow.parquet
-
-    row_number = 0
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=1024):
-                for row in batch.to_pylist():
-                    yield f"row {row_number}", row
-                    row_number += 1
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(
-            f"{path} cannot be read as Parquet ({error}); expected a complete .parquet file. Fetch or write it again."
-        ) from error
-
-
-def _hub_rows(source: str, split: str) -> Iterator[tuple[str, Row]]:
-    import datasets
-
-    name, _, configuration = source.partition(":")
-    try:
-        rows = datasets.load_dataset(name, configuration or None, split=split)
-    except (OSError, ValueError) as error:  # not found, no network, no such configuration or split
-        raise DataError(
-            f"data.path is {source!r}, no file here, and the hub gave no such data set with split {split!r} ({error});"
-            ' expected a .jsonl, .json or .parquet file, or "owner/name" or "owner/name:configuration" on the hub.'
-            " Check data.path, data.split and the network."
-        ) from error
-    for row_number, row in enumerate(rows):
-        yield f"row {row_number}", row
-
-
-_READERS = {".jsonl": _jsonl_rows, ".json": _json_rows, ".parquet": _parquet_rows}
-
-
-def _object(row: object, where: str) -> Row:
-    if not isinstance(row, dict):
-        raise DataError(
-            f"{where} is a JSON {type(row).__name__}: {_excerpt(row)}; expected an object with named columns."
-            ' Write it as {"problem": ..., "answer": ...}.'
-        )
-    return row
-
-
-# Columns and cells ----------------------------------------------------------------------------------------------------
 
 
 def _columns_of_layout(source: str, row: Row, prompt_column: str, answer_column: str | None) -> tuple[str, str | None]:
@@ -312,7 +181,7 @@ def _prompt(value: Any, column: str, where: str) -> str | tuple[Message, ...]:
         value = [dict(zip(value, parts, strict=False)) for parts in zip(*value.values(), strict=False)]
     if not isinstance(value, list) or not all(_is_message(message) for message in value):
         raise DataError(
-            f"{where}, column {column!r} holds {_excerpt(value)}; expected text, or a list of messages, each with text"
+            f"{where}, column {column!r} holds {excerpt(value)}; expected text, or a list of messages, each with text"
             ' under "role" and "content". Set data.prompt_column to a column that has one of these.'
         )
     if not value or value[-1]["role"] == "assistant":
@@ -360,12 +229,7 @@ def _answer(value: Any, where: str) -> str:
     is_answer = isinstance(value, str | int | float) and value == value and str(value).strip()  # NaN is unlike itself
     if not is_answer:
         raise DataError(
-            f"{where} has {_excerpt(value)} as its answer; expected text or a number. Complete or remove the row,"
+            f"{where} has {excerpt(value)} as its answer; expected text or a number. Complete or remove the row,"
             ' set data.answer_column to another column, or to "" if no answers are needed.'
         )
     return str(value)
-
-
-def _excerpt(value: object, max_characters: int = 80) -> str:
-    shown = repr(value)
-    return shown if len(shown) <= max_characters else shown[:max_characters] + "..."

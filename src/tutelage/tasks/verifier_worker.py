@@ -85,9 +85,6 @@ def _describe(error: BaseException) -> str:
         return type(error).__name__
 
 
-# Judges ---------------------------------------------------------------------------------------------------------------
-
-
 def _math_judge() -> Judge:
     logging.disable(logging.CRITICAL)  # math-verify warns that nobody bounds its time; the parent does
     from math_verify import parse, verify
@@ -112,9 +109,6 @@ def _users_judge(task: str, paths: list[str]) -> Judge:
     if not callable(judge):
         raise TypeError(f"{task} is a {type(judge).__name__}, not a function")
     return judge
-
-
-# Bounds ---------------------------------------------------------------------------------------------------------------
 
 
 def _limit_memory(limit_bytes: int) -> None:

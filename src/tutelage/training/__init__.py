@@ -1,6 +1,6 @@
 """What is one step, and how do steps make a run?"""
 
-from tutelage.training.checkpoint import CheckpointSettings, Checkpoints, TrainerState, find_resumable, read_state
+from tutelage.training.checkpoint import Checkpoints, CheckpointSettings, TrainerState, find_resumable, read_state
 from tutelage.training.data import PromptOrder
 from tutelage.training.loop import EvaluationPlan, Run, train
 from tutelage.training.objective import BatchLoss, Objective

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tutelage.errors import ConfigurationError, NonFiniteError, RunInterrupted
-from tutelage.evaluation import EvaluationResult, EvaluationSet, evaluate
+from tutelage.evaluation import EvaluationSet, evaluate
 from tutelage.policies import Policy
 from tutelage.rollout import PairedEngine
 from tutelage.runtime import LocalRuntime
@@ -147,11 +147,13 @@ def train(run: Run, observer: Observer) -> TrainerState:
                 f"{run.folder.path}. Continue it with: tutelage train {run.folder.path}/config.toml --resume"
             ) from None
         except NonFiniteError as problem:
-            last = "no checkpoint was written yet" if saved_step is None else f"the checkpoint of step {saved_step} stays"
+            last = (
+                "no checkpoint was written yet" if saved_step is None else f"the checkpoint of step {saved_step} stays"
+            )
             raise NonFiniteError(
                 f"step {state.step}: {problem}. The run stops without an update from it; {last}. A lower "
-                "optimizer.learning_rate usually helps; with divergence.rest = 'tail' a target without mass cannot occur "
-                "unless the teacher itself gives NaN."
+                "optimizer.learning_rate usually helps; with divergence.rest = 'tail' an infinite loss means that the "
+                "teacher itself rules out what the student does."
             ) from problem
 
 
@@ -193,7 +195,9 @@ def _mean_of_best_metric(run: Run, step: int) -> float:
     records = [record for record in run.folder.read("evaluations.jsonl") if record["step"] == step]
     if any(not isinstance(record.get(metric), int | float) for record in records):
         known = ", ".join(name for name, value in records[0].items() if isinstance(value, int | float))
-        raise ConfigurationError(f"checkpoint.best_metric is {metric!r}; evaluations report {known}. Choose one of these.")
+        raise ConfigurationError(
+            f"checkpoint.best_metric is {metric!r}; evaluations report {known}. Choose one of these."
+        )
     return float(sum(record[metric] for record in records)) / len(records)
 
 

@@ -62,7 +62,9 @@ class Objective:
     micro_batch_tokens: int = 16_384
     chunk_tokens: int | None = None
 
-    def backward(self, rollouts: Sequence[Rollout], all_sum: Callable[[float], float] = lambda value: value) -> BatchLoss:
+    def backward(
+        self, rollouts: Sequence[Rollout], all_sum: Callable[[float], float] = lambda value: value
+    ) -> BatchLoss:
         """Add the gradient of the batch's mean loss to the student's parameters.
 
         L = (1 / N) sum_rollouts sum_t D(p_t, target_t),   N = response tokens of the global batch
@@ -112,7 +114,7 @@ class Objective:
         return chunked_divergence(per_token, hidden_ND, chunk)
 
     def _targets(self, rollouts: Sequence[Rollout], device: torch.device) -> Callable[[slice], Target]:
-        """The teacher's distribution at a span of the response tokens: recorded where that suffices, asked otherwise."""
+        """The teacher at a span of the response tokens: as recorded where that suffices, asked otherwise."""
         if not self.divergence.needs_full_target:
             return _recorded_targets(rollouts, device)
         if self.teacher is None:

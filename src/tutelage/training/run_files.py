@@ -1,13 +1,13 @@
 """The files a run leaves behind, and nothing else writes: configuration, metrics, samples, evaluations.
 
-    config.toml         the run as resolved, enough to repeat it
-    metrics.jsonl       one line per step
-    evaluations.jsonl   one line per evaluation
-    samples.jsonl       some rollouts as text
-    evaluations/        every sample of every evaluation
-    checkpoints/        see `training.checkpoint`
-    superseded.jsonl    lines that a resumed run wrote again
-    curves.png          drawn by `report`
+config.toml         the run as resolved, enough to repeat it
+metrics.jsonl       one line per step
+evaluations.jsonl   one line per evaluation
+samples.jsonl       some rollouts as text
+evaluations/        every sample of every evaluation
+checkpoints/        see `training.checkpoint`
+superseded.jsonl    lines that a resumed run wrote again
+curves.png          drawn by `report`
 """
 
 from __future__ import annotations

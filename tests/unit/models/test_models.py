@@ -20,7 +20,7 @@ from tutelage.models import (
 
 
 def decode_one_by_one(model: LanguageModel, sequences: list[list[int]], split: int) -> list[torch.Tensor]:
-    """Logits of every position: a right-padded prefill of `split` tokens of each row's own length, then single tokens."""
+    """Logits behind a right-padded prefill of each row's own length, and behind every single token fed after it."""
     lengths = torch.tensor([min(split + row, len(s) - 1) for row, s in enumerate(sequences)])
     longest = int(lengths.max())
     padded = torch.tensor([[*s[:longest], *[0] * (longest - len(s[:longest]))] for s in sequences])
@@ -80,7 +80,9 @@ def test_every_served_architecture_passes_the_check_in_every_type(architecture: 
 
 
 def test_linear_attention_is_refused_by_name() -> None:
-    config = transformers.MambaConfig(vocab_size=40, hidden_size=16, num_hidden_layers=2, eos_token_id=0, pad_token_id=0)
+    config = transformers.MambaConfig(
+        vocab_size=40, hidden_size=16, num_hidden_layers=2, eos_token_id=0, pad_token_id=0
+    )
     with pytest.raises(UnsupportedArchitectureError, match=r"thing is a MambaForCausalLM.*linear_attention"):
         check_servable(as_language_model(transformers.MambaForCausalLM(config), "thing"))
 

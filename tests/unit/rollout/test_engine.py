@@ -9,10 +9,16 @@ from tutelage.policies import Student, Teacher, TrustRegion
 from tutelage.rollout import PairedEngine
 from tutelage.types import Prompt, Rollout
 
-FIELDS = (
-    "teacher_logprobs teacher_entropy teacher_support_logprobs teacher_tail_logprobs support_overlap student_logprobs "
-    "student_entropy support_mass"
-).split()
+FIELDS = [
+    "teacher_logprobs",
+    "teacher_entropy",
+    "teacher_support_logprobs",
+    "teacher_tail_logprobs",
+    "support_overlap",
+    "student_logprobs",
+    "student_entropy",
+    "support_mass",
+]
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +59,9 @@ def test_the_student_policy_never_calls_the_teacher() -> None:
 def test_samples_share_one_prefill() -> None:
     model = make_model("qwen3", vocab_size=20, seed=1)
     rows = []
-    model.model.register_forward_pre_hook(lambda _, args, kwargs: rows.append(kwargs["input_ids"].shape), with_kwargs=True)
+    model.model.register_forward_pre_hook(
+        lambda _, args, kwargs: rows.append(kwargs["input_ids"].shape), with_kwargs=True
+    )
     PairedEngine(model).generate(Student(), [[1, 2, 3], [4]], max_new_tokens=2, num_samples=4)
     assert rows == [(2, 3), (8, 1)]
 
@@ -79,7 +87,9 @@ def test_length_one_prompts_and_length_one_answers(engine: PairedEngine) -> None
 
 
 def test_a_model_without_stop_ids_runs_to_the_limit() -> None:
-    rollouts = PairedEngine(make_model("llama", vocab_size=9)).generate(Student(), [[1]], max_new_tokens=70, num_samples=2)
+    rollouts = PairedEngine(make_model("llama", vocab_size=9)).generate(
+        Student(), [[1]], max_new_tokens=70, num_samples=2
+    )
     assert [(len(r), r.finished) for r in rollouts] == [(70, False)] * 2
 
 

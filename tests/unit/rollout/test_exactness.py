@@ -77,10 +77,14 @@ def test_sequence_frequencies_are_the_product_of_mu(policy: Policy) -> None:
     # Two prompts of different lengths, and a teacher that reads another context for the second one.
     prompts = [Prompt([1, 2, 3]), Prompt([2], teacher_tokens=[3, 0, 1, 1])]
     engine = PairedEngine(student, teacher, max_rows=2 * NUM_SAMPLES)
-    rollouts = engine.generate(policy, prompts, max_new_tokens=LENGTH, num_samples=NUM_SAMPLES, records_statistics=False)
+    rollouts = engine.generate(
+        policy, prompts, max_new_tokens=LENGTH, num_samples=NUM_SAMPLES, records_statistics=False
+    )
     for number, prompt in enumerate(prompts):
         counts = Counter(tuple(r.response_tokens) for r in rollouts if r.prompt_index == number)
-        law = enumerated_law(student, teacher, policy, prompt.student_tokens, prompt.teacher_tokens or prompt.student_tokens)
+        law = enumerated_law(
+            student, teacher, policy, prompt.student_tokens, prompt.teacher_tokens or prompt.student_tokens
+        )
         assert math.isclose(sum(law.values()), 1.0, rel_tol=1e-5)
         assert len(law) > 50
         assert chi_square_p_value(counts, law) > 1e-3
@@ -91,7 +95,11 @@ def test_the_chi_square_test_has_power() -> None:
     student, teacher = make_world()
     engine = PairedEngine(student, teacher, max_rows=NUM_SAMPLES)
     rollouts = engine.generate(
-        TrustRegion(kl_radius=0.01), [[1, 2, 3]], max_new_tokens=LENGTH, num_samples=NUM_SAMPLES, records_statistics=False
+        TrustRegion(kl_radius=0.01),
+        [[1, 2, 3]],
+        max_new_tokens=LENGTH,
+        num_samples=NUM_SAMPLES,
+        records_statistics=False,
     )
     law = enumerated_law(student, teacher, Student(), [1, 2, 3], [1, 2, 3])
     assert chi_square_p_value(Counter(tuple(r.response_tokens) for r in rollouts), law) < 1e-6
@@ -122,7 +130,7 @@ def test_records_agree_with_naive_forwards(policy: Policy) -> None:
                 for model, prompt in ((student, rollout.prompt_tokens), (teacher, rollout.tokens_for_teacher))
             )
             mu = policy(p[None], q[None])
-            close = dict(rtol=1e-4, atol=2e-5)
+            close = {"rtol": 1e-4, "atol": 2e-5}
             torch.testing.assert_close(rollout.student_logprobs[place], p[token], **close)
             torch.testing.assert_close(rollout.teacher_logprobs[place], q[token], **close)
             torch.testing.assert_close(rollout.behaviour_logprobs[place], mu.logprobs_BV[0, token], **close)
@@ -142,14 +150,14 @@ def test_records_agree_with_naive_forwards(policy: Policy) -> None:
 
 
 def test_rollouts_do_not_depend_on_batching() -> None:
-    """Each token draws from its own stream, so cutting the batch up changes nothing (float64: rounding tips no draw)."""
+    """Each token draws from its own stream: cutting the batch up changes nothing (float64: rounding tips no draw)."""
     student = make_model("qwen3", vocab_size=12, stop_ids=5, seed=1)
     teacher = make_model("llama", vocab_size=12, stop_ids=5, seed=2)
     prompts = [[1], [2, 3, 4], [6, 7], [1, 2, 3, 4, 6, 7, 8]]
     together = PairedEngine(student, teacher, max_rows=64)
     alone = PairedEngine(student, teacher, max_rows=1)
     for policy in (Student(), TrustRegion(kl_radius=0.05)):
-        settings = dict(max_new_tokens=12, num_samples=3, seed=9, step=4)
+        settings = {"max_new_tokens": 12, "num_samples": 3, "seed": 9, "step": 4}
         first = together.generate(policy, prompts, **settings)
         second = alone.generate(policy, prompts, **settings)
         assert [r.response_tokens for r in first] == [r.response_tokens for r in second]

@@ -39,9 +39,6 @@ def rows(tmp_path: Path) -> Any:
     return load
 
 
-# What is read ---------------------------------------------------------------------------------------------------------
-
-
 def test_rows_keep_their_order_text_and_answers(rows: Any) -> None:
     problems = rows(
         {"problem": "  b? ", "answer": "142.0"}, {"problem": "a?", "answer": 7}, {"problem": "c", "answer": 0.5}
@@ -156,9 +153,6 @@ def test_hub_data_sets_are_loaded_by_name(monkeypatch: pytest.MonkeyPatch) -> No
 def test_datasets_is_not_imported_for_files(rows: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace())
     assert rows({"problem": "a", "answer": 1})
-
-
-# What is refused ------------------------------------------------------------------------------------------------------
 
 
 def test_missing_file(tmp_path: Path) -> None:
@@ -280,9 +274,6 @@ def test_answers_that_cannot_be_used(rows: Any, answer: Any) -> None:
         rows({"problem": "a", "answer": answer})
     with pytest.raises(DataError, match=r"nothing \(null\) in column 'answer'.*data\.answer_column"):
         rows({"problem": "a", "answer": None})
-
-
-# Real data ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="the shared data sets are not on this machine")

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from tutelage.errors import ConfigurationError
 from tutelage.tasks import Verifier, VerifierWarning, check_verifier, verifiers, verify
 from tutelage.tasks.answers import clean, compare_plainly
+from tutelage.tasks.verifier_process import INSIDE_WORKER
 
 SHARED_DATA = Path(__file__).parents[4] / "shared" / "data"
 SOURCE = Path(verifiers.__file__).parents[2]
@@ -73,8 +74,6 @@ def rewards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     )
     monkeypatch.chdir(tmp_path)
 
-
-# Mathematics ----------------------------------------------------------------------------------------------------------
 
 RIGHT = [
     ("The answer is 18.", "18"),
@@ -164,11 +163,9 @@ def test_what_is_decided_plainly_is_what_algebra_decides(math: Verifier) -> None
         plain = compare_plainly(candidate, reference)
         if plain is not None:
             decided += 1
-            assert math._ask_worker(clean(candidate), clean(reference)) is plain, (candidate, reference)
+            assert math._ask_worker(clean(candidate), clean(reference)).correct is plain, (candidate, reference)
     assert decided > 50
 
-
-# Hostile answers ------------------------------------------------------------------------------------------------------
 
 HANGS = ["9^{9^{9^{9}}}", "(10^{10})!"]
 STRANGE = [
@@ -214,13 +211,10 @@ def test_any_text_gets_a_verdict(math: Verifier, content: str, answer: str) -> N
     assert isinstance(math.verify(r"\boxed{" + content + "}", answer), bool)
 
 
-# The worker -----------------------------------------------------------------------------------------------------------
-
-
 def worker_of(verifier: Verifier) -> subprocess.Popen[bytes]:
     assert verifier.verify("same", "same")
-    assert verifier._worker is not None
-    return verifier._worker
+    assert verifier._worker.process is not None
+    return verifier._worker.process
 
 
 def test_a_worker_killed_from_outside_is_replaced(rewards: None) -> None:
@@ -334,7 +328,7 @@ def test_a_script_needs_no_main_guard_and_its_worker_ends_with_it(tmp_path: Path
             from tutelage.tasks import verifiers, verify
 
             print(verify("math", r"\boxed{3 + y}", "y + 3"))
-            print(verifiers._kept_verifiers["math"]._worker.pid)
+            print(verifiers._kept_verifiers["math"]._worker.process.pid)
             """
         )
     )
@@ -355,7 +349,7 @@ def test_a_script_needs_no_main_guard_and_its_worker_ends_with_it(tmp_path: Path
 def test_a_script_that_is_its_own_verifier_starts_no_chain_of_workers(
     rewards: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(verifiers._INSIDE_WORKER, "1")  # as in the worker that imports the script once more
+    monkeypatch.setenv(INSIDE_WORKER, "1")  # as in the worker that imports the script once more
     with pytest.raises(ConfigurationError, match=r'put what the script does under `if __name__ == "__main__":`'):
         check_verifier("rewards:contains")
     with Verifier("math") as verifier:  # a user's function may well ask for these
@@ -364,12 +358,9 @@ def test_a_script_that_is_its_own_verifier_starts_no_chain_of_workers(
 
 def test_an_answer_may_take_only_so_much_memory(rewards: None) -> None:
     with Verifier("rewards:fragile", memory_limit_gib=0.5) as verifier:
-        with pytest.warns(VerifierWarning, match=r"'rewards:fragile' failed \(MemoryError"):
+        with pytest.warns(VerifierWarning, match=r"'rewards:fragile' failed on a response \(MemoryError"):
             assert not verifier.verify("hungry", "")
         assert verifier.verify("fine", "")
-
-
-# A user's function ----------------------------------------------------------------------------------------------------
 
 
 def test_a_users_function_is_found_in_the_current_directory(rewards: None) -> None:
@@ -392,7 +383,9 @@ def test_scores_are_right_from_one_half_up(rewards: None) -> None:
 
 def test_a_users_errors_count_as_wrong_with_one_warning(rewards: None) -> None:
     with Verifier("rewards:fragile") as verifier:
-        with pytest.warns(VerifierWarning, match=r"'rewards:fragile' failed \(ValueError: .*; expected a verdict"):
+        with pytest.warns(
+            VerifierWarning, match=r"'rewards:fragile' failed on a response \(ValueError: .*; expected a verdict"
+        ):
             assert not verifier.verify("raise", "")
         assert verifier.verify_many([("raise", ""), ("exit", ""), ("die", ""), ("fine", "")]) == [False] * 3 + [True]
 
@@ -413,12 +406,9 @@ def test_callables_run_right_here() -> None:
 
     assert verify(judge, "a", "1") is True
     assert verify(judge, "a", "3") is False
-    with pytest.warns(VerifierWarning, match="judge raised ZeroDivisionError"):
+    with pytest.warns(VerifierWarning, match=r"judge failed on a response \(ZeroDivisionError"):
         assert verify(judge, "a", "0") is False
     assert len(calls) == 3
-
-
-# Tasks ----------------------------------------------------------------------------------------------------------------
 
 
 def test_known_tasks_pass_the_check() -> None:
@@ -461,13 +451,11 @@ def test_bounds_are_positive(bound: str) -> None:
 def test_the_kept_verifier_serves_every_call() -> None:
     assert verify("exact", "so\nParis", "Paris")
     assert verify("math", r"\boxed{3 + y}", "y + 3")
-    worker = verifiers._kept_verifiers["math"]._worker
+    process = verifiers._kept_verifiers["math"]._worker.process
     assert verify("math", r"\boxed{y + 3}", "3 + y")
-    assert verifiers._kept_verifiers["math"]._worker is worker
+    assert verifiers._kept_verifiers["math"]._worker.process is process
     verifiers._kept_verifiers["math"].close()
 
-
-# Real data ------------------------------------------------------------------------------------------------------------
 
 real_data = pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="the shared data sets are not on this machine")
 
@@ -488,4 +476,4 @@ def test_reference_answers_are_right_and_algebra_can_read_them(math: Verifier, n
     with (SHARED_DATA / "benchmarks" / f"{name}.jsonl").open(encoding="utf-8") as lines:
         answers = [json.loads(line)["answer"] for line in lines]
     assert all(math.verify_many((rf"\boxed{{{answer}}}", answer) for answer in answers))
-    assert all(math._ask_worker(clean(answer), clean(answer)) for answer in answers[::10])
+    assert all(math._ask_worker(clean(answer), clean(answer)).correct for answer in answers[::10])

@@ -89,7 +89,7 @@ def test_one_batch_of_eight_equals_eight_of_one(engine, rollouts, divergence) ->
 
 def test_two_processes_share_one_denominator(engine, rollouts) -> None:
     """Each half of the batch, told the global count, contributes its share of the whole gradient."""
-    whole, whole_gradient = gradients(engine, rollouts, divergence=ReverseKL())
+    _, whole_gradient = gradients(engine, rollouts, divergence=ReverseKL())
     halves = [rollouts[:3], rollouts[3:]]
     total_tokens = sum(len(rollout) for rollout in rollouts)
     summed: dict[str, torch.Tensor] = {}

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import signal
@@ -18,7 +19,7 @@ def test_learning_rate_rises_over_the_warmup_and_stays() -> None:
     settings = OptimizerSettings(learning_rate=1e-5, warmup_steps=15)
     rates = [settings.rate_at(step) for step in range(30)]
     assert rates[0] == pytest.approx(1e-5 * (1 - math.cos(math.pi / 15)) / 2)
-    assert all(a < b for a, b in zip(rates[:14], rates[1:15], strict=True))
+    assert all(a < b for a, b in itertools.pairwise(rates[:15]))
     assert rates[14:] == pytest.approx([1e-5] * 16)
     assert OptimizerSettings(warmup_steps=0).rate_at(0) == 1e-5
 
@@ -29,7 +30,8 @@ def test_the_optimizer_has_the_papers_settings() -> None:
 
 
 @pytest.mark.parametrize(
-    "fields", [{"learning_rate": 0.0}, {"learning_rate": math.nan}, {"weight_decay": -1.0}, {"beta1": 1.0}, {"warmup_steps": -1}]
+    "fields",
+    [{"learning_rate": 0.0}, {"learning_rate": math.nan}, {"weight_decay": -1.0}, {"beta1": 1.0}, {"warmup_steps": -1}],
 )
 def test_bad_optimizer_fields_are_refused(fields) -> None:
     with pytest.raises(ConfigurationError, match=f"optimizer.{next(iter(fields))} is"):

@@ -1,0 +1,194 @@
+"""The parent's side of the worker in which answers are judged: starts it, asks it, and kills it when it takes too long.
+
+The worker's side is `verifier_worker.py`. It is a program of its own rather than a `multiprocessing` child, which would
+import the user's main module again. What the verdicts mean is for `verifiers.py` to know.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tutelage.errors import ConfigurationError
+from tutelage.tasks import verifier_worker
+
+__all__ = ["Verdict", "WorkerProcess"]
+
+INSIDE_WORKER = "TUTELAGE_INSIDE_VERIFIER_WORKER"
+_START_SECONDS = 120.0  # importing a user's module may load a whole framework from a cold disk
+
+_Process = subprocess.Popen[bytes]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of one question to the worker.
+
+    Fields:
+      correct: False also where there was no verdict.
+      failure: why there was none, in words, or None.
+      timed_out: the answer took longer than its bound.
+    """
+
+    correct: bool
+    failure: str | None = None
+    timed_out: bool = False
+
+
+class WorkerProcess:
+    """A process that judges one task; it starts when first needed, and again after it had to be killed.
+
+    Threads may share it; they take turns. A forked child gets a process of its own.
+
+    Args:
+        task: "math" or "module:function".
+        timeout_seconds: bound for one answer, not counting the start.
+        memory_limit_gib: what the process may take on top of its imports; enforced on Linux.
+    """
+
+    def __init__(self, task: str, *, timeout_seconds: float, memory_limit_gib: float) -> None:
+        self.task = task
+        self.timeout_seconds = timeout_seconds
+        self.memory_limit_gib = memory_limit_gib
+        self.process: _Process | None = None
+        self._lock = threading.Lock()
+        self._owner = os.getpid()
+
+    def start(self) -> None:
+        """Have the process running and its judge loaded.
+
+        Raises:
+            ConfigurationError: the judge cannot be loaded, with the reason.
+        """
+        self._leave_parents_process()
+        with self._lock:
+            self._running()
+
+    def close(self) -> None:
+        """End the process, if there is one; a later question would start another."""
+        self._leave_parents_process()
+        with self._lock:
+            self._end()
+
+    def ask(self, response: str, answer: str) -> Verdict:
+        """Judge one answer within the bounds, whatever it does to the process.
+
+        Raises:
+            ConfigurationError: the process had to be started and its judge cannot be loaded.
+        """
+        self._leave_parents_process()
+        with self._lock:
+            # Two tries: a process that died by itself may have been ended from outside, or for an earlier answer.
+            for _ in range(2):
+                process = self._running()
+                started = time.monotonic()
+                reply = self._exchange(process, [response, answer], self.timeout_seconds)
+                if reply is not None:
+                    return Verdict(reply["correct"], reply["error"])
+                self._end()
+                if time.monotonic() - started >= self.timeout_seconds:
+                    return Verdict(False, f"it took longer than {self.timeout_seconds:g} seconds", timed_out=True)
+            return Verdict(False, "it ended its process")
+
+    def _running(self) -> _Process:
+        if self.process is not None and self.process.poll() is None:
+            return self.process
+        self._end()
+        is_users = self.task != "math"
+        if is_users and INSIDE_WORKER in os.environ:
+            raise ConfigurationError(
+                f"the verifier {self.task!r} is wanted within a verifier's worker; expected only"
+                ' "math" or "exact" there. If its module is also the script that runs, put what the script does under'
+                ' `if __name__ == "__main__":`.'
+            )
+        process = self.process = subprocess.Popen(
+            [sys.executable, "-P", "-W", "ignore", str(Path(verifier_worker.__file__))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=None if is_users else subprocess.DEVNULL,
+            # sympy's results depend on the order of sets here and there: fix it, so that a verdict can be repeated
+            env={**os.environ, INSIDE_WORKER: "1", "PYTHONHASHSEED": "0"},
+            start_new_session=True,  # Ctrl-C does not reach it, and killing its group takes its children along
+        )
+        self._finalizer = weakref.finalize(self, _end, process, os.getpid())
+        setup = {
+            "task": self.task,
+            "paths": [str(Path.cwd()), *sys.path],
+            "timeout_seconds": self.timeout_seconds,
+            "memory_limit_bytes": int(self.memory_limit_gib * 2**30),
+        }
+        reply = self._exchange(process, setup, _START_SECONDS)
+        if reply is None or reply["error"] is not None:
+            self._end()
+            reason = f"it ended or hung within {_START_SECONDS:g} seconds" if reply is None else reply["error"]
+            raise ConfigurationError(
+                f"data.verifier is {self.task!r}, which cannot be loaded ({reason}); expected it to import from"
+                f" {Path.cwd()} or the installed packages. Check the names, and that the module imports by itself."
+            )
+        return process
+
+    def _exchange(self, process: _Process, message: object, seconds: float) -> Any:
+        """Send a line and return the line that comes back; None if the process died or had to be killed."""
+        assert process.stdin is not None and process.stdout is not None
+        # A timer that kills bounds writing as well as reading, and works where pipes cannot be polled.
+        timer = threading.Timer(seconds, _kill, (process,))
+        timer.daemon = True
+        timer.start()
+        line = b""
+        try:
+            process.stdin.write(json.dumps(message).encode() + b"\n")  # ASCII, so that lone surrogates travel too
+            process.stdin.flush()
+            line = process.stdout.readline()
+        except OSError:  # it died while we wrote
+            pass
+        except BaseException:  # Ctrl-C: the reply is still to come and would be taken for the next one's
+            self._end()
+            raise
+        finally:
+            timer.cancel()
+        return json.loads(line) if line.endswith(b"\n") else None
+
+    def _end(self) -> None:
+        if self.process is not None:
+            self._finalizer()
+            self.process = None
+
+    def _leave_parents_process(self) -> None:
+        """After a fork: two parents must not write to one worker, and the lock's holder may not exist here."""
+        if self._owner != os.getpid():
+            self._lock = threading.Lock()
+            self._end()
+            self._owner = os.getpid()
+
+
+def _kill(process: _Process) -> None:
+    if process.poll() is not None:  # its number may belong to another process by now
+        return
+    with suppress(OSError):
+        if hasattr(os, "killpg"):
+            os.killpg(process.pid, signal.SIGKILL)
+        else:
+            process.kill()
+
+
+def _end(process: _Process, owner: int) -> None:
+    """Kill a process, wait for its end and close our ends of its pipes; a forked child only closes."""
+    if os.getpid() == owner:
+        _kill(process)
+        process.wait()
+    else:
+        process.returncode = 0  # not ours to wait for; without this, Popen warns of a process left running
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            with suppress(OSError):  # what could not be sent has nobody left to read it
+                pipe.close()
