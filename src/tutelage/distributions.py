@@ -310,7 +310,7 @@ def tail_logprobs(logprobs_BV: Tensor, support_ids_BK: Tensor) -> Tensor:
     """
     rest_BV = _widened(logprobs_BV).scatter(-1, support_ids_BK, -math.inf)
     is_empty_B = (rest_BV == -math.inf).all(-1)
-    # log Σ of nothing has a NaN gradient, which would spread to every row of the batch: it is taken elsewhere.
+    # The gradient of log Σ over nothing is NaN, and would reach every parameter: such rows sum over zeros instead.
     tail_B = rest_BV.masked_fill(is_empty_B.unsqueeze(-1), 0).logsumexp(-1)
     return tail_B.masked_fill(is_empty_B, -math.inf)
 

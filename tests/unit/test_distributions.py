@@ -595,7 +595,7 @@ def test_sample_matches_a_float64_reference_on_a_real_vocabulary() -> None:
 
 
 def test_sample_survives_a_cumulative_sum_that_is_not_monotone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Parallel sums round each entry on its own: they may rise over an impossible token and fall over a possible one."""
+    """Parallel sums round each entry on its own: they may rise over an impossible token, fall over a possible one."""
     wobbly = torch.tensor([[1e-17, 0.5, 0.5 + 1e-16, 0.4999999999999999, 1.0, 1.0 + 3e-16]], dtype=torch.float64)
     monkeypatch.setattr(Tensor, "cumsum", lambda self, *args, **kwargs: wobbly.expand(self.shape).clone())
     logprobs = torch.tensor([[-INF, math.log(0.5), -INF, -30.0, math.log(0.5), -INF]])

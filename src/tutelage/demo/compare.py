@@ -1,8 +1,8 @@
 """The demo: plain OPD and TRB on the embedded pair, side by side, with a table and a figure at the end.
 
-Both runs are ordinary `tutelage train` runs of run files that are left in the demo's folder, so everything seen here
-can be repeated and changed by hand. They run as two processes of one thread each, which two cores finish sooner than one
-run after the other on two threads.
+Both runs are ordinary `tutelage train` runs of run files that stay in the demo's folder, so everything seen here can be
+repeated and changed by hand. They run as two processes of one thread each, which two cores finish sooner than one run
+after the other on two threads.
 """
 
 from __future__ import annotations
@@ -97,8 +97,8 @@ def run_demo(output: Path | None, *, steps: int, num_problems: int, seed: int) -
     write_problems(folder / "prompts.jsonl", steps * PROMPTS_PER_STEP, PROMPT_SEED + seed)
     write_problems(folder / "problems.jsonl", num_problems, PROBLEM_SEED + seed)
     console.print(
-        f"A tiny teacher and a tiny, drifting student solve word problems. {steps} steps of {PROMPTS_PER_STEP} prompts "
-        f"x {SAMPLES_PER_PROMPT} rollouts each, once as plain on-policy distillation (OPD) and once with a trust-region "
+        f"A tiny teacher and a tiny, drifting student solve word problems. {steps} steps of {PROMPTS_PER_STEP} "
+        f"prompts x {SAMPLES_PER_PROMPT} rollouts each, once as plain on-policy distillation (OPD) and once with a trust-region "
         f"warm-up (TRB).\nOne problem: [dim]{escape(make_problems(1, PROBLEM_SEED + seed)[0].problem)}[/]\n"
     )
     started = time.perf_counter()

@@ -99,10 +99,10 @@ def _through_template(
 ) -> list[int]:
     from jinja2 import TemplateError
 
-    if not _NOT_THE_USERS.isdisjoint(keywords):
+    if ours := sorted(_NOT_THE_USERS.intersection(keywords)):
         raise ConfigurationError(
-            f"data.chat_template_kwargs sets {', '.join(sorted(_NOT_THE_USERS.intersection(keywords)))}; expected only names"
-            " that the chat template itself reads, such as enable_thinking. Remove the others."
+            f"data.chat_template_kwargs sets {', '.join(ours)}; expected only names that the chat template itself"
+            " reads, such as enable_thinking. Remove the others."
         )
     messages: list[Message] = list(problem.messages)
     if system_prompt is not None:

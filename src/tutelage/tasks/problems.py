@@ -80,8 +80,8 @@ def load_problems(
         split: which split of a hub data set; files have none.
         limit: read the first so many problems only.
     Returns:
-        At least one problem. Ids are those of the `id` column if every row has one and no two are the same; otherwise
-        "<file or data set name>/<row>" with rows counted from 0.
+        At least one problem. Ids are those of the `id` column if every row read has one and no two are the same;
+        otherwise "<file or data set name>/<row>" with rows counted from 0.
     Raises:
         DataError: missing, empty or unreadable file, or a row that cannot be used; the message names the row.
         ConfigurationError: a limit below 1.

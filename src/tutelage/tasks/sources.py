@@ -17,20 +17,7 @@ __all__ = ["Row", "excerpt", "rows_of", "short_name"]
 
 Row = Mapping[str, Any]
 
-_OTHER_FILE_ENDINGS = {
-    ".csv",
-    ".tsv",
-    ".txt",
-    ".md",
-    ".arrow",
-    ".feather",
-    ".gz",
-    ".zst",
-    ".bz2",
-    ".xz",
-    ".zip",
-    ".tar",
-}
+_OTHER_FILE_ENDINGS = {".csv", ".tsv", ".txt", ".md", ".arrow", ".gz", ".zst", ".bz2", ".xz", ".zip", ".tar"}
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?(:[\w.-]+)?")
 
 

@@ -99,6 +99,7 @@ def _math_judge() -> Judge:
         # the order matters: math-verify lets the gold answer decide how the other is read
         return bool(verify(gold=parse_boxed(reference), target=parse_boxed(candidate), timeout_seconds=None))
 
+    judge("y + x", "x + y")  # the first one builds the grammar's tables, which is no answer's fault
     return judge
 
 

@@ -187,12 +187,12 @@ def test_hostile_answers_are_wrong_in_bounded_time(impatient_math: Verifier, con
     assert time.monotonic() - started < 10.5
 
 
-def test_timeouts_are_counted_and_the_next_answer_is_served(impatient_math: Verifier) -> None:
-    before = impatient_math.num_timeouts
-    assert not impatient_math.verify(r"\boxed{(10^{10})!}", "y + 3")
-    assert impatient_math.num_timeouts == before + 1
-    assert impatient_math.verify(r"\boxed{3 + y}", "y + 3")
-    assert impatient_math.num_timeouts == before + 1
+def test_timeouts_are_counted_and_the_next_answer_is_served() -> None:
+    with Verifier("math", timeout_seconds=2.0) as verifier:
+        assert not verifier.verify(r"\boxed{(10^{10})!}", "y + 3")
+        assert verifier.num_timeouts == 1
+        assert verifier.verify(r"\boxed{3 + y}", "y + 3")
+        assert verifier.num_timeouts == 1
 
 
 def test_long_responses_are_read_from_their_end(math: Verifier) -> None:
@@ -237,7 +237,7 @@ def test_a_worker_killed_at_work_gets_its_answer_judged_by_another(rewards: None
 
 @pytest.mark.filterwarnings("ignore::tutelage.tasks.VerifierWarning")
 def test_a_worker_that_neither_reads_nor_writes_is_a_hung_one(rewards: None) -> None:
-    with Verifier("rewards:contains", timeout_seconds=0.5) as verifier:
+    with Verifier("rewards:contains", timeout_seconds=1.0) as verifier:
         for response in ("same", "same" * 250_000):  # the longer one does not fit into a pipe that nobody reads
             os.kill(worker_of(verifier).pid, signal.SIGSTOP)
             assert not verifier.verify(response, "same")
@@ -294,7 +294,7 @@ def test_the_worker_ends_when_its_parent_is_killed(rewards: None, is_idle: bool)
     told, tell = os.pipe()
     child = os.fork()
     if child == 0:
-        verifier = Verifier("rewards:fragile", timeout_seconds=0.2)
+        verifier = Verifier("rewards:fragile", timeout_seconds=1.0)
         worker = worker_of(verifier)
         if not is_idle:
             assert worker.stdin is not None
@@ -306,7 +306,7 @@ def test_the_worker_ends_when_its_parent_is_killed(rewards: None, is_idle: bool)
     worker_pid = int(os.read(told, 100))
     os.close(told)
     os.close(tell)
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 10
     while is_running(worker_pid) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert not is_running(worker_pid)
@@ -391,8 +391,8 @@ def test_a_users_errors_count_as_wrong_with_one_warning(rewards: None) -> None:
 
 
 def test_a_users_function_is_bounded_in_time(rewards: None) -> None:
-    with Verifier("rewards:fragile", timeout_seconds=0.3) as verifier:
-        with pytest.warns(VerifierWarning, match=r"took longer than 0\.3 seconds"):
+    with Verifier("rewards:fragile", timeout_seconds=1.0) as verifier:
+        with pytest.warns(VerifierWarning, match=r"took longer than 1 seconds"):
             assert not verifier.verify("sleep", "")
         assert verifier.verify("fine", "")
 

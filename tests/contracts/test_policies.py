@@ -1,0 +1,221 @@
+"""What every policy keeps, whatever it does. A new member joins by a line in MEMBERS."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from tutelage.distributions import normalise
+from tutelage.errors import ConfigurationError
+from tutelage.policies import POLICIES, Policy, Student, Teacher, Temperature, TrustRegion
+from tutelage.schedules import Constant, Linear
+
+INF = math.inf
+
+MEMBERS: list[Policy] = [
+    Student(),
+    Teacher(),
+    TrustRegion(0.0),
+    TrustRegion(0.001),
+    TrustRegion(0.05),
+    TrustRegion(1e6),
+    Temperature(0.0),
+    Temperature(0.8),
+    Temperature(1.3),
+]
+
+# Members with a moving field, each beside what it must be at steps 0, 1, 2 and 3.
+MOVING: list[tuple[Policy, list[Policy]]] = [
+    (
+        TrustRegion(Linear(0.04, 0.0, 2)),
+        [TrustRegion(0.04), TrustRegion(0.02), Student(), Student()],
+    ),
+    (
+        Temperature(Linear(0.8, 1.0, 2)),
+        [Temperature(0.8), Temperature(0.9), Student(), Student()],
+    ),
+    (TrustRegion(Constant(0.01)), [TrustRegion(0.01)] * 4),
+]
+
+# Fields that cannot work, each with the words that must be in the refusal.
+IMPOSSIBLE = [
+    (
+        TrustRegion,
+        -0.1,
+        r"^policy\.kl_radius is -0\.1; a KL radius cannot be negative\. Use 0 for pure student rollouts\.$",
+    ),
+    (TrustRegion, Linear(0.1, -0.1, 5), r"policy\.kl_radius reaches -0\.1; a KL radius cannot be negative"),
+    (TrustRegion, math.nan, r"policy\.kl_radius is nan; expected a finite number"),
+    (TrustRegion, "0.1", r"policy\.kl_radius is '0\.1'; expected a finite number"),
+    (Temperature, -1, r"policy\.temperature is -1; a temperature cannot be negative\. Use 0 for greedy decoding"),
+    (Temperature, Linear(1, -1, 5), r"policy\.temperature reaches -1; a temperature cannot be negative"),
+    (Temperature, None, r"policy\.temperature is None; expected a finite number"),
+]
+
+# Members whose tokens stay impossible if the student, or the teacher where it has a share, says so.
+KEEPS_STUDENT_ZEROS = (Student, Temperature, TrustRegion)
+KEEPS_TEACHER_ZEROS = (Teacher, TrustRegion)
+
+every_member = pytest.mark.parametrize("policy", MEMBERS, ids=repr)
+
+
+def rows(seed: int = 0, holes: float = 0.0) -> tuple[Tensor, Tensor]:
+    """Student and teacher logits [2, 4, 12] without ties, with impossible tokens where asked for."""
+    generator = torch.Generator().manual_seed(seed)
+    student, noise = torch.randn(2, 2, 4, 12, generator=generator) * 2
+    teacher = student / 2 + noise
+    for logits in (student, teacher):
+        impossible = torch.rand(logits.shape, generator=generator) < holes
+        impossible[..., 0] = False
+        logits.masked_fill_(impossible, -INF)
+    return student, teacher
+
+
+def propose(policy: Policy, student: Tensor, teacher: Tensor) -> Tensor:
+    return policy(student, teacher).logprobs_BV
+
+
+def test_every_member_is_here() -> None:
+    assert {type(policy) for policy in MEMBERS} == set(POLICIES.values())
+
+
+@every_member
+@pytest.mark.parametrize("holes", [0.0, 0.3])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_rows_are_distributions(policy: Policy, holes: float, dtype: torch.dtype) -> None:
+    student, teacher = (logits.to(dtype) for logits in rows(holes=holes))
+    logprobs = propose(policy, student, teacher)
+    assert logprobs.shape == student.shape
+    assert logprobs.dtype == torch.promote_types(dtype, torch.float32)
+    torch.testing.assert_close(logprobs.exp().sum(-1), torch.ones(2, 4, dtype=logprobs.dtype), rtol=0, atol=2e-6)
+
+
+@every_member
+def test_a_common_shift_of_the_logits_changes_nothing(policy: Policy) -> None:
+    student, teacher = (logits.double() for logits in rows(holes=0.2))
+    shifted = propose(policy, student + 1000, teacher - 3000)
+    torch.testing.assert_close(shifted, propose(policy, student, teacher), rtol=1e-5, atol=1e-5)
+
+
+@every_member
+def test_the_order_of_the_vocabulary_changes_nothing(policy: Policy) -> None:
+    student, teacher = rows(holes=0.2)
+    order = torch.randperm(12, generator=torch.Generator().manual_seed(0))
+    permuted = propose(policy, student[..., order], teacher[..., order])
+    torch.testing.assert_close(permuted, propose(policy, student, teacher)[..., order], rtol=1e-5, atol=1e-5)
+
+
+@every_member
+def test_rows_do_not_influence_each_other(policy: Policy) -> None:
+    student, teacher = rows(holes=0.2)
+    together = propose(policy, student, teacher)
+    for group in range(2):
+        for row in range(4):
+            alone = propose(policy, student[group, row], teacher[group, row])
+            torch.testing.assert_close(alone, together[group, row], rtol=0, atol=1e-6)
+
+
+@every_member
+def test_impossible_tokens_stay_impossible(policy: Policy) -> None:
+    student, teacher = rows(holes=0.3)
+    proposal = policy(student, teacher)
+    impossible = proposal.logprobs_BV == -INF
+    assert impossible[(student == -INF) & (teacher == -INF)].all()
+    if isinstance(policy, KEEPS_STUDENT_ZEROS):
+        assert impossible[student == -INF].all()
+    if isinstance(policy, KEEPS_TEACHER_ZEROS):
+        share = proposal.diagnostics.get("blend", torch.zeros(2, 4))
+        assert impossible[(teacher == -INF) & (share > 0).unsqueeze(-1)].all()
+
+
+@every_member
+def test_looks_at_the_teacher_only_if_it_says_so(policy: Policy) -> None:
+    student, teacher = rows()
+    if policy.needs_teacher:
+        with pytest.raises(ConfigurationError, match="got no teacher logits"):
+            policy(student, None)
+    else:
+        assert torch.equal(propose(policy, student, teacher), policy(student, None).logprobs_BV)
+
+
+@every_member
+def test_diagnostics_have_one_value_per_row(policy: Policy) -> None:
+    student, teacher = rows(holes=0.2)
+    for name, value in policy(student, teacher).diagnostics.items():
+        assert value.shape == (2, 4), name
+        assert not value.isnan().any(), name
+
+
+@every_member
+def test_changes_neither_its_inputs_nor_itself(policy: Policy) -> None:
+    student, teacher = rows(holes=0.2)
+    before = student.clone(), teacher.clone(), dataclasses.replace(policy)
+    first = propose(policy, student, teacher)
+    assert torch.equal(first, propose(policy, student, teacher))
+    assert torch.equal(student, before[0]) and torch.equal(teacher, before[1]) and policy == before[2]
+
+
+@every_member
+def test_plain_numbers_do_not_move(policy: Policy) -> None:
+    student, teacher = rows()
+    for step in (0, 100):
+        resolved = policy.at(step)
+        assert resolved.at(step) == resolved
+        assert torch.equal(propose(resolved, student, teacher), propose(policy, student, teacher))
+
+
+@every_member
+def test_is_frozen_and_hashable(policy: Policy) -> None:
+    assert hash(policy) == hash(dataclasses.replace(policy))
+    for field in dataclasses.fields(policy):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(policy, field.name, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("policy", "resolved"), MOVING, ids=lambda value: repr(value) if isinstance(value, Policy) else ""
+)
+def test_at_picks_the_step(policy: Policy, resolved: list[Policy]) -> None:
+    for step, expected in enumerate(resolved):
+        assert policy.at(step) == expected
+        assert policy.at(step).at(3) == expected
+    assert policy.needs_teacher == any(expected.needs_teacher for expected in resolved)
+
+
+@pytest.mark.parametrize("policy", [moving for moving, _ in MOVING[:2]], ids=repr)
+def test_a_moving_field_must_be_resolved_before_the_call(policy: Policy) -> None:
+    with pytest.raises(ConfigurationError, match=r"changes with the step; .* Call policy\.at\(step\) first"):
+        policy(*rows())
+
+
+@pytest.mark.parametrize(("member", "value", "message"), IMPOSSIBLE)
+def test_refuses_impossible_fields_with_the_reason(member: type[Policy], value: object, message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        member(value)  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize(
+    ("policy", "limit"),
+    [
+        (TrustRegion(0.0), Student()),
+        (TrustRegion(1e-30), Student()),
+        (TrustRegion(1e6), Teacher()),
+        (Temperature(1.0), Student()),
+        (Temperature(1e-6), Temperature(0.0)),
+    ],
+    ids=repr,
+)
+def test_limits(policy: Policy, limit: Policy) -> None:
+    student, teacher = rows()
+    probs, limit_probs = propose(policy, student, teacher).exp(), propose(limit, student, teacher).exp()
+    torch.testing.assert_close(probs, limit_probs, rtol=0, atol=1e-6)
+
+
+def test_student_and_teacher_are_what_their_names_say() -> None:
+    student, teacher = rows(holes=0.2)
+    assert torch.equal(propose(Student(), student, teacher), normalise(student))
+    assert torch.equal(propose(Teacher(), student, teacher), normalise(teacher))
