@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 import warnings
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -32,6 +33,15 @@ Overrides = Annotated[
 RunFile = Annotated[Path, typer.Argument(help="A run file, such as recipes/trb.toml.")]
 
 
+class Precision(StrEnum):
+    """Types that weights can be loaded in."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+    float64 = "float64"
+
+
 def main() -> None:
     """Run the command line; turn our own errors into one line and an exit code."""
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -41,9 +51,13 @@ def main() -> None:
     except RunInterrupted as problem:
         errors.print(f"[yellow]stopped:[/] {_plain(str(problem))}")
         sys.exit(130)
-    except TutelageError as problem:
+    except (TutelageError, OSError) as problem:  # an OSError (disk full, permissions) names its file
         errors.print(f"[red]error:[/] {_plain(str(problem))}")
         sys.exit(2)
+    except SystemExit as leaving:
+        if leaving.code == 130:  # what typer makes of Ctrl-C
+            errors.print("[yellow]stopped:[/] by Ctrl-C")
+        raise
 
 
 @app.command()
@@ -78,23 +92,31 @@ def evaluate(
     task: Annotated[list[str], typer.Option("--task", help="Problems: FILE.jsonl, FILE.parquet or a hub data set.")],
     samples: Annotated[int, typer.Option(help="Samples per problem.", min=1)] = 4,
     temperature: Annotated[float, typer.Option(help="0 = greedy.", min=0)] = 1.0,
-    max_new_tokens: Annotated[int, typer.Option(min=1)] = 1024,
+    max_new_tokens: Annotated[int, typer.Option(help="Answers are cut after this many.", min=1)] = 1024,
     limit: Annotated[int | None, typer.Option(help="Only the first problems.", min=1)] = None,
     output: Annotated[
         Path | None, typer.Option(help="Folder for the results as JSON and every sample as JSONL.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="Same seed, same answers.", min=0)] = 0,
     verifier: Annotated[str, typer.Option(help="math, exact, or module:function.")] = "math",
-    prompt_column: str = "problem",
-    answer_column: str = "answer",
+    prompt_column: Annotated[str, typer.Option(help="Column with the question.")] = "problem",
+    answer_column: Annotated[str, typer.Option(help="Column with the right answer.")] = "answer",
     system_prompt: Annotated[str | None, typer.Option(help="Put in front of every problem.")] = None,
-    max_prompt_tokens: Annotated[int, typer.Option(min=1)] = 1024,
-    dtype: str = "float32",
-    device: str = "auto",
+    max_prompt_tokens: Annotated[int, typer.Option(help="Longer problems are left out, with a warning.", min=1)] = 1024,
+    dtype: Annotated[Precision, typer.Option(help="Type of the weights.")] = Precision.float32,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
     rows: Annotated[int, typer.Option(help="Most answers decoded at once.", min=1)] = 256,
 ) -> None:
     """Judge a model on problem sets: pass@1 with a 95% interval, pass@k, truncation, length."""
-    from tutelage.config import DataConfig, EvaluationSetConfig, build_evaluation_set, decoder_of, make_verifier
+    from tutelage.config import (
+        DataConfig,
+        EvaluationSetConfig,
+        build_evaluation_sets,
+        decoder_of,
+        make_verifier,
+        refuse_overlong,
+        refuse_unwritable,
+    )
     from tutelage.evaluation import evaluate as run_evaluation
     from tutelage.evaluation import rich_table, write_evaluation
     from tutelage.models import load_language_model, load_tokenizer
@@ -106,18 +128,19 @@ def evaluate(
     check_verifier(verifier)
     if output is not None and output.exists():
         raise OutputExistsError(f"the output folder {output} already exists; nothing is overwritten. Choose another.")
+    if output is not None:
+        refuse_unwritable(output)
     tokenizer = load_tokenizer(model)
     data = DataConfig(path="", system_prompt=system_prompt, max_prompt_tokens=max_prompt_tokens)
-    sets = [
-        build_evaluation_set(
-            EvaluationSetConfig(path=path, prompt_column=prompt_column, answer_column=answer_column, limit=limit),
-            data,
-            tokenizer,
-        )
+    items = [
+        EvaluationSetConfig(path=path, prompt_column=prompt_column, answer_column=answer_column, limit=limit)
         for path in task
     ]
-    student = load_language_model(model, tokenizer, dtype=dtype, device=LocalRuntime(device).device)
+    sets = build_evaluation_sets(items, data, tokenizer)
+    student = load_language_model(model, tokenizer, dtype=dtype.value, device=LocalRuntime(device).device)
     engine = PairedEngine(student, max_rows=rows)
+    for problems in sets:
+        refuse_overlong(engine, problems.prompts, max_new_tokens, "--max-new-tokens")
     console = Console(highlight=False)
     results = []
     for problems in sets:
@@ -150,12 +173,13 @@ def generate(
 ) -> None:
     """Write answers of a run file's policy (--set policy=teacher for the teacher's own) as JSONL."""
     from tutelage.cli.generation import write_samples
-    from tutelage.config import load_config
+    from tutelage.config import load_config, refuse_unwritable
 
     config = load_config(run_file, overrides or [])
     _set_threads(config.runtime.threads)
     if output.exists():
         raise OutputExistsError(f"{output} already exists; nothing is overwritten. Choose another file.")
+    refuse_unwritable(output)
     with Console(highlight=False).status("generating"):
         count, correct = write_samples(config, output, step=step, num_samples=samples, limit=limit)
     verdict = "" if correct is None else f", {correct} of them correct"
@@ -167,7 +191,7 @@ def demo(
     output: Annotated[Path | None, typer.Option(help="A new folder; default: demo-runs/1, 2, ...")] = None,
     steps: Annotated[int, typer.Option(help="Training steps of each run.", min=1)] = 60,
     problems: Annotated[int, typer.Option(help="Fresh problems to evaluate on.", min=4)] = 250,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="Picks the problems and the random numbers.", min=0)] = 0,
 ) -> None:
     """Plain OPD against TRB on the embedded tiny pair: the whole library in minutes, on a CPU."""
     from tutelage.demo.compare import run_demo

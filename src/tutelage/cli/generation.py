@@ -5,9 +5,18 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tutelage.config import RunConfig, build_engine, build_recipe, decoder_of, make_verifier, read_prompts
+from tutelage.config import (
+    RunConfig,
+    build_engine,
+    build_recipe,
+    decoder_of,
+    make_verifier,
+    read_prompts,
+    refuse_overlong,
+)
 from tutelage.models import check_distinct, check_same_tokenizer, load_tokenizer
 from tutelage.rollout import derive_seed
+from tutelage.tasks import check_verifier
 
 __all__ = ["write_samples"]
 
@@ -21,6 +30,8 @@ def write_samples(
       number of samples written, and how many are correct (None where nothing can be verified).
     """
     policy = build_recipe(config).policy.at(step)
+    if config.data.verifier:
+        check_verifier(config.data.verifier)
     check_distinct(config.student.path, config.teacher.path, config.student.revision, config.teacher.revision)
     tokenizers = [
         load_tokenizer(model.path, revision=model.revision, trust_remote_code=model.trust_remote_code)
@@ -28,11 +39,13 @@ def write_samples(
     ]
     check_same_tokenizer(*tokenizers)
     prompts = read_prompts(config.data, tokenizers[0], tokenizers[1])
+    chosen = prompts.prompts[:limit]
     engine = build_engine(config, tokenizers[0], tokenizers[1])
+    refuse_overlong(engine, chosen, config.rollout.max_new_tokens, "rollout.max_new_tokens")
     decode = decoder_of(engine.student)
     rollouts = engine.generate(
         policy,
-        prompts.prompts[:limit],
+        chosen,
         max_new_tokens=config.rollout.max_new_tokens,
         num_samples=num_samples,
         seed=derive_seed(config.seed, "generate"),
@@ -41,7 +54,7 @@ def write_samples(
     answers = [prompts.answers[rollout.prompt_index] for rollout in rollouts]
     known = [answer for answer in answers if answer is not None]
     correct = None
-    if config.data.verifier is not None and len(known) == len(rollouts):
+    if config.data.verifier and len(known) == len(rollouts):
         correct = make_verifier(config.data.verifier, engine.student)(rollouts, known)
     lines = []
     for place, rollout in enumerate(rollouts):
@@ -56,6 +69,7 @@ def write_samples(
             "behaviour_logprob": float(rollout.behaviour_logprobs.sum()),
         }
         lines.append(json.dumps(record if correct is None else {**record, "correct": bool(correct[place])}))
+    output.parent.mkdir(parents=True, exist_ok=True)
     beside = output.with_name(f".writing-{output.name}")
     beside.write_text("\n".join(lines) + "\n")
     beside.replace(output)

@@ -2,12 +2,14 @@
 
 from tutelage.config.build import (
     build_engine,
-    build_evaluation_set,
+    build_evaluation_sets,
     build_recipe,
     build_run,
     decoder_of,
     make_verifier,
     read_prompts,
+    refuse_overlong,
+    refuse_unwritable,
 )
 from tutelage.config.load import load_config, resolve_config, to_toml
 from tutelage.config.parts import part_from
@@ -18,7 +20,7 @@ __all__ = [
     "EvaluationSetConfig",
     "RunConfig",
     "build_engine",
-    "build_evaluation_set",
+    "build_evaluation_sets",
     "build_recipe",
     "build_run",
     "decoder_of",
@@ -26,6 +28,8 @@ __all__ = [
     "make_verifier",
     "part_from",
     "read_prompts",
+    "refuse_overlong",
+    "refuse_unwritable",
     "resolve_config",
     "to_toml",
 ]

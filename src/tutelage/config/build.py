@@ -6,8 +6,9 @@ written before everything has been built.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from tutelage.config.parts import part_from
 from tutelage.config.schema import DataConfig, EvaluationSetConfig, ModelConfig, RunConfig
 from tutelage.divergences import DIVERGENCES
 from tutelage.errors import CheckpointError, ConfigurationError, OutputExistsError
-from tutelage.evaluation import EvaluationSet
+from tutelage.evaluation import EvaluationResult, EvaluationSet
 from tutelage.models import (
     LanguageModel,
     align,
@@ -30,10 +31,20 @@ from tutelage.rollout import PairedEngine
 from tutelage.runtime import LocalRuntime
 from tutelage.targets import TARGETS
 from tutelage.tasks import Verifier, check_verifier, load_problems, render_all
-from tutelage.training import EvaluationPlan, PromptOrder, Recipe, Run, RunFolder, find_resumable
+from tutelage.training import EvaluationPlan, PromptOrder, Recipe, Run, RunFolder, find_resumable, read_state
 from tutelage.types import Prompt, Rollout
 
-__all__ = ["build_engine", "build_evaluation_set", "build_recipe", "build_run", "make_verifier", "read_prompts"]
+__all__ = [
+    "build_engine",
+    "build_evaluation_sets",
+    "build_recipe",
+    "build_run",
+    "decoder_of",
+    "make_verifier",
+    "read_prompts",
+    "refuse_overlong",
+    "refuse_unwritable",
+]
 
 VerifyRollouts = Callable[[Sequence[Rollout], Sequence[str]], Sequence[bool]]
 
@@ -63,15 +74,14 @@ def build_run(config: RunConfig, *, resume: bool = False) -> Run:
             f"the output folder {folder.path} already exists, and a run never overwrites one. Choose another with "
             "--set output=FOLDER, or continue that run with --resume."
         )
+    refuse_unwritable(folder.path)
     checkpoint, messages = _resumable(config, folder) if resume else (None, [])
     recipe = build_recipe(config)
     runtime = LocalRuntime(config.runtime.device)
-    if config.data.verifier is not None:
+    if config.data.verifier:
         check_verifier(config.data.verifier)
-    if config.evaluation.sets and config.data.verifier is None:
-        raise ConfigurationError(
-            "data.verifier is not set, but evaluation.sets asks for answers to be judged. Set data.verifier = 'math'."
-        )
+    if config.evaluation.sets:
+        _refuse_unjudgeable(config)
     if not recipe.divergence.needs_full_target and config.rollout.support_size < recipe.divergence.top_k:
         raise ConfigurationError(
             f"rollout.support_size is {config.rollout.support_size}, but the loss looks at divergence.top_k = "
@@ -81,16 +91,17 @@ def build_run(config: RunConfig, *, resume: bool = False) -> Run:
 
     student_tokenizer, teacher_tokenizer = _tokenizers(config)
     prompts = read_prompts(config.data, student_tokenizer, teacher_tokenizer)
-    sets = [build_evaluation_set(item, config.data, student_tokenizer) for item in config.evaluation.sets]
-    _refuse_equal_names(sets)
+    sets = build_evaluation_sets(config.evaluation.sets, config.data, student_tokenizer)
 
     engine = build_engine(config, student_tokenizer, teacher_tokenizer, str(checkpoint) if checkpoint else None)
-    _refuse_overlong(engine, prompts.prompts, config.rollout.max_new_tokens, "rollout.max_new_tokens")
+    refuse_overlong(engine, prompts.prompts, config.rollout.max_new_tokens, "rollout.max_new_tokens")
     evaluation_tokens = config.evaluation.max_new_tokens or config.rollout.max_new_tokens
     for problems in sets:
-        _refuse_overlong(engine, problems.prompts, evaluation_tokens, "evaluation.max_new_tokens")
+        refuse_overlong(engine, problems.prompts, evaluation_tokens, "evaluation.max_new_tokens")
     if checkpoint is None:
         folder.create(to_toml(config))
+    else:
+        _keep_changes(config, folder)
     return Run(
         recipe=recipe,
         engine=engine,
@@ -115,7 +126,7 @@ def build_run(config: RunConfig, *, resume: bool = False) -> Run:
         seed=config.seed,
         micro_batch_tokens=config.runtime.micro_batch_tokens,
         folder=folder,
-        verify=None if config.data.verifier is None else make_verifier(config.data.verifier, engine.student),
+        verify=make_verifier(config.data.verifier, engine.student) if config.data.verifier else None,
         decode=decoder_of(engine.student),
         samples_per_log=config.logging.samples_per_log,
         steps_per_log=config.logging.steps_per_log,
@@ -153,7 +164,7 @@ def build_engine(
 
 def read_prompts(data: DataConfig, student_tokenizer: Any, teacher_tokenizer: Any) -> Prompts:
     """Load and render the training prompts; the teacher reads each one through its own chat template."""
-    answer_column = None if data.verifier is None else data.answer_column
+    answer_column = data.answer_column if data.verifier else None
     problems = load_problems(
         data.path, prompt_column=data.prompt_column, answer_column=answer_column, split=data.split, limit=data.limit
     )
@@ -171,8 +182,21 @@ def read_prompts(data: DataConfig, student_tokenizer: Any, teacher_tokenizer: An
     return Prompts(rendered.prompts, [problem.id for problem in kept], [problem.answer for problem in kept])
 
 
-def build_evaluation_set(item: EvaluationSetConfig, data: DataConfig, tokenizer: Any) -> EvaluationSet:
+def build_evaluation_sets(
+    items: Sequence[EvaluationSetConfig], data: DataConfig, tokenizer: Any
+) -> list[EvaluationSet]:
     """Load and render problems to be judged on, put to the student exactly as the training prompts are."""
+    names = [item.name or Path(item.path).stem for item in items]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigurationError(
+                f"two evaluation sets are called {name!r}; results are told apart by name. Give each a `name` of its "
+                "own, or rename one of the files."
+            )
+    return [_evaluation_set(name, item, data, tokenizer) for name, item in zip(names, items, strict=True)]
+
+
+def _evaluation_set(name: str, item: EvaluationSetConfig, data: DataConfig, tokenizer: Any) -> EvaluationSet:
     problems = load_problems(
         item.path,
         prompt_column=item.prompt_column,
@@ -189,7 +213,6 @@ def build_evaluation_set(item: EvaluationSetConfig, data: DataConfig, tokenizer:
         use_chat_template=data.use_chat_template,
         chat_template_kwargs=data.chat_template_kwargs,
     )
-    name = item.name or Path(item.path).stem
     answers = [problem.answer or "" for problem in rendered.problems]
     return EvaluationSet(name, rendered.prompts, [problem.id for problem in rendered.problems], answers)
 
@@ -259,24 +282,58 @@ def _resumable(config: RunConfig, folder: RunFolder) -> tuple[Path, list[str]]:
             f"--resume: no usable checkpoint in {folder.checkpoints} ({found}). "
             "Start a new run with --set output=FOLDER."
         )
+    reached = read_state(path).step
+    if config.steps < reached:
+        raise ConfigurationError(
+            f"--resume: steps is {config.steps}, but {path} is at step {reached} already. Set steps to at least that, "
+            "or start a new run with --set output=FOLDER."
+        )
     return path, [f"{complaint}; falling back to {path.name}" for complaint in complaints]
 
 
-def _refuse_overlong(engine: PairedEngine, prompts: Sequence[Prompt], max_new_tokens: int, key: str) -> None:
+def _keep_changes(config: RunConfig, folder: RunFolder) -> None:
+    """A run resumed with more steps says so in its config.toml; resuming it once more would end too early otherwise."""
+    path, text = folder.path / "config.toml", to_toml(config)
+    if path.read_text() != text:
+        beside = path.with_name(f".writing-{path.name}")
+        beside.write_text(text)
+        beside.replace(path)
+
+
+def refuse_unwritable(path: Path) -> None:
+    """Refuse an output whose place cannot be written to; better now than after hours of compute."""
+    place = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+    if not os.access(place, os.W_OK) or not (place.is_dir() or place == path):
+        raise ConfigurationError(
+            f"{path} cannot be written: {place} is not a folder that you may write to. Choose another place."
+        )
+
+
+def refuse_overlong(engine: PairedEngine, prompts: Sequence[Prompt], max_new_tokens: int, key: str) -> None:
+    """Refuse prompts and answers that do not fit together into the context of either model."""
     for model, lengths in (
         (engine.student, [len(prompt.student_tokens) for prompt in prompts]),
         (engine.teacher, [len(prompt.teacher_tokens or prompt.student_tokens) for prompt in prompts]),
     ):
         limit = None if model is None else model.context_length
         if model is not None and limit is not None and max(lengths) + max_new_tokens > limit:
+            room = limit - max(lengths)
+            remedy = f"Set {key} to at most {room}, or lower" if room > 0 else "Lower"
             raise ConfigurationError(
                 f"{key} is {max_new_tokens}, and the longest prompt has {max(lengths)} tokens; {model.name} holds "
-                f"{limit} in all. Set {key} to at most {limit - max(lengths)}, or lower data.max_prompt_tokens."
+                f"{limit} in all. {remedy} max_prompt_tokens, so that longer prompts are left out."
             )
 
 
-def _refuse_equal_names(sets: Sequence[EvaluationSet]) -> None:
-    names = [problems.name for problems in sets]
-    for name in names:
-        if names.count(name) > 1:
-            raise ConfigurationError(f"two evaluation sets are called {name!r}. Give each a `name` of its own.")
+def _refuse_unjudgeable(config: RunConfig) -> None:
+    """Refuse evaluations that nothing can judge, or whose best one nothing could tell."""
+    if not config.data.verifier:
+        raise ConfigurationError(
+            "data.verifier is empty, but evaluation.sets asks for answers to be judged. Set data.verifier = 'math'."
+        )
+    reported = [item.name for item in fields(EvaluationResult) if item.type in ("int", "float")]
+    if config.checkpoint.best_metric not in reported:
+        raise ConfigurationError(
+            f"checkpoint.best_metric is {config.checkpoint.best_metric!r}; evaluations report {', '.join(reported)}. "
+            "Choose one of these."
+        )

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
+from datetime import date, time
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +48,9 @@ def resolve_config(table: dict[str, Any], overrides: Sequence[str] = ()) -> RunC
     table = {key: _expanded(key, value) for key, value in table.items()}
     for override in overrides:
         _apply(table, override)
+    for axis in ("policy", "target", "divergence"):
+        if isinstance(table.get(axis), dict):  # without a name, its fields are those of the default member
+            table[axis] = {"name": RunConfig.model_fields[axis].default["name"], **table[axis]}
     _expand_evaluation_sets(table)
     _refuse_unknown(table, RunConfig, "")
     try:
@@ -65,7 +70,7 @@ def unknown_key(key: str, known: Iterable[str]) -> ConfigurationError:
     name = key.rsplit(".", 1)[-1]
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     prefix = key[: -len(name)]
-    hint = f"Did you mean {prefix}{near[0]}?" if near else f"Known here: {', '.join(known)}."
+    hint = f"Did you mean {prefix}{near[0]}?" if near else f"Known here: {', '.join(known) or 'none'}."
     return ConfigurationError(f"unknown configuration key {key!r}. {hint}")
 
 
@@ -78,10 +83,11 @@ def _expand_evaluation_sets(table: dict[str, Any]) -> None:
     if not isinstance(evaluation, dict) or "sets" not in evaluation:
         return
     sets = evaluation["sets"]
-    items = [sets] if isinstance(sets, str | dict) else list(sets)
+    items = sets if isinstance(sets, list) else [sets]
     evaluation["sets"] = [{"path": item} if isinstance(item, str) else item for item in items]
-    for item in evaluation["sets"]:
-        _refuse_unknown(item, EvaluationSetConfig, "evaluation.sets.")
+    for place, item in enumerate(evaluation["sets"]):
+        if isinstance(item, dict):
+            _refuse_unknown(item, EvaluationSetConfig, f"evaluation.sets[{place}].")
 
 
 def _apply(table: dict[str, Any], override: str) -> None:
@@ -95,19 +101,21 @@ def _apply(table: dict[str, Any], override: str) -> None:
         if not isinstance(place, dict):
             raise ConfigurationError(f"--set {override}: {'.'.join(parents[: depth + 1])} is a value, not a table.")
     value = _value(text)
-    if not parents and last in ("student", "teacher", "data") and isinstance(value, str):
-        # `--set student=DIR` names another model and keeps the recipe's other fields for it.
-        place.setdefault(last, {})["path"] = value
-        return
-    place[last] = _expanded(last, value) if not parents else value
+    if not parents and last in SHORTHANDS and not isinstance(value, dict):
+        value = {SHORTHANDS[last]: value if isinstance(value, str) else text}
+        if last in ("student", "teacher", "data") and isinstance(place.get(last), dict):
+            # `--set student=DIR` names another model and keeps the recipe's other fields for it.
+            value = {**place[last], **value}
+    place[last] = value
 
 
 def _value(text: str) -> Any:
     """A TOML value if it reads as one, otherwise the text itself, so that paths need no quotes."""
     try:
-        return tomllib.loads(f"value = {text}")["value"]
+        value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         return text
+    return text if isinstance(value, date | time) else value  # a folder may well be called 2026-01-31
 
 
 def _refuse_unknown(table: Mapping[str, Any], schema: Any, prefix: str) -> None:
@@ -115,6 +123,10 @@ def _refuse_unknown(table: Mapping[str, Any], schema: Any, prefix: str) -> None:
     for key, value in table.items():
         if key not in known:
             raise unknown_key(f"{prefix}{key}", known)
+        if isinstance(value, bool) and not re.search("bool|Any", str(known[key])):  # pydantic would read it as 1 or 0
+            raise ConfigurationError(
+                f"{prefix}{key} is {str(value).lower()}; it is not a yes-or-no setting. Give a value."
+            )
         if isinstance(value, dict) and _fields_of(known[key]):
             _refuse_unknown(value, known[key], f"{prefix}{key}.")
 
@@ -130,13 +142,16 @@ def _fields_of(schema: Any) -> dict[str, Any]:
 def _explained(problem: ValidationError) -> str:
     """The first thing that is wrong, in one line."""
     error = problem.errors()[0]
-    key = ".".join(str(part) for part in error["loc"])
+    key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error["loc"]).removeprefix(".")
     if error["type"] == "missing":
         return f"{key} is missing; a run needs it. Add it to the run file, or give --set {key}=..."
     if error["type"] == "value_error":
         return str(error["ctx"]["error"])
-    message = error["msg"][0].lower() + error["msg"][1:]
-    return f"{key} is {error['input']!r}; {message}."
+    if error["type"] in ("dict_type", "model_type", "dataclass_type"):
+        return f"{key} is {error['input']!r}; it should be a table. Write its fields, such as --set {key}.FIELD=..."
+    message = error["msg"].replace("Input should", "it should")
+    quotes = ", in quotes" if error["type"] == "string_type" else ""
+    return f"{key} is {error['input']!r}; {message}{quotes}. Correct it in the run file or with --set {key}=..."
 
 
 def _without_none(value: Any) -> Any:

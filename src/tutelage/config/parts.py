@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
-from typing import Any, TypeVar
+from dataclasses import MISSING, fields
+from types import UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from tutelage.config.load import unknown_key
 from tutelage.errors import ConfigurationError
@@ -13,6 +14,8 @@ from tutelage.schedules import schedule_from
 __all__ = ["part_from"]
 
 Part = TypeVar("Part")
+
+KINDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "nothing"}
 
 
 def part_from(table: Mapping[str, Any], members: Mapping[str, type[Part]], key: str) -> Part:
@@ -27,22 +30,48 @@ def part_from(table: Mapping[str, Any], members: Mapping[str, type[Part]], key: 
     """
     values = dict(table)
     name = values.pop("name", None)
-    if name not in members:
+    if not isinstance(name, str) or name not in members:
         raise ConfigurationError(f"{key}.name is {name!r}; expected one of {', '.join(sorted(members))}.")
     member = members[name]
-    known = [field.name for field in fields(member) if field.init]  # type: ignore[arg-type]
+    known = _settable(member)
+    kinds = get_type_hints(member)
     for field_name, value in values.items():
         if field_name not in known:
-            raise unknown_key(f"{key}.{field_name}", known)
+            raise _unknown_field(field_name, name, members, key)
         if isinstance(value, Mapping):
             values[field_name] = schedule_from(value, f"{key}.{field_name}")
+        _refuse_wrong_kind(f"{key}.{field_name}", values[field_name], kinds[field_name])
     missing = [f.name for f in fields(member) if f.init and f.name not in values and _is_required(f)]  # type: ignore[arg-type]
     if missing:
         raise ConfigurationError(f"{key}.{missing[0]} is missing; {name!r} needs it. Add it to [{key}].")
     return member(**values)
 
 
-def _is_required(field: Any) -> bool:
-    from dataclasses import MISSING
+def _settable(member: type[Any]) -> list[str]:
+    return [field.name for field in fields(member) if field.init]
 
+
+def _unknown_field(field: str, name: str, members: Mapping[str, type[Any]], key: str) -> ConfigurationError:
+    """The error for a field that the member does not have, but perhaps another one has."""
+    others = [other for other, member in members.items() if field in _settable(member)]
+    if not others:
+        return unknown_key(f"{key}.{field}", _settable(members[name]))
+    return ConfigurationError(
+        f"{key}.{field} is set, but {key}.name is {name!r}, which has no {field}; it belongs to {', '.join(others)}. Set "
+        f"{key}.name to that, or drop the field: --set {key}={name} does so."
+    )
+
+
+def _refuse_wrong_kind(key: str, value: Any, hint: Any) -> None:
+    """A field annotated with plain classes, such as `int` or `float | Schedule`, gets one of these."""
+    kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    if not all(isinstance(kind, type) for kind in kinds):
+        return
+    allowed = (*kinds, int) if float in kinds else kinds
+    if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in kinds):
+        names = " or ".join(KINDS.get(kind, f"a {kind.__name__.lower()}") for kind in kinds)
+        raise ConfigurationError(f"{key} is {value!r}; expected {names}. Correct it in the run file or with --set.")
+
+
+def _is_required(field: Any) -> bool:
     return field.default is MISSING and field.default_factory is MISSING

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from tutelage.errors import ConfigurationError
 from tutelage.training import CheckpointSettings, OptimizerSettings, RolloutSettings
 
 __all__ = [
@@ -26,7 +27,7 @@ __all__ = [
 class Section(BaseModel):
     """A table of the run file."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class ModelConfig(Section):
@@ -41,12 +42,15 @@ class ModelConfig(Section):
 
 
 class DataConfig(Section):
-    """[data]: which prompts, and how they are put to the models. `data = "PATH"` is short for `path`."""
+    """[data]: which prompts, and how they are put to the models. `data = "PATH"` is short for `path`.
+
+    `answer_column = ""`: the prompts have no answers. `verifier = ""`: answers are not judged.
+    """
 
     path: str
     split: str = "train"
     prompt_column: str = "problem"
-    answer_column: str | None = "answer"
+    answer_column: str = "answer"
     limit: int | None = Field(default=None, ge=1)
     shuffle: bool = False
     system_prompt: str | None = None
@@ -54,7 +58,7 @@ class DataConfig(Section):
     use_chat_template: bool | None = None
     chat_template_kwargs: dict[str, Any] = {}
     max_prompt_tokens: int = Field(default=1024, ge=1)
-    verifier: str | None = "math"
+    verifier: str = "math"
 
 
 class EvaluationSetConfig(Section):
@@ -64,8 +68,17 @@ class EvaluationSetConfig(Section):
     name: str | None = None
     split: str = "test"
     prompt_column: str = "problem"
-    answer_column: str = "answer"
+    answer_column: str = Field(default="answer", min_length=1)
     limit: int | None = Field(default=None, ge=1)
+
+    @field_validator("name")
+    @classmethod
+    def _can_be_a_file_name(cls, name: str | None) -> str | None:
+        if name is not None and (not name or name.startswith(".") or "/" in name or "\\" in name):
+            raise ConfigurationError(
+                f"evaluation.sets has the name {name!r}, under which no file can be kept. Use a name such as 'math500'."
+            )
+        return name
 
 
 class EvaluationConfig(Section):

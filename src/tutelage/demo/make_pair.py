@@ -69,7 +69,7 @@ class Recipe:
 
 
 RECIPES = {
-    "teacher": Recipe(192, 4, 6, 2, 512, num_steps=700, is_noisy=False),
+    "teacher": Recipe(192, 4, 6, 2, 512, num_steps=1000, is_noisy=False),
     "student": Recipe(96, 3, 3, 1, 256, num_steps=950, is_noisy=True),
 }
 

@@ -19,7 +19,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,6 @@ class TrainerState:
     seed: int = 0
     best_value: float | None = None
     best_step: int | None = None
-    extra: dict[str, Any] = field(default_factory=dict)
 
 
 class Checkpoints:

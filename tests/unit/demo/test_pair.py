@@ -98,7 +98,8 @@ def test_teacher_solves_what_the_student_does_not(models) -> None:
     assert student.accuracy < teacher.accuracy
 
 
-def test_tokenizer_is_remade_alike(tokenizer) -> None:
+def test_tokenizer_is_remade_alike() -> None:
+    tokenizer = AutoTokenizer.from_pretrained(teacher_path())
     remade = make_pair.make_tokenizer()
     assert remade.get_vocab() == tokenizer.get_vocab()
     text = make_problems(1, FRESH_SEED)[0].problem
