@@ -57,8 +57,8 @@ def _unknown_field(field: str, name: str, members: Mapping[str, type[Any]], key:
     if not others:
         return unknown_key(f"{key}.{field}", _settable(members[name]))
     return ConfigurationError(
-        f"{key}.{field} is set, but {key}.name is {name!r}, which has no {field}; it belongs to {', '.join(others)}. Set "
-        f"{key}.name to that, or drop the field: --set {key}={name} does so."
+        f"{key}.{field} is set, but {key}.name is {name!r}, which has no {field}; it belongs to {', '.join(others)}. "
+        f"Set {key}.name to that, or drop the field: --set {key}={name} does so."
     )
 
 
