@@ -39,8 +39,8 @@ NO_TOKEN = -1
 # The promise to callers is 1e-3; being a hundred times better costs a sixth of a pass.
 SOLVE_TOLERANCE = 1e-5
 
-# Two evaluations settle most rows and ten all but every last one; logits that spread over thousands take 30. As every
-# second one at least halves the bracket, this many are never reached.
+# Most rows settle within 4 passes, and nearly all within 10; logits that spread over thousands take 30. As each pass
+# halves the bracket or the step, this many are not reached, and if they were, the last feasible blend would stand.
 MAX_SOLVE_PASSES = 64
 
 # Vocabulary entries solved at a time: on a CPU few enough to stay in its caches (twice as fast), elsewhere enough to
@@ -48,8 +48,14 @@ MAX_SOLVE_PASSES = 64
 SOLVE_ENTRIES_CPU = 2**19
 SOLVE_ENTRIES_ELSEWHERE = 2**24
 
-# Stands for log 0 inside the solve. Being finite, it keeps `0 * log 0` at 0 without a mask in every pass.
+# Stands for log 0 inside the solve. Being finite, it needs no masks: a forbidden token carries a share of it in its
+# log weight, so the weight is 0, and so is everything it is multiplied with. The share is b or 1 - b, at least 1e-16:
+# what lies beyond the second number contains the first.
 FINITE_LOG_ZERO = -1e30
+CONTAINS_LOG_ZERO = 1e12
+
+# The blend at which forbidden tokens are gone and all else is as at 0: their log weights are still -1e10.
+JUST_ABOVE_ZERO = 1e-20
 
 
 def normalise(logits_BV: Tensor) -> Tensor:
@@ -188,113 +194,122 @@ def trust_region_blend(student_logits_BV: Tensor, teacher_logits_BV: Tensor, kl_
     return Blend(logprobs_BV, blend_B, kl_to_student_B.reshape(leading), kl_to_teacher_B.reshape(leading))
 
 
+class _Path(NamedTuple):
+    """The geometric path of rows [B, V], with r = log q - log p; log 0 is FINITE_LOG_ZERO."""
+
+    student_BV: Tensor
+    teacher_BV: Tensor
+    log_ratio_BV: Tensor
+
+
+class _Point(NamedTuple):
+    """A blend, KL(mu_b || p) there, and E_mu_b[r]."""
+
+    blend_B: Tensor
+    kl_B: Tensor
+    mean_B: Tensor
+
+
 def _blend_rows(
     student_logits_BV: Tensor, teacher_logits_BV: Tensor, radius_B: Tensor, resolution: torch.dtype
 ) -> Blend:
-    """`trust_region_blend` for rows [B, V], computed as wide as the device can and returned in `resolution`."""
-    wide = radius_B.dtype
-    student_BV, teacher_BV = normalise(student_logits_BV.to(wide)), normalise(teacher_logits_BV.to(wide))
-    blend_B = _largest_feasible_blend(student_BV, teacher_BV, radius_B, resolution)
-    logprobs_BV = geometric_blend(student_BV, teacher_BV, blend_B)
-    return Blend(
-        logprobs_BV.to(resolution),
-        blend_B.to(resolution),
-        kl_divergence(logprobs_BV, student_BV).to(resolution),
-        kl_divergence(logprobs_BV, teacher_BV).to(resolution),
-    )
+    """`trust_region_blend` for rows [B, V], solved in the radius' type and returned in `resolution`.
+
+    The log-probabilities of rows at either end of the path are the caller's to fill in.
+    """
+    student_BV = student_logits_BV.to(radius_B.dtype).log_softmax(-1).clamp_min_(FINITE_LOG_ZERO)
+    teacher_BV = teacher_logits_BV.to(radius_B.dtype).log_softmax(-1).clamp_min_(FINITE_LOG_ZERO)
+    path = _Path(student_BV, teacher_BV, teacher_BV - student_BV)
+    student_misses_B = path.log_ratio_BV.amax(-1) > CONTAINS_LOG_ZERO
+    teacher_misses_B = path.log_ratio_BV.amin(-1) < -CONTAINS_LOG_ZERO
+
+    # KL(q || p) decides whether the teacher itself is in reach.
+    kl_at_end_B = (teacher_BV.exp() * path.log_ratio_BV).sum(-1)
+    is_sound_B = ~kl_at_end_B.isnan() | (radius_B == 0)
+    kl_at_end_B = kl_at_end_B.masked_fill(student_misses_B, math.inf)
+    is_at_end_B = (kl_at_end_B <= radius_B) & (radius_B > 0)
+    point = _last_feasible_point(path, radius_B, student_misses_B, is_sound_B & ~is_at_end_B, resolution)
+
+    blend_B = torch.where(is_at_end_B, 1, point.blend_B).masked_fill(~is_sound_B, math.nan)
+    kl_to_student_B = torch.where(is_at_end_B, kl_at_end_B, point.kl_B).masked_fill(~is_sound_B, math.nan)
+    # E_mu[log mu - log q] = E_mu[log mu - log p] - E_mu[r]
+    kl_to_teacher_B = (point.kl_B - point.mean_B).clamp_min(0)
+    kl_to_teacher_B = kl_to_teacher_B.masked_fill(teacher_misses_B & (blend_B == 0), math.inf)
+    kl_to_teacher_B = torch.where(is_at_end_B, 0, kl_to_teacher_B)
+
+    logprobs_BV = torch.lerp(student_BV, teacher_BV, blend_B[:, None]).log_softmax(-1)
+    logprobs_BV.masked_fill_(logprobs_BV < -CONTAINS_LOG_ZERO, -math.inf)
+    return Blend(*(part.to(resolution) for part in (logprobs_BV, blend_B, kl_to_student_B, kl_to_teacher_B)))
 
 
-def _largest_feasible_blend(
-    student_BV: Tensor, teacher_BV: Tensor, radius_B: Tensor, resolution: torch.dtype
-) -> Tensor:
-    """Largest b in [0, 1], as a number of type `resolution`, with KL(mu_b || p) <= radius.
+def _last_feasible_point(
+    path: _Path, radius_B: Tensor, student_misses_B: Tensor, is_open_B: Tensor, resolution: torch.dtype
+) -> _Point:
+    """Largest b in [0, 1), as a number of type `resolution`, with KL(mu_b || p) <= radius; 0 where not `is_open`.
 
     Tokens forbidden by either side drop out of the path as soon as b > 0. With S the others, and p_S the student
     restricted to S, KL(mu_b || p) = -log p(S) + KL(mu_b || p_S). The first part is a price that does not depend on b;
     what the radius leaves after it is the budget for the second, which rises from 0.
+
+    Newton's method solves for log KL as a function of log b: a straight line of slope 2 for small b, and nearly
+    straight where a token dear to the teacher, rare for the student, makes the KL grow exponentially. It starts from
+    the small-budget limit sqrt(2 budget / Var_p[r]) (Appendix small_budget) and is kept inside a bracket whose lower
+    end is feasible. Candidates are rounded to `resolution` before they are tried: the number returned is what fits.
     """
-    forbidden_BV = (student_BV == -math.inf) | (teacher_BV == -math.inf)
-    student_misses_B = ((student_BV == -math.inf) & (teacher_BV > -math.inf)).any(-1)
-    is_broken_B = student_BV[:, 0].isnan() | teacher_BV[:, 0].isnan()
+    log_shared_B, mean_B, variance_B = _cumulants(path, torch.full_like(radius_B, JUST_ABOVE_ZERO))
+    price_B = -log_shared_B.clamp_max(0)
+    budget_B = radius_B.clamp_max(1e9) - price_B  # 1e9 never covers the 1e10 of rows that share nothing
+    is_open_B = is_open_B & (budget_B > 0) & (radius_B > 0)
 
-    # Infinite where S is empty: no budget is left then, and nothing is solved. The clamp is against rounding of log 1.
-    price_B = -student_BV.masked_fill(forbidden_BV, -math.inf).logsumexp(-1).clamp_max(0)
-    budget_B = radius_B - price_B
-    start_BV = (student_BV + price_B[:, None]).masked_fill_(forbidden_BV, FINITE_LOG_ZERO)
-    end_BV = teacher_BV.masked_fill(forbidden_BV, FINITE_LOG_ZERO)
-
-    # The far end: q itself, or as near to it as numbers go where q has mass outside of p.
-    is_unbounded_B = radius_B == math.inf
-    largest_below_one = 1 - torch.finfo(resolution).eps / 2
-    end_B = torch.ones_like(radius_B).masked_fill_(student_misses_B & ~is_unbounded_B, largest_below_one)
-    kl_at_end_B, _ = _kl_on_path(start_BV, end_BV, end_B)
-    is_at_end_B = ((kl_at_end_B <= budget_B) | is_unbounded_B) & (radius_B > 0)
-
-    is_between_B = ~is_at_end_B & (budget_B > 0) & (radius_B > 0) & ~is_broken_B
-    between_B = _solve_inside_bracket(start_BV, end_BV, budget_B, end_B, is_between_B, resolution)
-    blend_B = torch.where(is_at_end_B, end_B, between_B)
-    return blend_B.masked_fill(is_broken_B & (radius_B > 0), math.nan)
-
-
-def _solve_inside_bracket(
-    start_BV: Tensor, end_BV: Tensor, budget_B: Tensor, end_B: Tensor, is_open_B: Tensor, resolution: torch.dtype
-) -> Tensor:
-    """Root of KL(mu_b || p) = budget in (0, end) where `is_open`; 0 elsewhere.
-
-    Newton's method on log KL as a function of log b: a straight line of slope 2 for small b, and nearly straight where
-    a token dear to the teacher, rare for the student, makes the KL grow exponentially. It starts from the small-budget
-    limit sqrt(2 budget / Var_p[log q/p]) (Appendix small_budget) and is kept inside a bracket whose lower end is
-    feasible. Candidates are rounded to `resolution` before they are tried, so that it is the returned number that fits.
-    """
-    low_B, high_B = torch.zeros_like(budget_B), end_B
-    blend_B = (2 * budget_B / _variance_of_log_ratio(start_BV, end_BV)).sqrt()
-    blend_B = _rounded(torch.where(blend_B < end_B, blend_B, end_B / 2), resolution)
-    step_B = end_B
+    low = _Point(torch.zeros_like(radius_B), torch.zeros_like(radius_B), mean_B)
+    high_B = torch.ones_like(radius_B)
+    blend_B = (2 * budget_B / variance_B).sqrt()
+    blend_B = torch.where(blend_B < 1, blend_B, 0.5)
+    # Where blend 1 is infinitely far the number before it may still fit. If not, Newton works its way down from there.
+    blend_B = blend_B.masked_fill(student_misses_B, 1 - torch.finfo(resolution).eps / 2)
+    blend_B = _rounded(blend_B, resolution)
+    step_B = high_B
     for _ in range(MAX_SOLVE_PASSES):
         if not bool(is_open_B.any()):
             break
-        kl_B, slope_B = _kl_on_path(start_BV, end_BV, blend_B)
-        newton_B = blend_B * (budget_B / kl_B) ** (kl_B / slope_B)
+        log_mass_B, mean_B, variance_B = _cumulants(path, blend_B)
+        kl_B = blend_B * mean_B - log_mass_B
+        spent_B = (kl_B - price_B).clamp_min(0)
+        newton_B = blend_B * (budget_B / spent_B) ** (spent_B / (blend_B.square() * variance_B))
         newton_step_B = (newton_B - blend_B).abs()
         # Both tests are needed: where the KL is flat the first alone would accept a blend that is far off, where it is
         # steep the second alone a KL that is.
-        is_settled_B = (kl_B - budget_B).abs() <= SOLVE_TOLERANCE * budget_B
+        is_settled_B = (spent_B - budget_B).abs() <= SOLVE_TOLERANCE * budget_B
         is_settled_B &= newton_step_B <= SOLVE_TOLERANCE * blend_B
 
-        is_feasible_B = kl_B <= budget_B
-        low_B = torch.where(is_open_B & (is_feasible_B | is_settled_B), blend_B, low_B)
+        is_feasible_B = spent_B <= budget_B
+        is_better_B = is_open_B & (is_feasible_B | is_settled_B)
+        low = _Point(*(torch.where(is_better_B, *pair) for pair in zip((blend_B, kl_B, mean_B), low, strict=True)))
         high_B = torch.where(is_open_B & ~is_feasible_B, blend_B, high_B)
 
         # Newton while it stays in the bracket and its steps shrink; otherwise, as for a NaN, halve the bracket.
-        newton_B, middle_B = _rounded(newton_B, resolution), _rounded((low_B + high_B) / 2, resolution)
-        use_newton_B = (newton_B > low_B) & (newton_B < high_B) & (newton_step_B <= step_B / 2)
+        newton_B, middle_B = _rounded(newton_B, resolution), _rounded((low.blend_B + high_B) / 2, resolution)
+        use_newton_B = (newton_B > low.blend_B) & (newton_B < high_B) & (newton_step_B <= step_B / 2)
         next_B = torch.where(use_newton_B, newton_B, middle_B)
-        is_exhausted_B = (next_B <= low_B) | (next_B >= high_B)  # no number is left between the two ends
+        is_exhausted_B = (next_B <= low.blend_B) | (next_B >= high_B)  # no number is left between the two ends
         is_open_B = is_open_B & ~is_settled_B & ~is_exhausted_B
         step_B = (next_B - blend_B).abs()
         blend_B = torch.where(is_open_B, next_B, blend_B)
-    return low_B
+    return low
 
 
-def _kl_on_path(start_BV: Tensor, end_BV: Tensor, blend_B: Tensor) -> tuple[Tensor, Tensor]:
-    """KL(mu_b || p) and d KL / d log b = b² Var_mu[log q/p] at blend b, both >= 0. One pass over the vocabulary.
+def _cumulants(path: _Path, blend_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """A(b) = log Σ p^(1-b) q^b with its derivatives A' = E_mu_b[r] and A'' = Var_mu_b[r]. One pass over the vocabulary.
 
-    With l = log mu_b - log p = b log q/p - A(b):  KL = E_mu[l]  and  b² Var_mu[log q/p] = Var_mu[l].
+    They say all about a point of the path: KL(mu_b || p) = b A' - A, and its derivative by log b is b² A''.
     """
-    log_mu_BV = torch.lerp(start_BV, end_BV, blend_B[:, None]).log_softmax(-1)
-    gain_BV = log_mu_BV - start_BV
-    weighted_BV = log_mu_BV.exp_().mul_(gain_BV)
-    kl_B = weighted_BV.sum(-1)
-    slope_B = weighted_BV.mul_(gain_BV).sum(-1) - kl_B.square()
-    return kl_B.clamp_min(0), slope_B.clamp_min(0)
-
-
-def _variance_of_log_ratio(start_BV: Tensor, end_BV: Tensor) -> Tensor:
-    """Var_p[log q/p], the curvature of KL(mu_b || p) at b = 0."""
-    probs_BV = start_BV.exp()
-    log_ratio_BV = end_BV - start_BV
-    log_ratio_BV -= (probs_BV * log_ratio_BV).sum(-1, keepdim=True)
-    return probs_BV.mul_(log_ratio_BV.square_()).sum(-1)
+    log_weights_BV = torch.lerp(path.student_BV, path.teacher_BV, blend_B[:, None])
+    peak_B = log_weights_BV.amax(-1)
+    weights_BV = log_weights_BV.sub_(peak_B[:, None]).exp_()
+    mass_B = weights_BV.sum(-1)
+    mean_B = weights_BV.mul_(path.log_ratio_BV).sum(-1) / mass_B
+    mean_square_B = weights_BV.mul_(path.log_ratio_BV).sum(-1) / mass_B
+    return peak_B + mass_B.log(), mean_B, (mean_square_B - mean_B.square()).clamp_min(0)
 
 
 def tail_logprobs(logprobs_BV: Tensor, support_ids_BK: Tensor) -> Tensor:

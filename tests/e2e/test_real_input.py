@@ -74,7 +74,17 @@ def test_recipe_to_evaluated_student(tmp_path: Path) -> None:
     assert (tmp_path / "runs/trb/curves.png").stat().st_size > 10_000
 
     shown = tutelage(
-        "evaluate", saved, "--task", problems, "--samples", 2, "--max-new-tokens", 16, "--output", "judged", folder=tmp_path
+        "evaluate",
+        saved,
+        "--task",
+        problems,
+        "--samples",
+        2,
+        "--max-new-tokens",
+        16,
+        "--output",
+        "judged",
+        folder=tmp_path,
     )
     assert "stories" in shown and "pass@1" in shown
     result = json.loads((tmp_path / "judged" / "stories.json").read_text())
@@ -125,7 +135,18 @@ def test_real_gsm8k_prompts_and_benchmarks(tmp_path: Path) -> None:
     saved = tmp_path / "runs/trb/checkpoints/step-000003"
     check_saved_student(saved)
     tasks = [word for name in ("gsm8k", "math500") for word in ("--task", SHARED_DATA / "benchmarks" / f"{name}.jsonl")]
-    settings = ["--limit", 20, "--samples", 1, "--max-new-tokens", 24, "--max-prompt-tokens", 1500, "--output", "judged"]
+    settings = [
+        "--limit",
+        20,
+        "--samples",
+        1,
+        "--max-new-tokens",
+        24,
+        "--max-prompt-tokens",
+        1500,
+        "--output",
+        "judged",
+    ]
     tutelage("evaluate", saved, *tasks, *settings, folder=tmp_path)
     for name in ("gsm8k", "math500"):
         assert json.loads((tmp_path / "judged" / f"{name}.json").read_text())["num_problems"] == 20

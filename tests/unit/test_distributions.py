@@ -334,8 +334,8 @@ def test_the_checks_above_notice_a_bracket_that_went_stale() -> None:
 
 def test_few_passes_over_the_vocabulary(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
-    evaluate = distributions._kl_on_path
-    monkeypatch.setattr(distributions, "_kl_on_path", lambda *rows: calls.append(1) or evaluate(*rows))
+    evaluate = distributions._cumulants
+    monkeypatch.setattr(distributions, "_cumulants", lambda *rows: calls.append(1) or evaluate(*rows))
     counts = []
     for seed in range(40):
         for radius in (0.001, 0.01, 0.05):

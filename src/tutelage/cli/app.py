@@ -79,11 +79,10 @@ def train(
         for message in run.messages:
             observer.on_message(message)
         run_training(run, observer)
-    curves = plot_run(run.folder.path)
     console = Console(highlight=False, soft_wrap=True)
     console.print(f"run       {run.folder.path}")
     console.print(f"student   {run.folder.checkpoints / _last_checkpoint(run.folder.checkpoints)}")
-    console.print(f"curves    {curves}")
+    console.print(f"curves    {plot_run(run.folder.path)}")
 
 
 @app.command()

@@ -10,11 +10,12 @@ so that the pair can be remade while the rest is under change.
 
 import argparse
 import dataclasses
+import itertools
 import math
 import random
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ VOCABULARY_SIZE = 335
 PAD, END, USER, ASSISTANT = "<|pad|>", "<|end|>", "<|user|>", "<|assistant|>"
 MAX_NEW_TOKENS = 90
 BATCH_SIZE = 64
+WARMUP_STEPS = 40
 # Batches of one length are cut from groups of this many, which saves most of the padding.
 BATCHES_PER_GROUP = 20
 IGNORED = -100
@@ -56,21 +58,24 @@ CHAT_TEMPLATE = """\
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """One model of the pair: its shape, and how long it trains on which solutions."""
+    """One model of the pair: its shape, and how long it trains on which solutions.
+
+    The learning rate rises and falls once per phase, and AdamW starts anew.
+    """
 
     hidden_size: int
     num_layers: int
     num_heads: int
     num_key_value_heads: int
     feedforward_size: int
-    num_steps: int
+    steps_of_phases: tuple[int, ...]
     is_noisy: bool
     peak_learning_rate: float = 2e-3
 
 
 RECIPES = {
-    "teacher": Recipe(192, 4, 6, 2, 512, num_steps=1000, is_noisy=False),
-    "student": Recipe(96, 3, 3, 1, 256, num_steps=950, is_noisy=True),
+    "teacher": Recipe(192, 4, 6, 2, 512, steps_of_phases=(700, 300), is_noisy=False),
+    "student": Recipe(96, 3, 3, 1, 256, steps_of_phases=(950,), is_noisy=True),
 }
 
 
@@ -139,9 +144,9 @@ def render_prompt(tokenizer: PreTrainedTokenizerFast, problem: str) -> str:
 
 
 def training_batches(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yield `num_steps` pairs (tokens, labels), every problem once; labels cover the solution and its end token."""
+    """Yield a pair (tokens, labels) for every step, every problem once; labels cover the solution and its end token."""
     rng = random.Random(TRAINING_SEED)
-    stories = make_stories(recipe.num_steps * BATCH_SIZE, TRAINING_SEED)
+    stories = make_stories(sum(recipe.steps_of_phases) * BATCH_SIZE, TRAINING_SEED)
     group_size = BATCH_SIZE * BATCHES_PER_GROUP
     for first in range(0, len(stories), group_size):
         rows = [_training_row(story, recipe, tokenizer, rng) for story in stories[first : first + group_size]]
@@ -169,19 +174,31 @@ def _training_row(
 
 
 def train(recipe: Recipe, model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Train phase by phase on one stream of batches."""
+    batches = training_batches(recipe, tokenizer)
+    for num_steps in recipe.steps_of_phases:
+        train_phase(recipe, model, tokenizer, itertools.islice(batches, num_steps), num_steps)
+
+
+def train_phase(
+    recipe: Recipe,
+    model: Qwen3ForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    batches: Iterable[tuple[torch.Tensor, torch.Tensor]],
+    num_steps: int,
+) -> None:
     """Train with AdamW under a warmed-up cosine, printing the loss and the greedy accuracy along the way."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.peak_learning_rate, betas=(0.9, 0.95), weight_decay=0.1)
-    warmup = 40
 
     def schedule(step: int) -> float:
-        if step < warmup:
-            return (step + 1) / warmup
-        return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (recipe.num_steps - warmup)))
+        if step < WARMUP_STEPS:
+            return (step + 1) / WARMUP_STEPS
+        return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (step - WARMUP_STEPS) / (num_steps - WARMUP_STEPS)))
 
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
     held_out = make_problems(100, HELD_OUT_SEED + 1)
     started = time.monotonic()
-    for step, (tokens, labels) in enumerate(training_batches(recipe, tokenizer), start=1):
+    for step, (tokens, labels) in enumerate(batches, start=1):
         model.train()
         # Rows are padded on the right, so under causal attention no token with a label ever sees padding.
         logits = model(input_ids=tokens[:, :-1], use_cache=False).logits
@@ -191,7 +208,7 @@ def train(recipe: Recipe, model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenize
         optimizer.step()
         scheduler.step()
         optimizer.zero_grad()
-        if step % 100 == 0 or step == 20:
+        if step % 100 == 0:
             greedy = evaluate(model, tokenizer, held_out, num_samples=1, temperature=0.0)
             seconds = time.monotonic() - started
             print(f"step {step:5d}  {seconds:6.0f} s  loss {loss.item():.3f}  greedy {greedy.accuracy:.2f}", flush=True)
