@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -141,6 +142,6 @@ def test_the_command_line_answers_without_torch() -> None:
     """`--help` takes a fraction of a second because nothing heavy is imported before a command needs it."""
     heavy = "{'torch', 'transformers', 'pydantic', 'numpy', 'matplotlib', 'datasets'}"
     code = f"import sys, tutelage.cli; print(sorted({heavy} & set(sys.modules)))"
-    environment = {"PYTHONPATH": str(PACKAGE.parent)}
+    environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=60)
     assert (done.stdout, done.stderr) == ("[]\n", "")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import os
 import shutil
@@ -17,6 +19,7 @@ import torch
 
 from tests.tiny_run import make_tokenizer, write_prompts, write_run_file
 from tutelage import cli
+from tutelage.cli import progress
 
 ROOT = Path(__file__).parents[2]
 
@@ -47,6 +50,7 @@ def tutelage(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str],
 
     def run(*arguments: object) -> Outcome:
         monkeypatch.setattr(sys, "argv", ["tutelage", *map(str, arguments)])
+        monkeypatch.delenv("FORCE_COLOR", raising=False)
         monkeypatch.chdir(tmp_path)
         capfd.readouterr()
         with warnings.catch_warnings(), pytest.raises(SystemExit) as leaving:
@@ -70,6 +74,11 @@ def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def snapshot(folder: Path) -> dict[str, bytes | None]:
     return {str(path): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
+def without_curves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes longer than the steps of these runs."""
+    monkeypatch.setattr("tutelage.report.plot_run", lambda folder: folder / "curves.png")
 
 
 def settings(*overrides: str) -> list[str]:
@@ -361,7 +370,7 @@ def test_there_must_be_a_run_to_resume(home: Path, tmp_path: Path, tutelage: Com
 def test_a_resumed_run_is_the_run_that_was_started(
     home: Path, tmp_path: Path, tutelage: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tutelage.report.plot_run", lambda folder: folder / "curves.png")
+    without_curves(monkeypatch)
     run, command = tmp_path / "run", ["train", home / "run.toml"]
     small = [f"output={run}", "rollout.max_new_tokens=4", "evaluation.num_samples=1", "checkpoint.every=1"]
     assert tutelage(*command, *settings(*small, "steps=2")).code == 0
@@ -383,9 +392,13 @@ def test_a_resumed_run_is_the_run_that_was_started(
 
 
 @pytest.mark.xfail(strict=True, reason="cut_back leaves an empty evaluations.jsonl: training/run_files.py")
-def test_a_run_without_evaluations_can_be_resumed(home: Path, tmp_path: Path, tutelage: Command) -> None:
+def test_a_run_without_evaluations_can_be_resumed(
+    home: Path, tmp_path: Path, tutelage: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
     command = ["train", home / "run.toml", *settings("output=run", "rollout.max_new_tokens=4", "evaluation.sets=[]")]
-    assert tutelage(*command, *settings("steps=1")).code == 0
+    with monkeypatch.context() as patch:
+        without_curves(patch)
+        assert tutelage(*command, *settings("steps=1")).code == 0
     assert tutelage(*command, "--resume", *settings("steps=2")).code == 0
 
 
@@ -438,7 +451,10 @@ def test_samples_are_checked_before_they_are_drawn_and_then_kept(
 # What else reaches the terminal ---------------------------------------------------------------------------------------
 
 
-def test_some_prompts_too_long_are_counted_aloud(home: Path, tmp_path: Path, tutelage: Command) -> None:
+def test_some_prompts_too_long_are_counted_aloud(
+    home: Path, tmp_path: Path, tutelage: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_curves(monkeypatch)
     long = rows(tmp_path / "p.jsonl", *[GOOD] * 3, {**GOOD, "problem": "Count to " + "many, " * 40 + "please."})
     outcome = tutelage(
         "train",
@@ -458,8 +474,29 @@ def test_ctrl_c_before_the_first_step(
 
     monkeypatch.setattr("tutelage.config.build.load_language_model", interrupted)
     outcome = tutelage("train", home / "run.toml", *settings("output=out"))
-    assert (outcome.code, outcome.out, outcome.err) == (130, "", "stopped: by Ctrl-C\n")
+    assert (outcome.code, outcome.out, outcome.err) == (130, "", "stopped by Ctrl-C\n")
     assert snapshot(tmp_path) == {}
+
+
+class NobodyReads(io.StringIO):
+    """Standard output after `| head` has ended."""
+
+    def write(self, text: str) -> int:
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+
+def test_a_run_that_nobody_reads_any_more_is_saved(
+    home: Path, tmp_path: Path, tutelage: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    observer = progress.PlainObserver("tiny")
+    observer.console.file = NobodyReads()
+    monkeypatch.setattr(progress, "observer_for", lambda name: observer)
+    monkeypatch.setattr(os, "dup2", lambda *_: None)  # rich would silence this process's own standard output
+    overrides = settings("output=run", "steps=2", "rollout.max_new_tokens=4", "evaluation.sets=[]")
+    outcome = tutelage("train", home / "run.toml", *overrides)
+    assert outcome.code == 130 and outcome.err.count("\n") == 1
+    assert outcome.err.startswith("stopped because nobody reads its output any more after 1 of 2 steps; the run")
+    assert (tmp_path / "run" / "checkpoints" / "step-000001").is_dir()
 
 
 def test_a_full_disk_is_one_line(home: Path, tutelage: Command, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -185,6 +185,26 @@ def test_a_damaged_checkpoint_is_passed_over_aloud(finished: Path, tmp_path: Pat
     compare(tmp_path / "run", finished)
 
 
+def test_a_run_killed_before_its_first_checkpoint_starts_again_in_its_folder(
+    finished: Path, tmp_path: Path
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    class KillAt(Observer):
+        def on_step(self, result: StepResult) -> None:
+            raise Killed  # nothing is saved, as after SIGKILL
+
+    path = write_run_file(tmp_path)
+    with pytest.raises(Killed):
+        run(path, observer=KillAt())
+    assert not (tmp_path / "run/checkpoints").exists()
+    made = build_run(load_config(path), resume=True)
+    assert made.messages == ["no checkpoint was written yet; starting again at step 0"]
+    train(made, Observer())
+    compare(tmp_path / "run", finished)
+
+
 def test_no_usable_checkpoint_is_an_error(tmp_path: Path) -> None:
     path = write_run_file(tmp_path)
     with pytest.raises(RunInterrupted):

@@ -49,14 +49,14 @@ def main() -> None:
     try:
         app()
     except RunInterrupted as problem:
-        errors.print(f"[yellow]stopped:[/] {_plain(str(problem))}")
+        errors.print(f"[yellow]{_plain(str(problem))}[/]")
         sys.exit(130)
     except (TutelageError, OSError) as problem:  # an OSError (disk full, permissions) names its file
         errors.print(f"[red]error:[/] {_plain(str(problem))}")
         sys.exit(2)
     except SystemExit as leaving:
         if leaving.code == 130:  # what typer makes of Ctrl-C
-            errors.print("[yellow]stopped:[/] by Ctrl-C")
+            errors.print("[yellow]stopped by Ctrl-C[/]")
         raise
 
 

@@ -10,6 +10,7 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from tutelage.errors import RunInterrupted
 from tutelage.evaluation import EvaluationResult
 from tutelage.training import Observer
 from tutelage.types import StepResult
@@ -35,12 +36,22 @@ def figures(metrics: dict[str, float], pass_at_1: float | None) -> str:
     return "  ".join(parts)
 
 
+class WatchedConsole(Console):
+    """A console whose reader may go away (`tutelage train ... | head`): the run is then saved, as after Ctrl-C."""
+
+    def on_broken_pipe(self) -> None:
+        try:
+            super().on_broken_pipe()  # stays silent from here on
+        except SystemExit:
+            raise RunInterrupted("stopped because nobody reads its output any more") from None
+
+
 class PlainObserver(Observer):
     """One line per event; for logs and pipes."""
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.console = Console(highlight=False, soft_wrap=True)
+        self.console = WatchedConsole(highlight=False, soft_wrap=True)
         self.num_steps = 0
         self.pass_at_1: float | None = None
         self._started, self._first_step = time.perf_counter(), 0

@@ -98,10 +98,10 @@ def build_run(config: RunConfig, *, resume: bool = False) -> Run:
     evaluation_tokens = config.evaluation.max_new_tokens or config.rollout.max_new_tokens
     for problems in sets:
         refuse_overlong(engine, problems.prompts, evaluation_tokens, "evaluation.max_new_tokens")
-    if checkpoint is None:
-        folder.create(to_toml(config))
-    else:
+    if resume:
         _keep_changes(config, folder)
+    else:
+        folder.create(to_toml(config))
     return Run(
         recipe=recipe,
         engine=engine,
@@ -130,6 +130,7 @@ def build_run(config: RunConfig, *, resume: bool = False) -> Run:
         decode=decoder_of(engine.student),
         samples_per_log=config.logging.samples_per_log,
         steps_per_log=config.logging.steps_per_log,
+        is_resumed=resume,
         resume_from=checkpoint,
         messages=messages,
     )
@@ -259,8 +260,8 @@ def _load(model: ModelConfig, tokenizer: Any, device: str, path: str | None = No
     )
 
 
-def _resumable(config: RunConfig, folder: RunFolder) -> tuple[Path, list[str]]:
-    """The checkpoint to continue from, and what to tell the user about damaged ones."""
+def _resumable(config: RunConfig, folder: RunFolder) -> tuple[Path | None, list[str]]:
+    """The checkpoint to continue from (None = the run was killed before its first one), and what to tell the user."""
     saved = folder.path / "config.toml"
     if not saved.is_file():
         raise CheckpointError(
@@ -276,12 +277,13 @@ def _resumable(config: RunConfig, folder: RunFolder) -> tuple[Path, list[str]]:
             "Undo the change, or start a new run with --set output=FOLDER."
         )
     path, complaints = find_resumable(folder.checkpoints)
-    if path is None:
-        found = "; ".join(complaints) or "none was written yet"
+    if path is None and complaints:
         raise CheckpointError(
-            f"--resume: no usable checkpoint in {folder.checkpoints} ({found}). "
+            f"--resume: no usable checkpoint in {folder.checkpoints} ({'; '.join(complaints)}). "
             "Start a new run with --set output=FOLDER."
         )
+    if path is None:
+        return None, ["no checkpoint was written yet; starting again at step 0"]
     reached = read_state(path).step
     if config.steps < reached:
         raise ConfigurationError(

@@ -74,6 +74,7 @@ class Run:
     decode: Callable[[Sequence[int]], str]
     samples_per_log: int = 4
     steps_per_log: int = 1
+    is_resumed: bool = False
     resume_from: Path | None = None
     messages: list[str] = field(default_factory=list)
 
@@ -95,6 +96,7 @@ def train(run: Run, observer: Observer) -> TrainerState:
     if run.resume_from is not None:
         state = read_state(run.resume_from)
         load_optimizer(run.resume_from, optimizer)
+    if run.is_resumed:
         run.folder.cut_back(state.step)
     saved_step = state.step if run.resume_from is not None else None
     observer.on_start(state.step, run.num_steps)

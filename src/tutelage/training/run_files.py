@@ -93,9 +93,12 @@ class RunFolder:
             "evaluations.jsonl": lambda record: record["step"] > step,
         }
         for name, is_after in after.items():
+            if not (self.path / name).exists():
+                continue
             records = self.read(name)
             moved = [{"file": name, **record} for record in records if is_after(record)]
-            self.append("superseded.jsonl", moved)
+            if moved:
+                self.append("superseded.jsonl", moved)
             kept = "".join(json.dumps(record) + "\n" for record in records if not is_after(record))
             beside = self.path / f".writing-{name}"
             beside.write_text(kept)
