@@ -391,7 +391,6 @@ def test_a_resumed_run_is_the_run_that_was_started(
     assert again.code == 0 and "resuming at step 3 of 3" in again.out, "config.toml knows of the third step"
 
 
-@pytest.mark.xfail(strict=True, reason="cut_back leaves an empty evaluations.jsonl: training/run_files.py")
 def test_a_run_without_evaluations_can_be_resumed(
     home: Path, tmp_path: Path, tutelage: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -88,7 +88,7 @@ def train(
 @app.command()
 def evaluate(
     model: Annotated[str, typer.Argument(help="Model directory or hub id.")],
-    task: Annotated[list[str], typer.Option("--task", help="Problems: FILE.jsonl, FILE.parquet or a hub data set.")],
+    task: Annotated[list[str], typer.Option("--task", help="Problems: FILE.jsonl, FILE.parquet, a hub data set, or one of gsm8k, math500, aime24.")],
     samples: Annotated[int, typer.Option(help="Samples per problem.", min=1)] = 4,
     temperature: Annotated[float, typer.Option(help="0 = greedy.", min=0)] = 1.0,
     max_new_tokens: Annotated[int, typer.Option(help="Answers are cut after this many.", min=1)] = 1024,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from tutelage.policies import POLICIES, Temperature
 from tutelage.rollout import PairedEngine
 from tutelage.runtime import LocalRuntime
 from tutelage.targets import TARGETS
-from tutelage.tasks import Verifier, check_verifier, load_problems, render_all
+from tutelage.tasks import BENCHMARKS, Verifier, check_verifier, load_problems, render_all
 from tutelage.training import EvaluationPlan, PromptOrder, Recipe, Run, RunFolder, find_resumable, read_state
 from tutelage.types import Prompt, Rollout
 
@@ -198,6 +198,8 @@ def build_evaluation_sets(
 
 
 def _evaluation_set(name: str, item: EvaluationSetConfig, data: DataConfig, tokenizer: Any) -> EvaluationSet:
+    if item.path in BENCHMARKS and not Path(item.path).exists():
+        item = item.model_copy(update=asdict(BENCHMARKS[item.path]))
     problems = load_problems(
         item.path,
         prompt_column=item.prompt_column,

@@ -263,9 +263,10 @@ def make_pair(output_dir: Path, names: Sequence[str]) -> None:
     table = [f"{'model':8} {'parameters':>10} {'greedy':>7} {'sampled':>8} {'ended':>6} {'tokens':>7}"]
     for name in names:
         model = make_model(RECIPES[name], tokenizer)
+        # Before training, because the tokenizer's file would also hold the padding of its latest call.
+        tokenizer.save_pretrained(output_dir / name)
         train(RECIPES[name], model, tokenizer)
         model.save_pretrained(output_dir / name)
-        tokenizer.save_pretrained(output_dir / name)
         greedy = evaluate(model, tokenizer, held_out, num_samples=1, temperature=0.0)
         sampled = evaluate(model, tokenizer, held_out, num_samples=4, temperature=1.0)
         table.append(

@@ -1,10 +1,13 @@
 """Which prompts, and was the answer right?  Data sets, chat templates and verifiers."""
 
+from tutelage.tasks.benchmarks import BENCHMARKS, Benchmark
 from tutelage.tasks.chat import DroppedPromptsWarning, RenderedPrompts, render, render_all
 from tutelage.tasks.problems import Problem, load_problems
 from tutelage.tasks.verifiers import Verifier, VerifierWarning, check_verifier, verify
 
 __all__ = [
+    "BENCHMARKS",
+    "Benchmark",
     "Problem",
     "load_problems",
     "render",
