@@ -332,18 +332,46 @@ def test_the_checks_above_notice_a_bracket_that_went_stale() -> None:
     assert_matches(bisect(p, q, radius, iterations=40), bisect(p, q, radius))
 
 
-def test_few_passes_over_the_vocabulary(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = []
+@pytest.mark.parametrize("blend", [0.35, 0.4, 0.5])
+def test_where_the_kl_is_flat_the_blend_is_still_right(blend: float) -> None:
+    """Once the teacher's favourite has all the mass, KL(mu_b || p) creeps: 1e-5 of it is half of the way to the teacher."""
+    p, q = log64(torch.tensor([[0.0, 2.0]])), log64(torch.tensor([[40.0, 0.0]]))
+    radius = kl64(blend64(p, q, torch.tensor([blend])), p)
+    assert kl64(q, p) < radius * (1 + 1e-4)
+    assert trust_region_blend(p, q, radius).blend_B.item() == pytest.approx(blend, rel=BLEND_RELATIVE)
+
+
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """One entry for each pass over the vocabulary."""
+    calls: list[int] = []
     evaluate = distributions._cumulants
     monkeypatch.setattr(distributions, "_cumulants", lambda *rows: calls.append(1) or evaluate(*rows))
+    return calls
+
+
+def test_few_passes_over_the_vocabulary(passes: list[int]) -> None:
     counts = []
     for seed in range(40):
         for radius in (0.001, 0.01, 0.05):
-            calls.clear()
+            passes.clear()
             trust_region_blend(*related_rows(1, 335, 3.0, seed=seed), radius)
-            counts.append(len(calls))
+            counts.append(len(passes))
     assert max(counts) <= 7
     assert sum(counts) / len(counts) <= 4.5
+
+
+def test_the_last_number_below_one_is_found_at_once(passes: list[int]) -> None:
+    trust_region_blend(torch.tensor([0.0, 1.0, -INF]), torch.tensor([2.0, 0, 0]), 50.0)
+    assert len(passes) <= 3
+
+
+def test_stops_when_no_number_is_left_in_the_bracket(passes: list[int]) -> None:
+    """Here the KL moves by more than the tolerance from one float32 blend to the next."""
+    student, teacher = draw(2, 20, 3, std=1e5)
+    result = trust_region_blend(student, teacher, 0.05)
+    assert len(passes) < 45
+    assert (kl64(blend64(log64(student), log64(teacher), result.blend_B), log64(student)) <= 0.05 * 1.001).all()
 
 
 # --- trust_region_blend: limits --------------------------------------------------------------------------------------
@@ -397,6 +425,9 @@ NONE = -INF
         pytest.param([0, NONE, NONE], [0, NONE, NONE], 0.01, 1, [1, 0, 0], id="same one-hot"),
         pytest.param([0, NONE, NONE], [NONE, 0, NONE], 100.0, 0, [1, 0, 0], id="different one-hots"),
         pytest.param([0, 0, NONE, NONE], [NONE, NONE, 0, 0], 100.0, 0, [0.5, 0.5, 0, 0], id="disjoint"),
+        pytest.param(
+            [0, 0, NONE, NONE], [NONE, NONE, 0, 0], 1e30, 0, [0.5, 0.5, 0, 0], id="disjoint, any finite radius"
+        ),
         pytest.param([0, 0, NONE, NONE], [NONE, NONE, 0, 0], INF, 1, [0, 0, 0.5, 0.5], id="disjoint, no limit"),
         pytest.param([0, 0, NONE], [0, 0, 0], INF, 1, [1 / 3] * 3, id="outside the student, no limit"),
     ],
@@ -416,6 +447,16 @@ def test_a_teacher_outside_the_student_is_never_quite_reached() -> None:
         result = trust_region_blend(torch.tensor([0.0, 1.0, -INF]).to(dtype), torch.tensor([2.0, 0, 0]).to(dtype), 50.0)
         assert 1 - 1e-7 < result.blend_B.item() < 1
         assert result.kl_to_student_B < 50
+        hardly = trust_region_blend(torch.tensor([0.0, -INF]).to(dtype), torch.tensor([0.0, -90.0]).to(dtype), 0.1)
+        assert hardly.blend_B < 1
+        assert hardly.logprobs_BV.tolist() == [0, -INF]
+
+
+def test_an_infinite_radius_reports_an_infinite_kl() -> None:
+    result = trust_region_blend(torch.tensor([0.0, -INF]), torch.tensor([0.0, 0.0]), INF)
+    assert (result.kl_to_student_B, result.kl_to_teacher_B) == (INF, 0)
+    backward = trust_region_blend(torch.tensor([0.0, 0.0]), torch.tensor([0.0, -INF]), 0.1)
+    assert (backward.kl_to_student_B, backward.kl_to_teacher_B) == (0, INF)
 
 
 def test_random_holes_on_both_sides() -> None:

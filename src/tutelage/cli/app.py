@@ -88,7 +88,12 @@ def train(
 @app.command()
 def evaluate(
     model: Annotated[str, typer.Argument(help="Model directory or hub id.")],
-    task: Annotated[list[str], typer.Option("--task", help="Problems: FILE.jsonl, FILE.parquet, a hub data set, or one of gsm8k, math500, aime24.")],
+    task: Annotated[
+        list[str],
+        typer.Option(
+            "--task", help="Problems: FILE.jsonl, FILE.parquet, a hub data set, or one of gsm8k, math500, aime24."
+        ),
+    ],
     samples: Annotated[int, typer.Option(help="Samples per problem.", min=1)] = 4,
     temperature: Annotated[float, typer.Option(help="0 = greedy.", min=0)] = 1.0,
     max_new_tokens: Annotated[int, typer.Option(help="Answers are cut after this many.", min=1)] = 1024,
@@ -110,6 +115,7 @@ def evaluate(
     from tutelage.config import (
         DataConfig,
         EvaluationSetConfig,
+        ModelConfig,
         build_evaluation_sets,
         decoder_of,
         make_verifier,
@@ -118,7 +124,7 @@ def evaluate(
     )
     from tutelage.evaluation import evaluate as run_evaluation
     from tutelage.evaluation import rich_table, write_evaluation
-    from tutelage.models import load_language_model, load_tokenizer
+    from tutelage.models import check_files, load_language_model, load_tokenizer
     from tutelage.policies import Temperature
     from tutelage.rollout import PairedEngine
     from tutelage.runtime import LocalRuntime
@@ -129,6 +135,7 @@ def evaluate(
         raise OutputExistsError(f"the output folder {output} already exists; nothing is overwritten. Choose another.")
     if output is not None:
         refuse_unwritable(output)
+    check_files(model)
     tokenizer = load_tokenizer(model)
     data = DataConfig(path="", system_prompt=system_prompt, max_prompt_tokens=max_prompt_tokens)
     items = [
@@ -136,10 +143,10 @@ def evaluate(
         for path in task
     ]
     sets = build_evaluation_sets(items, data, tokenizer)
+    for problems in sets:
+        refuse_overlong(ModelConfig(path=model), None, problems.prompts, max_new_tokens, "--max-new-tokens")
     student = load_language_model(model, tokenizer, dtype=dtype.value, device=LocalRuntime(device).device)
     engine = PairedEngine(student, max_rows=rows)
-    for problems in sets:
-        refuse_overlong(engine, problems.prompts, max_new_tokens, "--max-new-tokens")
     console = Console(highlight=False)
     results = []
     for problems in sets:

@@ -10,11 +10,11 @@ from tutelage.config import (
     build_engine,
     build_recipe,
     decoder_of,
+    load_tokenizers,
     make_verifier,
     read_prompts,
     refuse_overlong,
 )
-from tutelage.models import check_distinct, check_same_tokenizer, load_tokenizer
 from tutelage.rollout import derive_seed
 from tutelage.tasks import check_verifier
 
@@ -32,16 +32,12 @@ def write_samples(
     policy = build_recipe(config).policy.at(step)
     if config.data.verifier:
         check_verifier(config.data.verifier)
-    check_distinct(config.student.path, config.teacher.path, config.student.revision, config.teacher.revision)
-    tokenizers = [
-        load_tokenizer(model.path, revision=model.revision, trust_remote_code=model.trust_remote_code)
-        for model in (config.student, config.teacher)
-    ]
-    check_same_tokenizer(*tokenizers)
-    prompts = read_prompts(config.data, tokenizers[0], tokenizers[1])
+    tokenizers = load_tokenizers(config)
+    prompts = read_prompts(config.data, *tokenizers)
     chosen = prompts.prompts[:limit]
-    engine = build_engine(config, tokenizers[0], tokenizers[1])
-    refuse_overlong(engine, chosen, config.rollout.max_new_tokens, "rollout.max_new_tokens")
+    pair = (config.student, config.teacher)
+    refuse_overlong(*pair, chosen, config.rollout.max_new_tokens, "rollout.max_new_tokens")
+    engine = build_engine(config, *tokenizers)
     decode = decoder_of(engine.student)
     rollouts = engine.generate(
         policy,

@@ -6,6 +6,7 @@ from tutelage.config.build import (
     build_recipe,
     build_run,
     decoder_of,
+    load_tokenizers,
     make_verifier,
     read_prompts,
     refuse_overlong,
@@ -13,11 +14,12 @@ from tutelage.config.build import (
 )
 from tutelage.config.load import load_config, resolve_config, to_toml
 from tutelage.config.parts import part_from
-from tutelage.config.schema import DataConfig, EvaluationSetConfig, RunConfig
+from tutelage.config.schema import DataConfig, EvaluationSetConfig, ModelConfig, RunConfig
 
 __all__ = [
     "DataConfig",
     "EvaluationSetConfig",
+    "ModelConfig",
     "RunConfig",
     "build_engine",
     "build_evaluation_sets",
@@ -25,6 +27,7 @@ __all__ = [
     "build_run",
     "decoder_of",
     "load_config",
+    "load_tokenizers",
     "make_verifier",
     "part_from",
     "read_prompts",

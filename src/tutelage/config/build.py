@@ -22,7 +22,9 @@ from tutelage.models import (
     LanguageModel,
     align,
     check_distinct,
+    check_files,
     check_same_tokenizer,
+    context_length_of,
     load_language_model,
     load_tokenizer,
 )
@@ -40,6 +42,7 @@ __all__ = [
     "build_recipe",
     "build_run",
     "decoder_of",
+    "load_tokenizers",
     "make_verifier",
     "read_prompts",
     "refuse_overlong",
@@ -87,17 +90,16 @@ def build_run(config: RunConfig, *, resume: bool = False) -> Run:
             f"rollout.support_size is {config.rollout.support_size}, but the loss looks at divergence.top_k = "
             f"{recipe.divergence.top_k} tokens. Set rollout.support_size to at least that."
         )
-    check_distinct(config.student.path, config.teacher.path, config.student.revision, config.teacher.revision)
-
-    student_tokenizer, teacher_tokenizer = _tokenizers(config)
+    student_tokenizer, teacher_tokenizer = load_tokenizers(config)
     prompts = read_prompts(config.data, student_tokenizer, teacher_tokenizer)
     sets = build_evaluation_sets(config.evaluation.sets, config.data, student_tokenizer)
-
-    engine = build_engine(config, student_tokenizer, teacher_tokenizer, str(checkpoint) if checkpoint else None)
-    refuse_overlong(engine, prompts.prompts, config.rollout.max_new_tokens, "rollout.max_new_tokens")
+    pair = (config.student, config.teacher)
+    refuse_overlong(*pair, prompts.prompts, config.rollout.max_new_tokens, "rollout.max_new_tokens")
     evaluation_tokens = config.evaluation.max_new_tokens or config.rollout.max_new_tokens
     for problems in sets:
-        refuse_overlong(engine, problems.prompts, evaluation_tokens, "evaluation.max_new_tokens")
+        refuse_overlong(config.student, None, problems.prompts, evaluation_tokens, "evaluation.max_new_tokens")
+
+    engine = build_engine(config, student_tokenizer, teacher_tokenizer, str(checkpoint) if checkpoint else None)
     if resume:
         _keep_changes(config, folder)
     else:
@@ -155,7 +157,6 @@ def build_engine(
     return PairedEngine(
         student,
         teacher,
-        draft_length=config.rollout.draft_length,
         vocabulary=align(student, teacher),
         support_size=config.rollout.support_size,
         max_rows=config.rollout.max_rows,
@@ -240,7 +241,11 @@ def decoder_of(student: LanguageModel) -> Callable[[Sequence[int]], str]:
     return decode
 
 
-def _tokenizers(config: RunConfig) -> tuple[Any, Any]:
+def load_tokenizers(config: RunConfig) -> tuple[Any, Any]:
+    """The student's and the teacher's tokenizer; refused if they differ, or if there is no model beside one."""
+    check_distinct(config.student.path, config.teacher.path, config.student.revision, config.teacher.revision)
+    for model in (config.student, config.teacher):
+        check_files(model.path, allow_pickle=model.allow_pickle)
     loaded = [
         load_tokenizer(model.path, revision=model.revision, trust_remote_code=model.trust_remote_code)
         for model in (config.student, config.teacher)
@@ -313,18 +318,20 @@ def refuse_unwritable(path: Path) -> None:
         )
 
 
-def refuse_overlong(engine: PairedEngine, prompts: Sequence[Prompt], max_new_tokens: int, key: str) -> None:
-    """Refuse prompts and answers that do not fit together into the context of either model."""
-    for model, lengths in (
-        (engine.student, [len(prompt.student_tokens) for prompt in prompts]),
-        (engine.teacher, [len(prompt.teacher_tokens or prompt.student_tokens) for prompt in prompts]),
-    ):
-        limit = None if model is None else model.context_length
-        if model is not None and limit is not None and max(lengths) + max_new_tokens > limit:
+def refuse_overlong(
+    student: ModelConfig, teacher: ModelConfig | None, prompts: Sequence[Prompt], max_new_tokens: int, key: str
+) -> None:
+    """Refuse prompts and answers that do not fit together into the context of each model that reads them."""
+    readers = [(student, [len(prompt.student_tokens) for prompt in prompts])]
+    if teacher is not None:
+        readers.append((teacher, [len(prompt.teacher_tokens or prompt.student_tokens) for prompt in prompts]))
+    for model, lengths in readers:
+        limit = context_length_of(model.path, revision=model.revision, trust_remote_code=model.trust_remote_code)
+        if limit is not None and max(lengths) + max_new_tokens > limit:
             room = limit - max(lengths)
             remedy = f"Set {key} to at most {room}, or lower" if room > 0 else "Lower"
             raise ConfigurationError(
-                f"{key} is {max_new_tokens}, and the longest prompt has {max(lengths)} tokens; {model.name} holds "
+                f"{key} is {max_new_tokens}, and the longest prompt has {max(lengths)} tokens; {model.path} holds "
                 f"{limit} in all. {remedy} max_prompt_tokens, so that longer prompts are left out."
             )
 

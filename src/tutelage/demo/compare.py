@@ -98,8 +98,8 @@ def run_demo(output: Path | None, *, steps: int, num_problems: int, seed: int) -
     write_problems(folder / "problems.jsonl", num_problems, PROBLEM_SEED + seed)
     console.print(
         f"A tiny teacher and a tiny, drifting student solve word problems. {steps} steps of {PROMPTS_PER_STEP} "
-        f"prompts x {SAMPLES_PER_PROMPT} rollouts each, once as plain on-policy distillation (OPD) and once with a trust-region "
-        f"warm-up (TRB).\nOne problem: [dim]{escape(make_problems(1, PROBLEM_SEED + seed)[0].problem)}[/]\n"
+        f"prompts x {SAMPLES_PER_PROMPT} rollouts each, once as plain on-policy distillation (OPD) and once with a "
+        f"trust-region warm-up (TRB).\nOne problem: [dim]{escape(make_problems(1, PROBLEM_SEED + seed)[0].problem)}[/]\n"
     )
     started = time.perf_counter()
     for method in METHODS:

@@ -2,7 +2,13 @@
 
 from tutelage.models.cache import RaggedCache
 from tutelage.models.language_model import LanguageModel, as_language_model
-from tutelage.models.loading import check_distinct, load_language_model, load_tokenizer
+from tutelage.models.loading import (
+    check_distinct,
+    check_files,
+    context_length_of,
+    load_language_model,
+    load_tokenizer,
+)
 from tutelage.models.saving import save_student
 from tutelage.models.serving import check_servable
 from tutelage.models.vocabulary import Vocabulary, align, check_same_tokenizer
@@ -14,8 +20,10 @@ __all__ = [
     "align",
     "as_language_model",
     "check_distinct",
+    "check_files",
     "check_same_tokenizer",
     "check_servable",
+    "context_length_of",
     "load_language_model",
     "load_tokenizer",
     "save_student",

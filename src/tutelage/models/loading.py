@@ -7,14 +7,14 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from tutelage.errors import ConfigurationError, ModelError
 from tutelage.models.language_model import LanguageModel, stop_ids_of
 from tutelage.models.serving import check_servable
 
-__all__ = ["check_distinct", "load_language_model", "load_tokenizer"]
+__all__ = ["check_distinct", "check_files", "context_length_of", "load_language_model", "load_tokenizer"]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
@@ -39,9 +39,35 @@ def load_tokenizer(path: str, *, revision: str | None = None, trust_remote_code:
     """
     _check_directory(path, "config.json")
     try:
-        return AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as problem:
-        raise ModelError(f"no tokenizer could be loaded from {path!r}: {_first_line(problem)}. {_ADVICE}") from problem
+        raise _not_loaded("tokenizer", path, problem) from problem
+    # Where there are no files, transformers makes up a tokenizer without tokens, and everything it reads is empty.
+    names, folder = sorted(set(tokenizer.vocab_files_names.values())), Path(path)
+    if names and folder.is_dir() and not any((folder / name).exists() for name in names):
+        raise ModelError(f"{path!r} has no tokenizer (none of {', '.join(names)}). {_ADVICE}.")
+    return tokenizer
+
+
+def check_files(path: str, *, allow_pickle: bool = False) -> None:
+    """Refuse a model directory without configuration or weights, at no cost; a hub id is looked up when it is loaded.
+
+    Raises:
+      ModelError: names what is missing.
+    """
+    _check_directory(path, "config.json")
+    _check_weights(path, allow_pickle)
+
+
+def context_length_of(path: str, *, revision: str | None = None, trust_remote_code: bool = False) -> int | None:
+    """Most tokens a model was made for, from its configuration alone; None if it does not say."""
+    _check_directory(path, "config.json")
+    try:
+        config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError) as problem:
+        raise _not_loaded("model", path, problem) from problem
+    length = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return int(length) if length else None
 
 
 def load_language_model(
@@ -68,8 +94,7 @@ def load_language_model(
       ModelError: missing or unreadable files; names what was looked for.
       UnsupportedArchitectureError: see `check_servable`.
     """
-    _check_directory(path, "config.json")
-    _check_weights(path, allow_pickle)
+    check_files(path, allow_pickle=allow_pickle)
     # The hub's progress bars would tear through our own display.
     transformers_logging.disable_progress_bar()
     try:
@@ -82,7 +107,7 @@ def load_language_model(
             attn_implementation=attention,
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as problem:
-        raise ModelError(f"no model could be loaded from {path!r}: {_first_line(problem)}. {_ADVICE}") from problem
+        raise _not_loaded("model", path, problem) from problem
     module.to(device)
     # Rollouts and losses must see the same distribution, so dropout stays off throughout, also while training.
     module.eval()
@@ -115,11 +140,13 @@ def _check_weights(path: str, allow_pickle: bool) -> None:
         )
 
 
+def _not_loaded(what: str, path: str, problem: Exception) -> ModelError:
+    lines = str(problem).strip().splitlines()
+    reason = lines[0].rstrip(".") if lines else type(problem).__name__
+    where = "" if Path(path).exists() else " (no such directory here, so it was taken for a hub id)"
+    return ModelError(f"no {what} could be loaded from {path!r}{where}: {reason}. {_ADVICE}.")
+
+
 def _identity(path: str) -> str:
     folder = Path(path).expanduser()
     return str(folder.resolve()) if folder.exists() else path
-
-
-def _first_line(problem: Exception) -> str:
-    lines = str(problem).strip().splitlines()
-    return lines[0].rstrip(".") if lines else type(problem).__name__

@@ -113,7 +113,8 @@ def check_same_tokenizer(student_tokenizer: Any, teacher_tokenizer: Any) -> None
         raise VocabularyMismatchError(
             f"student and teacher have different tokenizers: {len(different)} of "
             f"{len(student.keys() | teacher.keys())} ids differ, first {shown}. Distillation compares "
-            "next-token distributions, so both must use the same tokens. Choose a teacher of the student's model family."
+            "next-token distributions, so both must use the same tokens. Choose a teacher of the student's "
+            "model family."
         )
     student_cut = student_tokenizer(PROBE_TEXT, add_special_tokens=False)["input_ids"]
     teacher_cut = teacher_tokenizer(PROBE_TEXT, add_special_tokens=False)["input_ids"]

@@ -111,7 +111,7 @@ class PairedEngine:
     ) -> None:
         if draft_length != 1:
             raise ConfigurationError(
-                f"rollout.draft_length is {draft_length}; this version decodes in lock-step only. Use 1."
+                f"draft_length is {draft_length}; this version decodes in lock-step only. Use 1."
             )
         for name, value in (("support_size", support_size), ("max_rows", max_rows), ("score_tokens", score_tokens)):
             if value < 1:

@@ -38,8 +38,8 @@ class OptimizerSettings:
             if not (value > 0 and math.isfinite(value)):
                 raise ConfigurationError(f"optimizer.{name} is {value}; it must be a positive number.")
         for name in ("warmup_steps", "weight_decay"):
-            if not getattr(self, name) >= 0:
-                raise ConfigurationError(f"optimizer.{name} is {getattr(self, name)}; it cannot be negative.")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ConfigurationError(f"optimizer.{name} is {getattr(self, name)}; expected a number from 0 up.")
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigurationError(f"optimizer.{name} is {getattr(self, name)}; expected 0 <= {name} < 1.")

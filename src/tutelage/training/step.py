@@ -43,7 +43,6 @@ class RolloutSettings:
     Fields:
       prompts_per_step, samples_per_prompt: P and G; their product is the global batch.
       max_new_tokens: length limit of an answer, stop token included.
-      draft_length: tokens per round of the engine; 1 = lock-step.
       max_rows: most answers decoded at once.
       support_size: K, the student's support on which the teacher's log-probabilities are kept.
       score_tokens: most padded tokens in one scoring forward of the teacher.
@@ -52,7 +51,6 @@ class RolloutSettings:
     prompts_per_step: int = 64
     samples_per_prompt: int = 4
     max_new_tokens: int = 7168
-    draft_length: int = 1
     max_rows: int = 256
     support_size: int = 16
     score_tokens: int = 16_384
