@@ -2,9 +2,8 @@
 
     python benchmarks/demo_seeds.py --seeds 5 --output demo-seeds
 
-A seed changes the prompts, the evaluation problems and every random draw; both methods of a seed share all three. Prints
-mean and standard deviation over seeds, and the paired difference TRB - OPD with a 95% Student-t interval. About two
-minutes a seed on two cores.
+A seed changes the prompts, the evaluation problems and every random draw; both methods of a seed share all three. It
+prints mean and standard deviation over seeds, and the paired difference TRB - OPD with a 95% Student-t interval.
 """
 
 from __future__ import annotations

@@ -7,8 +7,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 
 from tutelage.errors import RunInterrupted
 from tutelage.evaluation import EvaluationResult
@@ -95,37 +97,38 @@ class PlainObserver(Observer):
 
 
 class LiveObserver(PlainObserver):
-    """A progress bar with the latest numbers; evaluations and checkpoints scroll by above it."""
+    """A progress bar above the latest numbers; evaluations and checkpoints scroll by above both."""
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
         self.progress = Progress(
             TextColumn("[bold]{task.description}"),
-            BarColumn(bar_width=24),
+            BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[figures]}"),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
-            console=self.console,
         )
-        self.task = self.progress.add_task(name, total=None, figures="")
+        self.task = self.progress.add_task(name, total=None)
+        self.numbers = Text(no_wrap=True, overflow="ellipsis")
+        self.live = Live(Group(self.progress, self.numbers), console=self.console, refresh_per_second=4)
 
     def __enter__(self) -> Self:
-        self.progress.start()
+        self.live.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.progress.stop()
+        self.live.stop()
 
     def on_start(self, step: int, num_steps: int) -> None:
         super().on_start(step, num_steps)
         self.progress.update(self.task, total=num_steps, completed=step)
 
     def on_step(self, result: StepResult) -> None:
-        self.progress.update(self.task, completed=result.step + 1, figures=figures(result.metrics, self.pass_at_1))
+        self.progress.update(self.task, completed=result.step + 1)
+        self.numbers.plain = figures(result.metrics, self.pass_at_1)
 
 
 def observer_for(name: str) -> PlainObserver:

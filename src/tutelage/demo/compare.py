@@ -20,7 +20,7 @@ from typing import Any
 import tomli_w
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from tutelage.demo import make_problems, student_path, teacher_path, write_problems
@@ -97,9 +97,9 @@ def run_demo(output: Path | None, *, steps: int, num_problems: int, seed: int) -
     write_problems(folder / "prompts.jsonl", steps * PROMPTS_PER_STEP, PROMPT_SEED + seed)
     write_problems(folder / "problems.jsonl", num_problems, PROBLEM_SEED + seed)
     console.print(
-        f"A tiny teacher and a tiny, drifting student solve word problems. {steps} steps of {PROMPTS_PER_STEP} "
-        f"prompts x {SAMPLES_PER_PROMPT} rollouts each, once as plain on-policy distillation (OPD) and once with a "
-        f"trust-region warm-up (TRB).\nOne problem: [dim]{escape(make_problems(1, PROBLEM_SEED + seed)[0].problem)}[/]\n"
+        f"A tiny teacher and a tiny, drifting student solve word problems: {steps} steps of {PROMPTS_PER_STEP} prompts "
+        f"x {SAMPLES_PER_PROMPT} rollouts,\nonce as plain on-policy distillation (OPD), once with a trust-region "
+        f"warm-up (TRB).\nOne problem: [dim]{escape(make_problems(1, PROBLEM_SEED + seed)[0].problem)}[/]\n"
     )
     started = time.perf_counter()
     for method in METHODS:
@@ -128,10 +128,9 @@ def _train_all(folder: Path, steps: int, console: Console) -> None:
     waiting, running = list(METHODS), dict[str, subprocess.Popen[bytes]]()
     progress = Progress(
         TextColumn("[bold]{task.description}"),
-        BarColumn(bar_width=20),
+        BarColumn(bar_width=10),
         MofNCompleteColumn(),
         TextColumn("{task.fields[figures]}"),
-        TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
         console=console,
@@ -175,7 +174,6 @@ def _status(run: Path) -> tuple[str, int]:
         parts.append(f"pass@1 {100 * evaluations[-1]['pass_at_1']:.1f}%")
     if "blend_mean" in last:
         parts.append(f"beta {last['blend_mean']:.2f}")
-    parts.append(f"{last['tokens_per_second']:.0f} tok/s")
     return "  ".join(parts), len(metrics)
 
 
