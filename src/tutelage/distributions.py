@@ -293,8 +293,7 @@ def _last_feasible_point(
         next_B = torch.where(use_newton_B, newton_B, middle_B)
         is_exhausted_B = (next_B <= low.blend_B) | (next_B >= high_B)  # no number is left between the two ends
         is_open_B = is_open_B & ~is_settled_B & ~is_exhausted_B
-        step_B = (next_B - blend_B).abs()
-        blend_B = torch.where(is_open_B, next_B, blend_B)
+        blend_B, step_B = next_B, (next_B - blend_B).abs()
     return low
 
 
@@ -389,7 +388,7 @@ def _zero_where_impossible(values_BV: Tensor, logprobs_BV: Tensor) -> Tensor:
 
 def _radius_per_row(kl_radius: Tensor | float, logits_BV: Tensor) -> Tensor:
     """A valid radius as a tensor beside the logits, or a refusal. A plain number is checked without the device."""
-    radius_B = torch.as_tensor(kl_radius)
+    radius_B = kl_radius if isinstance(kl_radius, Tensor) else torch.tensor(kl_radius, dtype=torch.float64)
     if not bool((radius_B >= 0).all()):
         raise ConfigurationError(
             f"kl_radius is {radius_B.min().item():g}; a KL radius is a number of nats and cannot be negative or NaN. "

@@ -10,10 +10,10 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeVar
 
 from tutelage.errors import ConfigurationError
 
@@ -25,9 +25,13 @@ __all__ = [
     "Piecewise",
     "Schedule",
     "as_schedule",
+    "at_step",
     "resolve",
     "schedule_from",
 ]
+
+
+Part = TypeVar("Part")
 
 
 @dataclass(frozen=True)
@@ -169,6 +173,13 @@ def as_schedule(value: float | Schedule, key: str = "value") -> Schedule:
 def resolve(value: float | Schedule, step: int) -> float:
     """The plain number that `value` is at `step`."""
     return as_schedule(value)(step)
+
+
+def at_step(part: Part, step: int) -> Part:
+    """A part with the numbers of `step` in place of its schedules; itself where nothing moves."""
+    values = {item.name: getattr(part, item.name) for item in fields(part) if item.init}  # type: ignore[arg-type]
+    moving = {name: value(step) for name, value in values.items() if isinstance(value, Schedule)}
+    return replace(part, **moving) if moving else part  # type: ignore[type-var]
 
 
 def schedule_from(value: object, key: str) -> Schedule:

@@ -34,7 +34,7 @@ RADII = [1e-6, 1e-5, 1e-4, 0.001, 0.01, 0.05, 0.5, 5.0]
 BLEND_RELATIVE = 1e-3
 KL_RELATIVE, KL_ABSOLUTE = 1e-3, 1e-7
 
-seeded = settings(derandomize=True, deadline=None, max_examples=200)
+seeded = settings(derandomize=True, deadline=None, max_examples=120)
 
 
 def draw(*shape: int, std: float = 1.0, seed: int = 0) -> Tensor:
@@ -64,7 +64,7 @@ def blend64(p: Tensor, q: Tensor, blend: Tensor) -> Tensor:
     return torch.where(blend == 0, p, torch.where(blend == 1, q, between))
 
 
-def bisect(p: Tensor, q: Tensor, radius: Tensor, iterations: int = 200) -> Tensor:
+def bisect(p: Tensor, q: Tensor, radius: Tensor, iterations: int = 100) -> Tensor:
     """Feasible end of the bracket after so many halvings. Disjoint rows are NaN inside, hence never feasible."""
     low, high = torch.zeros_like(radius), torch.ones_like(radius)
     for _ in range(iterations):
@@ -75,7 +75,7 @@ def bisect(p: Tensor, q: Tensor, radius: Tensor, iterations: int = 200) -> Tenso
     return torch.where(radius > 0, low, 0.0)
 
 
-def assert_solves(student: Tensor, teacher: Tensor, radius: float | Tensor, iterations: int = 200) -> Tensor:
+def assert_solves(student: Tensor, teacher: Tensor, radius: float | Tensor, iterations: int = 100) -> Tensor:
     """Everything that is promised of a blend, checked in float64. Returns the blend."""
     result = trust_region_blend(student, teacher, radius)
     p, q = log64(student), log64(teacher)
@@ -334,7 +334,7 @@ def test_the_checks_above_notice_a_bracket_that_went_stale() -> None:
 
 @pytest.mark.parametrize("blend", [0.35, 0.4, 0.5])
 def test_where_the_kl_is_flat_the_blend_is_still_right(blend: float) -> None:
-    """Once the teacher's favourite has all the mass, KL(mu_b || p) creeps: 1e-5 of it is half of the way to the teacher."""
+    """Once the teacher's favourite has all the mass, KL(mu_b || p) creeps: 1e-5 of it can be half of the way."""
     p, q = log64(torch.tensor([[0.0, 2.0]])), log64(torch.tensor([[40.0, 0.0]]))
     radius = kl64(blend64(p, q, torch.tensor([blend])), p)
     assert kl64(q, p) < radius * (1 + 1e-4)
@@ -618,12 +618,13 @@ def test_sample_skips_tokens_whose_probability_underflows() -> None:
     assert sample(logprobs.expand(3, 3), uniforms).tolist() == [1, 1, 1]
 
 
-def test_sample_reaches_both_ends_of_a_real_vocabulary() -> None:
+def test_sample_tells_the_tokens_of_a_real_vocabulary_apart() -> None:
     vocabulary = 152_064
     logprobs = normalise(torch.zeros(vocabulary))
-    positions = [0, 1, 777, 100_000, vocabulary - 2, vocabulary - 1]
-    uniforms = torch.tensor([(position + 0.5) / vocabulary for position in positions], dtype=torch.float64)
-    assert sample(logprobs.expand(len(positions), -1), uniforms).tolist() == positions
+    positions = [0, 1, 777, 100_000, 120_001, vocabulary - 2, vocabulary - 1]
+    for place in (0.001, 0.5, 0.999):  # a float32 sum would blur a hundredth of each token's share
+        uniforms = (torch.tensor(positions, dtype=torch.float64) + place) / vocabulary
+        assert sample(logprobs.expand(len(positions), -1), uniforms).tolist() == positions
 
 
 def test_sample_matches_a_float64_reference_on_a_real_vocabulary() -> None:

@@ -105,6 +105,9 @@ def evaluate(
     verifier: Annotated[str, typer.Option(help="math, exact, or module:function.")] = "math",
     prompt_column: Annotated[str, typer.Option(help="Column with the question.")] = "problem",
     answer_column: Annotated[str, typer.Option(help="Column with the right answer.")] = "answer",
+    run: Annotated[
+        Path | None, typer.Option(help="Put the problems as this run file does: system prompt, chat template, limit.")
+    ] = None,
     system_prompt: Annotated[str | None, typer.Option(help="Put in front of every problem.")] = None,
     max_prompt_tokens: Annotated[int, typer.Option(help="Longer problems are left out, with a warning.", min=1)] = 1024,
     dtype: Annotated[Precision, typer.Option(help="Type of the weights.")] = Precision.float32,
@@ -118,6 +121,7 @@ def evaluate(
         ModelConfig,
         build_evaluation_sets,
         decoder_of,
+        load_config,
         make_verifier,
         refuse_overlong,
         refuse_unwritable,
@@ -137,7 +141,9 @@ def evaluate(
         refuse_unwritable(output)
     check_files(model)
     tokenizer = load_tokenizer(model)
-    data = DataConfig(path="", system_prompt=system_prompt, max_prompt_tokens=max_prompt_tokens)
+    data = DataConfig(path="", max_prompt_tokens=max_prompt_tokens) if run is None else load_config(run).data
+    if system_prompt is not None:
+        data = data.model_copy(update={"system_prompt": system_prompt})
     items = [
         EvaluationSetConfig(path=path, prompt_column=prompt_column, answer_column=answer_column, limit=limit)
         for path in task

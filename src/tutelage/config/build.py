@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from tutelage.config.load import load_config, to_toml
+from tutelage.config.load import flattened, load_config, to_toml
 from tutelage.config.parts import part_from
 from tutelage.config.schema import DataConfig, EvaluationSetConfig, ModelConfig, RunConfig
 from tutelage.divergences import DIVERGENCES
@@ -32,7 +32,7 @@ from tutelage.policies import POLICIES, Temperature
 from tutelage.rollout import PairedEngine
 from tutelage.runtime import LocalRuntime
 from tutelage.targets import TARGETS
-from tutelage.tasks import BENCHMARKS, Verifier, check_verifier, load_problems, render_all
+from tutelage.tasks import BENCHMARKS, Verifier, check_verifier, load_problems, render_all, short_name
 from tutelage.training import EvaluationPlan, PromptOrder, Recipe, Run, RunFolder, find_resumable, read_state
 from tutelage.types import Prompt, Rollout
 
@@ -175,10 +175,11 @@ def read_prompts(data: DataConfig, student_tokenizer: Any, teacher_tokenizer: An
         student_tokenizer,
         teacher_tokenizer,
         max_prompt_tokens=data.max_prompt_tokens,
-        system_prompt=data.system_prompt,
+        system_prompt=data.system_prompt or None,
         teacher_system_prompt=data.teacher_system_prompt,
         use_chat_template=data.use_chat_template,
         chat_template_kwargs=data.chat_template_kwargs,
+        teacher_chat_template_kwargs=data.teacher_chat_template_kwargs,
     )
     kept = rendered.problems
     return Prompts(rendered.prompts, [problem.id for problem in kept], [problem.answer for problem in kept])
@@ -188,7 +189,7 @@ def build_evaluation_sets(
     items: Sequence[EvaluationSetConfig], data: DataConfig, tokenizer: Any
 ) -> list[EvaluationSet]:
     """Load and render problems to be judged on, put to the student exactly as the training prompts are."""
-    names = [item.name or Path(item.path).stem for item in items]
+    names = [item.name or short_name(item.path) for item in items]
     for name in names:
         if names.count(name) > 1:
             raise ConfigurationError(
@@ -213,7 +214,7 @@ def _evaluation_set(name: str, item: EvaluationSetConfig, data: DataConfig, toke
         tokenizer,
         None,
         max_prompt_tokens=data.max_prompt_tokens,
-        system_prompt=data.system_prompt,
+        system_prompt=data.system_prompt or None,
         use_chat_template=data.use_chat_template,
         chat_template_kwargs=data.chat_template_kwargs,
     )
@@ -274,13 +275,17 @@ def _resumable(config: RunConfig, folder: RunFolder) -> tuple[Path | None, list[
         raise CheckpointError(
             f"--resume: {folder.path} holds no run (no config.toml). Start it without --resume, or set output=FOLDER."
         )
-    before, now = load_config(saved).model_dump(), config.model_dump()
     # More steps and more frequent looks are a continuation; anything else would be another run.
-    free = {"steps", "evaluation", "checkpoint", "logging", "output"}
-    changed = sorted(key for key in now if key not in free and now[key] != before[key])
+    free = ("steps", "evaluation.", "checkpoint.", "logging.", "output")
+    before, now = (flattened(to_toml(each)) for each in (load_config(saved), config))
+    changed = [
+        f"{key} is {now.get(key)!r}, was {before.get(key)!r}"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key) and not key.startswith(free)
+    ]
     if changed:
         raise ConfigurationError(
-            f"--resume: {', '.join(changed)} differ from {saved}; a resumed run must be the run that was started. "
+            f"--resume: {'; '.join(changed)} in {saved}; a resumed run must be the run that was started. "
             "Undo the change, or start a new run with --set output=FOLDER."
         )
     path, complaints = find_resumable(folder.checkpoints)

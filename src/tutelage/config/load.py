@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from datetime import date, time
 from pathlib import Path
@@ -17,7 +17,7 @@ from pydantic import BaseModel, ValidationError
 from tutelage.config.schema import EvaluationSetConfig, RunConfig
 from tutelage.errors import ConfigurationError
 
-__all__ = ["load_config", "resolve_config", "to_toml", "unknown_key"]
+__all__ = ["flattened", "load_config", "resolve_config", "to_toml", "unknown_key"]
 
 # Tables that may be written as one string, and the field that the string then means.
 SHORTHANDS = {"student": "path", "teacher": "path", "data": "path", "policy": "name", "target": "name"}
@@ -62,6 +62,19 @@ def resolve_config(table: dict[str, Any], overrides: Sequence[str] = ()) -> RunC
 def to_toml(config: RunConfig) -> str:
     """The resolved configuration as TOML; reading it back gives the same run."""
     return tomli_w.dumps(_without_none(config.model_dump(mode="python")))
+
+
+def flattened(toml: str) -> dict[str, Any]:
+    """Every value of a TOML text by its dotted key."""
+
+    def walk(table: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+        for key, value in table.items():
+            if isinstance(value, dict):
+                yield from walk(value, f"{prefix}{key}.")
+            else:
+                yield f"{prefix}{key}", value
+
+    return dict(walk(tomllib.loads(toml), ""))
 
 
 def unknown_key(key: str, known: Iterable[str]) -> ConfigurationError:

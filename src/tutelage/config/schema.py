@@ -57,6 +57,7 @@ class DataConfig(Section):
     teacher_system_prompt: str | None = None
     use_chat_template: bool | None = None
     chat_template_kwargs: dict[str, Any] = {}
+    teacher_chat_template_kwargs: dict[str, Any] | None = None
     max_prompt_tokens: int = Field(default=1024, ge=1)
     verifier: str = "math"
 

@@ -182,26 +182,28 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 
 
 def _results(folder: Path) -> Table:
+    """Quantities as rows and methods as columns, which fits a narrow terminal."""
     table = Table(title="What was seen", title_justify="left")
-    for heading in ("", "pass@1 before", "pass@1 after", "95%"):
-        table.add_column(heading, justify="left" if not heading else "right", no_wrap=bool(heading))
-    first = f"first {EARLY_STEPS} steps:"
-    for heading in (f"{first} teacher log-prob / token", f"{first} correct rollouts", "seconds / step"):
-        table.add_column(heading, justify="right")
+    table.add_column("")
+    columns = []
     for method in METHODS:
+        table.add_column(method.title, justify="right")
         evaluations = _lines(folder / method.name / "evaluations.jsonl")
         metrics = _lines(folder / method.name / "metrics.jsonl")
         early = metrics[:EARLY_STEPS]
         low, high = evaluations[-1]["pass_at_1_interval"]
-        table.add_row(
-            method.title,
-            f"{100 * evaluations[0]['pass_at_1']:.1f}%",
-            f"{100 * evaluations[-1]['pass_at_1']:.1f}%",
-            f"{100 * low:.1f} to {100 * high:.1f}",
-            f"{_mean(early, 'teacher_logprob'):.2f}",
-            f"{100 * _mean(early, 'reward'):.1f}%",
-            f"{_mean(metrics, 'seconds'):.2f}",
+        columns.append(
+            {
+                "pass@1 before": f"{100 * evaluations[0]['pass_at_1']:.1f}%",
+                "pass@1 after": f"{100 * evaluations[-1]['pass_at_1']:.1f}%",
+                "  95% interval": f"{100 * low:.1f} to {100 * high:.1f}",
+                f"first {EARLY_STEPS} steps: correct rollouts": f"{100 * _mean(early, 'reward'):.1f}%",
+                "  teacher log-prob per token": f"{_mean(early, 'teacher_logprob'):.2f}",
+                "seconds per step": f"{_mean(metrics, 'seconds'):.2f}",
+            }
         )
+    for name in columns[0]:
+        table.add_row(name, *(column[name] for column in columns))
     return table
 
 

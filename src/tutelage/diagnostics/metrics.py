@@ -46,7 +46,7 @@ METRICS: dict[str, Metric] = {
     "reward": Metric("reward", "mean reward of the rollouts"),
     "teacher_support_auroc": Metric("share", "AUROC of mean log q - log p as a score for correct rollouts"),
 }
-"""Every metric of this folder: name -> unit and definition. The documentation is generated from it."""
+"""Every metric of this folder: name -> unit and definition. docs/usage/metrics.md is checked against it."""
 
 
 def rollout_metrics(

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from tutelage.errors import ConfigurationError, DataError, OutputExistsError
@@ -132,26 +133,23 @@ def summarise(
 
 
 def rich_table(results: list[EvaluationResult]) -> Table:
-    """The results as rows of a terminal table, in percent; pass@k for the largest k of each."""
+    """The results as rows of a terminal table, in percent; pass@k for the largest k of each. Fits in 80 columns."""
     largest_ks = sorted({max(result.pass_at_k) for result in results if result.pass_at_k} - {1})
-    table = Table()
-    table.add_column("evaluation")
-    for heading in ("problems", "samples", "pass@1 %", "95%", *(f"pass@{k} %" for k in largest_ks)):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for heading in ("cut %", "tokens", "seconds"):
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("evaluation", no_wrap=True)
+    headings = ("problems", "pass@1 %", "95%", *(f"pass@{k} %" for k in largest_ks), "cut %", "length")
+    for heading in headings:
         table.add_column(heading, justify="right", no_wrap=True)
     for result in results:
         low, high = result.pass_at_1_interval
         table.add_row(
             result.name,
-            str(result.num_problems),
-            str(result.num_samples),
+            f"{result.num_problems} x {result.num_samples}",
             f"{100 * result.pass_at_1:.1f}",
             f"{100 * low:.1f} to {100 * high:.1f}",
             *(f"{100 * result.pass_at_k[k]:.1f}" if k in result.pass_at_k else "" for k in largest_ks),
             f"{100 * result.truncation_rate:.1f}",
             f"{result.mean_response_tokens:.0f}",
-            f"{result.seconds:.0f}",
         )
     return table
 

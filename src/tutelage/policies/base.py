@@ -7,12 +7,12 @@ A member is a frozen dataclass whose fields are its hyperparameters, each a numb
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from tutelage.errors import ConfigurationError
-from tutelage.schedules import Constant, Schedule, as_schedule
+from tutelage.schedules import Constant, Schedule, as_schedule, at_step
 
 __all__ = ["Policy", "Proposal", "plain_number", "refuse_negative", "require_teacher"]
 
@@ -42,9 +42,7 @@ class Policy(ABC):
 
     def at(self, step: int) -> Policy:
         """This policy at one training step, with plain numbers in place of schedules; itself where nothing moves."""
-        values = {item.name: getattr(self, item.name) for item in fields(self)}
-        moving = {name: value(step) for name, value in values.items() if isinstance(value, Schedule)}
-        return replace(self, **moving) if moving else self
+        return at_step(self, step)
 
     @abstractmethod
     def __call__(self, student_logits_BV: Tensor, teacher_logits_BV: Tensor | None) -> Proposal:

@@ -76,7 +76,7 @@ def _draw(runs: Mapping[str, RunRecords]) -> Figure:
     else:
         panels.draw_pass_at_1_of_runs(evaluation, runs, strokes)
     panels.draw_metric(reward, runs, strokes, "reward", "Reward", "mean over the rollouts of a step")
-    panels.draw_metric(loss, runs, strokes, "loss", "Loss", "reverse KL(student || teacher), nats per token")
+    panels.draw_metric(loss, runs, strokes, "loss", "Loss", "divergence from the target, nats per token")
 
     support = figure.add_subplot(grid[1, 0])
     panels.draw_metric(

@@ -8,6 +8,8 @@ from typing import Self
 
 from torch import Tensor
 
+from tutelage.schedules import at_step
+
 __all__ = ["TargetRule"]
 
 
@@ -20,7 +22,7 @@ class TargetRule(ABC):
 
     def at(self, step: int) -> Self:
         """The target with its schedules resolved to the numbers of `step`."""
-        return self
+        return at_step(self, step)
 
     @abstractmethod
     def __call__(self, student_logprobs: Tensor, teacher_logprobs: Tensor) -> Tensor:

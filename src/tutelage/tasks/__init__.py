@@ -3,6 +3,7 @@
 from tutelage.tasks.benchmarks import BENCHMARKS, Benchmark
 from tutelage.tasks.chat import DroppedPromptsWarning, RenderedPrompts, render, render_all
 from tutelage.tasks.problems import Problem, load_problems
+from tutelage.tasks.sources import short_name
 from tutelage.tasks.verifiers import Verifier, VerifierWarning, check_verifier, verify
 
 __all__ = [
@@ -10,6 +11,7 @@ __all__ = [
     "Benchmark",
     "Problem",
     "load_problems",
+    "short_name",
     "render",
     "render_all",
     "RenderedPrompts",
