@@ -619,12 +619,15 @@ def test_sample_skips_tokens_whose_probability_underflows() -> None:
 
 
 def test_sample_tells_the_tokens_of_a_real_vocabulary_apart() -> None:
+    """A float32 sum would blur the boundaries by more than the thousandth of a share that is tried here."""
     vocabulary = 152_064
-    logprobs = normalise(torch.zeros(vocabulary))
-    positions = [0, 1, 777, 100_000, 120_001, vocabulary - 2, vocabulary - 1]
-    for place in (0.001, 0.5, 0.999):  # a float32 sum would blur a hundredth of each token's share
-        uniforms = (torch.tensor(positions, dtype=torch.float64) + place) / vocabulary
-        assert sample(logprobs.expand(len(positions), -1), uniforms).tolist() == positions
+    logits = torch.zeros(vocabulary)
+    logits[-1] = 1.2
+    share = (logits[:1] - logits[-1]).exp().double()  # of every token but the last, whose share is 1
+    positions = torch.tensor([0, 1, 777, 100_000, 120_001, vocabulary - 2], dtype=torch.float64)
+    for place in (0.001, 0.5, 0.999):
+        uniforms = (positions + place) * share / ((vocabulary - 1) * share + 1)
+        assert sample(logits.expand(len(positions), -1), uniforms).tolist() == positions.tolist()
 
 
 def test_sample_matches_a_float64_reference_on_a_real_vocabulary() -> None:
