@@ -4,9 +4,9 @@
 
 Compares `trust_region_blend` with what the paper describes, a bisection on the blend, at 20 and at 40 halvings, and
 with the least that any policy needs: one softmax of the student's and one of the teacher's rows. The bisection is
-written for speed rather than for odd rows and small budgets: float32, a fused softmax, no `-inf`. A pass is one
-evaluation of the KL and its derivative; a batch goes on until its last row has settled. Prints a table, and one JSON
-line at the end.
+written for speed rather than for odd rows and small budgets: float32, a fused softmax, no `-inf`; unlike the solve it
+takes the whole batch at once. A pass is one evaluation of the KL and its derivative; a batch goes on until its last row
+has settled. Prints a table, and one JSON line at the end.
 """
 
 from __future__ import annotations

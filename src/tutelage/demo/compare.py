@@ -75,6 +75,7 @@ def demo_run_file(method: Method, folder: Path, *, steps: int, seed: int) -> dic
             "prompts_per_step": PROMPTS_PER_STEP,
             "samples_per_prompt": SAMPLES_PER_PROMPT,
             "max_new_tokens": 90,
+            "score_tokens": 2048,
         },
         "optimizer": {"learning_rate": 2e-4},
         "checkpoint": {"every": 20},
@@ -83,7 +84,7 @@ def demo_run_file(method: Method, folder: Path, *, steps: int, seed: int) -> dic
             "every": 20,
             "num_samples": 4,
         },
-        "runtime": {"device": "cpu", "threads": 1},
+        "runtime": {"device": "cpu", "threads": 1, "micro_batch_tokens": 2048},
     }
 
 

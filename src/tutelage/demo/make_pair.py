@@ -6,6 +6,12 @@ It trains a small tokenizer and two Qwen3 models on the problems of `world`: the
 on a mixture with slips, guesses and stories that drift off, so that it knows the way but loses it when sampled. Seeds
 and the thread count are fixed. It uses transformers and torch directly and, errors aside, no other part of the library,
 so that the pair can be remade while the rest is under change.
+
+The packaged pair, on 200 fresh problems, greedily and with 4 samples each at temperature 1 (at most 90 new tokens):
+
+    model    parameters  greedy  sampled  samples that end  tokens per sample  CPU time
+    teacher   1,639,168   0.985    0.955             0.999               61.5    38 min
+    student     327,936   0.670    0.070             0.985               44.5    13 min
 """
 
 import argparse
