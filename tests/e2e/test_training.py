@@ -185,9 +185,7 @@ def test_a_damaged_checkpoint_is_passed_over_aloud(finished: Path, tmp_path: Pat
     compare(tmp_path / "run", finished)
 
 
-def test_a_run_killed_before_its_first_checkpoint_starts_again_in_its_folder(
-    finished: Path, tmp_path: Path
-) -> None:
+def test_a_run_killed_before_its_first_checkpoint_starts_again_in_its_folder(finished: Path, tmp_path: Path) -> None:
     class Killed(BaseException):
         pass
 

@@ -110,9 +110,7 @@ class PairedEngine:
         score_tokens: int = 16_384,
     ) -> None:
         if draft_length != 1:
-            raise ConfigurationError(
-                f"draft_length is {draft_length}; this version decodes in lock-step only. Use 1."
-            )
+            raise ConfigurationError(f"draft_length is {draft_length}; this version decodes in lock-step only. Use 1.")
         for name, value in (("support_size", support_size), ("max_rows", max_rows), ("score_tokens", score_tokens)):
             if value < 1:
                 raise ConfigurationError(f"rollout.{name} is {value}; it must be at least 1.")
