@@ -372,7 +372,7 @@ def test_a_resumed_run_is_the_run_that_was_started(
     with monkeypatch.context() as patch:
         patch.setattr("tutelage.config.build.load_language_model", lambda *_, **__: pytest.fail("weights were loaded"))
         changed = tutelage(*command, "--resume", *settings(*small, "steps=3", "seed=4", "optimizer.learning_rate=1"))
-        refused(changed, "optimizer, seed differ from", "run/config.toml", "--set output=FOLDER")
+        refused(changed, "learning_rate is 1.0, was 0.001; seed is 4, was 3", "run/config.toml", "--set output=FOLDER")
         fewer = tutelage(*command, "--resume", *settings(*small, "steps=1"))
         refused(fewer, "steps is 1", "at step 2 already", "Set steps to at least that")
     assert snapshot(run) == before

@@ -198,7 +198,7 @@ def _results(folder: Path) -> Table:
                 "pass@1 before": f"{100 * evaluations[0]['pass_at_1']:.1f}%",
                 "pass@1 after": f"{100 * evaluations[-1]['pass_at_1']:.1f}%",
                 "  95% interval": f"{100 * low:.1f} to {100 * high:.1f}",
-                f"first {EARLY_STEPS} steps: correct rollouts": f"{100 * _mean(early, 'reward'):.1f}%",
+                f"first {EARLY_STEPS} steps: correct": f"{100 * _mean(early, 'reward'):.1f}%",
                 "  teacher log-prob per token": f"{_mean(early, 'teacher_logprob'):.2f}",
                 "seconds per step": f"{_mean(metrics, 'seconds'):.2f}",
             }
