@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tutelage.distributions import gather_logprobs, normalise, sample
+from tutelage.distributions import NO_TOKEN, gather_logprobs, normalise, sample
 from tutelage.errors import ConfigurationError, DataError, NonFiniteError
 from tutelage.models import LanguageModel, RaggedCache, Vocabulary, align, as_language_model
 from tutelage.policies import Policy
@@ -225,7 +225,7 @@ class PairedEngine:
             is_stop_B = tokens_B == self.vocabulary.stop_id if self.vocabulary.stop_id is not None else ~alive_B
             records.finish(rows_B, alive_B & is_stop_B)
             alive_B = alive_B & ~is_stop_B
-            num_alive, num_without_token = torch.stack([alive_B.sum(), (drawn_B < 0).sum()]).tolist()
+            num_alive, num_without_token = torch.stack([alive_B.sum(), (drawn_B == NO_TOKEN).sum()]).tolist()
             if num_without_token:
                 raise NonFiniteError(
                     f"{num_without_token} answers have no next token at position {position}: the logits of the student"
