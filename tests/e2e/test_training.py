@@ -15,6 +15,7 @@ import transformers
 from tests.tiny_run import write_run_file
 from tutelage.config import build_run, load_config
 from tutelage.errors import CheckpointError, NonFiniteError, RunInterrupted
+from tutelage.runtime import LocalRuntime
 from tutelage.training import Observer, train
 from tutelage.types import StepResult
 
@@ -149,6 +150,26 @@ def test_an_interrupt_in_the_middle_of_a_rollout_saves_the_step_before(
 
     monkeypatch.setattr(paired, "sample", interrupted_sample)
     with pytest.raises(RunInterrupted, match="the run is saved"):
+        run(path)
+    monkeypatch.undo()
+    run(path, resume=True)
+    compare(tmp_path / "run", finished)
+
+
+def test_an_interrupt_in_the_middle_of_an_update_saves_the_step_after(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights that have moved and a step that has not would resume to other bytes."""
+    path, updates, update = write_run_file(tmp_path), [], LocalRuntime.update
+
+    def interrupted_update(*arguments):
+        updates.append(None)
+        if len(updates) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return update(*arguments)
+
+    monkeypatch.setattr(LocalRuntime, "update", interrupted_update)
+    with pytest.raises(RunInterrupted, match="after 3 of 6 steps"):
         run(path)
     monkeypatch.undo()
     run(path, resume=True)

@@ -7,7 +7,7 @@ from tutelage.training.objective import BatchLoss, Objective
 from tutelage.training.observer import Observer
 from tutelage.training.optimizer import OptimizerSettings
 from tutelage.training.run_files import RunFolder
-from tutelage.training.step import Recipe, RolloutSettings, training_step
+from tutelage.training.step import Recipe, RolloutSettings, accumulate_gradient, apply_update
 
 __all__ = [
     "BatchLoss",
@@ -23,8 +23,9 @@ __all__ = [
     "Run",
     "RunFolder",
     "TrainerState",
+    "accumulate_gradient",
+    "apply_update",
     "find_resumable",
     "read_state",
     "train",
-    "training_step",
 ]

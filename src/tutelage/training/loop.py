@@ -23,7 +23,7 @@ from tutelage.training.interruption import Interruption
 from tutelage.training.observer import Observer
 from tutelage.training.optimizer import OptimizerSettings
 from tutelage.training.run_files import RunFolder
-from tutelage.training.step import Recipe, RolloutSettings, training_step
+from tutelage.training.step import Recipe, RolloutSettings, accumulate_gradient, apply_update
 from tutelage.types import Prompt, Rollout, StepResult
 
 __all__ = ["EvaluationPlan", "Run", "train"]
@@ -119,21 +119,20 @@ def train(run: Run, observer: Observer) -> TrainerState:
                     return state
 
                 chosen = run.prompt_order.indices(state.step)
-                result = training_step(
+                pending = accumulate_gradient(
                     state.step,
                     [run.prompts[i] for i in chosen],
                     recipe=run.recipe,
                     engine=run.engine,
                     rollout=run.rollout,
                     verify=_verifier_of(run, chosen),
-                    optimizer=optimizer,
-                    optimizer_settings=run.optimizer,
                     runtime=run.runtime,
                     micro_batch_tokens=run.micro_batch_tokens,
                     seed=run.seed,
-                    protected=interruption.protected,
                 )
+                # Weights, step and files move together: a signal that comes now is raised when all three have.
                 with interruption.protected():
+                    result = apply_update(pending, optimizer, run.optimizer, run.runtime)
                     state.step += 1
                     state.prompts_used += len(chosen)
                     run.folder.append("metrics.jsonl", [{"step": result.step, **result.metrics}])

@@ -20,11 +20,11 @@ from tutelage.policies import Policy
 from tutelage.rollout import PairedEngine
 from tutelage.runtime import LocalRuntime
 from tutelage.targets import TargetRule
-from tutelage.training.objective import Objective
+from tutelage.training.objective import BatchLoss, Objective
 from tutelage.training.optimizer import OptimizerSettings
 from tutelage.types import Prompt, Rollout, StepResult
 
-__all__ = ["Recipe", "RolloutSettings", "Stopwatch", "training_step"]
+__all__ = ["PendingStep", "Recipe", "RolloutSettings", "Stopwatch", "accumulate_gradient", "apply_update"]
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,19 @@ class Stopwatch:
         self._since = now
 
 
-def training_step(
+@dataclass(frozen=True)
+class PendingStep:
+    """A step whose gradient is there and whose update is not: the student is still what it was."""
+
+    step: int
+    policy: Policy
+    rollouts: Sequence[Rollout]
+    correct: Sequence[bool] | None
+    batch: BatchLoss
+    watch: Stopwatch
+
+
+def accumulate_gradient(
     step: int,
     prompts: Sequence[Prompt],
     *,
@@ -83,21 +95,19 @@ def training_step(
     engine: PairedEngine,
     rollout: RolloutSettings,
     verify: Callable[[Sequence[Rollout]], Sequence[bool]] | None,
-    optimizer: torch.optim.Optimizer,
-    optimizer_settings: OptimizerSettings,
     runtime: LocalRuntime,
     micro_batch_tokens: int,
     seed: int,
-    protected: Callable[[], object],
-) -> StepResult:
-    """Make one update of the student from its own (or the policy's) answers to `prompts`.
+) -> PendingStep:
+    """Sample answers to `prompts`, let the teacher read them, and leave the loss's gradient on the student.
+
+    May be interrupted anywhere: nothing that it does outlives clearing the gradient.
 
     Args:
       step: k = 0, 1, ...; schedules and random streams depend on it.
       verify: right or wrong per rollout, for diagnostics only; it is not a reward that is learned from.
-      protected: context manager factory inside which the run must not be interrupted.
     Raises:
-      NonFiniteError: the loss or its gradient is NaN or infinite; no update was made.
+      NonFiniteError: the loss is NaN or infinite.
     """
     watch = Stopwatch()
     policy = recipe.policy.at(step)
@@ -118,24 +128,36 @@ def training_step(
     correct = None if verify is None else verify(rollouts)
     watch.lap("verify")
 
+    target = recipe.target.at(step)
     objective = Objective(
-        engine.student, engine.teacher, engine.vocabulary, recipe.target.at(step), recipe.divergence, micro_batch_tokens
+        engine.student, engine.teacher, engine.vocabulary, target, recipe.divergence, micro_batch_tokens
     )
     batch = objective.backward(rollouts, runtime.all_sum)
     if not math.isfinite(batch.loss):
-        optimizer.zero_grad(set_to_none=True)
         raise NonFiniteError(f"the loss is {batch.loss}")
-    learning_rate = optimizer_settings.rate_at(step)
+    return PendingStep(step, policy, rollouts, correct, batch, watch)
+
+
+def apply_update(
+    pending: PendingStep, optimizer: torch.optim.Optimizer, settings: OptimizerSettings, runtime: LocalRuntime
+) -> StepResult:
+    """Make the step's one update, and say what happened in it. Must not be interrupted half-way.
+
+    Raises:
+      NonFiniteError: the gradient is NaN or infinite; no update was made.
+    """
+    learning_rate = settings.rate_at(pending.step)
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
-    with protected():  # type: ignore[attr-defined]
-        grad_norm = runtime.update(optimizer, optimizer_settings.max_grad_norm)
-    watch.lap("update")
+    grad_norm = runtime.update(optimizer, settings.max_grad_norm)
+    pending.watch.lap("update")
 
+    policy, rollouts, correct, batch = pending.policy, pending.rollouts, pending.correct, pending.batch
     numbers = {item.name: getattr(policy, item.name) for item in fields(policy)}
     policy_numbers = {name: float(value) for name, value in numbers.items() if isinstance(value, int | float)}
     rewards = None if correct is None else [float(is_correct) for is_correct in correct]
     auroc = None if correct is None else teacher_support_auroc(rollouts, correct)
+    seconds = pending.watch.seconds
     metrics = {
         "loss": batch.loss,
         "grad_norm": grad_norm,
@@ -144,9 +166,9 @@ def training_step(
         **policy_numbers,
         **rollout_metrics(rollouts, kl_radius=policy_numbers.get("kl_radius"), rewards=rewards),
         **({} if auroc is None else {"teacher_support_auroc": auroc}),
-        **watch.seconds,
-        "seconds": sum(watch.seconds.values()),
+        **seconds,
+        "seconds": sum(seconds.values()),
         "response_tokens_total": float(batch.num_tokens),
-        "tokens_per_second": batch.num_tokens / max(watch.seconds["seconds_rollout"], 1e-9),
+        "tokens_per_second": batch.num_tokens / max(seconds["seconds_rollout"], 1e-9),
     }
-    return StepResult(step, metrics, rollouts, correct)
+    return StepResult(pending.step, metrics, rollouts, correct)
