@@ -24,12 +24,18 @@ evaluation runtime diagnostics
 rollout
 policies targets divergences models tasks
 distributions schedules report
-types errors
+types errors files
 __init__
 """
 RANK = {name: -line for line, names in enumerate(ORDER.split("\n")) for name in names.split()}
 # Folders that promise less than their rank would allow.
-ONLY = {"diagnostics": {"types", "errors", "distributions"}, "report": {"errors"}, "types": set(), "errors": set()}
+ONLY = {
+    "diagnostics": {"types", "errors", "distributions"},
+    "report": {"errors", "files"},
+    "types": set(),
+    "errors": set(),
+    "files": set(),
+}
 # Packages that stay where they are wrapped.
 HOMES: dict[str, set[str]] = {
     "transformers": {"models", "tasks", "demo"},

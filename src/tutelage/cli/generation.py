@@ -15,6 +15,7 @@ from tutelage.config import (
     read_prompts,
     refuse_overlong,
 )
+from tutelage.files import write_whole
 from tutelage.rollout import derive_seed
 from tutelage.tasks import check_verifier
 
@@ -66,7 +67,5 @@ def write_samples(
         }
         lines.append(json.dumps(record if correct is None else {**record, "correct": bool(correct[place])}))
     output.parent.mkdir(parents=True, exist_ok=True)
-    beside = output.with_name(f".writing-{output.name}")
-    beside.write_text("\n".join(lines) + "\n")
-    beside.replace(output)
+    write_whole(output, "\n".join(lines) + "\n")
     return len(rollouts), None if correct is None else sum(bool(is_correct) for is_correct in correct)

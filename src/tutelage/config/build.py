@@ -18,6 +18,7 @@ from tutelage.config.schema import DataConfig, EvaluationSetConfig, ModelConfig,
 from tutelage.divergences import DIVERGENCES
 from tutelage.errors import CheckpointError, ConfigurationError, OutputExistsError
 from tutelage.evaluation import EvaluationResult, EvaluationSet
+from tutelage.files import write_whole
 from tutelage.models import (
     LanguageModel,
     align,
@@ -309,9 +310,7 @@ def _keep_changes(config: RunConfig, folder: RunFolder) -> None:
     """A run resumed with more steps says so in its config.toml; resuming it once more would end too early otherwise."""
     path, text = folder.path / "config.toml", to_toml(config)
     if path.read_text() != text:
-        beside = path.with_name(f".writing-{path.name}")
-        beside.write_text(text)
-        beside.replace(path)
+        write_whole(path, text)
 
 
 def refuse_unwritable(path: Path) -> None:

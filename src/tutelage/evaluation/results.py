@@ -18,6 +18,7 @@ from rich.table import Table
 
 from tutelage.errors import ConfigurationError, DataError, OutputExistsError
 from tutelage.evaluation.statistics import bootstrap_interval, pass_at_k
+from tutelage.files import write_whole
 
 __all__ = ["EvaluationResult", "EvaluationSample", "rich_table", "summarise", "write_evaluation"]
 
@@ -176,17 +177,6 @@ def write_evaluation(folder: Path, result: EvaluationResult, samples: Iterable[E
                 f"{path} already exists; an evaluation never overwrites another. Choose another name or folder."
             )
     folder.mkdir(parents=True, exist_ok=True)
-    _write_beside_and_rename(samples_path, (json.dumps(asdict(sample)) + "\n" for sample in samples))
-    _write_beside_and_rename(summary_path, [json.dumps(result.to_dict(), indent=2, allow_nan=False) + "\n"])
+    write_whole(samples_path, "".join(json.dumps(asdict(sample)) + "\n" for sample in samples))
+    write_whole(summary_path, json.dumps(result.to_dict(), indent=2, allow_nan=False) + "\n")
     return summary_path
-
-
-def _write_beside_and_rename(path: Path, pieces: Iterable[str]) -> None:
-    """Make the file appear complete or not at all: a killed process must not leave half of it under its own name."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with partial.open("w", encoding="utf-8") as file:
-            file.writelines(pieces)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

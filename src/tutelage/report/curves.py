@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tutelage.errors import ConfigurationError, DataError
+from tutelage.files import written_whole
 from tutelage.report import panels
 from tutelage.report.records import RunRecords, read_run
 from tutelage.report.style import INK, MUTED, TEXT_SIZE, Stroke, stroke
@@ -52,12 +53,8 @@ def plot_runs(runs: Mapping[str, Path], path: Path) -> Path:
         raise DataError("Got no run to draw; expected at least one. Name a folder that has a metrics.jsonl.")
     figure = _draw({label: read_run(folder) for label, folder in runs.items()})
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
+    with written_whole(path) as partial:
         figure.savefig(partial, format=path.suffix[1:].lower(), dpi=DOTS_PER_INCH)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
     return path
 
 

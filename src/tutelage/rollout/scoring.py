@@ -19,9 +19,9 @@ from tutelage.models import LanguageModel, Vocabulary
 from tutelage.rollout.statistics import teacher_statistics
 from tutelage.types import Rollout
 
-__all__ = ["batches_by_tokens", "response_hidden", "score"]
+__all__ = ["batches_by_tokens", "response_hidden", "score", "tokens_per_chunk"]
 
-# Logits of one chunk stay below this many numbers (at 4 bytes each, 256 MiB).
+# Logits of one chunk stay below this many numbers (at 4 bytes each, 256 MiB). A handful live at once in backward.
 CHUNK_NUMBERS = 64 * 2**20
 
 
@@ -44,7 +44,7 @@ def score(
         tokens_N = torch.tensor([t for i in batch for t in rollouts[i].response_tokens], device=hidden_ND.device)
         support_NK = torch.cat([_support(rollouts[i]) for i in batch]).to(hidden_ND.device)
         chunks: list[dict[str, Tensor]] = []
-        chunk_tokens = max(1, CHUNK_NUMBERS // vocabulary.size)
+        chunk_tokens = tokens_per_chunk(vocabulary)
         for piece in range(0, len(tokens_N), chunk_tokens):
             span = slice(piece, piece + chunk_tokens)
             logprobs_NV = normalise(vocabulary.canonical(teacher.logits(hidden_ND[span])))
@@ -57,6 +57,11 @@ def score(
             scored[i] = replace(rollouts[i], **teacher_fields)
             first = span.stop
     return scored
+
+
+def tokens_per_chunk(vocabulary: Vocabulary) -> int:
+    """How many tokens may go through a language-model head at once."""
+    return max(1, CHUNK_NUMBERS // vocabulary.size)
 
 
 def batches_by_tokens(sequences: Sequence[tuple[Sequence[int], Sequence[int]]], max_tokens: int) -> Iterator[list[int]]:

@@ -26,6 +26,7 @@ from typing import Any
 import torch
 
 from tutelage.errors import CheckpointError, ConfigurationError
+from tutelage.files import write_whole
 from tutelage.models import LanguageModel, Vocabulary, save_student
 
 __all__ = ["CheckpointSettings", "Checkpoints", "TrainerState", "find_resumable"]
@@ -128,9 +129,7 @@ class Checkpoints:
         if state.best_step is not None and (state.best_step == state.step or self.path(state.best_step).exists()):
             metric = self.settings.best_metric
             index |= {"best": self.path(state.best_step).name, "best_metric": metric, "best_value": state.best_value}
-        beside = self.folder / ".writing-index.json"
-        _write_json(beside, index)
-        beside.replace(self.folder / "index.json")
+        _write_json(self.folder / "index.json", index)
 
     def _free_name(self, place: Path) -> Path:
         names = (place.with_name(f"damaged-{place.name}-{number}") for number in range(1, 1000))
@@ -190,7 +189,7 @@ def _fingerprint(path: Path) -> dict[str, Any]:
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n")
+    write_whole(path, json.dumps(content, indent=2) + "\n")
 
 
 def _flush(path: Path) -> None:

@@ -16,14 +16,11 @@ from tutelage.distributions import gather_logprobs, normalise
 from tutelage.divergences import Divergence, chunked_divergence
 from tutelage.errors import ConfigurationError, EmptyBatchError
 from tutelage.models import LanguageModel, Vocabulary
-from tutelage.rollout.scoring import batches_by_tokens, response_hidden
+from tutelage.rollout.scoring import batches_by_tokens, response_hidden, tokens_per_chunk
 from tutelage.targets import TargetRule
 from tutelage.types import DenseTarget, Rollout, SparseTarget, Target
 
 __all__ = ["BatchLoss", "Objective"]
-
-# Numbers in one chunk of logits; at 4 bytes each, 256 MiB. A handful of such tensors live at once in backward.
-CHUNK_NUMBERS = 64 * 2**20
 
 
 @dataclass(frozen=True)
@@ -110,7 +107,7 @@ class Objective:
                 "logprob_mismatch": (now_n - sampled_N[span]).abs(),
             }
 
-        chunk = self.chunk_tokens or max(1, CHUNK_NUMBERS // self.vocabulary.size)
+        chunk = self.chunk_tokens or tokens_per_chunk(self.vocabulary)
         return chunked_divergence(per_token, hidden_ND, chunk)
 
     def _targets(self, rollouts: Sequence[Rollout], device: torch.device) -> Callable[[slice], Target]:

@@ -20,6 +20,7 @@ from typing import Any
 
 from tutelage.errors import OutputExistsError
 from tutelage.evaluation import EvaluationSample
+from tutelage.files import write_whole
 
 __all__ = ["RunFolder"]
 
@@ -77,9 +78,7 @@ class RunFolder:
         self.evaluations.mkdir(exist_ok=True)
         # The step was not on file when it was evaluated, so an existing file is the torn one of a killed run.
         path = self.evaluations / f"step-{step:06d}-{name}.jsonl"
-        beside = path.with_name(f".writing-{path.name}")
-        beside.write_text("".join(json.dumps(asdict(sample)) + "\n" for sample in samples))
-        beside.replace(path)
+        write_whole(path, "".join(json.dumps(asdict(sample)) + "\n" for sample in samples))
 
     def cut_back(self, step: int) -> None:
         """Forget what was written after the checkpoint of `step`: the resumed run writes it again.
@@ -100,6 +99,4 @@ class RunFolder:
             if moved:
                 self.append("superseded.jsonl", moved)
             kept = "".join(json.dumps(record) + "\n" for record in records if not is_after(record))
-            beside = self.path / f".writing-{name}"
-            beside.write_text(kept)
-            beside.replace(self.path / name)
+            write_whole(self.path / name, kept)
