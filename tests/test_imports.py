@@ -23,6 +23,7 @@ training
 evaluation runtime diagnostics
 rollout
 policies targets divergences models tasks
+kernels
 distributions schedules report
 types errors files
 __init__
@@ -41,6 +42,7 @@ HOMES: dict[str, set[str]] = {
     "transformers": {"models", "tasks", "demo"},
     "accelerate": {"runtime"},
     "matplotlib": {"report"},
+    "triton": {"kernels"},
     "vllm": set(),
 }
 

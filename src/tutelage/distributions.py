@@ -29,6 +29,7 @@ __all__ = [
     "normalise",
     "sample",
     "tail_logprobs",
+    "temper",
     "trust_region_blend",
 ]
 
@@ -120,6 +121,22 @@ def geometric_blend(student_logprobs_BV: Tensor, teacher_logprobs_BV: Tensor, bl
     between_BV = torch.lerp(student_BV.masked_fill(forbidden_BV, 0), teacher_BV.masked_fill(forbidden_BV, 0), blend_B1)
     between_BV = normalise(between_BV.masked_fill(forbidden_BV, -math.inf))
     return torch.where(blend_B1 == 0, student_BV, torch.where(blend_B1 == 1, teacher_BV, between_BV))
+
+
+def temper(logprobs_BV: Tensor, temperature: float) -> Tensor:
+    """p^(1 / temperature), normalised.
+
+    Args:
+      logprobs_BV: log p, normalised; -inf allowed.
+      temperature: >= 0. At 0 all mass is on the most probable token, the first among equals.
+    """
+    peak_B1 = logprobs_BV.amax(-1, keepdim=True)
+    if temperature > 0:
+        # The peak is moved to 0 first: divided by a tiny temperature it would overflow, and take the whole row with it.
+        return normalise((logprobs_BV - peak_B1) / temperature)
+    token_B1 = logprobs_BV.argmax(-1, keepdim=True)
+    # peak - peak is 0, and NaN for a row without mass, which must not turn into a certainty
+    return torch.full_like(logprobs_BV, -math.inf).scatter(-1, token_B1, peak_B1 - peak_B1)
 
 
 class Blend(NamedTuple):

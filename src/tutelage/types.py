@@ -54,6 +54,10 @@ class Rollout:
       teacher_support_logprobs: [T, K] log q on the support, normalised over the whole vocabulary.
       teacher_tail_logprobs: [T] log of the teacher's mass outside the support, summed there and not as 1 - mass.
       support_overlap: [T] share of the support that is in the teacher's own top K.
+      replaced: [T] bool, the student's drafted token was refused there and this one drawn in its place; None where
+        nothing was drafted.
+      teacher_forwards: forwards in which the teacher read on, its reading of the prompt not counted; None where the
+        teacher took no part in the sampling.
     """
 
     prompt_tokens: list[int]
@@ -74,6 +78,8 @@ class Rollout:
     teacher_support_logprobs: Tensor | None = None
     teacher_tail_logprobs: Tensor | None = None
     support_overlap: Tensor | None = None
+    replaced: Tensor | None = None
+    teacher_forwards: int | None = None
 
     def __len__(self) -> int:
         return len(self.response_tokens)

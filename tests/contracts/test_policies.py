@@ -11,7 +11,17 @@ from torch import Tensor
 
 from tutelage.distributions import normalise
 from tutelage.errors import ConfigurationError
-from tutelage.policies import POLICIES, Policy, Student, Teacher, Temperature, TrustRegion
+from tutelage.policies import (
+    POLICIES,
+    FixedBlend,
+    Interleaved,
+    Mixture,
+    Policy,
+    Student,
+    Teacher,
+    Temperature,
+    TrustRegion,
+)
 from tutelage.schedules import Constant, Linear
 
 INF = math.inf
@@ -23,6 +33,14 @@ MEMBERS: list[Policy] = [
     TrustRegion(0.001),
     TrustRegion(0.05),
     TrustRegion(1e6),
+    FixedBlend(0.0),
+    FixedBlend(0.3),
+    Mixture(0.0),
+    Mixture(0.3),
+    Mixture(1.0),
+    Interleaved(1, 0.0),
+    Interleaved(3, 0.2),
+    Interleaved(12, 1.0),
     Temperature(0.0),
     Temperature(0.8),
     Temperature(1.3),
@@ -37,6 +55,18 @@ MOVING: list[tuple[Policy, list[Policy]]] = [
     (
         Temperature(Linear(0.8, 1.0, 2)),
         [Temperature(0.8), Temperature(0.9), Student(), Student()],
+    ),
+    (
+        FixedBlend(Linear(0.4, 0.0, 2)),
+        [FixedBlend(0.4), FixedBlend(0.2), Student(), Student()],
+    ),
+    (
+        Mixture(Linear(0.4, 0.0, 2)),
+        [Mixture(0.4), Mixture(0.2), Student(), Student()],
+    ),
+    (
+        Interleaved(5, Linear(0.5, 1.0, 2)),
+        [Interleaved(5, 0.5), Interleaved(5, 0.75), Interleaved(5, 1.0), Interleaved(5, 1.0)],
     ),
     (TrustRegion(Constant(0.01)), [TrustRegion(0.01)] * 4),
 ]
@@ -53,12 +83,17 @@ IMPOSSIBLE = [
     (TrustRegion, "0.1", r"policy\.kl_radius is '0\.1'; expected a finite number"),
     (Temperature, -1, r"policy\.temperature is -1; a temperature cannot be negative\. Use 0 for greedy decoding"),
     (Temperature, Linear(1, -1, 5), r"policy\.temperature reaches -1; a temperature cannot be negative"),
+    (FixedBlend, -0.1, r"policy\.blend is -0\.1; a share cannot be negative\. Use 0 for the student itself"),
+    (FixedBlend, 1.5, r"policy\.blend is 1\.5; a share is at most 1\. Use 1 for the teacher itself"),
+    (Mixture, Linear(0.5, 1.5, 3), r"policy\.weight reaches 1\.5; a share is at most 1"),
+    (Interleaved, 0, r"policy\.top_k is 0; expected a whole number of at least 1"),
+    (Interleaved, 2.5, r"policy\.top_k is 2\.5; expected a whole number of at least 1"),
     (Temperature, None, r"policy\.temperature is None; expected a finite number"),
 ]
 
 # Members whose tokens stay impossible if the student, or the teacher where it has a share, says so.
-KEEPS_STUDENT_ZEROS = (Student, Temperature, TrustRegion)
-KEEPS_TEACHER_ZEROS = (Teacher, TrustRegion)
+KEEPS_STUDENT_ZEROS = (Student, Temperature, TrustRegion, FixedBlend)
+KEEPS_TEACHER_ZEROS = (Teacher, TrustRegion, FixedBlend)
 
 every_member = pytest.mark.parametrize("policy", MEMBERS, ids=repr)
 
@@ -204,6 +239,11 @@ def test_refuses_impossible_fields_with_the_reason(member: type[Policy], value: 
         (TrustRegion(0.0), Student()),
         (TrustRegion(1e-30), Student()),
         (TrustRegion(1e6), Teacher()),
+        (FixedBlend(1.0), Teacher()),
+        (FixedBlend(1e-9), Student()),
+        (Mixture(1.0), Teacher()),
+        (Mixture(1e-9), Student()),
+        (Interleaved(12, 0.5), Student()),
         (Temperature(1.0), Student()),
         (Temperature(1e-6), Temperature(0.0)),
     ],
@@ -213,6 +253,19 @@ def test_limits(policy: Policy, limit: Policy) -> None:
     student, teacher = rows()
     probs, limit_probs = propose(policy, student, teacher).exp(), propose(limit, student, teacher).exp()
     torch.testing.assert_close(probs, limit_probs, rtol=0, atol=1e-6)
+
+
+def test_interleaved_is_the_law_of_its_procedure() -> None:
+    """The worked example of arXiv 2410.11325's rule: q = (.5, .3, .2), p = (.1, .2, .7), K = 2, temperature 1."""
+    student, teacher = torch.tensor([0.1, 0.2, 0.7]).log(), torch.tensor([0.5, 0.3, 0.2]).log()
+    proposal = Interleaved(2, 1.0)(student, teacher)
+    torch.testing.assert_close(proposal.logprobs_BV.exp(), torch.tensor([0.45, 0.41, 0.14]))
+    torch.testing.assert_close(proposal.diagnostics["blend"], torch.tensor(0.7))
+
+
+def test_interleaved_with_one_greedy_token_is_the_teachers_greedy_path() -> None:
+    student, teacher = rows(holes=0.2)
+    assert torch.equal(propose(Interleaved(1, 0.0), student, teacher).argmax(-1), teacher.argmax(-1))
 
 
 def test_student_and_teacher_are_what_their_names_say() -> None:

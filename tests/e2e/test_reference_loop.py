@@ -14,8 +14,12 @@ from tutelage.demo import reference_loop
 from tutelage.training import Observer, train
 
 
-@pytest.mark.parametrize("start", [0.05, 0.0], ids=["trb", "opd"])
-def test_losses_match_step_by_step(tmp_path: Path, start: float) -> None:
+@pytest.mark.parametrize(
+    ("start", "draft_length"),
+    [(0.05, "estimated"), (0.05, 3), (0.05, 1), (0.0, "estimated")],
+    ids=["trb", "trb-drafts-of-three", "trb-lock-step", "opd"],
+)
+def test_losses_match_step_by_step(tmp_path: Path, start: float, draft_length: int | str) -> None:
     path = write_run_file(tmp_path)
     # The reference loop knows one stop id and unpadded vocabularies; so both models get the same here.
     for name, seed in (("student", 1), ("teacher", 2)):
@@ -34,7 +38,15 @@ def test_losses_match_step_by_step(tmp_path: Path, start: float) -> None:
 
     losses = Losses()
     run = build_run(
-        load_config(path, [f"policy.kl_radius.start={start}", "evaluation.sets=[]", "optimizer.warmup_steps=3"])
+        load_config(
+            path,
+            [
+                f"policy.kl_radius.start={start}",
+                f"rollout.draft_length={draft_length}",
+                "evaluation.sets=[]",
+                "optimizer.warmup_steps=3",
+            ],
+        )
     )
     train(run, losses)
 
@@ -42,6 +54,7 @@ def test_losses_match_step_by_step(tmp_path: Path, start: float) -> None:
     reference = reference_loop.train(
         student, teacher, [prompt.student_tokens for prompt in run.prompts], stop=258, steps=6, prompts_per_step=3,
         samples=2, limit=10, start=start, horizon=4, learning_rate=1e-3, warmup=3, seed=3,
+        drafts=draft_length != 1,
     )  # fmt: skip
     expected = list(reference)
     assert losses.seen == pytest.approx(expected, rel=2e-4)

@@ -101,6 +101,8 @@ def build_run(config: RunConfig, *, resume: bool = False) -> Run:
         refuse_overlong(config.student, None, problems.prompts, evaluation_tokens, "evaluation.max_new_tokens")
 
     engine = build_engine(config, student_tokenizer, teacher_tokenizer, str(checkpoint) if checkpoint else None)
+    # Refused now, if one answer at the limit does not fit into the caches, and not when the first step needs it.
+    engine.rows_that_fit(prompts.prompts, config.rollout.max_new_tokens, with_teacher=recipe.policy.needs_teacher)
     if resume:
         _keep_changes(config, folder)
     else:
@@ -155,12 +157,16 @@ def build_engine(
     device = LocalRuntime(config.runtime.device).device
     student = _load(config.student, student_tokenizer, device, student_path)
     teacher = _load(config.teacher, teacher_tokenizer, device)
+    for model in (student, teacher):
+        model.compile = config.rollout.compile
     return PairedEngine(
         student,
         teacher,
         vocabulary=align(student, teacher),
         support_size=config.rollout.support_size,
+        draft_length=config.rollout.draft_length,
         max_rows=config.rollout.max_rows,
+        cache_bytes=None if config.rollout.cache_gib is None else int(config.rollout.cache_gib * 2**30),
         score_tokens=config.rollout.score_tokens,
     )
 

@@ -192,6 +192,7 @@ def _results(folder: Path) -> Table:
         evaluations = _lines(folder / method.name / "evaluations.jsonl")
         metrics = _lines(folder / method.name / "metrics.jsonl")
         early = metrics[:EARLY_STEPS]
+        drafted = [record for record in metrics if "acceptance_rate" in record]
         low, high = evaluations[-1]["pass_at_1_interval"]
         columns.append(
             {
@@ -200,6 +201,10 @@ def _results(folder: Path) -> Table:
                 "  95% interval": f"{100 * low:.1f} to {100 * high:.1f}",
                 f"first {EARLY_STEPS} steps: correct": f"{100 * _mean(early, 'reward'):.1f}%",
                 "  teacher log-prob per token": f"{_mean(early, 'teacher_logprob'):.2f}",
+                "drafts kept in the warm-up": f"{100 * _mean(drafted, 'acceptance_rate'):.1f}%" if drafted else "-",
+                "  tokens per teacher forward": (
+                    f"{_mean(drafted, 'tokens_per_teacher_forward'):.2f}" if drafted else "-"
+                ),
                 "seconds per step": f"{_mean(metrics, 'seconds'):.2f}",
             }
         )

@@ -3,7 +3,8 @@
     python -m tutelage.demo.reference_loop [STEPS]
 
 Plain torch and transformers, nothing imported from the library's algorithms, everything done the slow and obvious way:
-no key/value cache, bisection instead of Newton, one Python loop over rows for the random numbers. A test requires the
+no key/value cache, bisection instead of Newton, one Python loop over rows for the random numbers, drafts judged one by
+one, where how many are made at once cannot matter. A test requires the
 library to reproduce these losses step by step, so where the two disagree, one of them is wrong.
 
 The method (arXiv 2605.31159): at every prefix sample from mu ∝ p^(1-b) q^b with the largest b in [0, 1] that keeps
@@ -22,14 +23,14 @@ from torch import Tensor
 __all__ = ["train"]
 
 
-def uniform(seed: int, step: int, prompt: int, sample: int, position: int) -> float:
-    """The random number of one token: Philox 4x32-10 with counter (position, sample, prompt, step) and key `seed`."""
+def uniforms(seed: int, step: int, prompt: int, sample: int, position: int) -> tuple[float, float]:
+    """The two random numbers of one token: Philox 4x32-10 with counter (position, sample, prompt, step) and key `seed`."""
     c, k = [position, sample, prompt, step], [seed & 0xFFFFFFFF, seed >> 32]
     for _ in range(10):
         a, b = 0xD2511F53 * c[0], 0xCD9E8D57 * c[2]
         c = [(b >> 32) ^ c[1] ^ k[0], b & 0xFFFFFFFF, (a >> 32) ^ c[3] ^ k[1], a & 0xFFFFFFFF]
         k = [(k[0] + 0x9E3779B9) & 0xFFFFFFFF, (k[1] + 0xBB67AE85) & 0xFFFFFFFF]
-    return float((c[0] << 21) | (c[1] >> 11)) * 2.0**-53
+    return float((c[0] << 21) | (c[1] >> 11)) * 2.0**-53, float((c[2] << 21) | (c[3] >> 11)) * 2.0**-53
 
 
 def budget(step: int, start: float, horizon: int) -> float:
@@ -56,6 +57,19 @@ def behaviour(student_logits: Tensor, teacher_logits: Tensor, radius: float) -> 
     return blend(b).exp()
 
 
+def draw(weights: Tensor, u: float) -> int:
+    """The first token at which the cumulative weight exceeds the share u of the whole."""
+    cumulative = weights.cumsum(-1)
+    return int((cumulative > u * cumulative[-1]).nonzero()[0])
+
+
+def judged(p: Tensor, mu: Tensor, u: float, keep: float) -> int:
+    """A draft of p, kept with probability min(1, mu / p) and otherwise replaced by a draw from (mu - p)+."""
+    draft = draw(p, u)
+    ratio = float(mu[draft] / p[draft])
+    return draft if keep < ratio else draw((mu - p).clamp(min=0), (keep - ratio) / (1 - ratio))
+
+
 def logits_of(model: Any, sequences: Sequence[Sequence[int]]) -> Iterator[Tensor]:
     """Logits [length, V] of every sequence, from one right-padded forward (padding is behind, attention is causal)."""
     longest = max(len(sequence) for sequence in sequences)
@@ -75,8 +89,12 @@ def roll_out(
     radius: float,
     seed: int,
     step: int,
+    drafts: bool,
 ) -> list[tuple[Sequence[int], list[int]]]:
-    """Pairs of prompt and sampled answer, ordered by prompt, then by sample."""
+    """Pairs of prompt and sampled answer, ordered by prompt, then by sample.
+
+    `drafts`: tokens come from the student and are judged; False = drawn from mu (`rollout.draft_length = 1`).
+    """
     rows = [(number, sample) for number in range(len(prompts)) for sample in range(samples)]
     answers: list[list[int]] = [[] for _ in rows]
     for position in range(limit):
@@ -86,10 +104,9 @@ def roll_out(
         sequences = [[*prompts[rows[i][0]], *answers[i]] for i in alive]
         p = torch.stack([logits[-1] for logits in logits_of(student, sequences)])
         q = torch.stack([logits[-1] for logits in logits_of(teacher, sequences)])
-        cumulative = behaviour(p, q, radius).cumsum(-1)
-        for i, row in zip(alive, cumulative, strict=True):
-            u = uniform(seed, step, rows[i][0], rows[i][1], position)
-            answers[i].append(int((row > u * row[-1]).nonzero()[0]))
+        for i, own, mu in zip(alive, p.double().softmax(-1), behaviour(p, q, radius), strict=True):
+            u, keep = uniforms(seed, step, rows[i][0], rows[i][1], position)
+            answers[i].append(judged(own, mu, u, keep) if drafts and radius > 0 else draw(mu, u))
     return [(prompts[number], answer) for (number, _), answer in zip(rows, answers, strict=True)]
 
 
@@ -129,6 +146,7 @@ def train(
     learning_rate: float = 2e-4,
     warmup: int = 15,
     seed: int = 0,
+    drafts: bool = True,
 ) -> Iterator[float]:
     """Train the student in place, yielding the loss of every step."""
     student.eval()  # no dropout: the loss must see the distribution that was sampled from
@@ -136,7 +154,8 @@ def train(
     for step in range(steps):
         first = step * prompts_per_step
         batch = [prompts[i % len(prompts)] for i in range(first, first + prompts_per_step)]
-        rollouts = roll_out(student, teacher, batch, samples, limit, stop, budget(step, start, horizon), seed, step)
+        radius = budget(step, start, horizon)
+        rollouts = roll_out(student, teacher, batch, samples, limit, stop, radius, seed, step, drafts)
         loss = loss_of(student, teacher, rollouts, top_k)
         optimizer.zero_grad()
         loss.backward()

@@ -37,6 +37,8 @@ METRICS: dict[str, Metric] = {
     "kl_used": Metric("nats/token", "mean KL(mu || p), how far the policy left the student"),
     "kl_used_share": Metric("share", "kl_used over the KL radius in force"),
     "sequence_kl": Metric("nats/rollout", "mean over rollouts of the summed KL(mu || p), estimates KL(P_mu || P_p)"),
+    "acceptance_rate": Metric("share", "drafted tokens that were kept, of those that were judged"),
+    "tokens_per_teacher_forward": Metric("tokens", "response tokens per forward of the teacher during sampling"),
     "support_mass_student": Metric("share", "mean student mass on the student's top-K support"),
     "support_mass_teacher": Metric("share", "mean teacher mass on the student's top-K support"),
     "support_overlap": Metric("share", "mean share of the student's top-K that is in the teacher's top-K"),
@@ -77,7 +79,7 @@ def rollout_metrics(
     student, teacher = _per_token(rollouts, "student_logprobs"), _per_token(rollouts, "teacher_logprobs")
     student_entropy, teacher_entropy = _per_token(rollouts, "student_entropy"), _per_token(rollouts, "teacher_entropy")
     blend, kl = _per_token(rollouts, "blend"), _per_token(rollouts, "kl_to_student")
-    tail = _per_token(rollouts, "teacher_tail_logprobs")
+    tail, replaced = _per_token(rollouts, "teacher_tail_logprobs"), _per_token(rollouts, "replaced")
     finished = torch.tensor([float(rollout.finished) for rollout in rollouts], dtype=torch.float64)
 
     values: dict[str, Tensor | None] = {
@@ -96,6 +98,8 @@ def rollout_metrics(
         "kl_used": kl,
         "kl_used_share": None if kl is None or kl_radius is None or kl_radius <= 0 else kl / kl_radius,
         "sequence_kl": None if kl is None else kl.sum() / len(rollouts),
+        "acceptance_rate": None if replaced is None else 1 - replaced,
+        "tokens_per_teacher_forward": _tokens_per_teacher_forward(rollouts),
         "support_mass_student": _per_token(rollouts, "support_mass"),
         "support_mass_teacher": None if tail is None else -torch.expm1(tail),
         "support_overlap": _per_token(rollouts, "support_overlap"),
@@ -106,6 +110,14 @@ def rollout_metrics(
     }
     means = {name: float(value.mean()) for name, value in values.items() if value is not None and value.numel()}
     return {name: mean for name, mean in means.items() if abs(mean) < float("inf")}
+
+
+def _tokens_per_teacher_forward(rollouts: Sequence[Rollout]) -> Tensor | None:
+    forwards = [rollout.teacher_forwards for rollout in rollouts]
+    known = [number for number in forwards if number]
+    if not known or len(known) < len(forwards):
+        return None
+    return torch.tensor(sum(len(rollout) for rollout in rollouts) / sum(known), dtype=torch.float64)
 
 
 def _per_token(rollouts: Sequence[Rollout], field: str) -> Tensor | None:

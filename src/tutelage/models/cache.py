@@ -1,9 +1,11 @@
 """A key/value cache in which every row has its own length: key slot = token position.
 
-Prompts are right-padded, so a row's real tokens sit at slots 0, 1, 2, ... and whatever lies behind its length is
-garbage that the attention mask hides. Rolling a row back is therefore nothing but writing at an earlier position next
-time, which is what a refused draft needs. Rows can be repeated (samples that share a prompt) and dropped (answers that
-are finished).
+A row's real tokens sit at slots 0, 1, 2, ... and whatever lies behind its length is garbage that the attention mask
+hides. Rolling a row back is therefore nothing but writing at an earlier position next time, which is what a refused
+draft needs. Rows can be repeated (samples that share a prompt), dropped (answers that are finished) and overwritten
+with rows of another cache (a prompt that takes over a finished slot).
+
+Axis letters: B rows, H heads, S slots, T new positions, D head size, N tokens of many rows laid end to end.
 
 Left out on purpose: paging, quantisation and offloading.
 """
@@ -18,48 +20,66 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 __all__ = ["RaggedCache"]
 
-# Slots are reserved in steps of this growth factor, so that a long answer costs a handful of copies, not one per token.
+# A full cache grows by this factor, so that a long answer costs a handful of copies, not one per token.
 GROWTH = 1.5
 
 
 class RaggedLayer(CacheLayerMixin):
-    """Keys and values of one layer, [B, heads, capacity, head size]."""
+    """Keys and values of one layer, [B, H, S, D] each.
+
+    Slots are next to one another, because that is what attention reads: with 64 rows of 256 slots, one new token
+    attends 2.2 times as fast on a CPU as where heads are next to one another; writing is no slower to speak of.
+    """
 
     is_sliding = False
     keys: Tensor
     values: Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, num_rows: int, capacity: int) -> None:
         super().__init__()
+        self.num_rows, self.capacity = num_rows, capacity
+        self.rows_B1: Tensor | None = None
         self.positions_BT: Tensor | None = None
-        self.is_prefill = False
         self.extent = 0
 
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        self.dtype, self.device = key_states.dtype, key_states.device
+    def allocate(self, key_shape: tuple[int, int], value_shape: tuple[int, int], like: Tensor) -> None:
+        """Reserve all rows and slots; shapes are (heads, head size)."""
+        self.dtype, self.device = like.dtype, like.device
         # Zeros, not empty memory: a masked slot still gets weight 0, and 0 · NaN would be NaN.
-        self.keys = key_states.new_zeros(*key_states.shape[:2], self.extent, key_states.shape[-1])
-        self.values = value_states.new_zeros(*value_states.shape[:2], self.extent, value_states.shape[-1])
+        self.keys = like.new_zeros(self.num_rows, key_shape[0], self.capacity, key_shape[1])
+        self.values = like.new_zeros(self.num_rows, value_shape[0], self.capacity, value_shape[1])
         self.is_initialized = True
 
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        key_shape, value_shape = key_states.shape, value_states.shape
+        self.allocate((key_shape[1], key_shape[3]), (value_shape[1], value_shape[3]), key_states)
+
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """What a `transformers` layer calls: write at the announced positions, return all that a query may look at."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        if self.keys.shape[2] < self.extent:
-            capacity = max(self.extent, int(self.keys.shape[2] * GROWTH))
-            self.keys, self.values = _grown(self.keys, capacity), _grown(self.values, capacity)
-        if self.is_prefill:
-            self.keys[:, :, : key_states.shape[2]] = key_states
-            self.values[:, :, : key_states.shape[2]] = value_states
-        else:
-            rows_B1 = torch.arange(key_states.shape[0], device=key_states.device)[:, None]
-            self.keys[rows_B1, :, self.positions_BT] = key_states.transpose(1, 2)
-            self.values[rows_B1, :, self.positions_BT] = value_states.transpose(1, 2)
+        self.keys[self.rows_B1, :, self.positions_BT] = key_states.transpose(1, 2)
+        self.values[self.rows_B1, :, self.positions_BT] = value_states.transpose(1, 2)
         return self.keys[:, :, : self.extent], self.values[:, :, : self.extent]
+
+    def reserve(self, capacity: int) -> None:
+        if self.is_initialized:
+            self.keys, self.values = _grown(self.keys, capacity), _grown(self.values, capacity)
+        self.capacity = capacity
 
     def select(self, rows_B: Tensor) -> None:
         if self.is_initialized:
             self.keys, self.values = self.keys.index_select(0, rows_B), self.values.index_select(0, rows_B)
+        self.num_rows = len(rows_B)
+
+    def copy_rows(self, source: RaggedLayer, source_rows_R: Tensor, rows_R: Tensor) -> None:
+        if not source.is_initialized:
+            return
+        if not self.is_initialized:
+            self.lazy_initialization(source.keys, source.values)
+        slots = slice(source.capacity)
+        self.keys[:, :, slots].index_copy_(0, rows_R, source.keys.index_select(0, source_rows_R))
+        self.values[:, :, slots].index_copy_(0, rows_R, source.values.index_select(0, source_rows_R))
 
     def get_seq_length(self) -> int:
         return self.extent
@@ -81,29 +101,53 @@ def _grown(states: Tensor, capacity: int) -> Tensor:
 
 
 class RaggedCache(Cache):
-    """All layers of one model. `begin` says where the next tokens go; the model's own forward then writes them.
+    """All layers of one model, as our own forward and the `transformers` forward both use it.
 
-    The cache never reads lengths from the device: the caller, who knows them, passes `extent`.
+    Fields:
+      num_rows, capacity: rows and slots; the rows change with `select` only, the slots grow when more are needed.
+
+    The cache never reads lengths from the device: the caller, who knows them, says how far rows are filled.
     """
 
-    def __init__(self, num_layers: int) -> None:
-        super().__init__(layers=[RaggedLayer() for _ in range(num_layers)])
+    layers: list[RaggedLayer]
 
-    def begin(self, positions_BT: Tensor, extent: int, *, is_prefill: bool = False) -> None:
+    def __init__(self, num_layers: int, num_rows: int, capacity: int) -> None:
+        super().__init__(layers=[RaggedLayer(num_rows, capacity) for _ in range(num_layers)])
+        self.num_rows, self.capacity = num_rows, capacity
+
+    def begin(self, positions_BT: Tensor, extent: int) -> None:
         """Announce the next forward.
 
         Args:
           positions_BT: slot of each new token, at most one slot behind the row's filled part; writing over filled slots
             rolls the row back.
           extent: 1 + the largest position of any row, now or before, that a query of this forward may look at.
-          is_prefill: positions are 0..T-1 in every row, which allows a plain copy.
         """
+        assert len(positions_BT) == self.num_rows, f"{len(positions_BT)} rows of tokens for {self.num_rows} of cache"
+        self.reserve(extent)
+        rows_B1 = torch.arange(self.num_rows, device=positions_BT.device)[:, None]
         for layer in self.layers:
-            assert isinstance(layer, RaggedLayer)
-            layer.positions_BT, layer.extent, layer.is_prefill = positions_BT, extent, is_prefill
+            layer.rows_B1, layer.positions_BT, layer.extent = rows_B1, positions_BT, extent
+
+    def reserve(self, capacity: int) -> None:
+        """Make room for at least `capacity` slots; what is cached stays."""
+        if capacity <= self.capacity:
+            return
+        self.capacity = max(capacity, int(self.capacity * GROWTH))
+        for layer in self.layers:
+            layer.reserve(self.capacity)
 
     def select(self, rows_B: Tensor) -> None:
         """Keep, repeat or reorder rows: row i of the cache becomes the old row `rows_B[i]`."""
         for layer in self.layers:
-            assert isinstance(layer, RaggedLayer)
             layer.select(rows_B)
+        self.num_rows = len(rows_B)
+
+    def copy_rows(self, source: RaggedCache, source_rows_R: Tensor, rows_R: Tensor) -> None:
+        """Overwrite rows `rows_R` with the rows `source_rows_R` of another cache, slot by slot; grows if needed.
+
+        Slots behind the source's capacity keep what they had: garbage, as behind the end of any row.
+        """
+        self.reserve(source.capacity)
+        for layer, source_layer in zip(self.layers, source.layers, strict=True):
+            layer.copy_rows(source_layer, source_rows_R, rows_R)

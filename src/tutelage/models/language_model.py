@@ -1,20 +1,24 @@
 """One causal language model as the engines see it: tokens to hidden states, hidden states to logits.
 
 The two halves are separate because they are used apart: a rollout projects only the last position, and a loss works
-through the head in chunks so that `[B, T, V]` never exists.
+through the head in chunks so that `[B, T, V]` never exists. Where the architecture is one we know (`llama_forward`), the
+hidden states come from a forward of our own; everywhere else from the module's own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tutelage.errors import ModelError
+from tutelage.errors import ConfigurationError, ModelError
 from tutelage.models.cache import RaggedCache
+from tutelage.models.compiled_step import CompiledStep
+from tutelage.models.llama_forward import LlamaForward
+from tutelage.models.packing import pack
 
 __all__ = ["LanguageModel", "as_language_model"]
 
@@ -28,13 +32,20 @@ class LanguageModel:
       tokenizer: its tokenizer, or None for a bare model (tests, enumerable worlds).
       stop_ids: every id that ends an answer of this model; the first one is the id it emits.
       name: what to call it in messages.
+      lean: use our own forward where it knows the architecture; False = always the module's. Our forward also steps
+        aside while the module checkpoints gradients, drops attention out, or uses a flash or flex kernel.
+      compile: decode through `torch.compile` (on CUDA with CUDA graphs); needs our own forward.
     """
 
     module: Any
     tokenizer: Any = None
     stop_ids: tuple[int, ...] = ()
     name: str = "model"
+    lean: bool = True
+    compile: bool = False
     _head: nn.Module = field(init=False, repr=False)
+    _own_forward: LlamaForward | None = field(init=False, repr=False)
+    _compiled: CompiledStep | None = field(init=False, repr=False, default=None)
 
     def __post_init__(self) -> None:
         head = self.module.get_output_embeddings()
@@ -44,6 +55,7 @@ class LanguageModel:
                 "needed. Load it with AutoModelForCausalLM."
             )
         self._head = head
+        self._own_forward = LlamaForward.recognise(self.module.base_model, self.config)
 
     @property
     def device(self) -> torch.device:
@@ -73,29 +85,99 @@ class LanguageModel:
             return list(range(self.padded_vocabulary_size))
         return sorted({i for i in self.tokenizer.get_vocab().values() if i < self.padded_vocabulary_size})
 
-    def new_cache(self) -> RaggedCache:
-        """An empty cache; it takes its shape from the first forward."""
-        return RaggedCache(int(self.config.num_hidden_layers))
+    @property
+    def is_lean(self) -> bool:
+        """True if hidden states come from our own forward as things are set now.
 
-    def hidden(self, tokens_BT: Tensor) -> Tensor:
-        """Final hidden states [B, T, D] of right-padded sequences, without a cache.
-
-        No mask is needed: attention is causal, and what a padding position computes is never read.
+        Raises:
+          ConfigurationError: `compile` is on and they would not.
         """
-        output = self.module.base_model(input_ids=tokens_BT, use_cache=False)
-        return output.last_hidden_state
+        return self._lean_forward is not None
 
-    def hidden_cached(
-        self, tokens_BT: Tensor, positions_BT: Tensor, cache: RaggedCache, extent: int, *, is_prefill: bool = False
-    ) -> Tensor:
+    @property
+    def cache_bytes_per_slot(self) -> int:
+        """Bytes of the keys and values of one token position of one row, all layers together."""
+        layers = getattr(self.module.base_model, "layers", ())
+        widths = [_projection_widths(layer) for layer in layers]
+        if not widths or None in widths:
+            config = self.config
+            heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+            size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+            widths = [2 * heads * size] * int(config.num_hidden_layers)
+        return sum(width for width in widths if width is not None) * self.module.dtype.itemsize
+
+    def new_cache(self, num_rows: int, capacity: int) -> RaggedCache:
+        """An empty cache of `num_rows` rows and `capacity` slots; the slots grow when a forward needs more."""
+        if self.compile:
+            capacity = CompiledStep.bucket(capacity)
+        cache = RaggedCache(int(self.config.num_hidden_layers), num_rows, capacity)
+        if self._lean_forward is not None:
+            self._lean_forward.allocate(cache)
+        return cache
+
+    @torch.no_grad()
+    def prefill(self, sequences: Sequence[Sequence[int]], max_tokens: int = 16_384) -> RaggedCache:
+        """Read sequences of any lengths into a fresh cache, one row each; equal ones are read once.
+
+        Args:
+          sequences: token ids; the row of an empty sequence stays untouched.
+          max_tokens: most tokens (of the module's own forward: padded tokens) in one forward.
+        Returns:
+          a cache with as many slots as the longest sequence has tokens. No logits are computed.
+        """
+        distinct = {tuple(sequence): None for sequence in sequences}
+        place = {sequence: row for row, sequence in enumerate(distinct)}
+        unique = list(distinct)
+        cache = self.new_cache(len(unique), max(map(len, unique), default=0))
+        own = self._lean_forward
+        for batch in _batches([len(sequence) for sequence in unique], max_tokens):
+            rows_R = torch.tensor(batch, device=self.device)
+            chosen = [unique[row] for row in batch]
+            if own is not None:
+                packing = pack(chosen, [len(sequence) for sequence in chosen], self.device)
+                own.fill(packing, rows_R[packing.rows_N], cache)
+                continue
+            tokens_BT = _padded(chosen, self.device)
+            part = self.new_cache(len(chosen), tokens_BT.shape[1])
+            self.hidden_cached(tokens_BT, _positions(tokens_BT), part, tokens_BT.shape[1])
+            cache.copy_rows(part, torch.arange(len(batch), device=self.device), rows_R)
+        if len(unique) != len(sequences):
+            cache.select(torch.tensor([place[tuple(sequence)] for sequence in sequences], device=self.device))
+        return cache
+
+    def hidden_packed(self, sequences: Sequence[Sequence[int]], starts: Sequence[int] | None = None) -> Tensor:
+        """Final hidden states of whole sequences, laid end to end: [N, D]; differentiable, without a cache.
+
+        Args:
+          sequences: token ids, any lengths.
+          starts: for each sequence, the first position whose hidden state is wanted; None = all positions. What
+            comes before is read once for all sequences that begin with the same `start` tokens.
+        Returns:
+          the wanted positions only, in the order of the sequences: N = sum of (length - start).
+        """
+        begins = [0] * len(sequences) if starts is None else starts
+        if self._lean_forward is not None:
+            return self._lean_forward.read(pack(sequences, begins, self.device))
+        # No mask is needed: attention is causal, and what a padding position computes is never read.
+        output = self.module.base_model(input_ids=_padded(sequences, self.device), use_cache=False)
+        rows = zip(output.last_hidden_state, sequences, begins, strict=True)
+        return torch.cat([hidden_TD[start : len(sequence)] for hidden_TD, sequence, start in rows])
+
+    def hidden_cached(self, tokens_BT: Tensor, positions_BT: Tensor, cache: RaggedCache, extent: int) -> Tensor:
         """Final hidden states [B, T, D] of new tokens at their own positions, reading and filling the cache.
 
         Args:
-          tokens_BT, positions_BT: new tokens of every row and the slots they take.
+          tokens_BT, positions_BT: new tokens of every row and the slots they take. Slots from a row's first new
+            position on are taken for garbage and overwritten.
           extent: number of leading slots any query may look at (1 + the largest position so far).
-          is_prefill: positions are 0..T-1 in every row.
         """
-        cache.begin(positions_BT, extent, is_prefill=is_prefill)
+        own = self._lean_forward
+        if own is not None:
+            if self.compile and not torch.is_grad_enabled():
+                self._compiled = self._compiled or CompiledStep(own)
+                return self._compiled(tokens_BT, positions_BT, cache, extent)
+            return own.decode(tokens_BT, positions_BT, cache, extent)
+        cache.begin(positions_BT, extent)
         output = self.module.base_model(
             input_ids=tokens_BT,
             position_ids=positions_BT,
@@ -104,6 +186,19 @@ class LanguageModel:
             use_cache=True,
         )
         return output.last_hidden_state
+
+    @property
+    def _lean_forward(self) -> LlamaForward | None:
+        """Our own forward, if it is wanted, knows the architecture, and does what the module is set to do."""
+        if self.lean and self._own_forward is not None and self._own_forward.is_usable:
+            return self._own_forward
+        if self.compile:
+            raise ConfigurationError(
+                f"rollout.compile is on, but {self.name} ({type(self.module).__name__}) decodes through its own forward"
+                ", which is not compiled; a Llama, Mistral without window, Qwen2 or Qwen3 with SDPA attention is "
+                "expected. Set rollout.compile = false."
+            )
+        return None
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Head and final soft-capping: [..., D] -> [..., padded V], in the model's type."""
@@ -131,6 +226,34 @@ class LanguageModel:
         # Eager attention adds its mask to the scores.
         dtype = self.module.dtype
         return torch.zeros_like(allowed_B1TS, dtype=dtype).masked_fill_(~allowed_B1TS, torch.finfo(dtype).min)
+
+
+def _projection_widths(layer: Any) -> int | None:
+    """Numbers that one token leaves in the cache of one layer, or None if the layer does not show it."""
+    attention = getattr(layer, "self_attn", None)
+    widths = [getattr(getattr(attention, name, None), "out_features", None) for name in ("k_proj", "v_proj")]
+    return None if None in widths else sum(int(width) for width in widths if width is not None)
+
+
+def _batches(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
+    """Places of the non-empty sequences, like lengths together, at most `max_tokens` padded tokens at a time."""
+    batch: list[int] = []
+    for i in sorted((i for i, length in enumerate(lengths) if length), key=lambda i: -lengths[i]):
+        if batch and lengths[batch[0]] * (len(batch) + 1) > max_tokens:
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch
+
+
+def _padded(sequences: Sequence[Sequence[int]], device: torch.device) -> Tensor:
+    rows = [torch.as_tensor(sequence, dtype=torch.int64) for sequence in sequences]
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(device)
+
+
+def _positions(tokens_BT: Tensor) -> Tensor:
+    return torch.arange(tokens_BT.shape[1], device=tokens_BT.device).expand(tokens_BT.shape)
 
 
 def as_language_model(model: Any, name: str = "model") -> LanguageModel:

@@ -5,16 +5,33 @@ one: a file beside the others, a line in `POLICIES`, a line in `tests/contracts/
 """
 
 from tutelage.policies.base import Policy, Proposal
+from tutelage.policies.fixed_blend import FixedBlend
+from tutelage.policies.interleaved import Interleaved
+from tutelage.policies.mixture import Mixture
 from tutelage.policies.student import Student
 from tutelage.policies.teacher import Teacher
 from tutelage.policies.temperature import Temperature
 from tutelage.policies.trust_region import TrustRegion
 
-__all__ = ["POLICIES", "Policy", "Proposal", "Student", "Teacher", "Temperature", "TrustRegion"]
+__all__ = [
+    "POLICIES",
+    "FixedBlend",
+    "Interleaved",
+    "Mixture",
+    "Policy",
+    "Proposal",
+    "Student",
+    "Teacher",
+    "Temperature",
+    "TrustRegion",
+]
 
 POLICIES: dict[str, type[Policy]] = {
     "student": Student,
     "teacher": Teacher,
     "trust_region": TrustRegion,
+    "fixed_blend": FixedBlend,
+    "mixture": Mixture,
+    "interleaved": Interleaved,
     "temperature": Temperature,
 }

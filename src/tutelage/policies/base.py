@@ -14,7 +14,7 @@ from torch import Tensor
 from tutelage.errors import ConfigurationError
 from tutelage.schedules import Constant, Schedule, as_schedule, at_step
 
-__all__ = ["Policy", "Proposal", "plain_number", "refuse_negative", "require_teacher"]
+__all__ = ["Policy", "Proposal", "plain_number", "refuse_negative", "refuse_not_a_share", "require_teacher"]
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,15 @@ def refuse_negative(value: float | Schedule, key: str, reason: str) -> None:
     if lowest < 0:
         verb = "reaches" if isinstance(value, Schedule) else "is"
         raise ConfigurationError(f"{key} {verb} {lowest:g}; {reason}")
+
+
+def refuse_not_a_share(value: float | Schedule, key: str) -> None:
+    """Refuse a field that is, or becomes at some step, less than 0 or more than 1."""
+    refuse_negative(value, key, "a share cannot be negative. Use 0 for the student itself.")
+    _, largest = as_schedule(value, key).bounds()
+    if largest > 1:
+        verb = "reaches" if isinstance(value, Schedule) else "is"
+        raise ConfigurationError(f"{key} {verb} {largest:g}; a share is at most 1. Use 1 for the teacher itself.")
 
 
 def require_teacher(teacher_logits_BV: Tensor | None, policy: Policy) -> Tensor:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from tutelage.distributions import kl_divergence, normalise
+from tutelage.distributions import kl_divergence, normalise, temper
 from tutelage.policies.base import Policy, Proposal, plain_number, refuse_negative
 from tutelage.policies.student import Student
 from tutelage.schedules import Schedule
@@ -44,17 +42,5 @@ class Temperature(Policy):
     def __call__(self, student_logits_BV: Tensor, teacher_logits_BV: Tensor | None = None) -> Proposal:
         temperature = plain_number(self.temperature, "policy.temperature")
         student_BV = normalise(student_logits_BV)
-        logprobs_BV = _greedy(student_BV) if temperature == 0 else _tempered(student_BV, temperature)
+        logprobs_BV = temper(student_BV, temperature)
         return Proposal(logprobs_BV, {"kl_to_student": kl_divergence(logprobs_BV, student_BV)})
-
-
-def _tempered(logprobs_BV: Tensor, temperature: float) -> Tensor:
-    # The peak is moved to 0 first: divided by a tiny temperature it would overflow, and take the whole row with it.
-    return normalise((logprobs_BV - logprobs_BV.amax(-1, keepdim=True)) / temperature)
-
-
-def _greedy(logprobs_BV: Tensor) -> Tensor:
-    token_B1 = logprobs_BV.argmax(-1, keepdim=True)
-    peak_B1 = logprobs_BV.gather(-1, token_B1)
-    # peak - peak is 0, and NaN for a row without mass, which must not turn into a certainty
-    return torch.full_like(logprobs_BV, -math.inf).scatter(-1, token_B1, peak_B1 - peak_B1)

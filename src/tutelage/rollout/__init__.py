@@ -1,7 +1,8 @@
 """How do tokens get produced?  The paired engine samples from any policy; scoring lets a teacher read what exists."""
 
+from tutelage.rollout.draft_length import draft_length_named
 from tutelage.rollout.paired import PairedEngine
 from tutelage.rollout.scoring import score
 from tutelage.rollout.streams import derive_seed, uniforms
 
-__all__ = ["PairedEngine", "derive_seed", "score", "uniforms"]
+__all__ = ["PairedEngine", "derive_seed", "draft_length_named", "score", "uniforms"]

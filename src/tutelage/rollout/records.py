@@ -1,10 +1,12 @@
-"""Per-token records of a batch while it is being decoded, and the rollouts that they become.
+"""Per-token records of rollouts while they are being decoded, and the rollouts that they become.
 
-Rows advance by different amounts once drafts are accepted or refused, so a record is written by (row, position) pairs
-and never appended.
+Rows advance by different amounts once drafts are kept or refused, and change their rollout once it is finished, so
+every record says where it belongs: to which rollout, and at which place.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -13,63 +15,63 @@ from tutelage.types import Prompt, Rollout
 
 __all__ = ["Records"]
 
+# Records of this many rounds are joined and moved to the CPU together.
+ROUNDS_PER_MOVE = 256
+
 
 class Records:
-    """Buffers [B, T, ...] for every recorded field, grown as answers get longer.
+    """Named values of tokens, in the order in which they were made.
 
     Args:
-      num_rows: rows of the whole batch, finished ones included.
-      max_new_tokens: length limit.
-      device: where the values come from; they move to the CPU once, at the end.
+      num_rollouts: rollouts that are expected, ordered by prompt, then by sample.
     """
 
-    def __init__(self, num_rows: int, max_new_tokens: int, device: torch.device) -> None:
-        self.max_new_tokens = max_new_tokens
-        self.lengths_B = torch.zeros(num_rows, dtype=torch.int64, device=device)
-        self.finished_B = torch.zeros(num_rows, dtype=torch.bool, device=device)
-        self.fields: dict[str, Tensor] = {}
+    def __init__(self, num_rollouts: int) -> None:
+        self.num_rollouts = num_rollouts
+        self.finished_N = torch.zeros(num_rollouts, dtype=torch.bool)
+        self.teacher_forwards_N = torch.zeros(num_rollouts, dtype=torch.int64)
+        self._recent: list[dict[str, Tensor]] = []
+        self._moved: list[dict[str, Tensor]] = []
 
-    def write(self, rows_B: Tensor, position: int, alive_B: Tensor, values: dict[str, Tensor]) -> None:
-        """Store what is known of the token at `position`, for the rows that are still alive."""
-        for name, value_B in values.items():
-            buffer = self._buffer(name, value_B, position)
-            # Dead rows write too (a fixed shape needs no wait for the device), but behind their length, where
-            # nothing is read.
-            buffer[rows_B, position] = value_B
-        self.lengths_B[rows_B] += alive_B.long()
+    def write(self, rollouts_N: Tensor, places_N: Tensor, values: dict[str, Tensor]) -> None:
+        """Store what is known of N tokens: the place of each in its rollout, and named values [N, ...]."""
+        self._recent.append({"rollout": rollouts_N, "place": places_N, **values})
+        if len(self._recent) == ROUNDS_PER_MOVE:
+            self._move()
 
-    def finish(self, rows_B: Tensor, stopped_B: Tensor) -> None:
-        """Mark rows that ended with a stop token."""
-        self.finished_B[rows_B] |= stopped_B
-
-    def rollouts(self, prompts: list[Prompt], first_prompt: int, num_samples: int) -> list[Rollout]:
-        """The finished rollouts, ordered by prompt, then by sample."""
-        fields = {name: buffer.cpu() for name, buffer in self.fields.items()}
-        tokens_BT = fields.pop("tokens")
-        lengths, finished = self.lengths_B.tolist(), self.finished_B.tolist()
+    def rollouts(self, prompts: Sequence[Prompt], num_samples: int, *, with_teacher: bool) -> list[Rollout]:
+        """The rollouts, ordered by prompt, then by sample. `with_teacher`: the teacher took part in the sampling."""
+        self._move()
+        fields = _joined(self._moved)
+        owner_N, place_N = fields.pop("rollout"), fields.pop("place")
+        order_N = (owner_N * (place_N.max() + 1) + place_N).argsort()
+        lengths = owner_N.bincount(minlength=self.num_rollouts).tolist()
+        pieces = {name: torch.split(values[order_N], lengths) for name, values in fields.items()}
+        tokens = pieces.pop("tokens")
+        finished, forwards = self.finished_N.tolist(), self.teacher_forwards_N.tolist()
         rollouts = []
-        for row, (length, is_finished) in enumerate(zip(lengths, finished, strict=True)):
-            place, sample_index = divmod(row, num_samples)
-            prompt = prompts[place]
+        for number in range(self.num_rollouts):
+            prompt_index, sample_index = divmod(number, num_samples)
+            prompt = prompts[prompt_index]
             rollouts.append(
                 Rollout(
                     prompt_tokens=list(prompt.student_tokens),
-                    response_tokens=tokens_BT[row, :length].tolist(),
-                    finished=is_finished,
-                    prompt_index=first_prompt + place,
+                    response_tokens=tokens[number].tolist(),
+                    finished=finished[number],
+                    prompt_index=prompt_index,
                     sample_index=sample_index,
                     teacher_prompt_tokens=None if prompt.teacher_tokens is None else list(prompt.teacher_tokens),
-                    **{name: buffer[row, :length].clone() for name, buffer in fields.items()},
+                    teacher_forwards=forwards[number] if with_teacher else None,
+                    **{name: values[number].clone() for name, values in pieces.items()},
                 )
             )
         return rollouts
 
-    def _buffer(self, name: str, value_B: Tensor, position: int) -> Tensor:
-        buffer = self.fields.get(name)
-        if buffer is None or buffer.shape[1] <= position:
-            capacity = min(self.max_new_tokens, max(64, 2 * position))
-            grown = value_B.new_zeros(len(self.lengths_B), capacity, *value_B.shape[1:])
-            if buffer is not None:
-                grown[:, : buffer.shape[1]] = buffer
-            self.fields[name] = buffer = grown
-        return buffer
+    def _move(self) -> None:
+        if self._recent:
+            self._moved.append({name: values.cpu() for name, values in _joined(self._recent).items()})
+            self._recent = []
+
+
+def _joined(records: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.cat([record[name] for record in records]) for name in records[0]}

@@ -35,7 +35,7 @@ def score(
       teacher: reads `tokens_for_teacher` and then the response.
       vocabulary: the shared one.
       rollouts: must carry the student's support.
-      max_tokens: most padded tokens in one forward.
+      max_tokens: most tokens in one forward.
     """
     scored = list(rollouts)
     sequences = [(rollout.tokens_for_teacher, rollout.response_tokens) for rollout in rollouts]
@@ -65,18 +65,27 @@ def tokens_per_chunk(vocabulary: Vocabulary) -> int:
 
 
 def batches_by_tokens(sequences: Sequence[tuple[Sequence[int], Sequence[int]]], max_tokens: int) -> Iterator[list[int]]:
-    """Indices of sequences in batches of at most `max_tokens` padded tokens, sequences of like length together.
+    """Indices of sequences in batches of at most `max_tokens` tokens.
 
-    A sequence longer than the limit gets a batch of its own. Ties keep their order, so the batches are deterministic.
+    Sequences with equal prompts stay together (their prompt is read, and counted, once per batch), and like lengths are
+    neighbours. A sequence longer than the limit gets a batch of its own. Ties keep their order, so the batches are
+    deterministic.
     """
-    lengths = [len(prompt) + len(response) for prompt, response in sequences]
+    first_with: dict[tuple[int, ...], int] = {}
+    groups = [first_with.setdefault(_head(prompt), i) for i, (prompt, _) in enumerate(sequences)]
+    longest: dict[int, int] = {}
+    for group, (prompt, response) in zip(groups, sequences, strict=True):
+        longest[group] = max(longest.get(group, 0), len(prompt) + len(response))
     batch: list[int] = []
-    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        # Sorted from long to short: the first of a batch is its padded length.
-        if batch and lengths[batch[0]] * (len(batch) + 1) > max_tokens:
+    num_tokens, last_group = 0, -1
+    for i in sorted(range(len(sequences)), key=lambda i: (-longest[groups[i]], groups[i], -len(sequences[i][1]))):
+        prompt, response = sequences[i]
+        more = len(response) + (0 if groups[i] == last_group else len(prompt))
+        if batch and num_tokens + more > max_tokens:
             yield batch
-            batch = []
+            batch, num_tokens, more = [], 0, len(response) + len(prompt)
         batch.append(i)
+        num_tokens, last_group = num_tokens + more, groups[i]
     if batch:
         yield batch
 
@@ -85,16 +94,16 @@ def response_hidden(model: LanguageModel, sequences: Sequence[tuple[Sequence[int
     """Hidden states that predict the response tokens, laid end to end: [N, D] for N response tokens.
 
     Args:
-      model: reads prompt and response of each sequence in one right-padded forward, gradients included.
+      model: reads all sequences in one packed forward, an equal prompt once, gradients included.
       sequences: (prompt, response) token ids.
     """
-    tokens = [torch.tensor([*prompt, *response]) for prompt, response in sequences]
-    # The last response token is predicted but never read.
-    tokens_BT = torch.nn.utils.rnn.pad_sequence(tokens, batch_first=True)[:, :-1].to(model.device)
-    hidden_BTD = model.hidden(tokens_BT)
-    starts = [len(prompt) - 1 for prompt, _ in sequences]
-    spans = [slice(start, start + len(response)) for start, (_, response) in zip(starts, sequences, strict=True)]
-    return torch.cat([hidden_D[span] for hidden_D, span in zip(hidden_BTD, spans, strict=True)])
+    # The last response token is predicted but never read; the last prompt token predicts the first of the response.
+    read = [([*prompt, *response[:-1]], len(prompt) - 1) for prompt, response in sequences if len(response)]
+    return model.hidden_packed([tokens for tokens, _ in read], [start for _, start in read])
+
+
+def _head(prompt: Sequence[int]) -> tuple[int, ...]:
+    return tuple(prompt[:-1])
 
 
 def _support(rollout: Rollout) -> Tensor:

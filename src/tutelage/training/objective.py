@@ -47,7 +47,7 @@ class Objective:
       student, teacher, vocabulary: the models; the teacher is asked only where the divergence needs it on all tokens.
       target: what to imitate, with its schedules resolved.
       divergence: how far, through which support.
-      micro_batch_tokens: most padded tokens in one forward and backward.
+      micro_batch_tokens: most tokens in one forward and backward.
       chunk_tokens: response tokens that go through the head at once; None = as many as make 256 MiB of logits.
     """
 

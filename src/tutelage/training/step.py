@@ -17,7 +17,7 @@ from tutelage.diagnostics import rollout_metrics, teacher_support_auroc
 from tutelage.divergences import Divergence
 from tutelage.errors import ConfigurationError, NonFiniteError
 from tutelage.policies import Policy
-from tutelage.rollout import PairedEngine
+from tutelage.rollout import PairedEngine, draft_length_named
 from tutelage.runtime import LocalRuntime
 from tutelage.targets import TargetRule
 from tutelage.training.objective import BatchLoss, Objective
@@ -43,22 +43,35 @@ class RolloutSettings:
     Fields:
       prompts_per_step, samples_per_prompt: P and G; their product is the global batch.
       max_new_tokens: length limit of an answer, stop token included.
-      max_rows: most answers decoded at once.
+      max_rows: most answers decoded at once; further ones take the place of those that end.
+      draft_length: tokens that the student drafts before the teacher reads them: a number, "estimated" or "auto", see
+        `rollout.PairedEngine`. Of no effect where the policy does not ask the teacher.
+      cache_gib: most memory of both models' caches, in GiB; None = half of an accelerator's memory, no limit on a CPU.
+      compile: decode through `torch.compile`.
       support_size: K, the student's support on which the teacher's log-probabilities are kept.
-      score_tokens: most padded tokens in one scoring forward of the teacher.
+      score_tokens: most tokens in one forward of the teacher over prompts or finished answers.
     """
 
     prompts_per_step: int = 64
     samples_per_prompt: int = 4
     max_new_tokens: int = 7168
     max_rows: int = 256
+    draft_length: int | str = "estimated"
+    cache_gib: float | None = None
+    compile: bool = False
     support_size: int = 16
     score_tokens: int = 16_384
 
     def __post_init__(self) -> None:
         for item in fields(self):
-            if getattr(self, item.name) < 1:
-                raise ConfigurationError(f"rollout.{item.name} is {getattr(self, item.name)}; it must be at least 1.")
+            value = getattr(self, item.name)
+            if item.type == "int" and value < 1:
+                raise ConfigurationError(f"rollout.{item.name} is {value}; it must be at least 1.")
+        draft_length_named(self.draft_length)
+        if self.cache_gib is not None and self.cache_gib <= 0:
+            raise ConfigurationError(
+                f"rollout.cache_gib is {self.cache_gib:g}; expected GiB above 0. Leave it out for the default."
+            )
 
 
 class Stopwatch:

@@ -38,6 +38,8 @@ def hand_made_rollouts(lengths=(1, 2, 3, 4, 5), seed=0):
                 teacher_support_logprobs=-uniform(length, 2),
                 teacher_tail_logprobs=-5 * uniform(length),
                 support_overlap=uniform(length),
+                replaced=uniform(length) < 0.3,
+                teacher_forwards=1 + length // 3,
             )
         )
     return rollouts
@@ -65,6 +67,8 @@ def by_numpy(rollouts, rewards):
         "kl_used": mean(lambda t: t["kl_to_student"]),
         "kl_used_share": mean(lambda t: t["kl_to_student"] / KL_RADIUS),
         "sequence_kl": float(np.mean([rollout.kl_to_student.double().numpy().sum() for rollout in rollouts])),
+        "acceptance_rate": mean(lambda t: t["replaced"] == 0),
+        "tokens_per_teacher_forward": len(tokens) / sum(rollout.teacher_forwards for rollout in rollouts),
         "support_mass_student": mean(lambda t: t["support_mass"]),
         "support_mass_teacher": mean(lambda t: 1 - math.exp(t["teacher_tail_logprobs"])),
         "support_overlap": mean(lambda t: t["support_overlap"]),
@@ -77,7 +81,7 @@ def by_numpy(rollouts, rewards):
 
 PER_TOKEN_FIELDS = (
     "behaviour_logprobs", "student_logprobs", "teacher_logprobs", "blend", "kl_to_student", "student_entropy",
-    "teacher_entropy", "support_mass", "teacher_tail_logprobs", "support_overlap",
+    "teacher_entropy", "support_mass", "teacher_tail_logprobs", "support_overlap", "replaced",
 )  # fmt: skip
 
 

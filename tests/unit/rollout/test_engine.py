@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import itertools
+import math
+from typing import Any
+
 import pytest
 import torch
 
@@ -56,28 +60,62 @@ def test_the_student_policy_never_calls_the_teacher() -> None:
         engine.generate(Teacher(), [[1, 2]], max_new_tokens=5)
 
 
-def test_samples_share_one_prefill() -> None:
-    model = make_model("qwen3", vocab_size=20, seed=1)
-    rows = []
-    model.model.register_forward_pre_hook(
-        lambda _, args, kwargs: rows.append(kwargs["input_ids"].shape), with_kwargs=True
+def watch_reading(model: Any) -> list[tuple[int, ...]]:
+    """Shapes of the token ids that the model reads from now on."""
+    shapes: list[tuple[int, ...]] = []
+    model.get_input_embeddings().register_forward_pre_hook(
+        lambda _, arguments: shapes.append(tuple(arguments[0].shape))
     )
+    return shapes
+
+
+def test_samples_share_one_prefill() -> None:
+    """All but the last token of each prompt is read once; then every sample reads one token at a time."""
+    model = make_model("qwen3", vocab_size=20, seed=1)
+    shapes = watch_reading(model)
     PairedEngine(model).generate(Student(), [[1, 2, 3], [4]], max_new_tokens=2, num_samples=4)
-    assert rows == [(2, 3), (8, 1)]
+    assert math.prod(shapes[0]) == 2
+    assert shapes[1:] == [(8, 1), (8, 1)]
 
 
 def test_finished_rows_leave_the_batch() -> None:
     model = make_model("qwen3", vocab_size=8, stop_ids=3, seed=1)
-    rows = []
-    model.model.register_forward_pre_hook(
-        lambda _, args, kwargs: rows.append(kwargs["input_ids"].shape[0]), with_kwargs=True
-    )
+    shapes = watch_reading(model)
     rollouts = PairedEngine(model).generate(Student(), [[1]], max_new_tokens=40, num_samples=64)
-    lengths = sorted(len(rollout) for rollout in rollouts)
-    alive = [sum(length > done for length in lengths) for done in range(1, max(lengths))]
-    assert rows[1] == 64 or rows[1] < 64  # the first decode sees everyone who has not just finished
-    for decoded, still_alive in zip(rows[1:], alive, strict=True):
+    rows = [shape[0] for shape in shapes if shape[-1:] == (1,)]
+    alive = [sum(len(rollout) > done for rollout in rollouts) for done in range(max(map(len, rollouts)))]
+    assert rows[0] == 64
+    for decoded, still_alive in zip(rows, alive, strict=True):
         assert still_alive <= decoded <= still_alive / (1 - 0.125) + 1
+
+
+def test_waiting_prompts_take_over_finished_rows() -> None:
+    """Ragged answers through 8 slots: hardly a slot is idle until the queue is empty."""
+    model = make_model("qwen3", vocab_size=8, stop_ids=3, seed=1)
+    shapes = watch_reading(model)
+    rollouts = PairedEngine(model, max_rows=8).generate(Student(), [[1, 2], [4]], max_new_tokens=40, num_samples=100)
+    rows = [shape[0] for shape in shapes if len(shape) == 2 and shape[1] == 1 and shape[0] > 1]
+    assert max(rows) == 8
+    longest = max(map(len, rollouts))
+    assert sum(rows) <= sum(map(len, rollouts)) + 8 * longest
+    assert [(r.prompt_index, r.sample_index) for r in rollouts] == list(itertools.product(range(2), range(100)))
+
+
+def test_rows_are_planned_from_the_byte_budget() -> None:
+    student, teacher = make_model("qwen3", vocab_size=20), make_model("qwen3", vocab_size=20, seed=1)
+    prompts = [Prompt([1, 2, 3], teacher_tokens=[1] * 10)]
+    slot_bytes = 2 * 2 * 2 * 8 * 8  # keys and values, layers, heads, head size, bytes of a float64
+    answer_bytes = 2 * (10 + 20 + 16) * slot_bytes  # both models; prompt, answer, draft
+    engine = PairedEngine(student, teacher, cache_bytes=3 * answer_bytes)
+    assert engine.rows_that_fit(prompts, 20, with_teacher=True) == 3
+    assert engine.rows_that_fit(prompts, 20, with_teacher=False) == 6
+    assert PairedEngine(student, teacher).rows_that_fit(prompts, 20, with_teacher=True) == 256
+    shapes = watch_reading(student)
+    engine.generate(TrustRegion(0.1), prompts, max_new_tokens=20, num_samples=10)
+    assert max(shape[0] for shape in shapes if shape[-1:] == (1,)) <= 3
+    small = PairedEngine(student, teacher, cache_bytes=answer_bytes - 1)
+    with pytest.raises(ConfigurationError, match=r"one answer of 20 tokens to a prompt of 10 needs .* GiB of cache"):
+        small.generate(TrustRegion(0.1), prompts, max_new_tokens=20)
 
 
 def test_length_one_prompts_and_length_one_answers(engine: PairedEngine) -> None:
@@ -101,8 +139,6 @@ def test_refusals(engine: PairedEngine) -> None:
         student_only.score([])
     with pytest.raises(ConfigurationError, match="max_new_tokens is 0"):
         student_only.generate(Student(), [[1]], max_new_tokens=0)
-    with pytest.raises(ConfigurationError, match="draft_length is 4"):
-        PairedEngine(make_model("qwen3"), draft_length=4)
     with pytest.raises(ConfigurationError, match=r"rollout.max_rows is 0"):
         PairedEngine(make_model("qwen3"), max_rows=0)
     with pytest.raises(DataError, match="prompt 1 is empty"):

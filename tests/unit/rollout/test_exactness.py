@@ -1,4 +1,4 @@
-"""On a world small enough to enumerate, the engine samples exactly the product of mu."""
+"""On a world small enough to enumerate, lock-step decoding samples exactly the product of mu."""
 
 from __future__ import annotations
 
@@ -10,12 +10,21 @@ import pytest
 import torch
 
 from tests.conftest import make_model
-from tutelage.models import align, as_language_model
-from tutelage.policies import Policy, Student, Teacher, Temperature, TrustRegion
+from tests.enumerated import chi_square_p_value, enumerated_law, make_world
+from tutelage.policies import (
+    FixedBlend,
+    Interleaved,
+    Mixture,
+    Policy,
+    Student,
+    Teacher,
+    Temperature,
+    TrustRegion,
+)
 from tutelage.rollout import PairedEngine
 from tutelage.types import Prompt
 
-VOCABULARY, LENGTH, STOP = 6, 3, 5
+LENGTH, STOP = 3, 5
 NUM_SAMPLES = 20_000
 
 POLICIES = [
@@ -23,52 +32,11 @@ POLICIES = [
     Teacher(),
     TrustRegion(kl_radius=0.01),
     TrustRegion(kl_radius=0.2),
+    FixedBlend(blend=0.4),
+    Mixture(weight=0.4),
+    Interleaved(top_k=2, teacher_temperature=0.5),
     Temperature(temperature=0.7),
 ]
-
-
-def make_world(seed: int = 0):
-    """Two unlike models; the teacher stops at ids 4 and 5, the student at 5 only."""
-    student = make_model("qwen3", vocab_size=VOCABULARY, stop_ids=STOP, seed=seed, dtype=torch.float32)
-    teacher = make_model("llama", vocab_size=VOCABULARY + 2, stop_ids=[STOP, 4], seed=seed + 1, dtype=torch.float32)
-    return as_language_model(student, "student"), as_language_model(teacher, "teacher")
-
-
-@torch.no_grad()
-def enumerated_law(student, teacher, policy: Policy, student_prompt, teacher_prompt) -> dict[tuple[int, ...], float]:
-    """Probability of every answer, by naive forwards over all prefixes."""
-    vocabulary = align(student, teacher)
-    law: dict[tuple[int, ...], float] = {}
-
-    def extend(prefix: tuple[int, ...], probability: float) -> None:
-        if len(prefix) == LENGTH or (prefix and prefix[-1] == STOP):
-            law[prefix] = probability
-            return
-        logits = [
-            vocabulary.canonical(model.module(input_ids=torch.tensor([[*prompt, *prefix]])).logits[:, -1])
-            for model, prompt in ((student, student_prompt), (teacher, teacher_prompt))
-        ]
-        mu = policy(*logits).logprobs_BV[0].double().exp()
-        for token, share in enumerate((mu / mu.sum()).tolist()):
-            if share > 0:
-                extend((*prefix, token), probability * share)
-
-    extend((), 1.0)
-    return law
-
-
-def chi_square_p_value(counts: Counter, law: dict[tuple[int, ...], float]) -> float:
-    """P-value of Pearson's test; cells with less than 5 expected counts are pooled."""
-    assert set(counts) <= set(law), "an answer of probability zero was sampled"
-    total = sum(counts.values())
-    cells = [(counts[answer], total * share) for answer, share in law.items()]
-    large = [cell for cell in cells if cell[1] >= 5]
-    rest = [cell for cell in cells if cell[1] < 5]
-    if rest:
-        large.append((sum(c for c, _ in rest), sum(e for _, e in rest)))
-    statistic = sum((c - e) ** 2 / e for c, e in large if e > 0)
-    freedom = len(large) - 1
-    return float(torch.special.gammaincc(torch.tensor(freedom / 2).double(), torch.tensor(statistic / 2).double()))
 
 
 @pytest.mark.parametrize("policy", POLICIES, ids=str)
@@ -76,14 +44,14 @@ def test_sequence_frequencies_are_the_product_of_mu(policy: Policy) -> None:
     student, teacher = make_world()
     # Two prompts of different lengths, and a teacher that reads another context for the second one.
     prompts = [Prompt([1, 2, 3]), Prompt([2], teacher_tokens=[3, 0, 1, 1])]
-    engine = PairedEngine(student, teacher, max_rows=2 * NUM_SAMPLES)
+    engine = PairedEngine(student, teacher, draft_length=1, max_rows=2 * NUM_SAMPLES)
     rollouts = engine.generate(
         policy, prompts, max_new_tokens=LENGTH, num_samples=NUM_SAMPLES, records_statistics=False
     )
     for number, prompt in enumerate(prompts):
         counts = Counter(tuple(r.response_tokens) for r in rollouts if r.prompt_index == number)
         law = enumerated_law(
-            student, teacher, policy, prompt.student_tokens, prompt.teacher_tokens or prompt.student_tokens
+            student, teacher, policy, prompt.student_tokens, prompt.teacher_tokens or prompt.student_tokens, LENGTH
         )
         assert math.isclose(sum(law.values()), 1.0, rel_tol=1e-5)
         assert len(law) > 50
@@ -93,7 +61,7 @@ def test_sequence_frequencies_are_the_product_of_mu(policy: Policy) -> None:
 def test_the_chi_square_test_has_power() -> None:
     """Samples of one policy are refused as samples of a slightly different one."""
     student, teacher = make_world()
-    engine = PairedEngine(student, teacher, max_rows=NUM_SAMPLES)
+    engine = PairedEngine(student, teacher, draft_length=1, max_rows=NUM_SAMPLES)
     rollouts = engine.generate(
         TrustRegion(kl_radius=0.01),
         [[1, 2, 3]],
@@ -101,15 +69,16 @@ def test_the_chi_square_test_has_power() -> None:
         num_samples=NUM_SAMPLES,
         records_statistics=False,
     )
-    law = enumerated_law(student, teacher, Student(), [1, 2, 3], [1, 2, 3])
+    law = enumerated_law(student, teacher, Student(), [1, 2, 3], [1, 2, 3], LENGTH)
     assert chi_square_p_value(Counter(tuple(r.response_tokens) for r in rollouts), law) < 1e-6
 
 
+@pytest.mark.parametrize("draft_length", [1, 3])
 @pytest.mark.parametrize("policy", POLICIES, ids=str)
-def test_records_agree_with_naive_forwards(policy: Policy) -> None:
+def test_records_agree_with_naive_forwards(policy: Policy, draft_length: int) -> None:
     """Every recorded number, recomputed for each token from a plain forward over its prefix."""
     student, teacher = make_world(seed=3)
-    engine = PairedEngine(student, teacher, support_size=3)
+    engine = PairedEngine(student, teacher, draft_length=draft_length, support_size=3)
     prompts = [Prompt([1, 2, 3]), Prompt([2], teacher_tokens=[3, 0, 1, 1])]
     rollouts = engine.generate(policy, prompts, max_new_tokens=8, num_samples=4)
     rollouts = rollouts if rollouts[0].is_scored else engine.score(rollouts)

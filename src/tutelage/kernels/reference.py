@@ -1,0 +1,288 @@
+"""The sampler in plain torch, for any device: rows in groups, vocabularies in pieces, so that no [B, V] tensor is made.
+
+The sums run in float64 (float32 where a device has none), which costs twice a float32 exponential and makes the plain
+formulas exact enough for the smallest radius. Temporaries hold `PIECE_ENTRIES_*` entries, whatever the batch.
+
+Axis letters: B rows, V vocabulary, N entries of a piece, G blends tried in one read. p is the student, q the teacher.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from tutelage.distributions import NO_TOKEN
+from tutelage.kernels.noise import TILE, exponentials, keys
+from tutelage.kernels.solve import BlendPoint, Ends, solve, whole_and_price
+
+__all__ = [
+    "PURPOSE_BLEND",
+    "PURPOSE_RESIDUAL",
+    "blend_point",
+    "draw_blend",
+    "draw_residual",
+    "draw_terms",
+    "work_dtype",
+]
+
+# Entries that are worked on at a time: on a CPU few enough to stay in its caches with their float64 copies, elsewhere
+# enough to keep the device busy.
+PIECE_ENTRIES_CPU = 2**15
+PIECE_ENTRIES_ELSEWHERE = 2**23
+
+# The two draws of one uniform number must not share their noise.
+PURPOSE_BLEND, PURPOSE_RESIDUAL = 0, 1
+
+LOWEST_PEAK = -1e30
+"""Stands for the peak of a piece without any possible token: finite, so that -inf minus it is -inf and not NaN."""
+
+
+def blend_point(student_logits_BV: Tensor, teacher_logits_BV: Tensor, radius_B: Tensor) -> BlendPoint:
+    """Where the trust region of each row ends; see `tutelage.kernels.blend_point`, which checks the arguments."""
+    rows = _TorchRows(student_logits_BV, teacher_logits_BV)
+    return solve(rows, radius_B, work_dtype(student_logits_BV, teacher_logits_BV))
+
+
+def draw_blend(student_logits_BV: Tensor, teacher_logits_BV: Tensor, point: BlendPoint, uniforms_B: Tensor) -> Tensor:
+    """One token per row from mu, by Gumbel-max; see `tutelage.kernels.draw_blend`."""
+    return _draw(student_logits_BV, teacher_logits_BV, point, uniforms_B, PURPOSE_BLEND)
+
+
+def draw_residual(
+    student_logits_BV: Tensor, teacher_logits_BV: Tensor, point: BlendPoint, uniforms_B: Tensor
+) -> Tensor:
+    """One token per row from (mu - p)+ normalised, by Gumbel-max; see `tutelage.kernels.draw_residual`."""
+    return _draw(student_logits_BV, teacher_logits_BV, point, uniforms_B, PURPOSE_RESIDUAL)
+
+
+class _TorchRows:
+    """Rows [B, V] that `solve` reads piece by piece."""
+
+    num_blends = 1  # on a CPU a read costs little beside an exponential
+
+    def __init__(self, student_BV: Tensor, teacher_BV: Tensor) -> None:
+        self.student_BV, self.teacher_BV = student_BV, teacher_BV
+        self.wide = torch.float32 if student_BV.device.type == "mps" else torch.float64
+        self.can_look = student_BV.device.type == "cpu"
+        self.has_holes = False
+
+    def ends(self) -> Ends:
+        """Both ends of the path."""
+        parts = [self._ends_of(rows) for rows in _row_groups(self.student_BV)]
+        return Ends(*(torch.cat(fields, -1) for fields in zip(*parts, strict=True)))
+
+    def tilts(self, ends: Ends, blend_BG: Tensor, is_open_B: Tensor) -> Tensor:
+        """L, L', L'' and spent of the open rows; zeros for the others."""
+        known_3B = torch.stack([blend_BG[:, 0], ends.mean_2B[0], ends.log_mass_2B[0]])
+        if not self.can_look or bool(is_open_B.all()):
+            groups = _row_groups(self.student_BV)
+            return torch.cat([self._tilts_of(rows, known_3B[:, rows]) for rows in groups], 1)[..., None]
+        tilts_4B = known_3B.new_zeros(4, len(is_open_B))
+        for rows in is_open_B.nonzero().squeeze(1).split(_group_size(self.student_BV)):
+            tilts_4B[:, rows] = self._tilts_of(rows, known_3B[:, rows])
+        return tilts_4B[..., None]
+
+    def _ends_of(self, rows: slice) -> Ends:
+        student, teacher = _Sum(4), _Sum(3)
+        student_lost, teacher_lost = _Sum(1), _Sum(1)
+        origin_B1: Tensor | None = None
+        for piece in _pieces(self.student_BV):
+            student_BN, teacher_BN = self._piece(rows, piece)
+            student_peak_B1, teacher_peak_B1 = _peak(student_BN), _peak(teacher_BN)
+            if origin_B1 is None:  # centres r by what the first piece suggests, to keep the digits of its variance
+                origin_B1 = teacher_peak_B1 - student_peak_B1
+            log_ratio_BN = (teacher_BN - student_BN).sub_(origin_B1)
+            student_weights_BN = student_BN.sub_(student_peak_B1).exp_()
+            teacher_weights_BN = teacher_BN.sub_(teacher_peak_B1).exp_()
+            # A forbidden token makes r infinite (NaN, where both forbid it), and with it the mean.
+            if not self.has_holes:
+                self.has_holes = not bool((log_ratio_BN.sum()).isfinite())
+            if self.has_holes:
+                is_hole_BN = ~log_ratio_BN.isfinite()
+                # What a broken row holds must stay visible in its mass.
+                is_hole_BN &= ~(student_weights_BN.isnan() | teacher_weights_BN.isnan())
+                log_ratio_BN.masked_fill_(is_hole_BN, 0)
+                student_lost.add(student_peak_B1, student_weights_BN * is_hole_BN)
+                teacher_lost.add(teacher_peak_B1, teacher_weights_BN * is_hole_BN)
+                student_weights_BN.masked_fill_(is_hole_BN, 0)
+                teacher_weights_BN.masked_fill_(is_hole_BN, 0)
+            student.add(student_peak_B1, student_weights_BN, log_ratio_BN)
+            teacher.add(teacher_peak_B1, teacher_weights_BN, log_ratio_BN)
+        assert origin_B1 is not None
+        student_log_mass_B, mean_B, square_B, cube_B = student.total()
+        teacher_log_mass_B, end_mean_B, end_square_B = teacher.total()
+        nothing_B = torch.full_like(mean_B, -math.inf)
+        student_lost_B, teacher_lost_B = (
+            lost.total()[0] if lost.sums else nothing_B for lost in (student_lost, teacher_lost)
+        )
+        student_whole_B, price_B = whole_and_price(student_log_mass_B, student_lost_B)
+        teacher_whole_B, _ = whole_and_price(teacher_log_mass_B, teacher_lost_B)
+        mean_2B = torch.stack([mean_B, end_mean_B])
+        return Ends(
+            student_whole_B,
+            teacher_whole_B,
+            price_B,
+            teacher_lost_B > -math.inf,
+            torch.stack([student_log_mass_B, teacher_log_mass_B]),
+            mean_2B + origin_B1.squeeze(1),
+            (torch.stack([square_B, end_square_B]) - mean_2B.square()).clamp_min_(0),
+            cube_B + mean_B * (2 * mean_B.square() - 3 * square_B),
+        )
+
+    def _tilts_of(self, rows: Tensor | slice, known_3B: Tensor) -> Tensor:
+        """L, L', L'' and spent as [4, B], from blend, centre of r and L(0)."""
+        blend_B, centre_B, start_log_mass_B = known_3B
+        blend_B1, centre_B1 = blend_B[:, None], centre_B[:, None]
+        tilted = _Sum(3)
+        for piece in _pieces(self.student_BV):
+            student_BN, teacher_BN = self._piece(rows, piece)
+            log_ratio_BN = teacher_BN.sub_(student_BN)
+            log_weights_BN = student_BN.addcmul_(log_ratio_BN, blend_B1)
+            if self.has_holes:
+                is_hole_BN = ~log_ratio_BN.isfinite()
+                log_ratio_BN.masked_fill_(is_hole_BN, 0)
+                log_weights_BN.masked_fill_(is_hole_BN, -math.inf)
+            peak_B1 = _peak(log_weights_BN)
+            tilted.add(peak_B1, log_weights_BN.sub_(peak_B1).exp_(), log_ratio_BN.sub_(centre_B1))
+        log_mass_B, distance_B, square_B = tilted.total()
+        mean_B = distance_B + centre_B
+        variance_B = (square_B - distance_B.square()).clamp_min_(0)
+        spent_B = (blend_B * mean_B - (log_mass_B - start_log_mass_B)).clamp_min_(0)
+        return torch.stack([log_mass_B, mean_B, variance_B, spent_B])
+
+    def _piece(self, rows: Tensor | slice, piece: slice) -> tuple[Tensor, Tensor]:
+        """Copies that may be written to."""
+        return (
+            self.student_BV[rows, piece].to(self.wide, copy=True),
+            self.teacher_BV[rows, piece].to(self.wide, copy=True),
+        )
+
+
+class _Sum:
+    """Log mass and power means of r under weights, per row, gathered over the pieces of a vocabulary."""
+
+    def __init__(self, num_sums: int) -> None:
+        self.num_sums = num_sums
+        self.peaks: list[Tensor] = []
+        self.sums: list[Tensor] = []
+
+    def add(self, peak_B1: Tensor, weights_BN: Tensor, log_ratio_BN: Tensor | None = None) -> None:
+        """Σ w, Σ w r, Σ w r², ...; the weights, which are relative to the peak, are used up."""
+        sums = [weights_BN.sum(1)]
+        for _ in range(self.num_sums - 1):
+            assert log_ratio_BN is not None
+            sums.append(weights_BN.mul_(log_ratio_BN).sum(1))
+        self.peaks.append(peak_B1.squeeze(1))
+        self.sums.append(torch.stack(sums))
+
+    def total(self) -> Tensor:
+        """log Σ w, then the means of r, r², ..., stacked as [num_sums, B]."""
+        peak_B, sums_SB = self.peaks[0], self.sums[0]
+        if len(self.peaks) > 1:
+            peaks_PB = torch.stack(self.peaks)
+            peak_B = peaks_PB.amax(0)
+            sums_SB = (torch.stack(self.sums) * (peaks_PB - peak_B).exp()[:, None]).sum(0)
+        total_SB = sums_SB / sums_SB[0]
+        total_SB[0] = sums_SB[0].log() + peak_B
+        return total_SB
+
+
+def _peak(values_BN: Tensor) -> Tensor:
+    return values_BN.amax(1, keepdim=True).clamp_min_(LOWEST_PEAK)
+
+
+def _draw(
+    student_logits_BV: Tensor, teacher_logits_BV: Tensor, point: BlendPoint, uniforms_B: Tensor, purpose: int
+) -> Tensor:
+    """The token with the largest log weight minus log exponential: Gumbel-max, in one read of the rows."""
+    dtype = work_dtype(student_logits_BV, teacher_logits_BV)
+    keys_B, terms = keys(uniforms_B), draw_terms(point, dtype)
+    vocabulary_size = student_logits_BV.shape[1]
+    tokens_B = torch.full(keys_B.shape, NO_TOKEN, device=keys_B.device)
+    for rows in _row_groups(student_logits_BV):
+        terms_here = DrawTerms(*(term[rows] for term in terms))
+        best_B = torch.full_like(terms_here.norm, -math.inf)
+        for piece in _pieces(student_logits_BV):
+            num_tokens = min(piece.stop, vocabulary_size) - piece.start
+            student_BN = student_logits_BV[rows, piece].to(dtype, copy=True)
+            teacher_BN = teacher_logits_BV[rows, piece].to(dtype, copy=True)
+            score_BN = _log_weights(student_BN, teacher_BN, terms_here, purpose)
+            score_BN.sub_(exponentials(keys_B[rows], piece.start, num_tokens, purpose, dtype).log_())
+            value_B, place_B = score_BN.max(1)
+            is_better_B = value_B > best_B  # strictly: of equal scores the first one wins, and -inf never does
+            best_B = torch.where(is_better_B, value_B, best_B)
+            tokens_B[rows] = torch.where(is_better_B, place_B + piece.start, tokens_B[rows])
+    # A NaN anywhere in a row shows in the masses of its point.
+    return tokens_B.masked_fill_(point.blend_log_mass_B.isnan(), NO_TOKEN)
+
+
+class DrawTerms(NamedTuple):
+    """What a draw needs of a point, in the type it computes in; masses in two halves, as logits may sit around 5000.
+
+    log p = s - head - rest,   log mu = (1-b) log p + b log q - norm:   norm is small, whatever the offsets are.
+    """
+
+    student_head: Tensor
+    student_rest: Tensor
+    teacher_head: Tensor
+    teacher_rest: Tensor
+    student_share: Tensor
+    teacher_share: Tensor
+    norm: Tensor
+
+
+def draw_terms(point: BlendPoint, dtype: torch.dtype) -> DrawTerms:
+    """The terms, each [B]."""
+    blend_B, masses = point.blend_B, (point.student_log_mass_B, point.teacher_log_mass_B)
+    heads = [mass_B.to(dtype) for mass_B in masses]
+    rests = [(mass_B - head_B).to(dtype) for mass_B, head_B in zip(masses, heads, strict=True)]
+    between_B = torch.where(blend_B == 0, masses[0], torch.where(blend_B == 1, masses[1], torch.lerp(*masses, blend_B)))
+    norm_B = (point.blend_log_mass_B - between_B).to(dtype)
+    return DrawTerms(heads[0], rests[0], heads[1], rests[1], (1 - blend_B).to(dtype), blend_B.to(dtype), norm_B)
+
+
+def _log_weights(student_BN: Tensor, teacher_BN: Tensor, terms: DrawTerms, purpose: int) -> Tensor:
+    """log mu up to the norm, or log (mu - p)+; the inputs are used up."""
+    terms_B1 = DrawTerms(*(term[:, None] for term in terms))
+    student_BN.sub_(terms_B1.student_head).sub_(terms_B1.student_rest)
+    teacher_BN.sub_(terms_B1.teacher_head).sub_(terms_B1.teacher_rest)
+    # At an end of the path the other side has no say, and 0 * -inf must not be formed.
+    student_part_BN = (student_BN * terms_B1.student_share).masked_fill_(terms_B1.student_share == 0, 0)
+    log_blend_BN = (teacher_BN * terms_B1.teacher_share).masked_fill_(terms_B1.teacher_share == 0, 0)
+    log_blend_BN.add_(student_part_BN)
+    if purpose == PURPOSE_BLEND:
+        return log_blend_BN
+    # log (mu - p) = log mu + log(1 - p/mu) keeps its digits where mu is close to p, and where p is 0.
+    log_ratio_BN = teacher_BN.sub_(student_BN).mul_(terms_B1.teacher_share).sub_(terms_B1.norm)
+    is_gained_BN = log_ratio_BN > 0  # False for the NaN of 0 * inf, as it should be: at share 0 nothing is gained
+    gain_BN = log_ratio_BN.neg_().expm1_().neg_().log_()
+    return log_blend_BN.add_(gain_BN).masked_fill_(~is_gained_BN, -math.inf)
+
+
+def work_dtype(student: Tensor, teacher: Tensor) -> torch.dtype:
+    """float32, or what is wider."""
+    return torch.promote_types(torch.promote_types(student.dtype, teacher.dtype), torch.float32)
+
+
+def _entries(tensor: Tensor) -> int:
+    return PIECE_ENTRIES_CPU if tensor.device.type == "cpu" else PIECE_ENTRIES_ELSEWHERE
+
+
+def _group_size(logits_BV: Tensor) -> int:
+    """Rows that fill a piece."""
+    return max(1, _entries(logits_BV) // logits_BV.shape[1])
+
+
+def _row_groups(logits_BV: Tensor) -> list[slice]:
+    """Consecutive rows that fill a piece; one empty group for no rows."""
+    size = _group_size(logits_BV)
+    return [slice(first, first + size) for first in range(0, max(len(logits_BV), 1), size)]
+
+
+def _pieces(logits_BV: Tensor) -> list[slice]:
+    """Consecutive stretches of the vocabulary, whole tiles of noise each."""
+    size = max(TILE, _entries(logits_BV) // TILE * TILE)
+    return [slice(first, first + size) for first in range(0, logits_BV.shape[1], size)]

@@ -1,0 +1,154 @@
+"""The public functions: check the arguments, flatten the leading axes, choose who reads the rows.
+
+Axis letters: B any number of leading axes (rows), V vocabulary. p is the student, q the teacher, mu their blend.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from tutelage.errors import ConfigurationError, VocabularyMismatchError
+from tutelage.kernels import reference
+from tutelage.kernels.solve import BlendPoint
+
+__all__ = ["blend_point", "draw_blend", "draw_residual", "sample_trust_region"]
+
+
+@torch.no_grad()
+def blend_point(student_logits_BV: Tensor, teacher_logits_BV: Tensor, kl_radius: Tensor | float) -> BlendPoint:
+    """Where the trust region of each row ends, found in two or three reads of the logits and without a [B, V] tensor.
+
+    b* = max { b in [0, 1] : KL(mu_b || p) <= radius },   mu_b ∝ p^(1-b) q^b     (TRB, arXiv 2605.31159, Section 4)
+
+    The limits are those of `tutelage.distributions.trust_region_blend`: radius 0 is the student, a radius >= KL(q || p)
+    the teacher (a radius within 1e-6 of it, relative, counts), tokens that one side forbids are priced or given up.
+    Rows whose logits spread over hundreds of nats take more reads.
+
+    Args:
+      student_logits_BV, teacher_logits_BV: float16, bfloat16, float32 or float64; need not be normalised; -inf allowed;
+        same shape, the last axis contiguous.
+      kl_radius: nats, a number or a tensor that broadcasts over the rows. A tensor is taken as it is, because looking
+        at it would mean waiting for the device: a row with a negative or NaN radius gives the student.
+    Returns:
+      BlendPoint of shape [B], in float64 where the device has it. Each row keeps
+      KL(mu || p) <= radius (1 + 1e-3) + 1e-7, with equality to that tolerance for 0 < blend < 1, and its blend is
+      within 1e-3, relative, of b* for radii down to 1e-6. Rows that are NaN or empty on either side are NaN, except
+      that radius 0 never looks at the teacher.
+    """
+    _refuse_two_vocabularies(student_logits_BV, teacher_logits_BV)
+    *leading, vocabulary_size = student_logits_BV.shape
+    device = student_logits_BV.device
+    wide = torch.float32 if device.type == "mps" else torch.float64
+    if isinstance(kl_radius, Tensor):
+        radius_B = kl_radius.to(device, wide).expand(leading).reshape(-1)
+    else:
+        if not kl_radius >= 0:
+            raise ConfigurationError(
+                f"kl_radius is {kl_radius:g}; a KL radius is a number of nats and cannot be negative or NaN. "
+                "Use 0 for pure student rollouts."
+            )
+        radius_B = torch.full(leading, kl_radius, dtype=wide, device=device).reshape(-1)
+    point = _backend(student_logits_BV).blend_point(
+        student_logits_BV.reshape(-1, vocabulary_size), teacher_logits_BV.reshape(-1, vocabulary_size), radius_B
+    )
+    return BlendPoint(*(field.reshape(leading) for field in point))
+
+
+@torch.no_grad()
+def draw_blend(student_logits_BV: Tensor, teacher_logits_BV: Tensor, point: BlendPoint, uniforms_B: Tensor) -> Tensor:
+    """One token per row from mu, in one read of the rows.
+
+    argmax_v log mu(v) - log E_v with independent standard exponential E_v (Gumbel-max). The E_v are a pure function of
+    the row's uniform number and v, so the same uniform gives the same token on every backend, but for a tie within
+    rounding.
+
+    Args:
+      student_logits_BV, teacher_logits_BV: as for `blend_point`.
+      point: what `blend_point` found for these rows.
+      uniforms_B: float64 in [0, 1), the row's own randomness.
+    Returns:
+      tokens_B: int64, never a token of probability 0. Rows without mass, or with a NaN, give NO_TOKEN.
+    """
+    return _drawn("draw_blend", student_logits_BV, teacher_logits_BV, point, uniforms_B)
+
+
+@torch.no_grad()
+def draw_residual(
+    student_logits_BV: Tensor, teacher_logits_BV: Tensor, point: BlendPoint, uniforms_B: Tensor
+) -> Tensor:
+    """One token per row from (mu - p)+ normalised: what replaces a refused draft token (speculative decoding).
+
+    Drawn as in `draw_blend`, with noise of its own: the same uniform may serve both.
+
+    Args:
+      student_logits_BV, teacher_logits_BV, point, uniforms_B: as for `draw_blend`.
+    Returns:
+      tokens_B: int64, only tokens with mu > p. Rows where there is none (mu = p), and broken rows, give NO_TOKEN.
+    """
+    return _drawn("draw_residual", student_logits_BV, teacher_logits_BV, point, uniforms_B)
+
+
+@torch.no_grad()
+def sample_trust_region(
+    student_logits_BV: Tensor, teacher_logits_BV: Tensor, kl_radius: Tensor | float, uniforms_B: Tensor
+) -> tuple[Tensor, Tensor, BlendPoint]:
+    """Solve and draw: one token per row from the distribution closest to the teacher within a radius of the student.
+
+    Args:
+      student_logits_BV, teacher_logits_BV, kl_radius: as for `blend_point`.
+      uniforms_B: as for `draw_blend`.
+    Returns:
+      tokens_B: as from `draw_blend`.
+      behaviour_logprobs_B: log mu of them, in float32 or wider; NaN where there is NO_TOKEN.
+      point: as from `blend_point`.
+    """
+    point = blend_point(student_logits_BV, teacher_logits_BV, kl_radius)
+    tokens_B = draw_blend(student_logits_BV, teacher_logits_BV, point, uniforms_B)
+    places_B1 = tokens_B.clamp_min(0).unsqueeze(-1)
+    student_B, teacher_B = (
+        logits.gather(-1, places_B1).squeeze(-1).to(point.blend_B.dtype)
+        for logits in (student_logits_BV, teacher_logits_BV)
+    )
+    # 0 * -inf must not be formed at the ends of the path.
+    log_blend_B = ((1 - point.blend_B) * student_B).masked_fill(point.blend_B == 1, 0)
+    log_blend_B = log_blend_B + (point.blend_B * teacher_B).masked_fill(point.blend_B == 0, 0)
+    logprobs_B = (log_blend_B - point.blend_log_mass_B).masked_fill(tokens_B < 0, float("nan"))
+    dtype = torch.promote_types(torch.promote_types(student_logits_BV.dtype, teacher_logits_BV.dtype), torch.float32)
+    return tokens_B, logprobs_B.to(dtype), point
+
+
+def _drawn(
+    function: str, student_logits_BV: Tensor, teacher_logits_BV: Tensor, point: BlendPoint, uniforms_B: Tensor
+) -> Tensor:
+    _refuse_two_vocabularies(student_logits_BV, teacher_logits_BV)
+    *leading, vocabulary_size = student_logits_BV.shape
+    draw = getattr(_backend(student_logits_BV), function)
+    tokens_B: Tensor = draw(
+        student_logits_BV.reshape(-1, vocabulary_size),
+        teacher_logits_BV.reshape(-1, vocabulary_size),
+        BlendPoint(*(field.reshape(-1) for field in point)),
+        uniforms_B.to(student_logits_BV.device).reshape(-1),
+    )
+    return tokens_B.reshape(leading)
+
+
+def _backend(logits: Tensor) -> ModuleType:
+    """Who reads the rows: Triton is optional, so it is looked for where it is used."""
+    if logits.device.type == "cuda" and importlib.util.find_spec("triton") is not None:
+        from tutelage.kernels import triton_kernels
+
+        return triton_kernels
+    return reference
+
+
+def _refuse_two_vocabularies(student_logits_BV: Tensor, teacher_logits_BV: Tensor) -> None:
+    if student_logits_BV.shape != teacher_logits_BV.shape:
+        raise VocabularyMismatchError(
+            f"student logits have shape {tuple(student_logits_BV.shape)} and teacher logits "
+            f"{tuple(teacher_logits_BV.shape)}; a blend needs the same rows over the same vocabulary. "
+            "Align the two vocabularies first."
+        )

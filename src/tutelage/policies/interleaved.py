@@ -1,0 +1,61 @@
+"""Speculative Knowledge Distillation (SKD): the teacher replaces what it finds implausible."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tutelage.distributions import kl_divergence, normalise, temper
+from tutelage.errors import ConfigurationError
+from tutelage.policies.base import Policy, Proposal, plain_number, refuse_negative, require_teacher
+from tutelage.schedules import Schedule
+
+__all__ = ["Interleaved"]
+
+
+@dataclass(frozen=True)
+class Interleaved(Policy):
+    """The student's token if it is among the teacher's K most probable ones, otherwise a token of the teacher.
+
+    mu(a) = p(a) 1[a in R] + (1 - p(R)) q_tau(a),   R = top-K of q     (SKD, arXiv 2410.11325)
+
+    The paper describes a procedure; this is its law, so it needs no engine of its own. Tokens that the teacher rules
+    out are never in R, whatever K is. The student draws at temperature 1, as TRB's comparison does (arXiv 2605.31159).
+
+    Fields:
+      top_k: K, at least 1. SKD uses 25 everywhere; at K = V only what the teacher rules out is replaced.
+      teacher_temperature: tau >= 0 of the replacements; 0 takes the teacher's most probable token. SKD uses 0.2 to 0.5.
+    """
+
+    top_k: int = 25
+    teacher_temperature: float | Schedule = 0.2
+
+    def __post_init__(self) -> None:
+        if isinstance(self.top_k, bool) or not isinstance(self.top_k, int) or self.top_k < 1:
+            raise ConfigurationError(f"policy.top_k is {self.top_k!r}; expected a whole number of at least 1. Use 25.")
+        refuse_negative(
+            self.teacher_temperature,
+            "policy.teacher_temperature",
+            "a temperature cannot be negative. Use 0 for the teacher's most probable token.",
+        )
+
+    @property
+    def needs_teacher(self) -> bool:
+        return True
+
+    def __call__(self, student_logits_BV: Tensor, teacher_logits_BV: Tensor | None) -> Proposal:
+        temperature = plain_number(self.teacher_temperature, "policy.teacher_temperature")
+        student_BV = normalise(student_logits_BV)
+        teacher_BV = normalise(require_teacher(teacher_logits_BV, self))
+        top = teacher_BV.topk(min(self.top_k, teacher_BV.shape[-1]), dim=-1)
+        # Where fewer than K tokens are possible, the rest of the top-K is no choice of the teacher's.
+        is_accepted_BV = torch.zeros_like(teacher_BV, dtype=torch.bool).scatter(-1, top.indices, top.values > -math.inf)
+        kept_BV = student_BV.masked_fill(~is_accepted_BV, -math.inf)
+        log_replaced_B = student_BV.masked_fill(is_accepted_BV, -math.inf).logsumexp(-1)
+        replacements_BV = temper(teacher_BV, temperature) + log_replaced_B.unsqueeze(-1)
+        logprobs_BV = torch.logaddexp(kept_BV, replacements_BV)
+        kl_to_student_B = kl_divergence(logprobs_BV, student_BV)
+        return Proposal(logprobs_BV, {"blend": log_replaced_B.exp(), "kl_to_student": kl_to_student_B})

@@ -1,0 +1,58 @@
+"""Every token comes from the teacher with a given probability, and from the student otherwise."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tutelage.distributions import kl_divergence, normalise
+from tutelage.policies.base import Policy, Proposal, plain_number, refuse_not_a_share, require_teacher
+from tutelage.policies.student import Student
+from tutelage.schedules import Schedule, as_schedule
+
+__all__ = ["Mixture"]
+
+
+@dataclass(frozen=True)
+class Mixture(Policy):
+    """mu = (1 - w) p + w q at every prefix: the arithmetic counterpart of `FixedBlend`.
+
+    Unlike a geometric blend it keeps whatever either model allows. The student's drafts stay with probability at least
+    1 - w.
+
+    Fields:
+      weight: w in [0, 1]. At 0 this is the student, and the teacher is not asked.
+    """
+
+    weight: float | Schedule
+
+    def __post_init__(self) -> None:
+        refuse_not_a_share(self.weight, "policy.weight")
+
+    @property
+    def needs_teacher(self) -> bool:
+        _, largest = as_schedule(self.weight).bounds()
+        return largest > 0
+
+    def at(self, step: int) -> Policy:
+        policy = super().at(step)
+        return policy if policy.needs_teacher else Student()
+
+    def __call__(self, student_logits_BV: Tensor, teacher_logits_BV: Tensor | None) -> Proposal:
+        weight = plain_number(self.weight, "policy.weight")
+        student_BV = normalise(student_logits_BV)
+        if not self.needs_teacher:
+            return Proposal(student_BV)
+        teacher_BV = normalise(require_teacher(teacher_logits_BV, self))
+        if weight == 1:
+            logprobs_BV = teacher_BV  # log(1 - w) would be -inf, and -inf - inf is NaN
+        else:
+            logprobs_BV = torch.logaddexp(student_BV + math.log1p(-weight), teacher_BV + math.log(weight))
+        kl_to_student_B = kl_divergence(logprobs_BV, student_BV)
+        return Proposal(
+            logprobs_BV,
+            {"blend": kl_to_student_B.new_full(kl_to_student_B.shape, weight), "kl_to_student": kl_to_student_B},
+        )

@@ -1,0 +1,298 @@
+"""Rollouts of a policy, several at a time: draft, read, judge, record; and a new prompt where an answer has ended.
+
+Every row of the two caches is at work on one rollout. In a round the student writes a few tokens in each row, the
+teacher reads them all in one forward, and the policy says which of them stay (`rollout.drafts`). Rows therefore advance
+by different amounts; what was written too far is overwritten in the next round. The last token of a row has been read
+by neither model: it is the first thing that the next round reads, so no forward is spent on a replaced token alone.
+
+A round that drafts nothing is lock-step decoding: one forward of each model, one draw from mu. A policy that does not
+ask the teacher is decoded that way, without a teacher.
+
+What is known of each row (which rollout, how far) is kept on the host, in tensors; the host waits for the device once
+per round.
+
+Axis letters: B rows, L places of a round, N tokens that stand, R some of the rows, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tutelage.distributions import NO_TOKEN, gather_logprobs, normalise, sample
+from tutelage.errors import NonFiniteError
+from tutelage.models import LanguageModel, RaggedCache, Vocabulary
+from tutelage.policies import Policy, Student
+from tutelage.rollout import drafts
+from tutelage.rollout.draft_length import DraftLength
+from tutelage.rollout.records import Records
+from tutelage.rollout.statistics import student_statistics, teacher_statistics
+from tutelage.rollout.streams import TokenStreams
+from tutelage.types import Prompt, Rollout
+
+__all__ = ["Decoder", "Decoding", "Task"]
+
+# Rows are refilled, or dropped from the caches, once at least this share of them is finished: either costs about as
+# much as a round.
+SHARE_WORTH_MOVING = 0.125
+# Slots reserved for answers at first; the caches grow as answers get longer.
+FIRST_SLOTS = 64
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is to be decoded: `num_samples` answers to each prompt, of at most `max_new_tokens` tokens.
+
+    Fields:
+      seed, step: with prompt, sample and place they key every draw, see `rollout.streams`.
+      support_size: K of the recorded statistics; 0 = only tokens and their log-probabilities are kept.
+      prefill_tokens: most padded tokens in one forward over prompts.
+    """
+
+    prompts: Sequence[Prompt]
+    max_new_tokens: int
+    num_samples: int
+    seed: int
+    step: int
+    support_size: int
+    prefill_tokens: int
+
+    @property
+    def num_rollouts(self) -> int:
+        return len(self.prompts) * self.num_samples
+
+
+class Decoder:
+    """One model and its cache. Each row has one token that was not read yet, and the position that it will take.
+
+    Args:
+      num_rows, capacity: of the cache.
+    """
+
+    def __init__(self, model: LanguageModel, vocabulary: Vocabulary, num_rows: int, capacity: int) -> None:
+        self.model, self.vocabulary = model, vocabulary
+        self.cache: RaggedCache = model.new_cache(num_rows, capacity)
+        self.positions_B = torch.zeros(num_rows, dtype=torch.int64)
+        self.last_tokens_B = torch.zeros(num_rows, dtype=torch.int64, device=model.device)
+
+    def start(self, rows_R: Tensor, prompts: Sequence[Sequence[int]], sources_R: Tensor, max_tokens: int) -> None:
+        """Let rows begin behind a prompt, whose last token is not read yet.
+
+        Args:
+          prompts: each read once, however many rows share it.
+          sources_R: which of the prompts each row gets.
+        """
+        read = self.model.prefill([prompt[:-1] for prompt in prompts], max_tokens)
+        device = self.model.device
+        self.cache.copy_rows(read, sources_R.to(device), rows_R.to(device))
+        positions_P = torch.tensor([len(prompt) - 1 for prompt in prompts])
+        last_P = torch.tensor([int(prompt[-1]) for prompt in prompts])
+        # Not in place: the two decoders of a pair share the tensor of last tokens once they have advanced.
+        self.positions_B = self.positions_B.index_copy(0, rows_R, positions_P[sources_R])
+        self.last_tokens_B = self.last_tokens_B.index_copy(0, rows_R.to(device), last_P[sources_R].to(device))
+
+    def read(self, tokens_BT: Tensor, ahead: int = 0) -> Tensor:
+        """Logits [B, T, V] behind each of some new tokens, the first of which lies `ahead` of the rows' positions."""
+        positions_BT = self.positions_B[:, None] + torch.arange(ahead, ahead + tokens_BT.shape[1])
+        if self.model.context_length is not None:
+            # A draft may run over the end of the context. What is computed there is dropped, but must be computable.
+            positions_BT = positions_BT.clamp_max(self.model.context_length - 1)
+        extent = int(positions_BT.max()) + 1
+        device = self.model.device
+        hidden_BTD = self.model.hidden_cached(tokens_BT.to(device), positions_BT.to(device), self.cache, extent)
+        return self.vocabulary.canonical(self.model.logits(hidden_BTD))
+
+    def advance(self, lengths_B: Tensor, last_tokens_B: Tensor, is_alive_B: Tensor) -> None:
+        """Rows have got so many tokens more, the last of which is the next to be read. The others need no place."""
+        self.positions_B = (self.positions_B + lengths_B).where(is_alive_B, 0)
+        self.last_tokens_B = last_tokens_B.to(self.model.device)
+
+    def select(self, rows_B: Tensor) -> None:
+        """Drop rows."""
+        self.cache.select(rows_B.to(self.model.device))
+        self.positions_B, self.last_tokens_B = (
+            self.positions_B[rows_B],
+            self.last_tokens_B[rows_B.to(self.model.device)],
+        )
+
+
+class Decoding:
+    """The rows of one call of `generate`, from the first prompt to the last answer.
+
+    Args:
+      student, teacher: the teacher is None where the policy does not ask it.
+      num_rows: answers decoded at once.
+      draft_length: how long each round is; None = lock-step.
+    """
+
+    def __init__(
+        self,
+        student: LanguageModel,
+        teacher: LanguageModel | None,
+        vocabulary: Vocabulary,
+        policy: Policy,
+        task: Task,
+        num_rows: int,
+        draft_length: DraftLength | None,
+    ) -> None:
+        self.policy, self.task, self.draft_length = policy, task, draft_length
+        self.device = student.device
+        self.stop_id = vocabulary.stop_id
+        longest = max(max(len(p.student_tokens), len(p.teacher_tokens or ())) for p in task.prompts)
+        capacity = longest + min(task.max_new_tokens, FIRST_SLOTS)
+        self.student = Decoder(student, vocabulary, num_rows, capacity)
+        self.teacher = None if teacher is None else Decoder(teacher, vocabulary, num_rows, capacity)
+        self.streams = TokenStreams(task.seed, task.step, num_rows, self.device)
+        self.records = Records(task.num_rollouts)
+        self.num_started = 0
+        self.rollouts_B = torch.zeros(num_rows, dtype=torch.int64)
+        self.produced_B = torch.zeros(num_rows, dtype=torch.int64)
+        self.is_alive_B = torch.zeros(num_rows, dtype=torch.bool)
+
+    def run(self) -> list[Rollout]:
+        """Decode everything."""
+        while self.num_started < self.task.num_rollouts or bool(self.is_alive_B.any()):
+            num_finished = len(self.is_alive_B) - int(self.is_alive_B.sum())
+            if num_finished >= max(1, SHARE_WORTH_MOVING * len(self.is_alive_B)):
+                if self.num_started < self.task.num_rollouts:
+                    self._refill()
+                else:
+                    self._drop_finished()
+            self._round()
+        return self.records.rollouts(self.task.prompts, self.task.num_samples, with_teacher=self.teacher is not None)
+
+    def _round(self) -> None:
+        """One round of all rows: up to `length` tokens each."""
+        num_rows = len(self.is_alive_B)
+        most = int((self.task.max_new_tokens - self.produced_B[self.is_alive_B]).max())
+        length = 1 if self.draft_length is None else self.draft_length.choose(num_rows, most)
+        draws_BL, keeps_BL = self.streams.take(self.produced_B.to(self.device), length)
+
+        started = time.perf_counter()
+        student_logits_BLV, drafts_BL = self._write(length, draws_BL)
+        drafted = self._now()
+        teacher_logits_BLV = None
+        if self.teacher is not None:
+            # The last draft is judged by what the token before it predicts; the teacher need not read it yet.
+            last_B1 = self.teacher.last_tokens_B[:, None]
+            tokens_BL = torch.cat([last_B1, drafts_BL[:, :-1].to(last_B1.device)], dim=1)
+            teacher_logits_BLV = self.teacher.read(tokens_BL).to(self.device)
+        proposal = self.policy(student_logits_BLV, teacher_logits_BLV)
+        behaviour_BLV = proposal.logprobs_BV
+        # Bitwise the same for the student itself, and one pass over the vocabulary less.
+        student_BLV = behaviour_BLV if isinstance(self.policy, Student) else normalise(student_logits_BLV)
+        replaced_BL = None
+        if self.draft_length is None:
+            tokens_BL = sample(behaviour_BLV, draws_BL)
+            lengths_B = torch.ones(num_rows, dtype=torch.int64)
+        else:
+            tokens_BL, lengths_B, replaced_BL = drafts.judge_drafts(student_BLV, behaviour_BLV, drafts_BL, keeps_BL)
+        host_tokens_BL, host_lengths_B = tokens_BL.cpu(), lengths_B.cpu()  # the one wait of the round
+        if self.draft_length is not None:
+            self.draft_length.costs.time(num_rows, length, drafted - started, time.perf_counter() - drafted)
+            num_judged = int(host_lengths_B[self.is_alive_B].sum())
+            assert replaced_BL is not None
+            num_replaced = int(replaced_BL.cpu()[self.is_alive_B].sum())
+            self.draft_length.acceptance.count(num_judged - num_replaced, num_judged)
+
+        lengths_B, is_finished_B = self._standing(host_tokens_BL, host_lengths_B)
+        stands_BL = torch.arange(length) < lengths_B[:, None]
+        rows_N, places_N = stands_BL.nonzero(as_tuple=True)
+        self._refuse_nothing_drawn(host_tokens_BL[rows_N, places_N], self.produced_B[rows_N] + places_N)
+        index = (rows_N.to(self.device), places_N.to(self.device))
+        values = {
+            "tokens": host_tokens_BL[rows_N, places_N],
+            "behaviour_logprobs": gather_logprobs(behaviour_BLV[index], tokens_BL[index]),
+            **{name: value_BL[index] for name, value_BL in proposal.diagnostics.items()},
+            **({} if replaced_BL is None else {"replaced": replaced_BL[index]}),
+            **self._statistics(
+                student_BLV[index], None if teacher_logits_BLV is None else teacher_logits_BLV[index], tokens_BL[index]
+            ),
+        }
+        self.records.write(self.rollouts_B[rows_N], self.produced_B[rows_N] + places_N, values)
+        self.records.teacher_forwards_N[self.rollouts_B[self.is_alive_B]] += 1
+        self.records.finished_N[self.rollouts_B[is_finished_B]] = True
+        self.produced_B += lengths_B
+        self.is_alive_B &= ~is_finished_B & (self.produced_B < self.task.max_new_tokens)
+        last_B1 = tokens_BL.gather(1, (lengths_B - 1).clamp_min(0).to(self.device)[:, None]).clamp_min(0)
+        for decoder in self._decoders():
+            decoder.advance(lengths_B, last_B1[:, 0], self.is_alive_B)
+
+    def _write(self, length: int, draws_BL: Tensor) -> tuple[Tensor, Tensor]:
+        """The student's logits [B, L, V] at each place, and its drafts [B, L], each read to get the next one."""
+        tokens_B, logits, drawn = self.student.last_tokens_B, [], []
+        for place in range(length):
+            logits.append(self.student.read(tokens_B[:, None], ahead=place))
+            if self.draft_length is not None:
+                # NO_TOKEN, where the student's logits are NaN, is refused once it is known to stand.
+                tokens_B = sample(logits[-1][:, 0], draws_BL[:, place]).clamp_min(0)
+            drawn.append(tokens_B)
+        return torch.cat(logits, dim=1), torch.stack(drawn, dim=1)
+
+    def _standing(self, tokens_BL: Tensor, lengths_B: Tensor) -> tuple[Tensor, Tensor]:
+        """How many of a round's tokens each row keeps: nothing behind a stop token, nothing beyond the limit."""
+        is_stop_BL = tokens_BL == (self.stop_id if self.stop_id is not None else NO_TOKEN - 1)
+        before_stop_B = (is_stop_BL.cumsum(1) == 0).sum(1)
+        lengths_B = torch.minimum(lengths_B, before_stop_B + 1)
+        lengths_B = torch.minimum(lengths_B, self.task.max_new_tokens - self.produced_B)
+        lengths_B = lengths_B.where(self.is_alive_B, 0)
+        return lengths_B, self.is_alive_B & (lengths_B > before_stop_B)
+
+    def _statistics(self, student_NV: Tensor, teacher_logits_NV: Tensor | None, tokens_N: Tensor) -> dict[str, Tensor]:
+        if not self.task.support_size:
+            return {"student_logprobs": gather_logprobs(student_NV, tokens_N)}
+        values = student_statistics(student_NV, tokens_N, self.task.support_size)
+        if teacher_logits_NV is not None:
+            values |= teacher_statistics(normalise(teacher_logits_NV), tokens_N, values["support_ids"])
+        return values
+
+    def _refill(self) -> None:
+        """Finished rows take the next rollouts of the queue; samples of one prompt share its reading."""
+        rows_R = (~self.is_alive_B).nonzero()[:, 0][: self.task.num_rollouts - self.num_started]
+        rollouts_R = torch.arange(self.num_started, self.num_started + len(rows_R))
+        self.num_started += len(rows_R)
+        numbers_R = rollouts_R // self.task.num_samples
+        first, last = int(numbers_R[0]), int(numbers_R[-1])
+        prompts, sources_R = self.task.prompts[first : last + 1], numbers_R - first
+        self.student.start(rows_R, [p.student_tokens for p in prompts], sources_R, self.task.prefill_tokens)
+        if self.teacher is not None:
+            contexts = [p.student_tokens if p.teacher_tokens is None else p.teacher_tokens for p in prompts]
+            self.teacher.start(rows_R, contexts, sources_R, self.task.prefill_tokens)
+        streams = [first + place if p.stream is None else p.stream for place, p in enumerate(prompts)]
+        device_rows_R = rows_R.to(self.device)
+        self.streams.start(
+            device_rows_R,
+            torch.tensor(streams)[sources_R].to(self.device),
+            (rollouts_R % self.task.num_samples).to(self.device),
+        )
+        self.rollouts_B[rows_R], self.produced_B[rows_R], self.is_alive_B[rows_R] = rollouts_R, 0, True
+
+    def _drop_finished(self) -> None:
+        rows_B = self.is_alive_B.nonzero()[:, 0]
+        for decoder in self._decoders():
+            decoder.select(rows_B)
+        self.streams.select(rows_B.to(self.device))
+        self.rollouts_B, self.produced_B = self.rollouts_B[rows_B], self.produced_B[rows_B]
+        self.is_alive_B = self.is_alive_B[rows_B]
+
+    def _decoders(self) -> list[Decoder]:
+        return [self.student] if self.teacher is None else [self.student, self.teacher]
+
+    def _now(self) -> float:
+        """The clock, once what was asked of the device is done; only where somebody reads it."""
+        is_timed = self.draft_length is not None and self.draft_length.costs.is_measured
+        if is_timed and self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+    def _refuse_nothing_drawn(self, tokens_N: Tensor, places_N: Tensor) -> None:
+        is_missing_N = tokens_N == NO_TOKEN
+        if bool(is_missing_N.any()):
+            raise NonFiniteError(
+                f"{int(is_missing_N.sum())} answers have no next token at position {int(places_N[is_missing_N][0])}: "
+                f"logits of the student{'' if self.teacher is None else ' or the teacher'} are NaN or all -inf there"
+            )

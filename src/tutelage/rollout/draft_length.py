@@ -1,0 +1,185 @@
+"""How many tokens should a round draft? As many as give the most tokens per second.
+
+A round of length L costs L forwards of the student and one forward of the teacher over L tokens. If a draft is kept
+with probability a, it yields 1 + a + ... + a^(L-1) = (1 - a^L) / (1 - a) tokens. The acceptance is counted while
+running; what the forwards cost is either estimated from the models' sizes or measured while running.
+
+Measuring finds the better length. Estimating gives the same lengths, and so the same rounding and the same bytes, in
+every run. The tokens' distribution is the same for all lengths.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict, deque
+from dataclasses import dataclass
+
+from tutelage.errors import ConfigurationError
+from tutelage.models import LanguageModel
+
+__all__ = ["LONGEST", "Acceptance", "Costs", "DraftLength", "draft_length_named"]
+
+LENGTHS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16)
+LONGEST = LENGTHS[-1]
+
+# Before anything is counted: this share of this many drafts was kept.
+PRIOR_ACCEPTANCE, PRIOR_DRAFTS = 0.8, 16
+# The acceptance drifts with the place in the answer; counts of the past fade once there are this many.
+REMEMBERED_DRAFTS = 4096
+
+# Tokens at which computing costs as much as reading the weights, and what a layer costs besides, in parameters ·
+# tokens: a CPU core does 50,000 and an accelerator 500 million of these per microsecond, at 70 and 15 µs per layer.
+KNEE_TOKENS = {"cpu": 4, "cuda": 300}
+LAYER_COST = {"cpu": 3.5e6, "cuda": 7.5e9}
+
+# Newest timings of a kind that are kept; their median is used, since single ones are disturbed by what else runs.
+TIMINGS = 5
+# Lengths tried first, so that the teacher's cost is known at both ends before it is interpolated.
+TRIED_FIRST = (4, 1, 8)
+
+
+class Acceptance:
+    """The share of drafts that are kept, counted with a fading memory."""
+
+    def __init__(self) -> None:
+        self.num_kept = PRIOR_ACCEPTANCE * PRIOR_DRAFTS
+        self.num_judged = float(PRIOR_DRAFTS)
+
+    @property
+    def rate(self) -> float:
+        return self.num_kept / self.num_judged
+
+    def count(self, num_kept: int, num_judged: int) -> None:
+        """Add what a round has shown. Drafts behind a refusal are not judged."""
+        self.num_kept += num_kept
+        self.num_judged += num_judged
+        if self.num_judged > REMEMBERED_DRAFTS:
+            fade = REMEMBERED_DRAFTS / self.num_judged
+            self.num_kept, self.num_judged = self.num_kept * fade, self.num_judged * fade
+
+
+@dataclass(frozen=True)
+class _Size:
+    """What decides how long a forward takes."""
+
+    num_parameters: int
+    num_layers: int
+    device: str
+
+    @classmethod
+    def of(cls, model: LanguageModel) -> _Size:
+        inner = model.module.get_input_embeddings()
+        looked_up = 0 if inner is None else sum(weights.numel() for weights in inner.parameters())
+        # A tied head computes with the embeddings; an untied one is counted already.
+        tied = model.padded_vocabulary_size * int(model.config.hidden_size)
+        is_tied = bool(getattr(model.config, "tie_word_embeddings", False))
+        total = sum(weights.numel() for weights in model.module.parameters())
+        num_parameters = total - looked_up + (tied if is_tied else 0)
+        return cls(num_parameters, int(model.config.num_hidden_layers), model.device.type)
+
+    def forward_cost(self, num_tokens: int) -> float:
+        """In parameters · tokens: weights are read once, each token computes, each layer has its overhead."""
+        kind = "cpu" if self.device == "cpu" else "cuda"
+        return self.num_parameters * (KNEE_TOKENS[kind] + num_tokens) + self.num_layers * LAYER_COST[kind]
+
+
+class Costs:
+    """What a round costs: as estimated from the models' sizes, or better, once rounds have been timed.
+
+    Args:
+      student, teacher: what runs.
+      is_measured: timings given to `time` are used; otherwise the estimate stands.
+    """
+
+    def __init__(self, student: LanguageModel, teacher: LanguageModel, *, is_measured: bool) -> None:
+        self.is_measured = is_measured
+        self._student, self._teacher = _Size.of(student), _Size.of(teacher)
+        self._seconds: dict[tuple[int, int, bool], deque[float]] = defaultdict(lambda: deque(maxlen=TIMINGS))
+
+    def of_round(self, num_rows: int, length: int) -> float:
+        """Cost of a round, in seconds once something was timed, in parameters · tokens before."""
+        bucket = _bucket(num_rows)
+        timed = [known for known in LENGTHS if (bucket, known, True) in self._seconds]
+        if not timed:
+            return self._estimate(num_rows, length)
+        drafting = statistics.median(self._drafting_seconds(bucket))
+        return length * drafting + self._reading_seconds(bucket, timed, num_rows, length)
+
+    def time(self, num_rows: int, length: int, drafting_seconds: float, reading_seconds: float) -> None:
+        """Keep what a round took: all its student forwards together, and all the rest."""
+        if self.is_measured and length in LENGTHS:
+            self._seconds[_bucket(num_rows), length, False].append(drafting_seconds / length)
+            self._seconds[_bucket(num_rows), length, True].append(reading_seconds)
+
+    def untried(self, num_rows: int) -> list[int]:
+        """Lengths that should be timed once before costs of this many rows are trusted."""
+        if not self.is_measured:
+            return []
+        return [length for length in TRIED_FIRST if (_bucket(num_rows), length, True) not in self._seconds]
+
+    def _drafting_seconds(self, bucket: int) -> list[float]:
+        known = [times for (rows, _, is_reading), times in self._seconds.items() if rows == bucket and not is_reading]
+        return [seconds for times in known for seconds in times]
+
+    def _reading_seconds(self, bucket: int, timed: list[int], num_rows: int, length: int) -> float:
+        """On the line through the two timed lengths nearest to this one, or in proportion to the estimate."""
+
+        def seconds(known: int) -> float:
+            return statistics.median(self._seconds[bucket, known, True])
+
+        if length in timed:
+            return seconds(length)
+        if len(timed) == 1:
+            estimate = self._teacher.forward_cost
+            return seconds(timed[0]) * estimate(num_rows * length) / estimate(num_rows * timed[0])
+        last = next((place for place, known in enumerate(timed) if known > length), len(timed) - 1)
+        first, second = timed[max(0, last - 1)], timed[max(1, last)]
+        slope = (seconds(second) - seconds(first)) / (second - first)
+        # More tokens never cost less; timings that say so are noise.
+        return seconds(first) + max(slope, 0.0) * (length - first)
+
+    def _estimate(self, num_rows: int, length: int) -> float:
+        student, teacher = self._student.forward_cost(num_rows), self._teacher.forward_cost(num_rows * length)
+        return length * student + teacher
+
+
+class DraftLength:
+    """Chooses the length of every round of one call.
+
+    Args:
+      fixed: always this many; None = chosen.
+      costs: of the rounds; kept by the engine from call to call.
+    """
+
+    def __init__(self, fixed: int | None, costs: Costs) -> None:
+        self.fixed, self.costs = fixed, costs
+        self.acceptance = Acceptance()
+
+    def choose(self, num_rows: int, most: int) -> int:
+        """Tokens of the next round, for rows of which none may get more than `most`."""
+        if self.fixed is not None:
+            return min(self.fixed, most)
+        possible = [length for length in LENGTHS if length <= most]
+        untried = [length for length in self.costs.untried(num_rows) if length <= most]
+        return untried[0] if untried else max(possible, key=lambda length: self.tokens_per_cost(num_rows, length))
+
+    def tokens_per_cost(self, num_rows: int, length: int) -> float:
+        """Expected tokens of a row over the round's cost."""
+        tokens = sum(self.acceptance.rate**place for place in range(length))
+        return tokens / self.costs.of_round(num_rows, length)
+
+
+def draft_length_named(value: int | str) -> tuple[int | None, bool]:
+    """What `rollout.draft_length` means: the fixed length or None, and whether costs are measured."""
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
+        return value, False
+    if value in ("estimated", "auto"):
+        return None, value == "auto"
+    raise ConfigurationError(
+        f"rollout.draft_length is {value!r}; expected 'estimated' (chosen from the models' sizes, the same in every "
+        "run), 'auto' (chosen from measured costs), or a number of tokens per round, 1 for lock-step."
+    )
+
+
+def _bucket(num_rows: int) -> int:
+    return max(1, num_rows - 1).bit_length()

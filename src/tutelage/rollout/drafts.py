@@ -1,0 +1,83 @@
+"""Which drafted tokens stay? The rule that makes a draft of one distribution a sample of another.
+
+The student drafts a token from p, and it is kept with probability min(1, mu / p). Where it is refused, a draw from
+what mu has more than p takes its place. Nothing else is asked of mu, so one rule serves every policy. What was drafted
+behind a refusal was drafted for a prefix that did not come about, and is dropped unseen.
+
+Axis letters: B rows, L places of a draft, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from tutelage.distributions import NO_TOKEN, gather_logprobs, sample
+
+__all__ = ["Verdict", "judge_drafts", "residual_logprobs"]
+
+
+class Verdict(NamedTuple):
+    """What became of the drafts.
+
+    Fields:
+      tokens_BL: the drafts, with the first refused one of each row replaced; meaningless behind it. NO_TOKEN where mu
+        has no mass or is NaN.
+      lengths_B: tokens that stand: up to and including the replacement, or all L.
+      replaced_BL: True at the replacement.
+    """
+
+    tokens_BL: Tensor
+    lengths_B: Tensor
+    replaced_BL: Tensor
+
+
+@torch.no_grad()
+def judge_drafts(
+    student_logprobs_BLV: Tensor, behaviour_logprobs_BLV: Tensor, drafts_BL: Tensor, keeps_BL: Tensor
+) -> Verdict:
+    """Keep each draft with probability min(1, mu / p), and replace the first refused one by a draw from (mu - p)+.
+
+    P(token = v) = p(v) min(1, mu(v) / p(v)) + r (mu(v) - p(v))+ / r = mu(v),   r = P(refused) = sum_v (p(v) - mu(v))+
+    (Leviathan et al. 2023, arXiv 2211.17192, appendix A.1, with mu in the target's place)
+
+    The rate of acceptance is sum_v min(p, mu) = 1 - TV(mu, p) >= 1 - sqrt(KL(mu || p) / 2) (Pinsker).
+
+    One uniform number u serves both draws: given a refusal it is uniform on [mu/p, 1), and rescaled to [0, 1) it draws
+    the replacement, independent of the token that was refused.
+
+    Args:
+      student_logprobs_BLV: log p at each place, given the drafts before it.
+      behaviour_logprobs_BLV: log mu.
+      drafts_BL: drawn from p.
+      keeps_BL: uniform in [0, 1), independent of the drafts.
+    """
+    length = drafts_BL.shape[1]
+    drafts_BL = drafts_BL.clamp_min(0)  # a place without a draft has NaN on both sides, and is refused below
+    log_ratio_BL = gather_logprobs(behaviour_logprobs_BLV, drafts_BL) - gather_logprobs(student_logprobs_BLV, drafts_BL)
+    keep_probs_BL = log_ratio_BL.double().exp()
+    # u < 1, so a ratio of exactly 1 always keeps; u >= 0, so a ratio of 0 never does, and neither does NaN.
+    is_kept_BL = keeps_BL < keep_probs_BL
+    num_kept_B = is_kept_BL.long().cumprod(-1).sum(-1)
+    rows_R = (num_kept_B < length).nonzero()[:, 0]
+    places_R = num_kept_B[rows_R]
+
+    residual_RV = residual_logprobs(student_logprobs_BLV[rows_R, places_R], behaviour_logprobs_BLV[rows_R, places_R])
+    keep_probs_R = keep_probs_BL[rows_R, places_R]
+    drawn_R = sample(residual_RV, (keeps_BL[rows_R, places_R] - keep_probs_R) / (1 - keep_probs_R))
+    # Two equal distributions may differ in their last bit, and leave nothing to draw from: then the draft was right.
+    is_rounding_R = (drawn_R == NO_TOKEN) & (residual_RV.amax(-1) == -torch.inf)
+    drawn_R = torch.where(is_rounding_R, drafts_BL[rows_R, places_R], drawn_R)
+
+    tokens_BL, replaced_BL = drafts_BL.clone(), torch.zeros_like(is_kept_BL)
+    tokens_BL[rows_R, places_R] = drawn_R
+    replaced_BL[rows_R, places_R] = True
+    return Verdict(tokens_BL, (num_kept_B + 1).clamp_max(length), replaced_BL)
+
+
+def residual_logprobs(student_logprobs_BV: Tensor, behaviour_logprobs_BV: Tensor) -> Tensor:
+    """log (mu - p)+, not normalised, in float64: what is left of mu once p's share of it is taken. NaN stays NaN."""
+    gain_BV = behaviour_logprobs_BV.double().exp() - student_logprobs_BV.double().exp()
+    return gain_BV.clamp_min(0).log()

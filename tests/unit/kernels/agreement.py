@@ -1,0 +1,96 @@
+"""The Triton kernels against the torch reference: on a CPU in Triton's interpreter, on a GPU as they are.
+
+Run as a program it does the former, because the interpreter must be switched on before Triton is imported:
+
+    TRITON_INTERPRET=1 python -m tests.unit.kernels.agreement
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+
+import torch
+from torch import Tensor
+
+from tests.unit.test_distributions import RADII, related_rows
+from tutelage.kernels import BlendPoint, reference
+
+# Blends, KLs and log masses: float32 sums of up to a vocabulary, and exponentials of a GPU's approximate kind.
+RELATIVE = 2e-5
+LOG_MASS = 1e-5
+
+# Scores closer than rounding may swap two tokens, once in some 100,000 draws.
+TIES_ALLOWED = 1e-3
+
+
+def cases(largest_vocabulary: int) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
+    """Student and teacher logits and radii: every type, shape of logits and odd row that the kernels promise to take."""
+    radii = torch.tensor(RADII, dtype=torch.float64)
+    found = {}
+    for vocabulary, std in ((2, 1.0), (5, 3.0), (17, 8.0), (335, 0.1), (335, 20.0), (largest_vocabulary, 2.5)):
+        found[f"V {vocabulary}, std {std}"] = (*related_rows(len(RADII), vocabulary, std, seed=vocabulary), radii)
+    student, teacher = related_rows(len(RADII), 600, 2.5)
+    for dtype in (torch.bfloat16, torch.float16, torch.float64):
+        found[str(dtype)] = student.to(dtype), teacher.to(dtype), radii
+    found["two types"] = student.bfloat16(), teacher, radii
+    found["offsets"] = student + 5000, teacher - 3000, radii
+    found["rows apart in memory"] = student.repeat(1, 2)[:, :600], teacher.repeat(1, 2)[:, :600], radii
+    holes = torch.rand(2, *student.shape, generator=torch.Generator().manual_seed(2)) < 0.02
+    found["holes"] = student.masked_fill(holes[0], -math.inf), teacher.masked_fill(holes[1], -math.inf), radii.flip(0)
+    found["equal"] = student, student.clone(), radii
+    found["odd rows"] = odd_rows()
+    return found
+
+
+def odd_rows() -> tuple[Tensor, Tensor, Tensor]:
+    """Limits of the path and broken rows."""
+    inf = math.inf
+    student, teacher = related_rows(9, 300, 2.0, seed=4)
+    student[0, 1:], teacher[1, 1:] = -inf, -inf
+    student[2, :150], teacher[2, 150:] = -inf, -inf
+    student[3, 7] = math.nan
+    teacher[4] = -inf
+    student[5, :100] = -inf
+    student[6, 5] += 90
+    radii = torch.tensor([0.01, 50.0, 1.0, 0.01, 0.01, 90.0, 0.01, 0.0, inf], dtype=torch.float64)
+    return student, teacher, radii
+
+
+def assert_agree(name: str, student: Tensor, teacher: Tensor, radii: Tensor) -> None:
+    """Same points to rounding, same tokens, on the device of the rows."""
+    from tutelage.kernels import triton_kernels
+
+    expected = reference.blend_point(student, teacher, radii)
+    point = triton_kernels.blend_point(student, teacher, radii)
+    for field, relative, absolute in (
+        ("blend_B", RELATIVE, 0.0),
+        ("kl_to_student_B", RELATIVE, 1e-9),
+        ("student_log_mass_B", 1e-9, LOG_MASS),
+        ("teacher_log_mass_B", 1e-9, LOG_MASS),
+        ("blend_log_mass_B", 1e-9, LOG_MASS),
+    ):
+        torch.testing.assert_close(
+            getattr(point, field),
+            getattr(expected, field),
+            rtol=relative,
+            atol=absolute,
+            equal_nan=True,
+            msg=lambda text, field=field: f"{name}, {field}: {text}",
+        )
+    repeats = 20
+    uniforms = torch.rand(repeats * len(radii), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    rows = [part.repeat_interleave(repeats, 0) for part in (student, teacher)]
+    points = BlendPoint(*(part.repeat_interleave(repeats) for part in expected))
+    uniforms = uniforms.to(student.device)
+    for draw in ("draw_blend", "draw_residual"):
+        tokens = getattr(triton_kernels, draw)(*rows, points, uniforms)
+        wanted = getattr(reference, draw)(*rows, points, uniforms)
+        share = (tokens != wanted).double().mean().item()
+        assert share <= TIES_ALLOWED, f"{name}, {draw}: {share:.2%} of the tokens differ"
+
+
+if __name__ == "__main__":
+    for case, rows in cases(largest_vocabulary=9000).items():
+        assert_agree(case, *rows)
+    print("agreed", file=sys.stderr)

@@ -1,0 +1,293 @@
+"""Drafts change how fast tokens come and nothing about which: held against the enumerated law, and against wrong rules."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.conftest import make_model
+from tests.enumerated import chi_square_p_value, enumerated_law, make_world
+from tutelage.errors import ConfigurationError, NonFiniteError
+from tutelage.policies import FixedBlend, Interleaved, Mixture, Policy, Teacher, TrustRegion
+from tutelage.rollout import PairedEngine, drafts
+from tutelage.rollout.draft_length import Acceptance, Costs, DraftLength
+from tutelage.types import Prompt, Rollout
+
+POLICIES: list[Policy] = [
+    TrustRegion(kl_radius=0.01),
+    TrustRegion(kl_radius=0.2),
+    FixedBlend(blend=0.4),
+    Mixture(weight=0.4),
+    Interleaved(top_k=2, teacher_temperature=0.5),
+    Interleaved(top_k=1, teacher_temperature=0.0),
+    Teacher(),
+]
+NUM_SEQUENCES = 60_000
+ENOUGH_FOR_POWER = 20_000
+# A hundred p-values are looked at; a fair engine falls below this once in a thousand runs of the suite.
+SUSPICIOUS = 1e-5
+SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "intermediate_size": 16}
+
+every_policy = pytest.mark.parametrize("policy", POLICIES, ids=str)
+
+
+def sampled(
+    policy: Policy, prompt: Prompt, vocabulary: int, length: int, draft_length: int, number: int = NUM_SEQUENCES
+) -> tuple[Counter, dict]:
+    """Counts of sampled answers, and the law that they should follow."""
+    student, teacher = make_world(vocabulary=vocabulary, **SMALL)
+    engine = PairedEngine(student, teacher, draft_length=draft_length, max_rows=number)
+    rollouts = engine.generate(
+        policy, [prompt], max_new_tokens=length, num_samples=number, seed=17, records_statistics=False
+    )
+    law = enumerated_law(
+        student, teacher, policy, prompt.student_tokens, prompt.teacher_tokens or prompt.student_tokens, length
+    )
+    return Counter(tuple(rollout.response_tokens) for rollout in rollouts), law
+
+
+@pytest.mark.parametrize("draft_length", [2, 4, 7])
+@every_policy
+def test_sequences_follow_the_product_of_mu(policy: Policy, draft_length: int) -> None:
+    """60,000 sequences of up to 4 tokens over 5; drafts reach beyond the limit, and stop tokens are everywhere."""
+    counts, law = sampled(policy, Prompt([2]), 5, 4, draft_length)
+    assert chi_square_p_value(counts, law) > SUSPICIOUS
+    assert len(law) > 1 or policy == Interleaved(1, 0.0)
+
+
+@every_policy
+def test_sequences_follow_the_product_of_mu_with_a_teacher_that_reads_something_else(policy: Policy) -> None:
+    counts, law = sampled(policy, Prompt([1, 2, 3], teacher_tokens=[3, 0, 1, 1, 2]), 6, 3, 3, ENOUGH_FOR_POWER)
+    assert chi_square_p_value(counts, law) > SUSPICIOUS
+
+
+def accepting_everything(student: Tensor, behaviour: Tensor, tokens: Tensor, keeps: Tensor) -> drafts.Verdict:
+    return drafts.Verdict(tokens, torch.full((len(tokens),), tokens.shape[1]), torch.zeros_like(tokens, dtype=bool))
+
+
+def replacing_from_behaviour(student: Tensor, behaviour: Tensor) -> Tensor:
+    """A replacement drawn from mu itself instead of from what mu has more than p."""
+    return behaviour.double()
+
+
+def replacing_from_unclamped(student: Tensor, behaviour: Tensor) -> Tensor:
+    """|mu - p| instead of (mu - p)+."""
+    return (behaviour.double().exp() - student.double().exp()).abs().log()
+
+
+def judging_by_a_stale_student(student: Tensor, behaviour: Tensor, tokens: Tensor, keeps: Tensor) -> drafts.Verdict:
+    """The student's distribution of the place before, as if it had not read its own draft."""
+    stale = torch.cat([student[:, :1], student[:, :-1]], dim=1)
+    return judge_drafts(stale, behaviour, tokens, keeps)
+
+
+judge_drafts = drafts.judge_drafts
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        ("judge_drafts", accepting_everything),
+        ("judge_drafts", judging_by_a_stale_student),
+        ("residual_logprobs", replacing_from_behaviour),
+        ("residual_logprobs", replacing_from_unclamped),
+    ],
+)
+@pytest.mark.parametrize("policy", [TrustRegion(kl_radius=0.2), Teacher()], ids=str)
+def test_wrong_rules_are_found_out(monkeypatch: pytest.MonkeyPatch, policy: Policy, name: str, wrong: object) -> None:
+    """The power of the tests above: each of these mistakes makes them fail."""
+    monkeypatch.setattr(drafts, name, wrong)
+    counts, law = sampled(policy, Prompt([2]), 5, 4, 4, ENOUGH_FOR_POWER)
+    assert chi_square_p_value(counts, law) < SUSPICIOUS
+
+
+def test_tokens_kept_behind_a_refusal_are_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stale student after a refusal: drafts made for the refused token are kept behind its replacement."""
+
+    def one_refusal_forgiven(*arguments: Tensor) -> drafts.Verdict:
+        verdict = judge_drafts(*arguments)
+        behind = (verdict.lengths_B + 1).clamp_max(verdict.tokens_BL.shape[1])
+        return verdict._replace(lengths_B=behind)
+
+    monkeypatch.setattr(drafts, "judge_drafts", one_refusal_forgiven)
+    counts, law = sampled(Teacher(), Prompt([2]), 5, 4, 4, ENOUGH_FOR_POWER)
+    assert chi_square_p_value(counts, law) < SUSPICIOUS
+
+
+def tokens_of(rollouts: list[Rollout]) -> list[tuple[int, int, list[int], bool]]:
+    return [(r.prompt_index, r.sample_index, r.response_tokens, r.finished) for r in rollouts]
+
+
+@every_policy
+def test_neither_slots_nor_draft_lengths_change_a_token(policy: Policy) -> None:
+    """In float64, where no rounding tips a draw: 1, 3, 5, 8 slots or all at once; 2, 4 or 7 drafts, or as many as pay.
+
+    With the law of one of them tested above, this is the law of all.
+    """
+    student, teacher = make_world(vocabulary=6, dtype=torch.float64)
+    prompts = [Prompt([1]), Prompt([2, 3, 4]), Prompt([1, 2], teacher_tokens=[4, 4, 4, 1]), Prompt([3, 3, 1, 2, 0])]
+    settings = {"max_new_tokens": 11, "num_samples": 9, "seed": 3, "step": 5}
+    expected = PairedEngine(student, teacher, draft_length=4).generate(policy, prompts, **settings)
+    assert len({tuple(rollout.response_tokens) for rollout in expected}) > 1
+    for slots, draft_length in [(1, 4), (3, 4), (8, 4), (8, 2), (36, 7), (5, 7), (8, "auto"), (36, "estimated")]:
+        engine = PairedEngine(student, teacher, draft_length=draft_length, max_rows=slots)
+        rollouts = engine.generate(policy, prompts, **settings)
+        assert tokens_of(rollouts) == tokens_of(expected), (slots, draft_length)
+        for rollout, other in zip(rollouts, expected, strict=True):
+            assert torch.equal(rollout.replaced, other.replaced)
+            torch.testing.assert_close(rollout.behaviour_logprobs, other.behaviour_logprobs, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("slots", [1, 3, 8])
+@every_policy
+def test_refilled_slots_follow_the_law_of_lock_step(policy: Policy, slots: int) -> None:
+    """Sequences made a few at a time, lock-step and speculative; few enough to be quick, so this finds gross errors."""
+    student, teacher = make_world(vocabulary=5, **SMALL)
+    law = enumerated_law(student, teacher, policy, [2], [2], 2)
+    for draft_length in (1, 2):
+        engine = PairedEngine(student, teacher, draft_length=draft_length, max_rows=slots)
+        rollouts = engine.generate(
+            policy, [[2]], max_new_tokens=2, num_samples=60 * slots, seed=1, records_statistics=False
+        )
+        counts = Counter(tuple(rollout.response_tokens) for rollout in rollouts)
+        assert chi_square_p_value(counts, law) > SUSPICIOUS
+
+
+def test_the_kept_share_obeys_pinsker() -> None:
+    """Kept with probability 1 - TV(mu, p) >= 1 - sqrt(radius / 2)."""
+    student, teacher = make_world(vocabulary=40)
+    for radius in (0.001, 0.01, 0.05):
+        engine = PairedEngine(student, teacher, draft_length=4)
+        rollouts = engine.generate(TrustRegion(radius), [[1]], max_new_tokens=40, num_samples=100)
+        replaced = torch.cat([rollout.replaced for rollout in rollouts]).double()
+        assert 1 - replaced.mean() > 1 - (radius / 2) ** 0.5 - 3 * float(replaced.std()) / len(replaced) ** 0.5
+        assert replaced.any()
+
+
+def test_equal_models_keep_every_draft() -> None:
+    student = make_model("qwen3", vocab_size=12, stop_ids=5, seed=1)
+    teacher = make_model("qwen3", vocab_size=12, stop_ids=5, seed=1)
+    engine = PairedEngine(student, teacher, draft_length=4)
+    rollouts = engine.generate(TrustRegion(0.01), [[1], [2, 3]], max_new_tokens=30, num_samples=8)
+    assert not any(bool(rollout.replaced.any()) for rollout in rollouts)
+    # So a row takes one forward of the teacher per four tokens, the last of which may be cut.
+    assert all(rollout.teacher_forwards == -(-len(rollout) // 4) for rollout in rollouts)
+
+
+def test_forwards_are_counted_per_rollout() -> None:
+    student, teacher = make_world(vocabulary=12)
+    lock_step = PairedEngine(student, teacher, draft_length=1).generate(Teacher(), [[1]], max_new_tokens=20)
+    assert lock_step[0].teacher_forwards == len(lock_step[0]) and lock_step[0].replaced is None
+    drafted = PairedEngine(student, teacher, draft_length=4).generate(
+        Teacher(), [[1]], max_new_tokens=20, num_samples=20
+    )
+    for rollout in drafted:
+        replaced = int(rollout.replaced.sum())
+        # Every round but the last ends with a replacement or after four tokens.
+        assert len(rollout) / 4 <= rollout.teacher_forwards <= replaced + len(rollout) / 4 + 1
+
+
+def test_a_draft_may_reach_over_the_end_of_the_context() -> None:
+    """The answer's limit is the context's end, and drafts of seven run over it, where positions may not exist."""
+    student, teacher = make_world(vocabulary=6, dtype=torch.float64, max_position_embeddings=12)
+    prompts, settings = [[1, 2, 3], [2]], {"max_new_tokens": 9, "num_samples": 20}
+    expected = PairedEngine(student, teacher, draft_length=2).generate(Teacher(), prompts, **settings)
+    rollouts = PairedEngine(student, teacher, draft_length=7).generate(Teacher(), prompts, **settings)
+    assert tokens_of(rollouts) == tokens_of(expected)
+    assert any(len(rollout) == 9 for rollout in rollouts)
+
+
+def test_nan_of_the_teacher_is_named() -> None:
+    student, teacher = make_world(vocabulary=6)
+    with torch.no_grad():
+        teacher.module.model.norm.weight.fill_(float("nan"))
+    with pytest.raises(NonFiniteError, match="student or the teacher are NaN"):
+        PairedEngine(student, teacher, draft_length=3).generate(TrustRegion(0.1), [[1]], max_new_tokens=8)
+
+
+def test_a_rounding_difference_keeps_the_draft() -> None:
+    """mu below p by one bit at the draft and nowhere above it: refused, but nothing is left to draw from."""
+    student = torch.tensor([[[0.5, 0.5]]]).log()
+    behaviour = student.clone()
+    behaviour[0, 0, 0] = torch.nextafter(behaviour[0, 0, 0], torch.tensor(-1.0))
+    verdict = drafts.judge_drafts(student, behaviour, torch.tensor([[0]]), torch.tensor([[1 - 2.0**-53]]).double())
+    assert verdict.tokens_BL.tolist() == [[0]] and verdict.lengths_B.tolist() == [1]
+
+
+def test_draft_lengths_that_cannot_work() -> None:
+    for value in (0, -1, True, 2.5, "fast", None):
+        with pytest.raises(ConfigurationError, match=r"rollout\.draft_length is .*; expected 'estimated'"):
+            PairedEngine(make_model("qwen3"), draft_length=value)
+
+
+class TestDraftLength:
+    """The choice of the length: as many tokens per second as the costs and the acceptance allow."""
+
+    @pytest.fixture
+    def costs(self) -> Costs:
+        student, teacher = make_world()
+        return Costs(student, teacher, is_measured=True)
+
+    def choice(self, costs: Costs, acceptance: float, most: int = 100) -> int:
+        chooser = DraftLength(None, costs)
+        chooser.acceptance.num_kept, chooser.acceptance.num_judged = 1000 * acceptance, 1000.0
+        return chooser.choose(8, most)
+
+    def given(self, costs: Costs, student: float, teacher: float, per_token: float) -> None:
+        for length in (1, 4, 8):
+            costs.time(8, length, student * length, teacher + per_token * length)
+
+    def test_tries_what_it_has_not_measured(self, costs: Costs) -> None:
+        chooser = DraftLength(None, costs)
+        tried = []
+        for _ in range(3):
+            tried.append(chooser.choose(8, 100))
+            costs.time(8, tried[-1], 1.0, 1.0)
+        assert sorted(tried) == [1, 4, 8]
+        assert costs.untried(8) == [] and costs.untried(64) != []
+
+    def test_does_not_draft_where_it_does_not_pay(self, costs: Costs) -> None:
+        self.given(costs, student=1.0, teacher=0.0, per_token=1.0)  # a token costs the teacher as much as the student
+        assert self.choice(costs, 0.95) == 1
+        assert self.choice(costs, 0.3) == 1
+
+    def test_drafts_far_where_reading_is_free(self, costs: Costs) -> None:
+        self.given(costs, student=1.0, teacher=20.0, per_token=0.0)
+        assert self.choice(costs, 0.99) == 16
+        assert self.choice(costs, 0.2) in (1, 2, 3)
+        assert self.choice(costs, 0.99, most=7) == 6
+
+    @pytest.mark.parametrize("acceptance", [0.5, 0.8, 0.93, 0.98])
+    @pytest.mark.parametrize(("student", "teacher", "per_token"), [(1, 5, 0), (1, 10, 0.5), (2, 3, 1), (1, 2.6, 0.3)])
+    def test_is_the_best_of_all_lengths(
+        self, costs: Costs, acceptance: float, student: float, teacher: float, per_token: float
+    ) -> None:
+        self.given(costs, student, teacher, per_token)
+
+        def tokens_per_second(length: int) -> float:
+            tokens = (1 - acceptance**length) / (1 - acceptance)
+            return tokens / (length * student + teacher + length * per_token)
+
+        best = max(tokens_per_second(length) for length in range(1, 17))
+        assert tokens_per_second(self.choice(costs, acceptance)) > 0.98 * best
+
+    def test_an_estimate_is_the_same_whatever_was_timed(self) -> None:
+        student, teacher = make_world()
+        costs = Costs(student, teacher, is_measured=False)
+        before = [costs.of_round(8, length) for length in range(1, 17)]
+        self.given(costs, student=1.0, teacher=20.0, per_token=0.0)
+        assert [costs.of_round(8, length) for length in range(1, 17)] == before
+        assert costs.untried(8) == []
+
+    def test_the_acceptance_follows_what_happens(self) -> None:
+        acceptance = Acceptance()
+        assert 0 < acceptance.rate < 1
+        for _ in range(200):
+            acceptance.count(60, 100)
+        assert abs(acceptance.rate - 0.6) < 0.01
+        for _ in range(200):
+            acceptance.count(99, 100)
+        assert acceptance.rate > 0.95
