@@ -1,10 +1,12 @@
 """How fast are answers made, and what does asking the teacher cost?
 
     python benchmarks/rollout.py [--only trb|student|scaling|gpu] [--trl-python PATH] [--json FILE] [--quick]
+        [--compile]
     python benchmarks/rollout.py --profile trb|lockstep|student [--rows 64] [--kl-radius 0.01]
 
-trb: the trust-region policy at three budgets, with drafts of 2, 4 and 8 tokens and of a length chosen while running
-("auto"), against lock-step (one teacher forward per token) and against the plain student of the same engine. Batches of
+trb: the trust-region policy at three budgets, with drafts of 2, 4 and 8 tokens and of lengths chosen while running
+(by measured costs, "auto", or with --auto estimated by estimated ones, as training does), against lock-step (one
+teacher forward per token) and against the plain student of the same engine. Batches of
 1, 8 and 64; teachers whose single-token forward costs as it does in the embedded pair, at least 5 and at least 10 times
 the student's. The dearer teachers are the embedded one with layers added that change nothing, so acceptance stays real.
 
@@ -90,6 +92,7 @@ QWEN3_8B: dict[str, Any] = {
 QWEN3_VOCABULARY = 151_936
 
 LOCKSTEP, STUDENT = "lock-step", "student"
+SELF_CHOSEN = ("auto", "estimated")
 
 
 def main() -> None:
@@ -100,7 +103,7 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="a corner of the grid")
-    parser.add_argument("--auto", default="auto", help="which self-chosen draft length: auto or estimated")
+    parser.add_argument("--compile", action="store_true", help="decode through torch.compile, ours only")
     parser.add_argument("--trl-python", type=Path, help="interpreter of an environment with TRL, see step.py")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument(
@@ -134,7 +137,13 @@ def main() -> None:
         # Written after each section, so that a late failure does not take the early ones along.
         write_json(
             options.json,
-            {"machine": facts, "threads": options.threads, "clock": options.clock, "auto": options.auto, **measured},
+            {
+                "machine": facts,
+                "threads": options.threads,
+                "clock": options.clock,
+                "compile": options.compile,
+                **measured,
+            },
         )
 
 
@@ -210,14 +219,13 @@ def trb_section(options: argparse.Namespace, console: Console) -> list[dict[str,
     shown = trb_table("Trust-region rollouts of the embedded pair")
     for rows in rows_grid:
         for at_least in cost_grid:
-            pair = pair_of_cost(at_least, rows, options.clock)
+            pair = pair_of_cost(at_least, rows, options)
             prompts = demo_prompts(PROMPTS_OF_ROWS[rows])
             records += measure_trb(pair, prompts, rows, radii, MAX_NEW_TOKENS, options, shown)
     console.print(shown)
-    for radius in radii:
-        shares = [r["auto_over_best_fixed"] for r in records if r["kl_radius"] == radius and r["auto_over_best_fixed"]]
-        if shares:
-            console.print(f"budget {radius}: auto reaches at least {min(shares):.2f} of the best fixed draft length")
+    for name in SELF_CHOSEN:
+        shares = [record["contenders"][name]["over_best_fixed"] for record in records]
+        console.print(f"{name}: between {min(shares):.2f} and {max(shares):.2f} of the best fixed draft length's speed")
     return records
 
 
@@ -250,8 +258,7 @@ def measure_trb(
     records = []
     for radius in radii:
         of = {name: results[f"{name} at {radius}"] for name in choices}
-        fixed = [name for name in choices if name != options.auto]
-        best = max(fixed, key=lambda name, of=of: middle(of[name], "tokens_per_second"))  # type: ignore[misc]
+        best = max((f"draft {n}" for n in DRAFT_LENGTHS), key=lambda name, of=of: middle(of[name], "tokens_per_second"))  # type: ignore[misc]
         record = {
             "rows": rows,
             "num_prompts": len(prompts),
@@ -259,7 +266,6 @@ def measure_trb(
             "teacher_layers": pair.teacher_layers,
             "kl_radius": radius,
             "best_fixed": best,
-            "auto_over_best_fixed": ratio(of[options.auto], of[best], "tokens_per_second"),
             "student_tokens_per_second": middle(results[STUDENT], "tokens_per_second"),
             "contenders": {},
             "measurements": {STUDENT: results[STUDENT], **of},
@@ -269,6 +275,7 @@ def measure_trb(
                 "tokens_per_second": middle(measurements, "tokens_per_second"),
                 "over_lockstep": ratio(measurements, of[LOCKSTEP], "tokens_per_second"),
                 "over_student": ratio(measurements, results[STUDENT], "tokens_per_second"),
+                "over_best_fixed": ratio(measurements, of[best], "tokens_per_second"),
                 **{
                     quantity: middle(measurements, quantity)
                     for quantity in ("acceptance", "tokens_per_teacher_forward")
@@ -312,7 +319,7 @@ def add_trb_rows(shown: Table, record: dict[str, Any]) -> None:
             f"{numbers['tokens_per_second']:.0f}",
             f"{numbers['over_lockstep']:.2f}",
             f"{numbers['over_student']:.2f}",
-            f"{record['auto_over_best_fixed']:.2f}" if is_last else "",
+            f"{numbers['over_best_fixed']:.2f}",
             end_section=is_last,
         )
 
@@ -328,20 +335,21 @@ def demo_prompts(number: int) -> list[list[int]]:
     return [tokenizer.apply_chat_template(m, add_generation_prompt=True, return_dict=False) for m in messages]
 
 
-def demo_pair() -> tuple[LanguageModel, LanguageModel]:
+def demo_pair(compiles: bool) -> tuple[LanguageModel, LanguageModel]:
     """The embedded student and teacher."""
     tokenizer = load_tokenizer(str(student_path()))
     student, teacher = (load_language_model(str(path), tokenizer) for path in (student_path(), teacher_path()))
+    student.compile = teacher.compile = compiles
     return student, teacher
 
 
-def pair_of_cost(at_least: float | None, rows: int, clock: str) -> Pair:
+def pair_of_cost(at_least: float | None, rows: int, options: argparse.Namespace) -> Pair:
     """The embedded pair, the teacher deepened until it costs enough at this batch size."""
-    student, teacher = demo_pair()
+    student, teacher = demo_pair(options.compile)
     num_layers = teacher.config.num_hidden_layers
 
     def cost_ratio(model: LanguageModel) -> float:
-        pairs = [[single_token_seconds(m, rows, clock) for m in (model, student)] for _ in range(3)]
+        pairs = [[single_token_seconds(m, rows, options.clock) for m in (model, student)] for _ in range(3)]
         return statistics.median(dear / cheap for dear, cheap in pairs)
 
     if at_least is None:
@@ -367,7 +375,8 @@ def deepened(model: LanguageModel, num_layers: int) -> LanguageModel:
         layers.append(layer)
     module.config.num_hidden_layers = num_layers
     module.config.layer_types = ["full_attention"] * num_layers
-    return LanguageModel(module, model.tokenizer, model.stop_ids, f"{model.name}, {num_layers} layers")
+    name = f"{model.name}, {num_layers} layers"
+    return LanguageModel(module, model.tokenizer, model.stop_ids, name, compile=model.compile)
 
 
 # --------------------------------------------------------------------------------------------- plain student
@@ -380,7 +389,8 @@ def student_section(options: argparse.Namespace, console: Console) -> dict[str, 
     prompts = demo_prompts(num_prompts)
     by_length = sorted(prompts, key=len)
     model = student_that_stops(stop_probability)
-    engine = PairedEngine(LanguageModel(model, stop_ids=(model.config.eos_token_id,)), max_rows=STUDENT_ROWS)
+    served = LanguageModel(model, stop_ids=(model.config.eos_token_id,), compile=options.compile)
+    engine = PairedEngine(served, max_rows=STUDENT_ROWS)
     contenders: dict[str, Callable[[int], Measurement]] = {
         "ours": rollout_contender(engine, Student(), prompts, STUDENT_LIMIT),
         "ours, tokens only": rollout_contender(engine, Student(), prompts, STUDENT_LIMIT, records_statistics=False),
@@ -553,9 +563,9 @@ def trl_worker(options: argparse.Namespace, num_prompts: int, stop_probability: 
 
 def scaling_section(options: argparse.Namespace, console: Console) -> list[dict[str, Any]]:
     """How the speed grows with the number of rows."""
-    student, teacher = demo_pair()
+    student, teacher = demo_pair(options.compile)
     shown = Table(title="Embedded pair, tokens per second by rows", title_justify="left")
-    for heading in ("rows", "student", "lock-step at 0.01", f"{options.auto} at 0.01", "/ lock-step", "/ student"):
+    for heading in ("rows", "student", "lock-step at 0.01", "auto at 0.01", "/ lock-step", "/ student"):
         shown.add_column(heading, justify="right")
     records = []
     for rows in (1, 16, 128) if options.quick else (1, 4, 16, 64, 128):
@@ -563,18 +573,18 @@ def scaling_section(options: argparse.Namespace, console: Console) -> list[dict[
         contenders = {
             STUDENT: rollout_contender(PairedEngine(student, max_rows=rows), Student(), prompts, MAX_NEW_TOKENS)
         }
-        for name, draft_length in ((LOCKSTEP, 1), (options.auto, options.auto)):
+        for name, draft_length in ((LOCKSTEP, 1), ("auto", "auto")):
             engine = PairedEngine(student, teacher, draft_length=draft_length, max_rows=rows)
             contenders[name] = rollout_contender(engine, policy, prompts, MAX_NEW_TOKENS)
         results: Results = take_turns(contenders, options.rounds, title=f"{rows} rows", clock=options.clock)
         record = {
             "rows": rows,
             **{name: middle(results[name], "tokens_per_second") for name in results},
-            "over_lockstep": ratio(results[options.auto], results[LOCKSTEP], "tokens_per_second"),
-            "over_student": ratio(results[options.auto], results[STUDENT], "tokens_per_second"),
+            "over_lockstep": ratio(results["auto"], results[LOCKSTEP], "tokens_per_second"),
+            "over_student": ratio(results["auto"], results[STUDENT], "tokens_per_second"),
         }
         records.append({**record, "rounds": results})
-        speeds = [f"{record[name]:.0f}" for name in (STUDENT, LOCKSTEP, options.auto)]
+        speeds = [f"{record[name]:.0f}" for name in (STUDENT, LOCKSTEP, "auto")]
         shown.add_row(str(rows), *speeds, f"{record['over_lockstep']:.2f}", f"{record['over_student']:.2f}")
     console.print(shown)
     return records
@@ -585,7 +595,7 @@ def scaling_section(options: argparse.Namespace, console: Console) -> list[dict[
 
 def gpu_section(options: argparse.Namespace, console: Console) -> list[dict[str, Any]]:
     """The trust-region table at the size people train."""
-    pair = random_pair(torch.device("cuda"))
+    pair = random_pair(torch.device("cuda"), options.compile)
     generator = torch.Generator().manual_seed(PROMPT_SEED)
     shape = (GPU_ROWS, GPU_PROMPT_TOKENS)
     prompts = torch.randint(0, QWEN3_VOCABULARY, shape, generator=generator).tolist()
@@ -597,13 +607,13 @@ def gpu_section(options: argparse.Namespace, console: Console) -> list[dict[str,
     return records
 
 
-def random_pair(device: torch.device) -> Pair:
+def random_pair(device: torch.device, compiles: bool) -> Pair:
     """Two unrelated random models of the published shapes. They never stop, so every answer has the full length.
 
     Unrelated models are some nats apart at every prefix, more than any budget here, so the trust region binds
     everywhere and acceptance is near its lower end.
     """
-    models = []
+    models: list[LanguageModel] = []
     for name, shape, is_tied in (("student", QWEN3_1_7B, True), ("teacher", QWEN3_8B, False)):
         config = Qwen3Config(
             **shape,
@@ -625,7 +635,7 @@ def random_pair(device: torch.device) -> Pair:
         finally:
             torch.set_default_dtype(before)
         module.generation_config.eos_token_id = None
-        models.append(LanguageModel(module, name=name))
+        models.append(LanguageModel(module, name=name, compile=compiles))
     student, teacher = models
     seconds = [single_token_seconds(model, GPU_ROWS, "wall", filled=512) for model in (student, teacher)]
     return Pair(student, teacher, QWEN3_8B["num_hidden_layers"], seconds[1] / seconds[0])
@@ -636,9 +646,9 @@ def random_pair(device: torch.device) -> Pair:
 
 def profile(options: argparse.Namespace, console: Console) -> None:
     """Print the 15 functions in which one rollout spends most of its time."""
-    student, teacher = demo_pair()
+    student, teacher = demo_pair(options.compile)
     prompts = demo_prompts(max(6, 2 * options.rows))
-    draft_length = {"trb": options.auto, "lockstep": 1, "student": 1}[options.profile]
+    draft_length = {"trb": "auto", "lockstep": 1, "student": 1}[options.profile]
     policy: Policy = Student() if options.profile == "student" else TrustRegion(kl_radius=options.kl_radius)
     engine = PairedEngine(student, teacher, draft_length=draft_length, max_rows=options.rows)
     run = rollout_contender(engine, policy, prompts, MAX_NEW_TOKENS)

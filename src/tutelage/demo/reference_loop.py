@@ -24,7 +24,7 @@ __all__ = ["train"]
 
 
 def uniforms(seed: int, step: int, prompt: int, sample: int, position: int) -> tuple[float, float]:
-    """The two random numbers of one token: Philox 4x32-10 with counter (position, sample, prompt, step) and key `seed`."""
+    """The two random numbers of one token: Philox 4x32-10 with counter (position, sample, prompt, step), key `seed`."""
     c, k = [position, sample, prompt, step], [seed & 0xFFFFFFFF, seed >> 32]
     for _ in range(10):
         a, b = 0xD2511F53 * c[0], 0xCD9E8D57 * c[2]

@@ -28,9 +28,9 @@ __all__ = [
     "work_dtype",
 ]
 
-# Entries that are worked on at a time: on a CPU few enough to stay in its caches with their float64 copies, elsewhere
-# enough to keep the device busy.
-PIECE_ENTRIES_CPU = 2**15
+# Entries that are worked on at a time. On a CPU fewer would sit closer to the core, but the calls would cost more than
+# that saves (measured from 2^14 to 2^18); elsewhere enough to keep the device busy.
+PIECE_ENTRIES_CPU = 2**18
 PIECE_ENTRIES_ELSEWHERE = 2**23
 
 # The two draws of one uniform number must not share their noise.
@@ -81,7 +81,9 @@ class _TorchRows:
             groups = _row_groups(self.student_BV)
             return torch.cat([self._tilts_of(rows, known_3B[:, rows]) for rows in groups], 1)[..., None]
         tilts_4B = known_3B.new_zeros(4, len(is_open_B))
-        for rows in is_open_B.nonzero().squeeze(1).split(_group_size(self.student_BV)):
+        open_rows = is_open_B.nonzero().squeeze(1)
+        for group in _row_groups(self.student_BV, len(open_rows)):
+            rows = open_rows[group]
             tilts_4B[:, rows] = self._tilts_of(rows, known_3B[:, rows])
         return tilts_4B[..., None]
 
@@ -94,6 +96,7 @@ class _TorchRows:
             student_peak_B1, teacher_peak_B1 = _peak(student_BN), _peak(teacher_BN)
             if origin_B1 is None:  # centres r by what the first piece suggests, to keep the digits of its variance
                 origin_B1 = teacher_peak_B1 - student_peak_B1
+                origin_B1.masked_fill_(origin_B1.abs() > -LOWEST_PEAK / 2, 0)  # a piece that a side forbids altogether
             log_ratio_BN = (teacher_BN - student_BN).sub_(origin_B1)
             student_weights_BN = student_BN.sub_(student_peak_B1).exp_()
             teacher_weights_BN = teacher_BN.sub_(teacher_peak_B1).exp_()
@@ -114,18 +117,19 @@ class _TorchRows:
         assert origin_B1 is not None
         student_log_mass_B, mean_B, square_B, cube_B = student.total()
         teacher_log_mass_B, end_mean_B, end_square_B = teacher.total()
-        nothing_B = torch.full_like(mean_B, -math.inf)
-        student_lost_B, teacher_lost_B = (
-            lost.total()[0] if lost.sums else nothing_B for lost in (student_lost, teacher_lost)
-        )
-        student_whole_B, price_B = whole_and_price(student_log_mass_B, student_lost_B)
-        teacher_whole_B, _ = whole_and_price(teacher_log_mass_B, teacher_lost_B)
+        student_whole_B, teacher_whole_B = student_log_mass_B, teacher_log_mass_B
+        price_B, student_misses_B = torch.zeros_like(mean_B), torch.zeros_like(mean_B, dtype=torch.bool)
+        if student_lost.sums:
+            student_whole_B, price_B = whole_and_price(student_log_mass_B, student_lost.total()[0])
+            teacher_lost_B = teacher_lost.total()[0]
+            teacher_whole_B, _ = whole_and_price(teacher_log_mass_B, teacher_lost_B)
+            student_misses_B = teacher_lost_B > -math.inf
         mean_2B = torch.stack([mean_B, end_mean_B])
         return Ends(
             student_whole_B,
             teacher_whole_B,
             price_B,
-            teacher_lost_B > -math.inf,
+            student_misses_B,
             torch.stack([student_log_mass_B, teacher_log_mass_B]),
             mean_2B + origin_B1.squeeze(1),
             (torch.stack([square_B, end_square_B]) - mean_2B.square()).clamp_min_(0),
@@ -271,15 +275,11 @@ def _entries(tensor: Tensor) -> int:
     return PIECE_ENTRIES_CPU if tensor.device.type == "cpu" else PIECE_ENTRIES_ELSEWHERE
 
 
-def _group_size(logits_BV: Tensor) -> int:
-    """Rows that fill a piece."""
-    return max(1, _entries(logits_BV) // logits_BV.shape[1])
-
-
-def _row_groups(logits_BV: Tensor) -> list[slice]:
-    """Consecutive rows that fill a piece; one empty group for no rows."""
-    size = _group_size(logits_BV)
-    return [slice(first, first + size) for first in range(0, max(len(logits_BV), 1), size)]
+def _row_groups(logits_BV: Tensor, num_rows: int | None = None) -> list[slice]:
+    """Consecutive rows (all of them, or the first so many) that fill a piece; one empty group for no rows."""
+    num_rows = len(logits_BV) if num_rows is None else num_rows
+    size = max(1, _entries(logits_BV) // logits_BV.shape[1])
+    return [slice(first, first + size) for first in range(0, max(num_rows, 1), size)]
 
 
 def _pieces(logits_BV: Tensor) -> list[slice]:

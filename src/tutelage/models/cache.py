@@ -109,7 +109,7 @@ class RaggedCache(Cache):
     The cache never reads lengths from the device: the caller, who knows them, says how far rows are filled.
     """
 
-    layers: list[RaggedLayer]
+    layers: list[RaggedLayer]  # type: ignore[assignment]
 
     def __init__(self, num_layers: int, num_rows: int, capacity: int) -> None:
         super().__init__(layers=[RaggedLayer(num_rows, capacity) for _ in range(num_layers)])

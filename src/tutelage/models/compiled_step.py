@@ -30,7 +30,10 @@ class CompiledStep:
         self._forward = forward
         self._uses_graphs = next(forward.decoder.parameters()).is_cuda
         self._step: Any = torch.compile(
-            forward.step, dynamic=not self._uses_graphs, fullgraph=True, mode="reduce-overhead" if self._uses_graphs else None
+            forward.step,
+            dynamic=not self._uses_graphs,
+            fullgraph=True,
+            mode="reduce-overhead" if self._uses_graphs else None,
         )
 
     @staticmethod

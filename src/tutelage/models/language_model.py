@@ -1,8 +1,8 @@
 """One causal language model as the engines see it: tokens to hidden states, hidden states to logits.
 
 The two halves are separate because they are used apart: a rollout projects only the last position, and a loss works
-through the head in chunks so that `[B, T, V]` never exists. Where the architecture is one we know (`llama_forward`), the
-hidden states come from a forward of our own; everywhere else from the module's own.
+through the head in chunks so that `[B, T, V]` never exists. Where the architecture is one we know (`llama_forward`),
+the hidden states come from a forward of our own; everywhere else from the module's own.
 """
 
 from __future__ import annotations

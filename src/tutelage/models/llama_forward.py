@@ -52,7 +52,7 @@ class LlamaForward:
     @classmethod
     def recognise(cls, decoder: Any, config: Any) -> LlamaForward | None:
         """Our forward for this decoder, or None if it is not one that we know to compute."""
-        rotary = getattr(decoder, "rotary_emb", None)
+        rotary: Any = getattr(decoder, "rotary_emb", None)
         known = (
             getattr(config, "model_type", None) in MODEL_TYPES
             and _full_attention_only(config)
@@ -219,7 +219,7 @@ class LlamaForward:
         like = self.decoder.embed_tokens.weight
         tables = self._tables
         stale = tables is None or tables[0].dtype != like.dtype or tables[0].device != like.device
-        if stale or len(tables[0]) < extent:  # type: ignore[index, arg-type]
+        if stale or len(tables[0]) < extent:  # type: ignore[index]
             positions_1P = torch.arange(max(256, 2 * extent), device=like.device)[None]
             cos, sin = (table[0] for table in self.decoder.rotary_emb(like, positions_1P))
             sin[:, : self.head_size // 2].neg_()

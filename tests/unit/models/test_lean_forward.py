@@ -1,0 +1,112 @@
+"""Our own forward against the module's: decoding, reading packed sequences, gradients, a refilled cache."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.conftest import make_model
+from tutelage.errors import ConfigurationError
+from tutelage.models import LanguageModel
+
+TOLERANCES = {torch.float64: 1e-9, torch.float32: 2e-5, torch.bfloat16: 0.1}
+SEQUENCES = [[1, 2, 3, 4, 5, 6, 7], [9], [3, 3, 1], [1, 2, 3, 4, 8], [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11]]
+
+
+def pair(architecture: str, dtype: torch.dtype = torch.float64) -> tuple[LanguageModel, LanguageModel]:
+    """One module, seen through our forward where that knows it, and through its own."""
+    module = make_model(architecture, seed=4, dtype=dtype)
+    return LanguageModel(module), LanguageModel(module, lean=False)
+
+
+def test_known_architectures_are_recognised_and_others_left_alone(architecture: str) -> None:
+    lean, plain = pair(architecture)
+    assert lean.is_lean == (architecture in ("qwen3", "llama"))  # this Mistral has a window
+    assert not plain.is_lean
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+@torch.no_grad()
+def test_packed_sequences_equal_the_modules_forward(architecture: str, dtype: torch.dtype) -> None:
+    lean, plain = pair(architecture, dtype)
+    starts = [3, 0, 1, 3, 3]
+    for begins in (None, starts):
+        found = lean.hidden_packed(SEQUENCES, begins)
+        cuts = begins or [0] * len(SEQUENCES)
+        expected = torch.cat(
+            [
+                plain.module.base_model(input_ids=torch.tensor([sequence]), use_cache=False).last_hidden_state[0, cut:]
+                for sequence, cut in zip(SEQUENCES, cuts, strict=True)
+            ]
+        )
+        torch.testing.assert_close(found, expected, rtol=TOLERANCES[dtype], atol=TOLERANCES[dtype])
+        torch.testing.assert_close(
+            plain.hidden_packed(SEQUENCES, begins), expected, rtol=TOLERANCES[dtype], atol=TOLERANCES[dtype]
+        )
+
+
+@pytest.mark.parametrize("architecture", ["qwen3", "llama"])
+def test_gradients_equal_the_modules(architecture: str) -> None:
+    """In float32, where the norm and the rotation have gradients of their own; prompts shared and not shared."""
+    lean, plain = pair(architecture, torch.float32)
+    gradients = []
+    for model in (lean, plain):
+        model.module.zero_grad()
+        hidden = model.hidden_packed(SEQUENCES, [3, 0, 1, 3, 3])
+        weights = torch.randn(hidden.shape, generator=torch.Generator().manual_seed(0))
+        (hidden * weights).sum().backward()
+        gradients.append({name: weight.grad.clone() for name, weight in model.module.base_model.named_parameters()})
+    for name, gradient in gradients[1].items():
+        scale = float(gradient.abs().max())
+        torch.testing.assert_close(gradients[0][name], gradient, rtol=1e-4, atol=2e-5 * scale)
+
+
+@torch.no_grad()
+def test_rows_taken_over_by_another_prompt(architecture: str) -> None:
+    """Ragged prefills, an empty and a one-token prompt among them, copied over filled rows; then T > 1 at once."""
+    model, _ = pair(architecture)
+    cache = model.new_cache(3, 4)
+    device_rows = torch.arange(3)
+    cache.copy_rows(model.prefill([[7] * 9, [8] * 2, [9] * 4]), device_rows, device_rows)
+    prompts = [[], [5], [1, 2, 3, 4]]
+    cache.copy_rows(model.prefill(prompts), device_rows, device_rows)
+    new = torch.tensor([[1, 2, 3], [4, 5, 6], [6, 5, 4]])
+    positions = torch.tensor([[len(prompt)] for prompt in prompts]) + torch.arange(3)
+    logits = model.logits(model.hidden_cached(new, positions, cache, 7))
+    for row, prompt in enumerate(prompts):
+        expected = model.module(input_ids=torch.tensor([[*prompt, *new[row].tolist()]])).logits[0, -3:]
+        torch.testing.assert_close(logits[row], expected, rtol=1e-9, atol=1e-9)
+
+
+@torch.no_grad()
+def test_the_compiled_step_equals_the_plain_one() -> None:
+    module = make_model("qwen3", seed=4, dtype=torch.float32)
+    hidden = []
+    for compile in (False, True):
+        model = LanguageModel(module, compile=compile)
+        cache = model.prefill([[1, 2, 3], [4]])
+        positions = torch.tensor([[3], [1]]) + torch.arange(2)
+        hidden.append(model.hidden_cached(torch.tensor([[5, 6], [7, 8]]), positions, cache, 5))
+    torch.testing.assert_close(hidden[1], hidden[0], rtol=1e-5, atol=1e-5)
+
+
+def test_compiling_a_forward_that_is_not_ours_is_refused() -> None:
+    model = LanguageModel(make_model("gemma2"), compile=True, name="student")
+    with pytest.raises(ConfigurationError, match=r"rollout\.compile is on, but student \(Gemma2ForCausalLM\)"):
+        _ = model.is_lean
+
+
+def test_updated_weights_are_seen_at_once() -> None:
+    model, _ = pair("qwen3")
+    before = model.hidden_packed([[1, 2, 3]])
+    with torch.no_grad():
+        model.module.model.layers[0].mlp.up_proj.weight.mul_(1.5)
+    assert not torch.allclose(model.hidden_packed([[1, 2, 3]]), before)
+
+
+def test_a_slot_costs_what_it_says() -> None:
+    for architecture in ("qwen3", "gemma2"):
+        model, _ = pair(architecture)
+        cache = model.prefill([[1, 2, 3, 4]])
+        size = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+        assert size == 4 * model.cache_bytes_per_slot
