@@ -4,11 +4,11 @@
         [--compile]
     python benchmarks/rollout.py --profile trb|lockstep|student [--rows 64] [--kl-radius 0.01]
 
-trb: the trust-region policy at three budgets, with drafts of 2, 4 and 8 tokens and of lengths chosen while running
-(by measured costs, "auto", or with --auto estimated by estimated ones, as training does), against lock-step (one
-teacher forward per token) and against the plain student of the same engine. Batches of
-1, 8 and 64; teachers whose single-token forward costs as it does in the embedded pair, at least 5 and at least 10 times
-the student's. The dearer teachers are the embedded one with layers added that change nothing, so acceptance stays real.
+trb: the trust-region policy at three budgets, with drafts of 2, 4 and 8 tokens and of lengths chosen while running (by
+measured costs: "auto"; by estimated ones, as training does: "estimated"), against lock-step (one teacher forward per
+token) and against the plain student of the same engine. Batches of 1, 8 and 64; teachers whose single-token forward
+costs as it does in the embedded pair, at least 5 and at least 10 times the student's. The dearer teachers are the
+embedded one with layers added that change nothing, so acceptance stays real.
 
 student: the plain student against `generate` of transformers (dynamic and static cache; prompts in the given order and
 sorted by length), its continuous batching, and TRL's sampling of answers, on 64 rows and 512 prompts. Every answer ends
@@ -242,11 +242,8 @@ def measure_trb(
     contenders = {
         STUDENT: rollout_contender(PairedEngine(pair.student, max_rows=rows), Student(), prompts, max_new_tokens)
     }
-    choices: dict[str, int | str] = {
-        LOCKSTEP: 1,
-        **{f"draft {n}": n for n in DRAFT_LENGTHS},
-        options.auto: options.auto,
-    }
+    fixed: dict[str, int | str] = {LOCKSTEP: 1, **{f"draft {n}": n for n in DRAFT_LENGTHS}}
+    choices = {**fixed, **{name: name for name in SELF_CHOSEN}}
     for radius in radii:
         for name, draft_length in choices.items():
             engine = PairedEngine(pair.student, pair.teacher, draft_length=draft_length, max_rows=rows)
@@ -258,8 +255,9 @@ def measure_trb(
     records = []
     for radius in radii:
         of = {name: results[f"{name} at {radius}"] for name in choices}
-        best = max((f"draft {n}" for n in DRAFT_LENGTHS), key=lambda name, of=of: middle(of[name], "tokens_per_second"))  # type: ignore[misc]
-        record = {
+        speeds = {name: middle(of[name], "tokens_per_second") for name in fixed}
+        best = max(speeds, key=speeds.__getitem__)
+        record: dict[str, Any] = {
             "rows": rows,
             "num_prompts": len(prompts),
             "cost_ratio": pair.cost_ratio,
@@ -648,7 +646,7 @@ def profile(options: argparse.Namespace, console: Console) -> None:
     """Print the 15 functions in which one rollout spends most of its time."""
     student, teacher = demo_pair(options.compile)
     prompts = demo_prompts(max(6, 2 * options.rows))
-    draft_length = {"trb": "auto", "lockstep": 1, "student": 1}[options.profile]
+    draft_length: int | str = "auto" if options.profile == "trb" else 1
     policy: Policy = Student() if options.profile == "student" else TrustRegion(kl_radius=options.kl_radius)
     engine = PairedEngine(student, teacher, draft_length=draft_length, max_rows=options.rows)
     run = rollout_contender(engine, policy, prompts, MAX_NEW_TOKENS)

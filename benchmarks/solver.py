@@ -1,12 +1,14 @@
-"""How long does the trust-region solve take, and how many passes over the vocabulary does it need?
+"""How long does the trust-region solve take, and how often does it read the rows of logits?
 
     python benchmarks/solver.py [--device cuda] [--threads 1] [--quick]
 
-Compares `trust_region_blend` with what the paper describes, a bisection on the blend, at 20 and at 40 halvings, and
-with the least that any policy needs: one softmax of the student's and one of the teacher's rows. The bisection is
-written for speed rather than for odd rows and small budgets: float32, a fused softmax, no `-inf`; unlike the solve it
-takes the whole batch at once. A pass is one evaluation of the KL and its derivative; a batch goes on until its last row
-has settled. Prints a table, and one JSON line at the end.
+Compares `trust_region_blend`, which returns the whole blend, and `kernels.blend_point`, which returns what it takes to
+evaluate it anywhere, with what the paper describes, a bisection on the blend, at 20 and at 40 halvings. The yardsticks
+are two plain reads of the rows (a maximum of each), and one softmax of each, the least that any policy needs. `draw` is
+`kernels.draw_blend`, one token per row. The bisection is written for speed rather than for odd rows and small budgets:
+float32, a fused softmax, no `-inf`; unlike `trust_region_blend` it takes the whole batch at once. A pass is one
+evaluation of the KL and its derivative by `trust_region_blend`, a read one by `blend_point`; a batch goes on until its
+last row has settled. Prints a table, and one JSON line at the end.
 """
 
 from __future__ import annotations
@@ -24,15 +26,17 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from tutelage import distributions
+from tutelage import distributions, kernels
 from tutelage.distributions import trust_region_blend
+from tutelage.kernels import sampler
 
 VOCABULARIES = (32_000, 152_064)
 BATCHES = (1, 64)
 RADII = (0.001, 0.01, 0.05)
 LIKENESS = 0.7  # correlation of student and teacher logits; KL(q || p) is then some 2 nats
 LOGIT_STD = 2.5
-REPEATS = 3
+REPEATS = 5
+CANDIDATES = ("solve", "point", "draw", "2 reads", "2 softmax", "bisect 20", "bisect 40")
 
 
 def main() -> None:
@@ -48,8 +52,8 @@ def main() -> None:
     print(
         f"{machine(device)}, torch {torch.__version__}, {torch.get_num_threads()} thread(s); medians in milliseconds\n"
     )
-    columns = ("V", "B", "radius", "passes", "solve", "2 softmax", "bisect 20", "bisect 40", "blend error 20 / 40")
-    widths = (7, 3, 6, 6, 9, 9, 9, 9, 20)
+    columns = ("V", "B", "radius", "passes", "reads", *CANDIDATES, "point / 2 reads", "blend error 20 / 40 / point")
+    widths = (7, 3, 6, 6, 5, *(9 for _ in CANDIDATES), 15, 30)
     print("  ".join(f"{name:>{width}}" for name, width in zip(columns, widths, strict=True)))
     results = []
     for vocabulary in VOCABULARIES:
@@ -57,40 +61,51 @@ def main() -> None:
             for radius in RADII:
                 result = measure(vocabulary, batch, radius, device, repeats=1 if options.quick else REPEATS)
                 results.append(result)
-                cells = (vocabulary, batch, radius, result["passes"], *(f"{ms:.2f}" for ms in result["milliseconds"]))
-                errors = " / ".join(f"{error:.1e}" for error in result["blend_errors"])
-                row = (*cells, errors)
+                times = result["milliseconds"]
+                row = (
+                    *(result[name] for name in ("vocabulary", "batch", "radius", "passes", "reads")),
+                    *(f"{times[name]:.2f}" for name in CANDIDATES),
+                    f"{times['point'] / times['2 reads']:.1f}",
+                    " / ".join(f"{error:.1e}" for error in result["blend_errors"]),
+                )
                 print("  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)), flush=True)
     print(json.dumps({"machine": machine(device), "torch": torch.__version__, "results": results}))
 
 
 def measure(vocabulary: int, batch: int, radius: float, device: torch.device, repeats: int) -> dict[str, Any]:
-    """Times of the solve, two softmaxes and two bisections on the same rows, and the blend error of the bisections."""
+    """Times of every candidate on the same rows, and the blend error of the bisections and of `blend_point`."""
     generator = torch.Generator().manual_seed(0)
     student, noise = torch.randn(2, batch, vocabulary, generator=generator) * LOGIT_STD
     teacher = (LIKENESS * student + (1 - LIKENESS**2) ** 0.5 * noise).to(device)
     student = student.to(device)
+    uniforms = torch.rand(batch, generator=generator, dtype=torch.float64).to(device)
 
     with counted_passes() as passes:
         blend = trust_region_blend(student, teacher, radius).blend_B
-    candidates: list[Callable[[], object]] = [
-        lambda: trust_region_blend(student, teacher, radius),
-        lambda: (student.log_softmax(-1), teacher.log_softmax(-1)),
-        lambda: bisect(student, teacher, radius, halvings=20),
-        lambda: bisect(student, teacher, radius, halvings=40),
-    ]
-    # Side by side: each round runs all four, so that a busy moment of the machine meets them all.
-    rounds = [[milliseconds(candidate, device) for candidate in candidates] for _ in range(repeats + 1)][1:]
+    with counted_reads(student) as reads:
+        point = kernels.blend_point(student, teacher, radius)
+    candidates: dict[str, Callable[[], object]] = {
+        "solve": lambda: trust_region_blend(student, teacher, radius),
+        "point": lambda: kernels.blend_point(student, teacher, radius),
+        "draw": lambda: kernels.draw_blend(student, teacher, point, uniforms),
+        "2 reads": lambda: (student.amax(-1), teacher.amax(-1)),
+        "2 softmax": lambda: (student.log_softmax(-1), teacher.log_softmax(-1)),
+        "bisect 20": lambda: bisect(student, teacher, radius, halvings=20),
+        "bisect 40": lambda: bisect(student, teacher, radius, halvings=40),
+    }
+    # Side by side: each round runs all of them, so that a busy moment of the machine meets them all.
+    rounds = [[milliseconds(candidates[name], device) for name in CANDIDATES] for _ in range(repeats + 1)][1:]
+    found = [*(bisect(student, teacher, radius, halvings)[1] for halvings in (20, 40)), point.blend_B]
     return {
         "vocabulary": vocabulary,
         "batch": batch,
         "radius": radius,
         "passes": max(passes),
-        "milliseconds": [statistics.median(times) for times in zip(*rounds, strict=True)],
-        "blend_errors": [
-            ((bisect(student, teacher, radius, halvings)[1] - blend).abs() / blend).max().item()
-            for halvings in (20, 40)
-        ],
+        "reads": sum(reads),
+        "milliseconds": {
+            name: statistics.median(times) for name, times in zip(CANDIDATES, zip(*rounds, strict=True), strict=True)
+        },
+        "blend_errors": [((other - blend).abs() / blend).max().item() for other in found],
     }
 
 
@@ -143,6 +158,23 @@ def counted_passes() -> Iterator[list[int]]:
         patch.object(distributions, "_cumulants", counting_evaluate),
     ):
         yield passes
+
+
+@contextmanager
+def counted_reads(logits: Tensor) -> Iterator[list[bool]]:
+    """One entry per read of `blend_point`, filled while the block runs; a read of settled rows is not one."""
+    reads: list[bool] = []
+    backend = sampler._backend(logits)
+    solve = backend.solve
+
+    def counting_solve(rows: Any, *arguments: Any) -> Any:
+        ends, tilts = rows.ends, rows.tilts
+        rows.ends = lambda: (reads.append(True), ends())[1]
+        rows.tilts = lambda *known: (reads.append(bool(known[-1].any())), tilts(*known))[1]
+        return solve(rows, *arguments)
+
+    with patch.object(backend, "solve", counting_solve):
+        yield reads
 
 
 def machine(device: torch.device) -> str:

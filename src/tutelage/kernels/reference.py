@@ -62,11 +62,11 @@ class _TorchRows:
     """Rows [B, V] that `solve` reads piece by piece."""
 
     num_blends = 1  # on a CPU a read costs little beside an exponential
+    can_look = True  # this is not the path for a device that must not be waited for
 
     def __init__(self, student_BV: Tensor, teacher_BV: Tensor) -> None:
         self.student_BV, self.teacher_BV = student_BV, teacher_BV
         self.wide = torch.float32 if student_BV.device.type == "mps" else torch.float64
-        self.can_look = student_BV.device.type == "cpu"
         self.has_holes = False
 
     def ends(self) -> Ends:
@@ -77,7 +77,7 @@ class _TorchRows:
     def tilts(self, ends: Ends, blend_BG: Tensor, is_open_B: Tensor) -> Tensor:
         """L, L', L'' and spent of the open rows; zeros for the others."""
         known_3B = torch.stack([blend_BG[:, 0], ends.mean_2B[0], ends.log_mass_2B[0]])
-        if not self.can_look or bool(is_open_B.all()):
+        if bool(is_open_B.all()):
             groups = _row_groups(self.student_BV)
             return torch.cat([self._tilts_of(rows, known_3B[:, rows]) for rows in groups], 1)[..., None]
         tilts_4B = known_3B.new_zeros(4, len(is_open_B))

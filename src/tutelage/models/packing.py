@@ -18,13 +18,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 __all__ = ["Block", "Layout", "Packing", "pack"]
 
-# A row joins a block while the block stays this full; emptier blocks waste work, fuller ones mean many small calls.
+# A row joins a block while the block stays this full, or its empty part is worth less than a call of its own: emptier
+# blocks waste work, fuller ones mean many small calls.
 FULLNESS = 0.8
+WORTH_A_CALL = 2**14
 # Rows with a masked rectangle larger than this read their head themselves: a mask of 2^20 numbers is 4 MiB.
 MAX_MASK = 2**20
 
@@ -177,14 +180,19 @@ def pack(sequences: Sequence[Sequence[int]], starts: Sequence[int], device: torc
         tail_rows.append(Row(queries, (head_places, tail_places)))
         first = queries.stop
     return Packing(
-        torch.tensor(tokens, dtype=torch.int64, device=device),
-        torch.tensor(positions, dtype=torch.int64, device=device),
-        torch.tensor(owners, dtype=torch.int64, device=device),
-        torch.tensor(kept, dtype=torch.int64, device=device),
+        _as_tensor(tokens, device),
+        _as_tensor(positions, device),
+        _as_tensor(owners, device),
+        _as_tensor(kept, device),
         max(map(len, sequences), default=0),
         [row for row in rows if len(row.queries)],
         [row for row in tail_rows if len(row.queries)],
     )
+
+
+def _as_tensor(numbers: list[int], device: torch.device) -> Tensor:
+    # By way of an array: torch asks every element of a list for its type, which takes several times as long.
+    return torch.from_numpy(np.fromiter(numbers, np.int64, len(numbers))).to(device)
 
 
 def _layout(rows: list[Row], device: torch.device) -> Layout:
@@ -218,8 +226,8 @@ def _layout(rows: list[Row], device: torch.device) -> Layout:
             allowed = (torch.arange(num_keys) <= last_seen_bT[..., None])[:, None].to(device)
         blocks.append(Block(len(group), num_queries, num_keys, allowed))
 
-    def index(places: Sequence[int]) -> Tensor:
-        return torch.tensor(places, dtype=torch.int64, device=device)
+    def index(places: list[int]) -> Tensor:
+        return _as_tensor(places, device)
 
     query_places, block_places = index(query_sources), index(query_targets)
     home = block_places[query_places.argsort()]
@@ -242,7 +250,8 @@ def _groups(rows: list[Row]) -> list[list[Row]]:
             area += row.num_keys * len(row.queries)
             most_queries, most_keys = max(most_queries, len(row.queries)), max(most_keys, row.num_keys)
             rectangle = (len(group) + 1) * most_queries * most_keys
-            if group and (area < FULLNESS * rectangle or (not is_plain and rectangle > 4 * MAX_MASK)):
+            is_wasteful = rectangle - area > max((1 - FULLNESS) * rectangle, WORTH_A_CALL)
+            if group and (is_wasteful or (not is_plain and rectangle > 4 * MAX_MASK)):
                 groups.append(group)
                 group, area = [], row.num_keys * len(row.queries)
                 most_queries, most_keys = len(row.queries), row.num_keys
