@@ -45,6 +45,7 @@ class LlamaForward:
 
     decoder: Any
     num_heads: int
+    groups: int
     head_size: int
     scale: float
     _tables: tuple[Tensor, Tensor] | None = field(default=None, repr=False)
@@ -67,8 +68,8 @@ class LlamaForward:
         attention = decoder.layers[0].self_attn
         if rotary.inv_freq.shape[0] * 2 != attention.head_dim:
             return None
-        num_heads = attention.k_proj.out_features // attention.head_dim
-        return cls(decoder, num_heads, attention.head_dim, attention.scaling)
+        num_heads = int(config.num_key_value_heads)
+        return cls(decoder, num_heads, config.num_attention_heads // num_heads, attention.head_dim, attention.scaling)
 
     @property
     def is_usable(self) -> bool:
@@ -102,13 +103,13 @@ class LlamaForward:
         self, tokens_BT: Tensor, positions_BT: Tensor, states: Sequence[tuple[Tensor, Tensor]], extent: int
     ) -> Tensor:
         """`decode` on bare tensors of fixed shape, [B, H, capacity, D] for keys and values of each layer."""
-        (num_rows, num_new), num_heads, size = tokens_BT.shape, self.num_heads, self.head_size
+        num_rows, num_new = tokens_BT.shape
+        num_heads, groups, size = self.num_heads, self.groups, self.head_size
         hidden = self.decoder.embed_tokens(tokens_BT)
         cos, sin = (table[positions_BT][:, :, None] for table in self._known_rotations())
         rows_B1 = torch.arange(num_rows, device=tokens_BT.device)[:, None]
         hidden_slots_BTS = torch.arange(extent, device=tokens_BT.device) > positions_BT[..., None]
         bias_BTS = hidden.new_zeros(hidden_slots_BTS.shape).masked_fill_(hidden_slots_BTS, float("-inf"))
-        groups = self.decoder.layers[0].self_attn.q_proj.out_features // (num_heads * size)
         # Query heads that share a key head become more queries of that head: keys need not be repeated for them.
         bias = bias_BTS[:, None, None].expand(num_rows, 1, groups, num_new, extent).flatten(2, 3)
         for layer, (keys, values) in zip(self.decoder.layers, states, strict=True):
@@ -212,7 +213,10 @@ class LlamaForward:
         """What follows attention: its output projection and the feed-forward part, each added to the stream."""
         hidden = hidden + layer.self_attn.o_proj(seen)
         normalised, mlp = _normalised(layer.post_attention_layernorm, hidden), layer.mlp
-        return hidden + mlp.down_proj(mlp.act_fn(mlp.gate_proj(normalised)) * mlp.up_proj(normalised))
+        gate, up = mlp.act_fn(mlp.gate_proj(normalised)), mlp.up_proj(normalised)
+        # These are the widest tensors of all; without a gradient, one less of them is worth having.
+        gated = gate * up if torch.is_grad_enabled() else gate.mul_(up)
+        return hidden + mlp.down_proj(gated)
 
     def rotations(self, extent: int) -> tuple[Tensor, Tensor]:
         """Cosines and sines of positions 0 .. extent-1 (or more), [P, D] each, as the module itself makes them."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+import transformers
 
-from tests.conftest import make_model
+from tests.conftest import SHAPE, make_model
 from tutelage.errors import ConfigurationError
-from tutelage.models import LanguageModel
+from tutelage.models import LanguageModel, check_servable
 
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 2e-5, torch.bfloat16: 0.1}
 SEQUENCES = [[1, 2, 3, 4, 5, 6, 7], [9], [3, 3, 1], [1, 2, 3, 4, 8], [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11]]
@@ -94,6 +95,84 @@ def test_compiling_a_forward_that_is_not_ours_is_refused() -> None:
     model = LanguageModel(make_model("gemma2"), compile=True, name="student")
     with pytest.raises(ConfigurationError, match=r"rollout\.compile is on, but student \(Gemma2ForCausalLM\)"):
         _ = model.is_lean
+
+
+def test_a_forward_that_disagrees_is_left_to_the_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = LanguageModel(make_model("qwen3", dtype=torch.float32), name="student")
+    monkeypatch.setattr(model._own_forward, "scale", 0.5)
+    with pytest.warns(UserWarning, match=r"student: our own forward for Qwen3ForCausalLM was refused"):
+        check_servable(model)
+    assert not model.is_lean
+
+
+def test_our_forward_steps_aside_for_what_it_does_not_do() -> None:
+    module = make_model("qwen3")
+    handle = module.model.layers[0].register_forward_hook(lambda *given: None)
+    assert not LanguageModel(module).is_lean
+    handle.remove()
+    model = LanguageModel(module)
+    assert model.is_lean
+    module.gradient_checkpointing_enable()
+    assert not model.is_lean
+    module.gradient_checkpointing_disable()
+    module.set_attn_implementation("eager")
+    assert model.is_lean
+    windowed, dynamic = (
+        make_model("qwen3", sliding_window=4, use_sliding_window=True, max_window_layers=1),
+        make_model("llama", rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10_000.0}),
+    )
+    assert not LanguageModel(windowed).is_lean
+    assert not LanguageModel(dynamic).is_lean
+
+
+@pytest.mark.parametrize("kind", ["linear", "llama3", "yarn"])
+@torch.no_grad()
+def test_rotary_embeddings_of_every_known_kind(kind: str) -> None:
+    rope = {"rope_type": kind, "factor": 4.0, "rope_theta": 10_000.0, "original_max_position_embeddings": 128}
+    rope |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0} if kind == "llama3" else {}
+    if kind == "linear":
+        del rope["original_max_position_embeddings"]
+    module = make_model("llama", rope_parameters=rope)
+    lean, plain = LanguageModel(module), LanguageModel(module, lean=False)
+    assert lean.is_lean
+    torch.testing.assert_close(lean.hidden_packed(SEQUENCES), plain.hidden_packed(SEQUENCES), rtol=1e-9, atol=1e-9)
+
+
+class Adapted(torch.nn.Module):
+    """A low-rank adapter around a linear layer, as adapter libraries put it in the layer's place."""
+
+    def __init__(self, base: torch.nn.Linear) -> None:
+        super().__init__()
+        self.base = base
+        self.down = torch.nn.Linear(base.in_features, 2, bias=False, dtype=base.weight.dtype)
+        self.up = torch.nn.Linear(2, base.out_features, bias=False, dtype=base.weight.dtype)
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        return self.base(states) + self.up(self.down(states))
+
+
+@torch.no_grad()
+def test_biases_and_adapters_are_used() -> None:
+    config = transformers.Qwen2Config(**{**SHAPE, "vocab_size": 40, "tie_word_embeddings": True})
+    torch.manual_seed(0)
+    module = transformers.Qwen2ForCausalLM(config).double().eval()
+    lean, plain = LanguageModel(module), LanguageModel(module, lean=False)
+    assert lean.is_lean
+    module.model.layers[0].self_attn.k_proj.bias.normal_()
+    for name in ("q_proj", "k_proj", "v_proj"):
+        setattr(module.model.layers[1].self_attn, name, Adapted(getattr(module.model.layers[1].self_attn, name)))
+    torch.testing.assert_close(lean.hidden_packed(SEQUENCES), plain.hidden_packed(SEQUENCES), rtol=1e-9, atol=1e-9)
+    positions = torch.tensor([[3], [1]]) + torch.arange(2)
+    decoded = [
+        model.hidden_cached(torch.tensor([[5, 6], [7, 8]]), positions, model.prefill([[1, 2, 3], [4]]), 5)
+        for model in (lean, plain)
+    ]
+    torch.testing.assert_close(*decoded, rtol=1e-9, atol=1e-9)
+
+
+def test_nothing_wanted_is_nothing_computed(architecture: str) -> None:
+    for model in pair(architecture):
+        assert model.hidden_packed([[1, 2], []], [2, 0]).shape == (0, 32)
 
 
 def test_updated_weights_are_seen_at_once() -> None:
