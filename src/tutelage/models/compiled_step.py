@@ -1,9 +1,9 @@
 """The decode step through `torch.compile`: few shapes, fixed memory, no Python between the kernels.
 
-How far rows are filled changes at every step. On a CPU one compilation serves all shapes, apart from those with a single
-row or a single new token: four in all, 30 seconds for a model of three layers, and a step of the embedded student takes
-half the time at 1 and 8 rows, nine tenths at 64. CUDA graphs are recorded for each shape, so there the filled part is
-rounded up to a bucket, and only (rows, new tokens, bucket, capacity) tell shapes apart.
+How far rows are filled changes at every step. On a CPU one compilation serves all shapes, apart from those with a
+single row or a single new token: four in all, 30 seconds for a model of three layers. A step of the embedded student
+then takes half the time at 1 and 8 rows, nine tenths at 64. CUDA graphs are recorded for each shape, so there the
+filled part is rounded up to a bucket, and only (rows, new tokens, bucket, capacity) tell shapes apart.
 
 Left out on purpose: prefill and whole sequences, whose shapes never repeat.
 """
