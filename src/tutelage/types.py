@@ -54,6 +54,7 @@ class Rollout:
       teacher_support_logprobs: [T, K] log q on the support, normalised over the whole vocabulary.
       teacher_tail_logprobs: [T] log of the teacher's mass outside the support, summed there and not as 1 - mass.
       support_overlap: [T] share of the support that is in the teacher's own top K.
+      teacher_hidden: [T, D] what the teacher's head turns into log q, kept where the loss will ask for all tokens.
       replaced: [T] bool, the student's drafted token was refused there and this one drawn in its place; None where
         nothing was drafted.
       teacher_forwards: forwards in which the teacher read on, its reading of the prompt not counted; None where the
@@ -78,6 +79,7 @@ class Rollout:
     teacher_support_logprobs: Tensor | None = None
     teacher_tail_logprobs: Tensor | None = None
     support_overlap: Tensor | None = None
+    teacher_hidden: Tensor | None = field(default=None, repr=False)
     replaced: Tensor | None = None
     teacher_forwards: int | None = None
 

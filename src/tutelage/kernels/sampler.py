@@ -113,10 +113,7 @@ def sample_trust_region(
         logits.gather(-1, places_B1).squeeze(-1).to(point.blend_B.dtype)
         for logits in (student_logits_BV, teacher_logits_BV)
     )
-    # 0 * -inf must not be formed at the ends of the path.
-    log_blend_B = ((1 - point.blend_B) * student_B).masked_fill(point.blend_B == 1, 0)
-    log_blend_B = log_blend_B + (point.blend_B * teacher_B).masked_fill(point.blend_B == 0, 0)
-    logprobs_B = (log_blend_B - point.blend_log_mass_B).masked_fill(tokens_B < 0, float("nan"))
+    logprobs_B = point.logprobs(student_B, teacher_B).masked_fill(tokens_B < 0, float("nan"))
     dtype = torch.promote_types(torch.promote_types(student_logits_BV.dtype, teacher_logits_BV.dtype), torch.float32)
     return tokens_B, logprobs_B.to(dtype), point
 

@@ -63,6 +63,13 @@ class BlendPoint(NamedTuple):
     teacher_log_mass_B: Tensor
     blend_log_mass_B: Tensor
 
+    def logprobs(self, student_logits_B: Tensor, teacher_logits_B: Tensor) -> Tensor:
+        """log mu of one token per row, from its two raw logits."""
+        # 0 * -inf must not be formed at the ends of the path.
+        log_weights_B = ((1 - self.blend_B) * student_logits_B).masked_fill(self.blend_B == 1, 0)
+        log_weights_B = log_weights_B + (self.blend_B * teacher_logits_B).masked_fill(self.blend_B == 0, 0)
+        return log_weights_B - self.blend_log_mass_B
+
 
 class Ends(NamedTuple):
     """What one read of the rows tells of the two ends of the path.

@@ -7,28 +7,44 @@ A member is a frozen dataclass whose fields are its hyperparameters, each a numb
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from torch import Tensor
 
+from tutelage.distributions import gather_logprobs
 from tutelage.errors import ConfigurationError
 from tutelage.schedules import Constant, Schedule, as_schedule, at_step
 
 __all__ = ["Policy", "Proposal", "plain_number", "refuse_negative", "refuse_not_a_share", "require_teacher"]
 
 
-@dataclass(frozen=True)
 class Proposal:
     """The distribution to draw the next token from.
 
-    Fields:
+    Attributes:
       logprobs_BV: log mu, normalised, float32 or wider; -inf marks an impossible token.
       diagnostics: what the policy knows about each row, [B] each. Two names are shared by all members that have them:
         "blend", the teacher's share in [0, 1], and "kl_to_student", KL(mu || p) in nats.
+
+    Who judges drafts asks for the probability of one token per row, and for whole rows only where a draft is refused.
+    A policy that can tell the former without making the latter overrides both methods.
     """
 
-    logprobs_BV: Tensor
-    diagnostics: dict[str, Tensor] = field(default_factory=dict)
+    def __init__(self, logprobs_BV: Tensor, diagnostics: dict[str, Tensor] | None = None) -> None:
+        self._logprobs_BV = logprobs_BV
+        self.diagnostics = diagnostics or {}
+
+    @property
+    def logprobs_BV(self) -> Tensor:
+        return self._logprobs_BV
+
+    def logprobs_of(self, tokens_B: Tensor) -> Tensor:
+        """log mu of one given token per row, [B]."""
+        return gather_logprobs(self.logprobs_BV, tokens_B)
+
+    def rows(self, index: tuple[Tensor, ...]) -> Tensor:
+        """log mu of R rows, [R, V], named by their places in the leading axes."""
+        return self.logprobs_BV[index]
 
 
 @dataclass(frozen=True)

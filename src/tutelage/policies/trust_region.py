@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
+import torch
 from torch import Tensor
 
-from tutelage.distributions import trust_region_blend
+from tutelage.distributions import gather_logprobs, geometric_blend, normalise
+from tutelage.kernels import blend_point
 from tutelage.policies.base import Policy, Proposal, plain_number, refuse_negative, require_teacher
 from tutelage.policies.student import Student
 from tutelage.schedules import Schedule, as_schedule
@@ -47,5 +51,33 @@ class TrustRegion(Policy):
         kl_radius = plain_number(self.kl_radius, "policy.kl_radius")
         if not self.needs_teacher:
             return Student()(student_logits_BV)
-        blend = trust_region_blend(student_logits_BV, require_teacher(teacher_logits_BV, self), kl_radius)
-        return Proposal(blend.logprobs_BV, {"blend": blend.blend_B, "kl_to_student": blend.kl_to_student_B})
+        return _Blended(student_logits_BV, require_teacher(teacher_logits_BV, self), kl_radius)
+
+
+class _Blended(Proposal):
+    """A geometric blend that is known by where it lies between two rows of logits; rows are made when asked for."""
+
+    def __init__(self, student_logits_BV: Tensor, teacher_logits_BV: Tensor, kl_radius: float) -> None:
+        self.student_logits_BV, self.teacher_logits_BV = student_logits_BV, teacher_logits_BV
+        self.point = blend_point(student_logits_BV, teacher_logits_BV, kl_radius)
+        dtype = torch.promote_types(student_logits_BV.dtype, torch.float32)
+        self.diagnostics = {
+            "blend": self.point.blend_B.to(dtype),
+            "kl_to_student": self.point.kl_to_student_B.to(dtype),
+        }
+
+    @cached_property
+    def logprobs_BV(self) -> Tensor:
+        return self.rows((...,))
+
+    def logprobs_of(self, tokens_B: Tensor) -> Tensor:
+        student_B, teacher_B = (
+            gather_logprobs(logits, tokens_B) for logits in (self.student_logits_BV, self.teacher_logits_BV)
+        )
+        return self.point.logprobs(student_B, teacher_B).to(self.diagnostics["blend"].dtype)
+
+    def rows(self, index: tuple[Any, ...]) -> Tensor:
+        student_RV, teacher_RV = (
+            normalise(logits[index]) for logits in (self.student_logits_BV, self.teacher_logits_BV)
+        )
+        return geometric_blend(student_RV, teacher_RV, self.point.blend_B[index])

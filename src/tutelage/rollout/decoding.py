@@ -26,7 +26,7 @@ from torch import Tensor
 from tutelage.distributions import NO_TOKEN, gather_logprobs, normalise, sample
 from tutelage.errors import NonFiniteError
 from tutelage.models import LanguageModel, RaggedCache, Vocabulary
-from tutelage.policies import Policy, Student
+from tutelage.policies import Policy, Proposal, Student
 from tutelage.rollout import drafts
 from tutelage.rollout.draft_length import DraftLength
 from tutelage.rollout.records import Records
@@ -182,15 +182,14 @@ class Decoding:
             tokens_BL = torch.cat([last_B1, drafts_BL[:, :-1].to(last_B1.device)], dim=1)
             teacher_logits_BLV = self.teacher.read(tokens_BL).to(self.device)
         proposal = self.policy(student_logits_BLV, teacher_logits_BLV)
-        behaviour_BLV = proposal.logprobs_BV
         # Bitwise the same for the student itself, and one pass over the vocabulary less.
-        student_BLV = behaviour_BLV if isinstance(self.policy, Student) else normalise(student_logits_BLV)
+        student = proposal if isinstance(self.policy, Student) else Proposal(normalise(student_logits_BLV))
         replaced_BL = None
         if self.draft_length is None:
-            tokens_BL = sample(behaviour_BLV, draws_BL)
+            tokens_BL = sample(proposal.logprobs_BV, draws_BL)
             lengths_B = torch.ones(num_rows, dtype=torch.int64)
         else:
-            tokens_BL, lengths_B, replaced_BL = drafts.judge_drafts(student_BLV, behaviour_BLV, drafts_BL, keeps_BL)
+            tokens_BL, lengths_B, replaced_BL = drafts.judge_drafts(student, proposal, drafts_BL, keeps_BL)
         host_tokens_BL, host_lengths_B = tokens_BL.cpu(), lengths_B.cpu()  # the one wait of the round
         if self.draft_length is not None:
             self.draft_length.costs.time(num_rows, length, drafted - started, time.perf_counter() - drafted)
@@ -206,11 +205,11 @@ class Decoding:
         index = (rows_N.to(self.device), places_N.to(self.device))
         values = {
             "tokens": host_tokens_BL[rows_N, places_N],
-            "behaviour_logprobs": gather_logprobs(behaviour_BLV[index], tokens_BL[index]),
+            "behaviour_logprobs": proposal.logprobs_of(tokens_BL.clamp_min(0))[index],
             **{name: value_BL[index] for name, value_BL in proposal.diagnostics.items()},
             **({} if replaced_BL is None else {"replaced": replaced_BL[index]}),
             **self._statistics(
-                student_BLV[index], None if teacher_logits_BLV is None else teacher_logits_BLV[index], tokens_BL[index]
+                student.rows(index), None if teacher_logits_BLV is None else teacher_logits_BLV[index], tokens_BL[index]
             ),
         }
         self.records.write(self.rollouts_B[rows_N], self.produced_B[rows_N] + places_N, values)

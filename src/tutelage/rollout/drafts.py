@@ -14,7 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tutelage.distributions import NO_TOKEN, gather_logprobs, sample
+from tutelage.distributions import NO_TOKEN, sample
+from tutelage.policies import Proposal
 
 __all__ = ["Verdict", "judge_drafts", "residual_logprobs"]
 
@@ -35,9 +36,7 @@ class Verdict(NamedTuple):
 
 
 @torch.no_grad()
-def judge_drafts(
-    student_logprobs_BLV: Tensor, behaviour_logprobs_BLV: Tensor, drafts_BL: Tensor, keeps_BL: Tensor
-) -> Verdict:
+def judge_drafts(student: Proposal, behaviour: Proposal, drafts_BL: Tensor, keeps_BL: Tensor) -> Verdict:
     """Keep each draft with probability min(1, mu / p), and replace the first refused one by a draw from (mu - p)+.
 
     P(token = v) = p(v) min(1, mu(v) / p(v)) + r (mu(v) - p(v))+ / r = mu(v),   r = P(refused) = sum_v (p(v) - mu(v))+
@@ -49,14 +48,14 @@ def judge_drafts(
     the replacement, independent of the token that was refused.
 
     Args:
-      student_logprobs_BLV: log p at each place, given the drafts before it.
-      behaviour_logprobs_BLV: log mu.
+      student: p at each place [B, L], given the drafts before it.
+      behaviour: mu there.
       drafts_BL: drawn from p.
       keeps_BL: uniform in [0, 1), independent of the drafts.
     """
     length = drafts_BL.shape[1]
     drafts_BL = drafts_BL.clamp_min(0)  # a place without a draft has NaN on both sides, and is refused below
-    log_ratio_BL = gather_logprobs(behaviour_logprobs_BLV, drafts_BL) - gather_logprobs(student_logprobs_BLV, drafts_BL)
+    log_ratio_BL = behaviour.logprobs_of(drafts_BL) - student.logprobs_of(drafts_BL)
     keep_probs_BL = log_ratio_BL.double().exp()
     # u < 1, so a ratio of exactly 1 always keeps; u >= 0, so a ratio of 0 never does, and neither does NaN.
     is_kept_BL = keeps_BL < keep_probs_BL
@@ -64,7 +63,7 @@ def judge_drafts(
     rows_R = (num_kept_B < length).nonzero()[:, 0]
     places_R = num_kept_B[rows_R]
 
-    residual_RV = residual_logprobs(student_logprobs_BLV[rows_R, places_R], behaviour_logprobs_BLV[rows_R, places_R])
+    residual_RV = residual_logprobs(student.rows((rows_R, places_R)), behaviour.rows((rows_R, places_R)))
     keep_probs_R = keep_probs_BL[rows_R, places_R]
     drawn_R = sample(residual_RV, (keeps_BL[rows_R, places_R] - keep_probs_R) / (1 - keep_probs_R))
     # Two equal distributions may differ in their last bit, and leave nothing to draw from: then the draft was right.

@@ -133,11 +133,11 @@ class PairedEngine:
         num_rows = min(num_rows, task.num_rollouts)
         return Decoding(self.student, teacher, self.vocabulary, policy, task, num_rows, drafts).run()
 
-    def score(self, rollouts: Sequence[Rollout]) -> list[Rollout]:
+    def score(self, rollouts: Sequence[Rollout], *, keep_hidden: bool = False) -> list[Rollout]:
         """Let the teacher read finished rollouts in batched forwards; see `rollout.scoring.score`."""
         if self.teacher is None:
             raise ConfigurationError("scoring needs a teacher, but this engine has only a student. Give it one.")
-        return score(self.teacher, self.vocabulary, rollouts, max_tokens=self.score_tokens)
+        return score(self.teacher, self.vocabulary, rollouts, max_tokens=self.score_tokens, keep_hidden=keep_hidden)
 
     def rows_that_fit(self, prompts: Sequence[Prompt], max_new_tokens: int, *, with_teacher: bool) -> int:
         """How many answers to such prompts may be decoded at once: `max_rows`, or what the byte budget holds.

@@ -120,16 +120,23 @@ class Objective:
                 "Load one, or use divergence.support = 'student_top_k'."
             )
         teacher, vocabulary = self.teacher, self.vocabulary
-        with torch.no_grad():
-            sequences = [(r.tokens_for_teacher, r.response_tokens) for r in rollouts]
-            # Hidden states are kept and not logits: [N, D] instead of [N, V].
-            hidden_ND = response_hidden(teacher, sequences)
+        hidden_ND = self._teacher_hidden(rollouts, teacher)
 
         def asked(span: slice) -> Target:
             with torch.no_grad():
-                return DenseTarget(vocabulary.canonical(teacher.logits(hidden_ND[span])).to(device))
+                hidden_nD = hidden_ND[span].to(teacher.device)
+                return DenseTarget(vocabulary.canonical(teacher.logits(hidden_nD)).to(device))
 
         return asked
+
+    @staticmethod
+    @torch.no_grad()
+    def _teacher_hidden(rollouts: Sequence[Rollout], teacher: LanguageModel) -> Tensor:
+        """What the teacher's head reads, [N, D], as kept by the scoring or read now: smaller than logits, [N, V]."""
+        kept = [r.teacher_hidden for r in rollouts if r.teacher_hidden is not None]
+        if len(kept) == len(rollouts):
+            return torch.cat(kept)
+        return response_hidden(teacher, [(r.tokens_for_teacher, r.response_tokens) for r in rollouts])
 
 
 def _recorded_targets(rollouts: Sequence[Rollout], device: torch.device) -> Callable[[slice], Target]:

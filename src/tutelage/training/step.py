@@ -135,7 +135,8 @@ def accumulate_gradient(
     watch.lap("rollout")
 
     if not rollouts[0].is_scored:
-        rollouts = engine.score(rollouts)
+        # A loss over all tokens needs what the head is applied to, and the teacher need not read twice for it.
+        rollouts = engine.score(rollouts, keep_hidden=recipe.divergence.needs_full_target)
     watch.lap("score")
 
     correct = None if verify is None else verify(rollouts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from tests.conftest import make_model
 from tests.enumerated import chi_square_p_value, enumerated_law, make_world
 from tutelage.errors import ConfigurationError, NonFiniteError
-from tutelage.policies import FixedBlend, Interleaved, Mixture, Policy, Teacher, TrustRegion
+from tutelage.policies import FixedBlend, Interleaved, Mixture, Policy, Proposal, Teacher, TrustRegion
 from tutelage.rollout import PairedEngine, drafts
 from tutelage.rollout.draft_length import Acceptance, Costs, DraftLength
 from tutelage.types import Prompt, Rollout
@@ -70,7 +71,7 @@ def test_sequences_follow_the_product_of_mu_with_a_teacher_that_reads_something_
     assert chi_square_p_value(counts, law) > SUSPICIOUS
 
 
-def accepting_everything(student: Tensor, behaviour: Tensor, tokens: Tensor, keeps: Tensor) -> drafts.Verdict:
+def accepting_everything(student: Proposal, behaviour: Proposal, tokens: Tensor, keeps: Tensor) -> drafts.Verdict:
     return drafts.Verdict(tokens, torch.full((len(tokens),), tokens.shape[1]), torch.zeros_like(tokens, dtype=bool))
 
 
@@ -84,10 +85,10 @@ def replacing_from_unclamped(student: Tensor, behaviour: Tensor) -> Tensor:
     return (behaviour.double().exp() - student.double().exp()).abs().log()
 
 
-def judging_by_a_stale_student(student: Tensor, behaviour: Tensor, tokens: Tensor, keeps: Tensor) -> drafts.Verdict:
+def judging_by_a_stale_student(student: Proposal, behaviour: Proposal, tokens: Tensor, keeps: Tensor) -> drafts.Verdict:
     """The student's distribution of the place before, as if it had not read its own draft."""
-    stale = torch.cat([student[:, :1], student[:, :-1]], dim=1)
-    return judge_drafts(stale, behaviour, tokens, keeps)
+    stale = torch.cat([student.logprobs_BV[:, :1], student.logprobs_BV[:, :-1]], dim=1)
+    return judge_drafts(Proposal(stale), behaviour, tokens, keeps)
 
 
 judge_drafts = drafts.judge_drafts
@@ -113,7 +114,7 @@ def test_wrong_rules_are_found_out(monkeypatch: pytest.MonkeyPatch, policy: Poli
 def test_tokens_kept_behind_a_refusal_are_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """A stale student after a refusal: drafts made for the refused token are kept behind its replacement."""
 
-    def one_refusal_forgiven(*arguments: Tensor) -> drafts.Verdict:
+    def one_refusal_forgiven(*arguments: Any) -> drafts.Verdict:
         verdict = judge_drafts(*arguments)
         behind = (verdict.lengths_B + 1).clamp_max(verdict.tokens_BL.shape[1])
         return verdict._replace(lengths_B=behind)
@@ -219,7 +220,8 @@ def test_a_rounding_difference_keeps_the_draft() -> None:
     student = torch.tensor([[[0.5, 0.5]]]).log()
     behaviour = student.clone()
     behaviour[0, 0, 0] = torch.nextafter(behaviour[0, 0, 0], torch.tensor(-1.0))
-    verdict = drafts.judge_drafts(student, behaviour, torch.tensor([[0]]), torch.tensor([[1 - 2.0**-53]]).double())
+    almost_one = torch.tensor([[1 - 2.0**-53]]).double()
+    verdict = drafts.judge_drafts(Proposal(student), Proposal(behaviour), torch.tensor([[0]]), almost_one)
     assert verdict.tokens_BL.tolist() == [[0]] and verdict.lengths_B.tolist() == [1]
 
 

@@ -123,3 +123,18 @@ def test_a_full_support_without_a_teacher_is_refused(engine) -> None:
     objective = Objective(engine.student, None, engine.vocabulary, Teacher(), ReverseKL(support="full"))
     with pytest.raises(ConfigurationError, match="no teacher is loaded"):
         objective.backward(made)
+
+
+def test_a_loss_over_all_tokens_reads_with_the_teacher_once(engine, monkeypatch) -> None:
+    """What the scoring kept gives the loss and gradient that a second reading gives."""
+    made = engine.generate(Student(), [Prompt([1, 2, 3]), Prompt([4], teacher_tokens=[9, 10])], max_new_tokens=8)
+    divergence = ReverseKL(support="full")
+    asked_twice = gradients(engine, engine.score(made), divergence=divergence)
+    scored = engine.score(made, keep_hidden=True)
+    reads = []
+    monkeypatch.setattr(engine.teacher, "hidden_packed", lambda *arguments: reads.append(arguments))
+    kept = gradients(engine, scored, divergence=divergence)
+    assert not reads
+    assert kept[0].loss == pytest.approx(asked_twice[0].loss, rel=1e-6)
+    for name, gradient in asked_twice[1].items():
+        torch.testing.assert_close(kept[1][name], gradient)
