@@ -15,12 +15,9 @@ import hashlib
 import torch
 from torch import Tensor
 
-__all__ = ["TokenStreams", "derive_seed", "philox", "uniforms"]
+from tutelage.kernels import philox
 
-MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
-KEY_INCREMENTS = (0x9E3779B9, 0xBB67AE85)
-NUM_ROUNDS = 10
-MASK_32 = 0xFFFFFFFF
+__all__ = ["TokenStreams", "derive_seed", "uniforms"]
 
 # Random numbers are made for this many positions at a time, because one small call costs as much as one large one.
 POSITIONS_PER_BLOCK = 64
@@ -30,30 +27,6 @@ def derive_seed(seed: int, purpose: str) -> int:
     """A 64-bit seed for another use of randomness, unrelated to `seed` itself ("evaluation", "order", ...)."""
     digest = hashlib.sha256(f"{seed}/{purpose}".encode()).digest()
     return int.from_bytes(digest[:8], "little")
-
-
-def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Four independent 32-bit words per counter (Philox 4x32-10).
-
-    Args:
-      counter: four int64 tensors of one shape, each below 2^32.
-      seed: 64 bits, the key.
-    Returns:
-      four int64 tensors of that shape, uniform on [0, 2^32).
-    """
-    c0, c1, c2, c3 = counter
-    k0, k1 = seed & MASK_32, (seed >> 32) & MASK_32
-    for _ in range(NUM_ROUNDS):
-        # int64 products wrap around; the upper 32 bits survive the arithmetic shift once they are masked.
-        p0, p1 = c0 * MULTIPLIERS[0], c2 * MULTIPLIERS[1]
-        c0, c1, c2, c3 = (
-            ((p1 >> 32) & MASK_32) ^ c1 ^ k0,
-            p1 & MASK_32,
-            ((p0 >> 32) & MASK_32) ^ c3 ^ k1,
-            p0 & MASK_32,
-        )
-        k0, k1 = (k0 + KEY_INCREMENTS[0]) & MASK_32, (k1 + KEY_INCREMENTS[1]) & MASK_32
-    return c0, c1, c2, c3
 
 
 def uniforms(seed: int, step: int, prompts_B: Tensor, samples_B: Tensor, positions_BT: Tensor) -> tuple[Tensor, Tensor]:
@@ -73,7 +46,9 @@ def uniforms(seed: int, step: int, prompts_B: Tensor, samples_B: Tensor, positio
         prompts_B[:, None].expand(shape),
         torch.full(shape, step, dtype=torch.int64, device=positions_BT.device),
     )
-    first, second, third, fourth = philox(counter, seed)
+    signed = seed - 2**64 if seed >= 2**63 else seed  # the same 64 bits
+    key = torch.tensor(signed, device=positions_BT.device)
+    first, second, third, fourth = philox(counter, key)
     return _uniform(first, second), _uniform(third, fourth)
 
 
