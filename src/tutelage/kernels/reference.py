@@ -37,7 +37,12 @@ PIECE_ENTRIES_ELSEWHERE = 2**23
 PURPOSE_BLEND, PURPOSE_RESIDUAL = 0, 1
 
 LOWEST_PEAK = -1e30
-"""Stands for the peak of a piece without any possible token: finite, so that -inf minus it is -inf and not NaN."""
+"""Stands for the peak of a piece without any possible token: finite, so that no weight relative to it is NaN."""
+
+IMPOSSIBLE = 2 * LOWEST_PEAK
+"""Stands for a logit of -inf: still without weight beside the lowest peak.
+
+Tokens that both sides forbid (padding, merged stop ids) then have a ratio of 0, and need no mask."""
 
 
 def blend_point(student_logits_BV: Tensor, teacher_logits_BV: Tensor, radius_B: Tensor) -> BlendPoint:
@@ -100,11 +105,12 @@ class _TorchRows:
             log_ratio_BN = (teacher_BN - student_BN).sub_(origin_B1)
             student_weights_BN = student_BN.sub_(student_peak_B1).exp_()
             teacher_weights_BN = teacher_BN.sub_(teacher_peak_B1).exp_()
-            # A forbidden token makes r infinite (NaN, where both forbid it), and with it the mean.
-            if not self.has_holes:
-                self.has_holes = not bool((log_ratio_BN.sum()).isfinite())
+            # A token that one side forbids makes r huge, and with it the mean.
+            if not self.has_holes and log_ratio_BN.numel():
+                lowest, highest = log_ratio_BN.aminmax()
+                self.has_holes = not bool((lowest > LOWEST_PEAK) & (highest < -LOWEST_PEAK))
             if self.has_holes:
-                is_hole_BN = ~log_ratio_BN.isfinite()
+                is_hole_BN = _is_hole(log_ratio_BN)
                 # What a broken row holds must stay visible in its mass.
                 is_hole_BN &= ~(student_weights_BN.isnan() | teacher_weights_BN.isnan())
                 log_ratio_BN.masked_fill_(is_hole_BN, 0)
@@ -146,7 +152,7 @@ class _TorchRows:
             log_ratio_BN = teacher_BN.sub_(student_BN)
             log_weights_BN = student_BN.addcmul_(log_ratio_BN, blend_B1)
             if self.has_holes:
-                is_hole_BN = ~log_ratio_BN.isfinite()
+                is_hole_BN = _is_hole(log_ratio_BN)
                 log_ratio_BN.masked_fill_(is_hole_BN, 0)
                 log_weights_BN.masked_fill_(is_hole_BN, -math.inf)
             peak_B1 = _peak(log_weights_BN)
@@ -158,10 +164,10 @@ class _TorchRows:
         return torch.stack([log_mass_B, mean_B, variance_B, spent_B])
 
     def _piece(self, rows: Tensor | slice, piece: slice) -> tuple[Tensor, Tensor]:
-        """Copies that may be written to."""
+        """Copies that may be written to, without -inf."""
         return (
-            self.student_BV[rows, piece].to(self.wide, copy=True),
-            self.teacher_BV[rows, piece].to(self.wide, copy=True),
+            self.student_BV[rows, piece].to(self.wide, copy=True).clamp_min_(IMPOSSIBLE),
+            self.teacher_BV[rows, piece].to(self.wide, copy=True).clamp_min_(IMPOSSIBLE),
         )
 
 
@@ -192,6 +198,11 @@ class _Sum:
         total_SB = sums_SB / sums_SB[0]
         total_SB[0] = sums_SB[0].log() + peak_B
         return total_SB
+
+
+def _is_hole(log_ratio_BN: Tensor) -> Tensor:
+    """One side forbids the token, or its ratio is not a number."""
+    return ~(log_ratio_BN.abs() < -LOWEST_PEAK)
 
 
 def _peak(values_BN: Tensor) -> Tensor:
