@@ -366,7 +366,7 @@ def refuse_overlong(
 
 def _refuse_own_tokens(recipe: Recipe) -> None:
     """Refuse to imitate sampled tokens in which the teacher had no say: their mean gradient is 0."""
-    if recipe.divergence.is_sampled and not recipe.policy.needs_teacher:
+    if recipe.divergence.imitates_tokens and not recipe.policy.needs_teacher:
         raise ConfigurationError(
             f"divergence {recipe.divergence} imitates the sampled tokens, but the policy {recipe.policy} draws them "
             "without the teacher, so there is nothing to learn from them. Set policy = 'teacher'."

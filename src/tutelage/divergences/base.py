@@ -23,10 +23,10 @@ class Divergence(ABC):
       top_k: tokens in the support.
       rest: what becomes of the others, see `divergences.support`.
 
-    A member with `is_sampled` needs only the sampled token: the loss is its `of_sampled`, not its `between`.
+    A member that `imitates_tokens` needs only the sampled tokens: the loss is its `of_tokens`, not its `between`.
     """
 
-    is_sampled: ClassVar[bool] = False
+    imitates_tokens: ClassVar[bool] = False
 
     support: str = "student_top_k"
     top_k: int = 16
@@ -45,7 +45,7 @@ class Divergence(ABC):
     def between(self, student_logprobs: Tensor, target_logprobs: Tensor) -> Tensor:
         """The divergence of two distributions over the same events: [..., events] -> [...], in nats."""
 
-    def of_sampled(self, student_logprobs: Tensor) -> Tensor:
+    def of_tokens(self, student_logprobs: Tensor) -> Tensor:
         """The loss of sampled tokens from their log-probabilities under the student: [...] -> [...], in nats."""
         raise NotImplementedError(f"{self!r} compares distributions; it has no value for a sampled token")
 

@@ -24,7 +24,7 @@ class SampledNLL(Divergence):
     It looks through no support and at no target, so it has none of the other divergences' fields.
     """
 
-    is_sampled: ClassVar[bool] = True
+    imitates_tokens: ClassVar[bool] = True
 
     support: str = field(default="student_top_k", init=False, repr=False)
     top_k: int = field(default=1, init=False, repr=False)
@@ -34,5 +34,5 @@ class SampledNLL(Divergence):
         """What the loss is on average over tokens drawn from the target: the cross-entropy."""
         return kl_divergence(target_logprobs, student_logprobs) + entropy(target_logprobs)
 
-    def of_sampled(self, student_logprobs: Tensor) -> Tensor:
+    def of_tokens(self, student_logprobs: Tensor) -> Tensor:
         return -student_logprobs

@@ -15,7 +15,7 @@ def logits(seed: int) -> torch.Tensor:
 
 def loss_of(student: torch.Tensor, token: int) -> torch.Tensor:
     tokens = torch.full(student.shape[:-1], token)
-    return SampledNLL().of_sampled(gather_logprobs(student.log_softmax(-1), tokens))
+    return SampledNLL().of_tokens(gather_logprobs(student.log_softmax(-1), tokens))
 
 
 def test_gradient_against_finite_differences() -> None:
@@ -52,6 +52,6 @@ def test_it_has_no_support_to_set() -> None:
 def test_distributions_are_not_tokens() -> None:
     """The others refuse to judge a token; a typing error in a new member must not pass as a loss of 0."""
     for member in DIVERGENCES.values():
-        if not member.is_sampled:
+        if not member.imitates_tokens:
             with pytest.raises(NotImplementedError, match="no value for a sampled token"):
-                member().of_sampled(torch.zeros(2))
+                member().of_tokens(torch.zeros(2))
