@@ -168,6 +168,15 @@ def build_phases(config: RunConfig) -> list[Phase]:
     return phases
 
 
+def _refuse_own_tokens(recipe: Recipe) -> None:
+    """Refuse to imitate sampled tokens in which the teacher had no say: their mean gradient is 0."""
+    if recipe.divergence.imitates_tokens and not recipe.policy.needs_teacher:
+        raise ConfigurationError(
+            f"divergence {recipe.divergence} imitates the sampled tokens, but the policy {recipe.policy} draws them "
+            "without the teacher, so there is nothing to learn from them. Set policy = 'teacher'."
+        )
+
+
 def build_engine(
     config: RunConfig, student_tokenizer: Any, teacher_tokenizer: Any, student_path: str | None = None
 ) -> PairedEngine:
@@ -362,15 +371,6 @@ def refuse_overlong(
                 f"{key} is {max_new_tokens}, and the longest prompt has {max(lengths)} tokens; {model.path} holds "
                 f"{limit} in all. {remedy} max_prompt_tokens, so that longer prompts are left out."
             )
-
-
-def _refuse_own_tokens(recipe: Recipe) -> None:
-    """Refuse to imitate sampled tokens in which the teacher had no say: their mean gradient is 0."""
-    if recipe.divergence.imitates_tokens and not recipe.policy.needs_teacher:
-        raise ConfigurationError(
-            f"divergence {recipe.divergence} imitates the sampled tokens, but the policy {recipe.policy} draws them "
-            "without the teacher, so there is nothing to learn from them. Set policy = 'teacher'."
-        )
 
 
 def _refuse_unjudgeable(config: RunConfig) -> None:
