@@ -135,9 +135,11 @@ class StepResult:
       metrics: named numbers, see `diagnostics.METRICS`.
       rollouts: scored.
       correct: right or wrong per rollout, or None without a verifier.
+      phase: name of the run's phase, or None in a run without phases.
     """
 
     step: int
     metrics: dict[str, float]
     rollouts: Sequence[Rollout] = field(repr=False)
     correct: Sequence[bool] | None = field(default=None, repr=False)
+    phase: str | None = None

@@ -1,4 +1,4 @@
-"""Every file in recipes/ is a run: it loads, says how it differs from plain OPD, and takes a step on the tiny pair."""
+"""Every file in recipes/ is a run: it loads, says how it differs from plain OPD, and takes a step on a small pair."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.tiny_run import save_pair, write_prompts
-from tutelage.config import build_recipe, build_run, load_config
+from tutelage.config import build_phases, build_recipe, build_run, load_config
+from tutelage.demo import student_path, teacher_path, write_problems
+from tutelage.divergences import SampledNLL
+from tutelage.policies import Interleaved, Student, Teacher, Temperature
 from tutelage.training import Observer, train
 
 FOLDER = Path(__file__).parents[2] / "recipes"
 RECIPES = sorted(FOLDER.glob("*.toml"))
+EMBEDDED = {"student": student_path(), "teacher": teacher_path()}
 SMALL = [
-    "steps=1",
     "rollout.prompts_per_step=2",
     "rollout.samples_per_prompt=2",
     "rollout.max_new_tokens=6",
@@ -25,18 +27,29 @@ SMALL = [
     "runtime.device=cpu",
     "runtime.threads=1",
     "evaluation.num_samples=1",
+    "evaluation.max_new_tokens=6",
 ]
 
 each_recipe = pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    return save_pair(tmp_path_factory.mktemp("pair"))
+def problems(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("problems") / "problems.jsonl"
+    write_problems(path, 6, seed=1)
+    return path
+
+
+def one_step_per_phase(recipe: Path) -> list[str]:
+    """Overrides that leave each phase one step, so that every one is entered."""
+    phases = tomllib.loads(recipe.read_text()).get("phase", [])
+    with_end = [place for place, phase in enumerate(phases, start=1) if "steps" in phase]
+    return [f"steps={max(1, len(phases))}", *(f"phase.{place}.steps=1" for place in with_end)]
 
 
 def test_there_are_recipes() -> None:
-    assert {"opd", "trb", "fixed_budget"} <= {path.stem for path in RECIPES}
+    names = {"opd", "trb", "fixed_budget", "skd", "temperature_warmup", "sft_warmup"}
+    assert names <= {path.stem for path in RECIPES}
 
 
 @each_recipe
@@ -56,11 +69,20 @@ def test_a_recipe_opens_with_what_it_is(recipe: Path) -> None:
         assert "Differs from plain OPD (opd.toml)" in text
 
 
-@pytest.mark.parametrize("name", ["trb", "fixed_budget"])
-def test_these_recipes_differ_from_plain_distillation_in_the_policy_only(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("trb", "policy"),
+        ("fixed_budget", "policy"),
+        ("skd", "policy"),
+        ("temperature_warmup", "policy"),
+        ("sft_warmup", "phase"),
+    ],
+)
+def test_these_recipes_differ_from_plain_distillation_in_one_table_only(name: str, key: str) -> None:
     plain, other = (tomllib.loads((FOLDER / f"{stem}.toml").read_text()) for stem in ("opd", name))
     different = {key for key in plain.keys() | other.keys() if plain.get(key) != other.get(key)}
-    assert different == {"name", "policy"}
+    assert different == {"name", key}
 
 
 def test_the_papers_budgets() -> None:
@@ -72,12 +94,26 @@ def test_the_papers_budgets() -> None:
     assert trb.at(50) == opd.at(0) and not opd.needs_teacher and fixed.needs_teacher
 
 
+def test_the_papers_other_baselines() -> None:
+    names = ("sft_warmup", "temperature_warmup", "skd")
+    sft, warm, skd = (build_phases(load_config(FOLDER / f"{name}.toml", ["data=prompts.jsonl"])) for name in names)
+    opd = build_recipe(load_config(FOLDER / "opd.toml", ["data=prompts.jsonl"]))
+    assert [(phase.name, phase.first_step) for phase in sft] == [("sft", 0), ("opd", 25)]
+    assert (sft[0].recipe.policy, sft[0].recipe.divergence) == (Teacher(), SampledNLL())
+    assert sft[1].recipe == opd
+    assert warm[0].recipe.policy.at(0) == Temperature(0.9) and warm[0].recipe.policy.at(25) == Student()
+    assert skd[0].recipe.policy == Interleaved(25, 0.2)
+
+
 @each_recipe
-def test_a_recipe_takes_a_step(recipe: Path, pair: tuple[Path, Path], tmp_path: Path) -> None:
-    student, teacher = pair
-    prompts = write_prompts(tmp_path / "prompts.jsonl", count=4)
-    overrides = [f"student={student}", f"teacher={teacher}", f"data={prompts}", f"output={tmp_path / 'run'}", *SMALL]
-    train(build_run(load_config(recipe, overrides)), Observer())
-    (metrics,) = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert math.isfinite(metrics["loss"]) and metrics["grad_norm"] > 0
-    assert (tmp_path / "run" / "checkpoints" / "step-000001" / "model.safetensors").is_file()
+def test_a_recipe_takes_a_step(recipe: Path, problems: Path, tmp_path: Path) -> None:
+    sets = f'evaluation.sets=[{{path = "{problems}", limit = 2}}]'
+    models = [f"{role}={path}" for role, path in EMBEDDED.items()]
+    overrides = [*models, f"data={problems}", f"output={tmp_path / 'run'}", sets, *SMALL, *one_step_per_phase(recipe)]
+    run = build_run(load_config(recipe, overrides))
+    train(run, Observer())
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line.get("phase") for line in lines] == [phase.name for phase in run.phases]
+    for metrics in lines:
+        assert math.isfinite(metrics["loss"]) and metrics["grad_norm"] > 0
+    assert (tmp_path / f"run/checkpoints/step-{len(lines):06d}/model.safetensors").is_file()

@@ -20,7 +20,15 @@ from pydantic import BaseModel
 
 from tests.tiny_run import write_run_file
 from tutelage.cli import app
-from tutelage.config import EvaluationSetConfig, RunConfig, build_recipe, build_run, load_config, resolve_config
+from tutelage.config import (
+    EvaluationSetConfig,
+    PhaseConfig,
+    RunConfig,
+    build_phases,
+    build_run,
+    load_config,
+    resolve_config,
+)
 from tutelage.diagnostics import METRICS
 from tutelage.divergences import DIVERGENCES
 from tutelage.evaluation import EvaluationSample
@@ -100,6 +108,7 @@ def keys_of(schema: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 KEYS = dict(keys_of(RunConfig)) | dict(keys_of(EvaluationSetConfig, "evaluation.sets."))
+KEYS |= dict(keys_of(PhaseConfig, "phase."))
 
 
 @pytest.mark.parametrize("key", KEYS)
@@ -151,7 +160,7 @@ def test_commands_are_ones_that_exist(page: Path) -> None:
         parsed = command_line.commands[words[1]].make_context(words[1], words[2:]).params  # type: ignore[attr-defined]
         run_file = str(parsed.get("run_file", ""))
         if run_file.startswith("recipes/"):
-            build_recipe(load_config(ROOT / run_file, parsed["overrides"] or []))
+            build_phases(load_config(ROOT / run_file, parsed["overrides"] or []))
 
 
 @page
@@ -164,7 +173,7 @@ def test_run_files_in_the_text_are_valid(page: Path) -> None:
             )
             if isinstance(table.get("data"), dict):
                 table["data"].setdefault("path", "prompts.jsonl")
-            build_recipe(resolve_config(needed | table))
+            build_phases(resolve_config(needed | table))
     for block in blocks(page, "json"):
         json.loads(block)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from tutelage.config import (
     RunConfig,
     build_engine,
-    build_recipe,
+    build_phases,
     decoder_of,
     load_tokenizers,
     make_verifier,
@@ -18,6 +18,7 @@ from tutelage.config import (
 from tutelage.files import write_whole
 from tutelage.rollout import derive_seed
 from tutelage.tasks import check_verifier
+from tutelage.training import phase_at
 
 __all__ = ["write_samples"]
 
@@ -30,7 +31,7 @@ def write_samples(
     Returns:
       number of samples written, and how many are correct (None where nothing can be verified).
     """
-    policy = build_recipe(config).policy.at(step)
+    policy = phase_at(build_phases(config), step).recipe_at(step).policy
     if config.data.verifier:
         check_verifier(config.data.verifier)
     tokenizers = load_tokenizers(config)

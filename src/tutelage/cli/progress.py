@@ -74,7 +74,7 @@ class PlainObserver(Observer):
     def on_step(self, result: StepResult) -> None:
         done = result.step + 1
         left = (time.perf_counter() - self._started) / (done - self._first_step) * (self.num_steps - done)
-        self.say(f"step {done}/{self.num_steps}  {figures(result.metrics, self.pass_at_1)}  left {left:.0f}s")
+        self.say(f"step {done}/{self.num_steps}  {self._numbers(result)}  left {left:.0f}s")
 
     def on_evaluation(self, step: int, result: EvaluationResult) -> None:
         self.pass_at_1 = result.pass_at_1
@@ -84,6 +84,10 @@ class PlainObserver(Observer):
             f"(95% {100 * low:.1f} to {100 * high:.1f}), cut {100 * result.truncation_rate:.0f}%, "
             f"{result.mean_response_tokens:.0f} tokens, {result.seconds:.1f}s"
         )
+
+    def _numbers(self, result: StepResult) -> str:
+        numbers = figures(result.metrics, self.pass_at_1)
+        return numbers if result.phase is None else f"{result.phase}  {numbers}"
 
     def on_checkpoint(self, step: int, path: Path) -> None:
         self.say(f"checkpoint {path}")
@@ -128,7 +132,7 @@ class LiveObserver(PlainObserver):
 
     def on_step(self, result: StepResult) -> None:
         self.progress.update(self.task, completed=result.step + 1)
-        self.numbers.plain = figures(result.metrics, self.pass_at_1)
+        self.numbers.plain = self._numbers(result)
 
 
 def observer_for(name: str) -> PlainObserver:

@@ -3,6 +3,7 @@
 from tutelage.config.build import (
     build_engine,
     build_evaluation_sets,
+    build_phases,
     build_recipe,
     build_run,
     decoder_of,
@@ -14,15 +15,17 @@ from tutelage.config.build import (
 )
 from tutelage.config.load import load_config, resolve_config, to_toml
 from tutelage.config.parts import part_from
-from tutelage.config.schema import DataConfig, EvaluationSetConfig, ModelConfig, RunConfig
+from tutelage.config.schema import DataConfig, EvaluationSetConfig, ModelConfig, PhaseConfig, RunConfig
 
 __all__ = [
     "DataConfig",
     "EvaluationSetConfig",
     "ModelConfig",
+    "PhaseConfig",
     "RunConfig",
     "build_engine",
     "build_evaluation_sets",
+    "build_phases",
     "build_recipe",
     "build_run",
     "decoder_of",

@@ -14,6 +14,7 @@ from typing import Any
 
 from tutelage.config.load import flattened, load_config, to_toml
 from tutelage.config.parts import part_from
+from tutelage.config.phases import phase_tables
 from tutelage.config.schema import DataConfig, EvaluationSetConfig, ModelConfig, RunConfig
 from tutelage.divergences import DIVERGENCES
 from tutelage.errors import CheckpointError, ConfigurationError, OutputExistsError
@@ -34,12 +35,13 @@ from tutelage.rollout import PairedEngine
 from tutelage.runtime import LocalRuntime
 from tutelage.targets import TARGETS
 from tutelage.tasks import BENCHMARKS, Verifier, check_verifier, load_problems, render_all, short_name
-from tutelage.training import EvaluationPlan, PromptOrder, Recipe, Run, RunFolder, find_resumable, read_state
+from tutelage.training import EvaluationPlan, Phase, PromptOrder, Recipe, Run, RunFolder, find_resumable, read_state
 from tutelage.types import Prompt, Rollout
 
 __all__ = [
     "build_engine",
     "build_evaluation_sets",
+    "build_phases",
     "build_recipe",
     "build_run",
     "decoder_of",
@@ -80,17 +82,18 @@ def build_run(config: RunConfig, *, resume: bool = False) -> Run:
         )
     refuse_unwritable(folder.path)
     checkpoint, messages = _resumable(config, folder) if resume else (None, [])
-    recipe = build_recipe(config)
+    phases = build_phases(config)
     runtime = LocalRuntime(config.runtime.device)
     if config.data.verifier:
         check_verifier(config.data.verifier)
     if config.evaluation.sets:
         _refuse_unjudgeable(config)
-    if not recipe.divergence.needs_full_target and config.rollout.support_size < recipe.divergence.top_k:
-        raise ConfigurationError(
-            f"rollout.support_size is {config.rollout.support_size}, but the loss looks at divergence.top_k = "
-            f"{recipe.divergence.top_k} tokens. Set rollout.support_size to at least that."
-        )
+    for divergence in [phase.recipe.divergence for phase in phases]:
+        if not divergence.needs_full_target and config.rollout.support_size < divergence.top_k:
+            raise ConfigurationError(
+                f"rollout.support_size is {config.rollout.support_size}, but the loss looks at divergence.top_k = "
+                f"{divergence.top_k} tokens. Set rollout.support_size to at least that."
+            )
     student_tokenizer, teacher_tokenizer = load_tokenizers(config)
     prompts = read_prompts(config.data, student_tokenizer, teacher_tokenizer)
     sets = build_evaluation_sets(config.evaluation.sets, config.data, student_tokenizer)
@@ -102,13 +105,14 @@ def build_run(config: RunConfig, *, resume: bool = False) -> Run:
 
     engine = build_engine(config, student_tokenizer, teacher_tokenizer, str(checkpoint) if checkpoint else None)
     # Refused now, if one answer at the limit does not fit into the caches, and not when the first step needs it.
-    engine.rows_that_fit(prompts.prompts, config.rollout.max_new_tokens, with_teacher=recipe.policy.needs_teacher)
+    asks_teacher = any(phase.recipe.policy.needs_teacher for phase in phases)
+    engine.rows_that_fit(prompts.prompts, config.rollout.max_new_tokens, with_teacher=asks_teacher)
     if resume:
         _keep_changes(config, folder)
     else:
         folder.create(to_toml(config))
     return Run(
-        recipe=recipe,
+        phases=phases,
         engine=engine,
         runtime=runtime,
         prompts=prompts.prompts,
@@ -117,7 +121,6 @@ def build_run(config: RunConfig, *, resume: bool = False) -> Run:
             len(prompts.prompts), config.rollout.prompts_per_step, config.data.shuffle, config.seed
         ),
         rollout=config.rollout,
-        optimizer=config.optimizer,
         checkpoint=config.checkpoint,
         evaluation=EvaluationPlan(
             sets=sets,
@@ -148,6 +151,30 @@ def build_recipe(config: RunConfig) -> Recipe:
         target=part_from(config.target, TARGETS, "target"),
         divergence=part_from(config.divergence, DIVERGENCES, "divergence"),
     )
+
+
+def build_phases(config: RunConfig) -> list[Phase]:
+    """The recipes of a run, one after another; a run without phases is one."""
+    phases = []
+    for tables in phase_tables(config):
+        try:
+            recipe = build_recipe(tables.config)
+            _refuse_own_tokens(recipe)
+        except ConfigurationError as problem:
+            if tables.name is None:
+                raise
+            raise ConfigurationError(f"phase {tables.name!r}: {problem}") from problem
+        phases.append(Phase(recipe, tables.config.optimizer, tables.first_step, tables.name))
+    return phases
+
+
+def _refuse_own_tokens(recipe: Recipe) -> None:
+    """Refuse to imitate sampled tokens in which the teacher had no say: their mean gradient is 0."""
+    if recipe.divergence.imitates_tokens and not recipe.policy.needs_teacher:
+        raise ConfigurationError(
+            f"divergence {recipe.divergence} imitates the sampled tokens, but the policy {recipe.policy} draws them "
+            "without the teacher, so there is nothing to learn from them. Set policy = 'teacher'."
+        )
 
 
 def build_engine(

@@ -14,7 +14,7 @@ from typing import Any
 import tomli_w
 from pydantic import BaseModel, ValidationError
 
-from tutelage.config.schema import EvaluationSetConfig, RunConfig
+from tutelage.config.schema import AXES, EvaluationSetConfig, PhaseConfig, RunConfig
 from tutelage.errors import ConfigurationError
 
 __all__ = ["flattened", "load_config", "resolve_config", "to_toml", "unknown_key"]
@@ -48,10 +48,11 @@ def resolve_config(table: dict[str, Any], overrides: Sequence[str] = ()) -> RunC
     table = {key: _expanded(key, value) for key, value in table.items()}
     for override in overrides:
         _apply(table, override)
-    for axis in ("policy", "target", "divergence"):
+    for axis in AXES:
         if isinstance(table.get(axis), dict):  # without a name, its fields are those of the default member
             table[axis] = {"name": RunConfig.model_fields[axis].default["name"], **table[axis]}
     _expand_evaluation_sets(table)
+    _expand_phases(table)
     _refuse_unknown(table, RunConfig, "")
     try:
         return RunConfig(**table)
@@ -88,6 +89,8 @@ def unknown_key(key: str, known: Iterable[str]) -> ConfigurationError:
 
 
 def _expanded(key: str, value: Any) -> Any:
+    if key == "phase" and isinstance(value, list):
+        return [{k: _expanded(k, v) for k, v in item.items()} if isinstance(item, dict) else item for item in value]
     return {SHORTHANDS[key]: value} if key in SHORTHANDS and isinstance(value, str) else value
 
 
@@ -103,12 +106,27 @@ def _expand_evaluation_sets(table: dict[str, Any]) -> None:
             _refuse_unknown(item, EvaluationSetConfig, f"evaluation.sets[{place}].")
 
 
+def _expand_phases(table: dict[str, Any]) -> None:
+    """An axis of a phase in short becomes a table; one without a name changes fields of the run's own member."""
+    table["phase"] = _expanded("phase", table.get("phase", []))
+    for place, phase in enumerate(table["phase"] if isinstance(table["phase"], list) else [], start=1):
+        if not isinstance(phase, dict):
+            continue
+        _refuse_unknown(phase, PhaseConfig, f"phase.{phase.get('name', place)}.")
+        for axis in AXES:
+            own = table.get(axis, RunConfig.model_fields[axis].default)
+            if isinstance(phase.get(axis), dict) and isinstance(own, dict) and "name" not in phase[axis]:
+                phase[axis] = {**own, **phase[axis]}
+
+
 def _apply(table: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     if not separator or not key.strip():
         raise ConfigurationError(f"--set got {override!r}; expected key.path=value, such as policy.kl_radius=0.1.")
     *parents, last = key.strip().split(".")
     place = table
+    if parents[:1] == ["phase"] and len(parents) > 1 and isinstance(table.get("phase"), list):
+        place, parents = _phase_called(parents[1], table["phase"], override), parents[2:]
     for depth, parent in enumerate(parents):
         place = place.setdefault(parent, {})
         if not isinstance(place, dict):
@@ -120,6 +138,15 @@ def _apply(table: dict[str, Any], override: str) -> None:
             # `--set student=DIR` names another model and keeps the recipe's other fields for it.
             value = {**place[last], **value}
     place[last] = value
+
+
+def _phase_called(name: str, phases: Sequence[Any], override: str) -> dict[str, Any]:
+    """The table of one phase, by its name or its place from 1."""
+    tables = {str(place): phase for place, phase in enumerate(phases, start=1) if isinstance(phase, dict)}
+    tables |= {str(phase["name"]): phase for phase in tables.values() if "name" in phase}
+    if name not in tables:
+        raise ConfigurationError(f"--set {override}: there is no phase {name!r}; expected one of {', '.join(tables)}.")
+    return tables[name]
 
 
 def _value(text: str) -> Any:
@@ -156,6 +183,7 @@ def _explained(problem: ValidationError) -> str:
     """The first thing that is wrong, in one line."""
     error = problem.errors()[0]
     key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error["loc"]).removeprefix(".")
+    key = re.sub(r"^phase\[(\d+)\]", lambda place: f"phase.{int(place[1]) + 1}", key)  # as --set takes it
     if error["type"] == "missing":
         return f"{key} is missing; a run needs it. Add it to the run file, or give --set {key}=..."
     if error["type"] == "value_error":

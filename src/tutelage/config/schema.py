@@ -14,14 +14,20 @@ from tutelage.errors import ConfigurationError
 from tutelage.training import CheckpointSettings, OptimizerSettings, RolloutSettings
 
 __all__ = [
+    "AXES",
     "DataConfig",
     "EvaluationConfig",
     "EvaluationSetConfig",
     "LoggingConfig",
     "ModelConfig",
+    "PhaseConfig",
     "RunConfig",
     "RuntimeConfig",
 ]
+
+
+# Tables that name a member of an axis; a phase may replace them.
+AXES = ("policy", "target", "divergence")
 
 
 class Section(BaseModel):
@@ -107,6 +113,29 @@ class LoggingConfig(Section):
     steps_per_log: int = Field(default=1, ge=1)
 
 
+class PhaseConfig(Section):
+    """[[phase]]: what holds for some of the run's steps in place of the run's own tables. Left out = the run's own.
+
+    Policy, target and divergence stay tables here, as in `RunConfig`.
+    """
+
+    name: str | None = None
+    steps: int | None = Field(default=None, ge=1)
+    policy: dict[str, Any] | None = None
+    target: dict[str, Any] | None = None
+    divergence: dict[str, Any] | None = None
+    learning_rate: float | None = Field(default=None, gt=0)
+
+    @field_validator("name")
+    @classmethod
+    def _can_be_part_of_a_key(cls, name: str | None) -> str | None:
+        if name is not None and (not name or name.isdigit() or "." in name or "=" in name):
+            raise ConfigurationError(
+                f"a phase has the name {name!r}, which --set phase.NAME.KEY=... could not find. Use one such as 'sft'."
+            )
+        return name
+
+
 class RunConfig(Section):
     """One run. Policy, target and divergence stay tables here; `config.parts` makes the parts from them."""
 
@@ -120,6 +149,7 @@ class RunConfig(Section):
     policy: dict[str, Any] = {"name": "student"}
     target: dict[str, Any] = {"name": "teacher"}
     divergence: dict[str, Any] = {"name": "reverse_kl"}
+    phase: list[PhaseConfig] = []
     rollout: RolloutSettings = RolloutSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()

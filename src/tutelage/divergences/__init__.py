@@ -3,10 +3,12 @@
 from tutelage.divergences.base import Divergence
 from tutelage.divergences.chunked import chunked_divergence
 from tutelage.divergences.reverse_kl import ReverseKL, reverse_kl
+from tutelage.divergences.sampled_nll import SampledNLL
 from tutelage.divergences.support import FULL_VOCABULARY, FullVocabulary, StudentTopK, Support, support_named
 
 DIVERGENCES: dict[str, type[Divergence]] = {
     "reverse_kl": ReverseKL,
+    "sampled_nll": SampledNLL,
 }
 
 __all__ = [
@@ -15,6 +17,7 @@ __all__ = [
     "Divergence",
     "FullVocabulary",
     "ReverseKL",
+    "SampledNLL",
     "StudentTopK",
     "Support",
     "chunked_divergence",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -21,7 +22,11 @@ class Divergence(ABC):
       support: "student_top_k" or "full".
       top_k: tokens in the support.
       rest: what becomes of the others, see `divergences.support`.
+
+    A member that `imitates_tokens` needs only the sampled tokens: the loss is its `of_tokens`, not its `between`.
     """
+
+    imitates_tokens: ClassVar[bool] = False
 
     support: str = "student_top_k"
     top_k: int = 16
@@ -39,6 +44,10 @@ class Divergence(ABC):
     @abstractmethod
     def between(self, student_logprobs: Tensor, target_logprobs: Tensor) -> Tensor:
         """The divergence of two distributions over the same events: [..., events] -> [...], in nats."""
+
+    def of_tokens(self, student_logprobs: Tensor) -> Tensor:
+        """The loss of sampled tokens from their log-probabilities under the student: [...] -> [...], in nats."""
+        raise NotImplementedError(f"{self!r} compares distributions; it has no value for a sampled token")
 
     def __call__(self, student_logits: Tensor, target: Target) -> Tensor:
         """The divergence per token, [..., V] -> [...]. Gradients flow to the student only."""

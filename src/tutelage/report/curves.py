@@ -35,9 +35,9 @@ def plot_runs(runs: Mapping[str, Path], path: Path) -> Path:
     """Draw runs over one another: pass@1, reward, loss, teacher log-probability, trust region, time or length.
 
     Thin lines are single steps, thick ones their moving average over a twentieth of the run. A single run shows each
-    evaluation set by name and where the time of a step goes, with the steps of a trust region shaded; several runs show
-    the mean over the evaluation sets and the response length. Where no run has a trust region, the teacher's entropy
-    takes its place.
+    evaluation set by name and where the time of a step goes, with the steps of a trust region shaded and a dotted line
+    where another phase begins; several runs show the mean over the evaluation sets and the response length. Where no
+    run has a trust region, the teacher's entropy takes its place.
 
     Args:
       runs: label -> run folder with `metrics.jsonl` and, if the run was evaluated, `evaluations.jsonl`.
@@ -101,6 +101,7 @@ def _draw(runs: Mapping[str, RunRecords]) -> Figure:
     if only_run is not None:
         for axes in figure.axes:
             panels.shade_trust_region(axes, only_run)
+            panels.mark_phases(axes, only_run)
         figure.suptitle(next(iter(runs)), x=0.01, ha="left", fontsize=13, color=INK, parse_math=False)
     else:
         _name_runs(figure, strokes)

@@ -6,6 +6,7 @@ Runs arrive as label -> records, strokes as label -> how that run is drawn every
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,6 +26,7 @@ __all__ = [
     "draw_trust_region",
     "has_seconds",
     "has_trust_region",
+    "mark_phases",
     "shade_trust_region",
 ]
 
@@ -135,6 +137,13 @@ def shade_trust_region(axes: Axes, run: RunRecords) -> None:
     for part in np.split(np.arange(len(radius)), np.flatnonzero(np.diff(is_on)) + 1):
         if len(part) and is_on[part[0]]:
             axes.axvspan(radius.steps[part[0]] - 0.5, radius.steps[part[-1]] + 0.5, color=SHADE, linewidth=0, zorder=0)
+
+
+def mark_phases(axes: Axes, run: RunRecords) -> None:
+    """A dotted line before every step at which another phase of the run begins."""
+    for before, after in pairwise(run.metrics):
+        if before.get("phase") != after.get("phase"):
+            axes.axvline(after["step"] - 0.5, color=MUTED, linewidth=1, linestyle=":", zorder=1)
 
 
 def _line(axes: Axes, line: Curve, how: Stroke, num_runs: int) -> None:

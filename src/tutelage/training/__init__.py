@@ -6,6 +6,7 @@ from tutelage.training.loop import EvaluationPlan, Run, train
 from tutelage.training.objective import BatchLoss, Objective
 from tutelage.training.observer import Observer
 from tutelage.training.optimizer import OptimizerSettings
+from tutelage.training.phases import Phase, phase_at
 from tutelage.training.run_files import RunFolder
 from tutelage.training.step import Recipe, RolloutSettings, accumulate_gradient, apply_update
 
@@ -17,6 +18,7 @@ __all__ = [
     "Objective",
     "Observer",
     "OptimizerSettings",
+    "Phase",
     "PromptOrder",
     "Recipe",
     "RolloutSettings",
@@ -26,6 +28,7 @@ __all__ = [
     "accumulate_gradient",
     "apply_update",
     "find_resumable",
+    "phase_at",
     "read_state",
     "train",
 ]

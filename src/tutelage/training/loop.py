@@ -8,7 +8,7 @@ and resumed writes the same bytes as one that was not.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,9 @@ from tutelage.training.checkpoint import Checkpoints, CheckpointSettings, Traine
 from tutelage.training.data import PromptOrder
 from tutelage.training.interruption import Interruption
 from tutelage.training.observer import Observer
-from tutelage.training.optimizer import OptimizerSettings
+from tutelage.training.phases import Phase, phase_at
 from tutelage.training.run_files import RunFolder
-from tutelage.training.step import Recipe, RolloutSettings, accumulate_gradient, apply_update
+from tutelage.training.step import RolloutSettings, accumulate_gradient, apply_update
 from tutelage.types import Prompt, Rollout, StepResult
 
 __all__ = ["EvaluationPlan", "Run", "train"]
@@ -56,14 +56,13 @@ class EvaluationPlan:
 class Run:
     """Everything one training run is made of; `config.build` puts it together."""
 
-    recipe: Recipe
+    phases: Sequence[Phase]
     engine: PairedEngine
     runtime: LocalRuntime
     prompts: Sequence[Prompt]
     answers: Sequence[str | None]
     prompt_order: PromptOrder
     rollout: RolloutSettings
-    optimizer: OptimizerSettings
     checkpoint: CheckpointSettings
     evaluation: EvaluationPlan
     num_steps: int
@@ -90,7 +89,7 @@ def train(run: Run, observer: Observer) -> TrainerState:
     run.engine.student.module.requires_grad_(True)
     if run.engine.teacher is not None:
         run.engine.teacher.module.requires_grad_(False)
-    optimizer = run.optimizer.make(run.engine.student.module)
+    optimizer = run.phases[0].optimizer.make(run.engine.student.module)
     checkpoints = Checkpoints(run.folder.checkpoints, run.checkpoint)
     state = TrainerState(seed=run.seed)
     if run.resume_from is not None:
@@ -118,11 +117,12 @@ def train(run: Run, observer: Observer) -> TrainerState:
                 if state.step >= run.num_steps:
                     return state
 
+                phase = phase_at(run.phases, state.step)
                 chosen = run.prompt_order.indices(state.step)
                 pending = accumulate_gradient(
                     state.step,
                     [run.prompts[i] for i in chosen],
-                    recipe=run.recipe,
+                    recipe=phase.recipe_at(state.step),
                     engine=run.engine,
                     rollout=run.rollout,
                     verify=_verifier_of(run, chosen),
@@ -132,10 +132,11 @@ def train(run: Run, observer: Observer) -> TrainerState:
                 )
                 # Weights, step and files move together: a signal that comes now is raised when all three have.
                 with interruption.protected():
-                    result = apply_update(pending, optimizer, run.optimizer, run.runtime)
+                    result = apply_update(pending, optimizer, phase.optimizer, run.runtime)
+                    result = replace(result, phase=phase.name)
                     state.step += 1
                     state.prompts_used += len(chosen)
-                    run.folder.append("metrics.jsonl", [{"step": result.step, **result.metrics}])
+                    run.folder.append("metrics.jsonl", [_metric_record(result)])
                     if result.step % run.steps_per_log == 0:
                         run.folder.append("samples.jsonl", _sample_records(run, result, chosen))
                     observer.on_step(result)
@@ -210,6 +211,11 @@ def _verifier_of(run: Run, chosen: Sequence[int]) -> Callable[[Sequence[Rollout]
         return None
     known = [answer for answer in answers if answer is not None]
     return lambda rollouts: verify(rollouts, [known[rollout.prompt_index] for rollout in rollouts])
+
+
+def _metric_record(result: StepResult) -> dict[str, Any]:
+    phase = {} if result.phase is None else {"phase": result.phase}
+    return {"step": result.step, **phase, **result.metrics}
 
 
 def _sample_records(run: Run, result: StepResult, chosen: Sequence[int]) -> list[dict[str, Any]]:

@@ -66,6 +66,8 @@ class Objective:
 
         L = (1 / N) sum_rollouts sum_t D(p_t, target_t),   N = response tokens of the global batch
 
+        With a divergence that `imitates_tokens`, D is its value at the sampled token, and no target is looked at.
+
         The stop token counts like any other; nothing behind it exists.
 
         Raises:
@@ -95,6 +97,14 @@ class Objective:
         sampled_N = torch.cat([r.student_logprobs for r in rollouts]).to(device)
         targets = self._targets(rollouts, device)
 
+        def per_sampled_token(hidden_nD: Tensor, span: slice) -> dict[str, Tensor]:
+            logprobs_nV = normalise(self.vocabulary.canonical(self.student.logits(hidden_nD)))
+            now_n = gather_logprobs(logprobs_nV, tokens_N[span])
+            return {
+                "divergence": self.divergence.of_tokens(now_n),
+                "logprob_mismatch": (now_n.detach() - sampled_N[span]).abs(),
+            }
+
         def per_token(hidden_nD: Tensor, span: slice) -> dict[str, Tensor]:
             logits_nV = self.vocabulary.canonical(self.student.logits(hidden_nD))
             student_logprobs, teacher_logprobs = self.divergence.window.events(logits_nV, targets(span))
@@ -108,7 +118,7 @@ class Objective:
             }
 
         chunk = self.chunk_tokens or tokens_per_chunk(self.vocabulary)
-        return chunked_divergence(per_token, hidden_ND, chunk)
+        return chunked_divergence(per_sampled_token if self.divergence.imitates_tokens else per_token, hidden_ND, chunk)
 
     def _targets(self, rollouts: Sequence[Rollout], device: torch.device) -> Callable[[slice], Target]:
         """The teacher at a span of the response tokens: as recorded where that suffices, asked otherwise."""

@@ -117,7 +117,7 @@ def accumulate_gradient(
     May be interrupted anywhere: nothing that it does outlives clearing the gradient.
 
     Args:
-      step: k = 0, 1, ...; schedules and random streams depend on it.
+      step: k = 0, 1, ...; schedules and random streams depend on it. A recipe that is resolved already stays as it is.
       verify: right or wrong per rollout, for diagnostics only; it is not a reward that is learned from.
     Raises:
       NonFiniteError: the loss is NaN or infinite.

@@ -4,11 +4,12 @@ import sys
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from tutelage.errors import ConfigurationError, DataError
 from tutelage.report import plot_run, plot_runs
-from tutelage.report.panels import _mean_curve, _moving_average, _moving_median
-from tutelage.report.records import Curve
+from tutelage.report.panels import _mean_curve, _moving_average, _moving_median, mark_phases
+from tutelage.report.records import Curve, RunRecords
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
@@ -77,6 +78,15 @@ def test_missing_keys_leave_a_panel_empty(tmp_path, metrics):
         tmp_path / "run", metrics, [{"step": 0, "name": "a"}, {"step": 1, "name": "b", "pass_at_1": 0.5}]
     )
     assert plot_run(folder).read_bytes().startswith(PNG_SIGNATURE)
+
+
+def test_a_line_stands_where_another_phase_begins():
+    figure = Figure()
+    metrics = [{"step": step, "phase": "sft" if step < 3 else "opd"} for step in range(6)]
+    for records, expected in ((metrics, [2.5]), (full_metrics(), [])):
+        axes = figure.add_subplot()
+        mark_phases(axes, RunRecords(metrics=records, evaluations=[]))
+        assert [line.get_xdata()[0] for line in axes.lines] == expected
 
 
 def test_plot_runs_overlays_runs_of_different_kinds(tmp_path):

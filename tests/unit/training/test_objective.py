@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.conftest import make_model
-from tutelage.divergences import ReverseKL
+from tutelage.divergences import ReverseKL, SampledNLL
 from tutelage.errors import ConfigurationError, EmptyBatchError
 from tutelage.policies import Student, TrustRegion
 from tutelage.rollout import PairedEngine
@@ -78,7 +78,25 @@ def test_loss_and_gradient_against_the_naive_form(engine, rollouts, divergence) 
         torch.testing.assert_close(found[name], parameter.grad, rtol=1e-6, atol=2e-8)
 
 
-@pytest.mark.parametrize("divergence", DIVERGENCE_FORMS[:2], ids=str)
+def test_sampled_tokens_against_the_naive_form(engine, rollouts) -> None:
+    """Minus the mean log-probability of all response tokens, the stop token included, and its gradient."""
+    batch, found = gradients(engine, rollouts, divergence=SampledNLL())
+    module = engine.student.module
+    module.zero_grad()
+    total = torch.zeros((), dtype=torch.float64)
+    for rollout in rollouts:
+        tokens = torch.tensor([[*rollout.prompt_tokens, *rollout.response_tokens]])
+        logits = module(input_ids=tokens).logits[0, len(rollout.prompt_tokens) - 1 : -1]
+        logprobs = engine.vocabulary.canonical(logits).log_softmax(-1)
+        total = total - logprobs.gather(1, torch.tensor(rollout.response_tokens)[:, None]).sum()
+    (total / batch.num_tokens).backward()
+    assert batch.loss == pytest.approx(float(total.detach() / batch.num_tokens), abs=1e-9)
+    assert batch.logprob_mismatch < 1e-9
+    for name, parameter in module.named_parameters():
+        torch.testing.assert_close(found[name], parameter.grad, rtol=1e-6, atol=2e-8)
+
+
+@pytest.mark.parametrize("divergence", [*DIVERGENCE_FORMS[:2], SampledNLL()], ids=str)
 def test_one_batch_of_eight_equals_eight_of_one(engine, rollouts, divergence) -> None:
     whole, whole_gradient = gradients(engine, rollouts, divergence=divergence, micro_batch_tokens=10_000)
     for settings in ({"micro_batch_tokens": 1}, {"micro_batch_tokens": 40}, {"chunk_tokens": 3}):

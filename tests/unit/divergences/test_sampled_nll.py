@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tutelage.distributions import entropy, gather_logprobs, kl_divergence
+from tutelage.divergences import DIVERGENCES, SampledNLL
+
+VOCABULARY = 7
+
+
+def logits(seed: int) -> torch.Tensor:
+    return 2 * torch.randn(3, VOCABULARY, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def loss_of(student: torch.Tensor, token: int) -> torch.Tensor:
+    tokens = torch.full(student.shape[:-1], token)
+    return SampledNLL().of_tokens(gather_logprobs(student.log_softmax(-1), tokens))
+
+
+def test_gradient_against_finite_differences() -> None:
+    for token in range(VOCABULARY):
+        student = logits(0).requires_grad_()
+        assert torch.autograd.gradcheck(lambda leaf, token=token: loss_of(leaf, token), student)
+
+
+def test_mean_over_the_teachers_tokens_is_the_cross_entropy_and_its_gradient_that_of_the_forward_kl() -> None:
+    student, teacher = logits(0).requires_grad_(), logits(1).log_softmax(-1)
+    mean = sum(teacher[:, token].exp() * loss_of(student, token) for token in range(VOCABULARY))
+    forward_kl = kl_divergence(teacher, student.log_softmax(-1))
+    torch.testing.assert_close(mean, forward_kl + entropy(teacher))
+    torch.testing.assert_close(mean, SampledNLL().between(student.log_softmax(-1), teacher))
+    found, expected = (torch.autograd.grad(value.sum(), student)[0] for value in (mean, forward_kl))
+    torch.testing.assert_close(found, expected)
+
+
+def test_mean_gradient_over_the_students_own_tokens_is_zero() -> None:
+    student = logits(0).requires_grad_()
+    own = student.detach().softmax(-1)
+    mean = sum(own[:, token] * loss_of(student, token) for token in range(VOCABULARY))
+    (gradient,) = torch.autograd.grad(mean.sum(), student)
+    torch.testing.assert_close(gradient, torch.zeros_like(gradient), atol=1e-15, rtol=0)
+
+
+def test_it_has_no_support_to_set() -> None:
+    assert not SampledNLL().needs_full_target
+    for field in ("support", "top_k", "rest"):
+        with pytest.raises(TypeError, match=field):
+            SampledNLL(**{field: 1})
+
+
+def test_distributions_are_not_tokens() -> None:
+    """The others refuse to judge a token; a typing error in a new member must not pass as a loss of 0."""
+    for member in DIVERGENCES.values():
+        if not member.imitates_tokens:
+            with pytest.raises(NotImplementedError, match="no value for a sampled token"):
+                member().of_tokens(torch.zeros(2))
