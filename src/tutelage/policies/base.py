@@ -53,6 +53,18 @@ class Policy(ABC):
             `needs_teacher` is False.
         """
 
+    def propose(
+        self, student_logits_BV: Tensor, teacher_logits_BV: Tensor | None, positions_B: Tensor | None = None
+    ) -> Proposal:
+        """What an engine calls: the distribution at each row's prefix, at its place in the answer.
+
+        Only a policy that acts by the place overrides this; for the others it is the call itself.
+
+        Args:
+          positions_B: tokens of the answer that stand before the row's; 0 = its first token. None = not known.
+        """
+        return self(student_logits_BV, teacher_logits_BV)
+
 
 def plain_number(value: float | Schedule, key: str) -> float:
     """The value of a field at call time; a schedule that moves has none until `at` picked a step."""

@@ -18,6 +18,7 @@ from tutelage.policies import (
     Policy,
     Student,
     Teacher,
+    TeacherPrefix,
     Temperature,
     TrustRegion,
 )
@@ -36,6 +37,7 @@ POLICIES = [
     Mixture(weight=0.4),
     Interleaved(top_k=2, teacher_temperature=0.5),
     Temperature(temperature=0.7),
+    TeacherPrefix(num_tokens=2),
 ]
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from tests.conftest import make_model
 from tests.enumerated import chi_square_p_value, enumerated_law, make_world
 from tutelage.errors import ConfigurationError, NonFiniteError
-from tutelage.policies import FixedBlend, Interleaved, Mixture, Policy, Teacher, TrustRegion
+from tutelage.policies import FixedBlend, Interleaved, Mixture, Policy, Teacher, TeacherPrefix, TrustRegion
 from tutelage.rollout import PairedEngine, drafts
 from tutelage.rollout.draft_length import Acceptance, Costs, DraftLength
 from tutelage.types import Prompt, Rollout
@@ -24,6 +24,7 @@ POLICIES: list[Policy] = [
     Interleaved(top_k=2, teacher_temperature=0.5),
     Interleaved(top_k=1, teacher_temperature=0.0),
     Teacher(),
+    TeacherPrefix(num_tokens=2),
 ]
 NUM_SEQUENCES = 60_000
 ENOUGH_FOR_POWER = 20_000
