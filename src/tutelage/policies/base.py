@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from tutelage.errors import ConfigurationError
-from tutelage.schedules import Constant, Schedule, as_schedule, at_step
+from tutelage.schedules import Schedule, as_schedule, at_step, plain_number
 
 __all__ = ["Policy", "Proposal", "plain_number", "refuse_negative", "refuse_not_a_share", "require_teacher"]
 
@@ -64,18 +64,6 @@ class Policy(ABC):
           positions_B: tokens of the answer that stand before the row's; 0 = its first token. None = not known.
         """
         return self(student_logits_BV, teacher_logits_BV)
-
-
-def plain_number(value: float | Schedule, key: str) -> float:
-    """The value of a field at call time; a schedule that moves has none until `at` picked a step."""
-    if isinstance(value, Constant):
-        return float(value.value)
-    if isinstance(value, Schedule):
-        raise ConfigurationError(
-            f"{key} is {value!r}, which changes with the step; a policy is called with plain numbers. "
-            "Call policy.at(step) first, and use the policy it returns."
-        )
-    return float(value)
 
 
 def refuse_negative(value: float | Schedule, key: str, reason: str) -> None:

@@ -26,8 +26,8 @@ class Interleaved(Policy):
     out are never in R, whatever K is. The student draws at temperature 1, as TRB's comparison does (arXiv 2605.31159).
 
     Fields:
-      top_k: K, at least 1, a schedule's value rounded down. SKD uses 25 everywhere; at K = V only what the teacher rules
-        out is replaced. (SKD's code can let K fall with the length of the answer; here it may fall with the step.)
+      top_k: K, at least 1, a schedule's value rounded down. SKD uses 25 everywhere; at K = V only what the teacher
+        rules out is replaced. (SKD's code can let K fall along the answer; here it may fall with the step.)
       teacher_temperature: tau >= 0 of the replacements; 0 takes the teacher's most probable token. SKD uses 0.2 to 0.5.
     """
 
