@@ -7,19 +7,29 @@ written before everything has been built.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from tutelage.config.load import flattened, load_config, to_toml
 from tutelage.config.parts import part_from
-from tutelage.config.schema import DataConfig, EvaluationSetConfig, ModelConfig, RunConfig
+from tutelage.config.schema import (
+    DataConfig,
+    EvaluationSetConfig,
+    ModelConfig,
+    ReferenceConfig,
+    RunConfig,
+    TeacherConfig,
+)
 from tutelage.divergences import DIVERGENCES
 from tutelage.errors import CheckpointError, ConfigurationError, OutputExistsError
 from tutelage.evaluation import EvaluationResult, EvaluationSet
 from tutelage.files import write_whole
 from tutelage.models import (
+    DynamicFusion,
+    FixedFusion,
+    FusedTeacher,
     LanguageModel,
     align,
     check_distinct,
@@ -32,8 +42,8 @@ from tutelage.models import (
 from tutelage.policies import POLICIES, Temperature
 from tutelage.rollout import PairedEngine
 from tutelage.runtime import LocalRuntime
-from tutelage.targets import TARGETS
-from tutelage.tasks import BENCHMARKS, Verifier, check_verifier, load_problems, render_all, short_name
+from tutelage.targets import TARGETS, TargetRule
+from tutelage.tasks import BENCHMARKS, Problem, Verifier, check_verifier, load_problems, render_all, short_name
 from tutelage.training import EvaluationPlan, PromptOrder, Recipe, Run, RunFolder, find_resumable, read_state
 from tutelage.types import Prompt, Rollout
 
@@ -43,10 +53,12 @@ __all__ = [
     "build_recipe",
     "build_run",
     "decoder_of",
+    "load_route_tokenizers",
     "load_tokenizers",
     "make_verifier",
     "read_prompts",
     "refuse_overlong",
+    "refuse_overlong_prompts",
     "refuse_unwritable",
 ]
 
@@ -92,15 +104,16 @@ def build_run(config: RunConfig, *, resume: bool = False) -> Run:
             f"{recipe.divergence.top_k} tokens. Set rollout.support_size to at least that."
         )
     student_tokenizer, teacher_tokenizer = load_tokenizers(config)
-    prompts = read_prompts(config.data, student_tokenizer, teacher_tokenizer)
+    prompts = read_prompts(config.data, student_tokenizer, teacher_tokenizer, load_route_tokenizers(config))
     sets = build_evaluation_sets(config.evaluation.sets, config.data, student_tokenizer)
-    pair = (config.student, config.teacher)
-    refuse_overlong(*pair, prompts.prompts, config.rollout.max_new_tokens, "rollout.max_new_tokens")
+    refuse_overlong_prompts(config, prompts.prompts)
     evaluation_tokens = config.evaluation.max_new_tokens or config.rollout.max_new_tokens
     for problems in sets:
         refuse_overlong(config.student, None, problems.prompts, evaluation_tokens, "evaluation.max_new_tokens")
 
-    engine = build_engine(config, student_tokenizer, teacher_tokenizer, str(checkpoint) if checkpoint else None)
+    path = str(checkpoint) if checkpoint else None
+    has_reference = recipe.target.needs is not None
+    engine = build_engine(config, student_tokenizer, teacher_tokenizer, path, with_reference=has_reference)
     # Refused now, if one answer at the limit does not fit into the caches, and not when the first step needs it.
     engine.rows_that_fit(prompts.prompts, config.rollout.max_new_tokens, with_teacher=recipe.policy.needs_teacher)
     if resume:
@@ -135,6 +148,7 @@ def build_run(config: RunConfig, *, resume: bool = False) -> Run:
         decode=decoder_of(engine.student),
         samples_per_log=config.logging.samples_per_log,
         steps_per_log=config.logging.steps_per_log,
+        refresh_reference_every=config.reference.refresh_every,
         is_resumed=resume,
         resume_from=checkpoint,
         messages=messages,
@@ -143,26 +157,41 @@ def build_run(config: RunConfig, *, resume: bool = False) -> Run:
 
 def build_recipe(config: RunConfig) -> Recipe:
     """The method that a configuration names."""
+    target = part_from(config.target, TARGETS, "target")
+    _refuse_wrong_reference(config.reference, target)
     return Recipe(
         policy=part_from(config.policy, POLICIES, "policy"),
-        target=part_from(config.target, TARGETS, "target"),
+        target=target,
         divergence=part_from(config.divergence, DIVERGENCES, "divergence"),
     )
 
 
 def build_engine(
-    config: RunConfig, student_tokenizer: Any, teacher_tokenizer: Any, student_path: str | None = None
+    config: RunConfig,
+    student_tokenizer: Any,
+    teacher_tokenizer: Any,
+    student_path: str | None = None,
+    *,
+    with_reference: bool = False,
 ) -> PairedEngine:
-    """Load both models and put them side by side; `student_path` replaces the student's weights (a checkpoint)."""
+    """Load the models and put them side by side; `student_path` replaces the student's weights (a checkpoint)."""
     device = LocalRuntime(config.runtime.device).device
     student = _load(config.student, student_tokenizer, device, student_path)
-    teacher = _load(config.teacher, teacher_tokenizer, device)
-    for model in (student, teacher):
-        model.compile = config.rollout.compile
+    teacher = _load_teacher(config.teacher, teacher_tokenizer, device)
+    routes = {name: _load(model, _tokenizer_of(model), device) for name, model in config.teacher.routes.items()}
+    reference = None
+    if with_reference:
+        model = _reference_of(config)
+        reference = _load(model, _tokenizer_of(model), device)
+    for decoded in (student, *teacher.members, *routes.values()):
+        decoded.compile = config.rollout.compile
     return PairedEngine(
         student,
         teacher,
-        vocabulary=align(student, teacher),
+        routes=routes,
+        reference=reference,
+        reference_reads=config.reference.reads,
+        vocabulary=align(student, teacher, *routes.values(), reference),
         support_size=config.rollout.support_size,
         draft_length=config.rollout.draft_length,
         max_rows=config.rollout.max_rows,
@@ -171,12 +200,23 @@ def build_engine(
     )
 
 
-def read_prompts(data: DataConfig, student_tokenizer: Any, teacher_tokenizer: Any) -> Prompts:
-    """Load and render the training prompts; the teacher reads each one through its own chat template."""
-    answer_column = data.answer_column if data.verifier else None
+def read_prompts(
+    data: DataConfig, student_tokenizer: Any, teacher_tokenizer: Any, route_tokenizers: Mapping[str, Any] | None = None
+) -> Prompts:
+    """Load and render the training prompts; their teacher reads each one through its own chat template.
+
+    Args:
+      route_tokenizers: of further teachers by name; the rows then say in `data.teacher_column` which one is theirs.
+    """
     problems = load_problems(
-        data.path, prompt_column=data.prompt_column, answer_column=answer_column, split=data.split, limit=data.limit
+        data.path,
+        prompt_column=data.prompt_column,
+        answer_column=data.answer_column if data.verifier else None,
+        teacher_column=data.teacher_column if route_tokenizers else None,
+        split=data.split,
+        limit=data.limit,
     )
+    _refuse_unknown_teachers(problems, route_tokenizers or {}, data.teacher_column)
     rendered = render_all(
         problems,
         student_tokenizer,
@@ -187,6 +227,7 @@ def read_prompts(data: DataConfig, student_tokenizer: Any, teacher_tokenizer: An
         use_chat_template=data.use_chat_template,
         chat_template_kwargs=data.chat_template_kwargs,
         teacher_chat_template_kwargs=data.teacher_chat_template_kwargs,
+        route_tokenizers=route_tokenizers,
     )
     kept = rendered.problems
     return Prompts(rendered.prompts, [problem.id for problem in kept], [problem.answer for problem in kept])
@@ -259,7 +300,65 @@ def load_tokenizers(config: RunConfig) -> tuple[Any, Any]:
         for model in (config.student, config.teacher)
     ]
     check_same_tokenizer(*loaded)
+    for name, other in _other_models(config):
+        if name.startswith("teacher.routes"):
+            check_distinct(config.student.path, other.path, config.student.revision, other.revision)
+        check_files(other.path, allow_pickle=other.allow_pickle)
+        check_same_tokenizer(loaded[0], _tokenizer_of(other), name)
     return loaded[0], loaded[1]
+
+
+def load_route_tokenizers(config: RunConfig) -> dict[str, Any]:
+    """The tokenizers of further teachers, whose chat templates may differ, by name."""
+    return {name: _tokenizer_of(model) for name, model in config.teacher.routes.items()}
+
+
+def _other_models(config: RunConfig) -> Iterator[tuple[str, ModelConfig]]:
+    """Every model beside the student and the teacher, with its key in the run file."""
+    for place, expert in enumerate(config.teacher.experts):
+        yield f"teacher.experts[{place}]", expert
+        if expert.base is not None:
+            yield f"teacher.experts[{place}].base", _base_of(expert, expert.base)
+    for name, model in config.teacher.routes.items():
+        yield f"teacher.routes.{name}", model
+    if config.reference.path is not None:
+        yield "reference", config.reference
+
+
+def _base_of(expert: ModelConfig, path: str) -> ModelConfig:
+    """An expert's base is loaded as the expert is; a revision is the expert's own."""
+    kept = {name: getattr(expert, name) for name in ModelConfig.model_fields}
+    return ModelConfig(**(kept | {"path": path, "revision": None}))
+
+
+def _reference_of(config: RunConfig) -> ModelConfig:
+    """What the reference is loaded from: the student's initial weights, unless it has a path."""
+    return config.student if config.reference.path is None else config.reference
+
+
+def _tokenizer_of(model: ModelConfig) -> Any:
+    return load_tokenizer(model.path, revision=model.revision, trust_remote_code=model.trust_remote_code)
+
+
+def _load_teacher(teacher: TeacherConfig, tokenizer: Any, device: str) -> LanguageModel:
+    """The teacher, with its experts fused into it."""
+    loaded = _load(teacher, tokenizer, device)
+    if not teacher.experts:
+        return loaded
+    members, weights, is_dynamic = [loaded], [teacher.weight], False
+    for expert in teacher.experts:
+        is_dynamic |= expert.weight == "dynamic"
+        weight = 1.0 if expert.weight == "dynamic" else expert.weight
+        members.append(_load(expert, _tokenizer_of(expert), device))
+        weights.append(weight)
+        if expert.base is not None:
+            base = _base_of(expert, expert.base)
+            members.append(_load(base, _tokenizer_of(base), device))
+            weights.append(-weight)
+    if is_dynamic:
+        dynamic = DynamicFusion(teacher.largest_dynamic_weight, teacher.dynamic_weight_increment)
+        return FusedTeacher(members, dynamic)
+    return FusedTeacher(members, FixedFusion(tuple(weights)))
 
 
 def _load(model: ModelConfig, tokenizer: Any, device: str, path: str | None = None) -> LanguageModel:
@@ -344,6 +443,58 @@ def refuse_overlong(
                 f"{key} is {max_new_tokens}, and the longest prompt has {max(lengths)} tokens; {model.path} holds "
                 f"{limit} in all. {remedy} max_prompt_tokens, so that longer prompts are left out."
             )
+
+
+def refuse_overlong_prompts(config: RunConfig, prompts: Sequence[Prompt]) -> None:
+    """Refuse training prompts and answers that do not fit into the context of any model that reads them."""
+    tokens, key = config.rollout.max_new_tokens, "rollout.max_new_tokens"
+    teachers: list[tuple[str | None, ModelConfig]] = [(None, config.teacher), *config.teacher.routes.items()]
+    for name, teacher in teachers:
+        own = [prompt for prompt in prompts if prompt.teacher_name == name]
+        if own:
+            refuse_overlong(config.student, teacher, own, tokens, key)
+    for other, model in _other_models(config):
+        if other.startswith("teacher.experts") or (other == "reference" and config.reference.reads == "teacher"):
+            refuse_overlong(config.student, model, prompts, tokens, key)
+        elif other == "reference":
+            refuse_overlong(model, None, prompts, tokens, key)
+
+
+def _refuse_unknown_teachers(problems: Sequence[Problem], known: Mapping[str, Any], column: str) -> None:
+    """Refuse rows that name a teacher which is not there, and routes that no row takes."""
+    if not known:
+        return
+    names = ", ".join(known)
+    for problem in problems:
+        if problem.teacher is not None and problem.teacher not in known:
+            raise ConfigurationError(
+                f"problem {problem.id} names the teacher {problem.teacher!r} in column {column!r}; teacher.routes has "
+                f"{names}. Add the route, or leave the row's column empty for the teacher itself."
+            )
+    if all(problem.teacher is None for problem in problems):
+        raise ConfigurationError(
+            f"teacher.routes has {names}, but no row names a teacher in column {column!r}. Set data.teacher_column to "
+            "the column that does, or drop teacher.routes."
+        )
+
+
+def _refuse_wrong_reference(reference: ReferenceConfig, target: TargetRule) -> None:
+    """Refuse a reference that nobody looks at, and one that is not what the target looks at."""
+    if target.needs is None and reference != ReferenceConfig():
+        raise ConfigurationError(
+            f"there is a [reference], but the target {target} compares with none. Drop it, or set target.name to one "
+            f"that does: {', '.join(name for name, member in TARGETS.items() if member.needs is not None)}."
+        )
+    if reference.path is not None and reference.refresh_every:
+        raise ConfigurationError(
+            f"reference.path is {reference.path!r} and reference.refresh_every {reference.refresh_every}; what is "
+            "refreshed is a copy of the student. Drop one of the two."
+        )
+    if target.needs == "past" and not reference.refresh_every:
+        raise ConfigurationError(
+            f"the target {target} looks at the student as it was, but reference.refresh_every is 0. Set it to a number "
+            "of steps, such as an epoch's."
+        )
 
 
 def _refuse_unjudgeable(config: RunConfig) -> None:
