@@ -100,8 +100,8 @@ IMPOSSIBLE = [
     (Interleaved, 0, r"policy\.top_k is 0; expected a whole number of at least 1"),
     (Interleaved, 2.5, r"policy\.top_k is 2\.5; expected a whole number of at least 1"),
     (Interleaved, Linear(5, 0, 3), r"policy\.top_k is Linear.*; expected a whole number of at least 1"),
-    (TeacherPrefix, -1, r"policy\.num_tokens is -1; a number of tokens cannot be negative\. Use 0 for the student"),
-    (TeacherPrefix, Linear(8, -8, 4), r"policy\.num_tokens reaches -8; a number of tokens cannot be negative"),
+    (TeacherPrefix, -1, r"policy\.num_tokens is -1; a count cannot be negative\. Use 0 for the student\.$"),
+    (TeacherPrefix, Linear(8, -8, 4), r"policy\.num_tokens reaches -8; a count cannot be negative"),
     (Temperature, None, r"policy\.temperature is None; expected a finite number"),
 ]
 

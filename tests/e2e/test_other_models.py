@@ -97,7 +97,7 @@ def test_rows_name_their_teacher(tmp_path: Path) -> None:
     route = f"teacher.routes.other.path={other}"
     with pytest.raises(ConfigurationError, match=r"routes has other, but no row names a teacher in column 'teacher'"):
         made(path, route)
-    rows = [{**row, "teacher": "other"} if place % 2 else row for place, row in enumerate(rows)]
+    rows = [{**row, "teacher": "other" if place % 2 else ""} for place, row in enumerate(rows)]
     prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
     run = made(path, route, "steps=2")
     assert [prompt.teacher_name for prompt in run.prompts[:4]] == [None, "other", None, "other"]
@@ -130,6 +130,7 @@ def test_experts_are_fused_into_the_teacher(tmp_path: Path, weight: str) -> None
         (["target.name=bridge", "target.beta=0.5", "divergence.rest=truncated"], r"divergence\.rest is 'truncated'"),
         (["teacher.weight=0.5"], r"teacher\.weight is 0\.5, but there is nothing to weigh it against"),
         (["teacher.experts=[{path='x', weight='dynamic'}]"], r"teacher\.experts has a dynamic weight"),
+        (["teacher.dynamic_weight_increment=3"], r"more than teacher\.largest_dynamic_weight = 2; nothing"),
         (["teacher.experts=[{path='nowhere/at/all'}]"], r"'nowhere/at/all' does not exist"),
     ],
     ids=lambda value: str(value)[:40],

@@ -6,7 +6,6 @@ from tutelage.config.build import (
     build_recipe,
     build_run,
     decoder_of,
-    load_route_tokenizers,
     load_tokenizers,
     make_verifier,
     read_prompts,
@@ -15,6 +14,7 @@ from tutelage.config.build import (
     refuse_unwritable,
 )
 from tutelage.config.load import load_config, resolve_config, to_toml
+from tutelage.config.models import load_route_tokenizers
 from tutelage.config.parts import part_from
 from tutelage.config.schema import DataConfig, EvaluationSetConfig, ModelConfig, RunConfig
 

@@ -7,43 +7,42 @@ written before everything has been built.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from tutelage.config.load import flattened, load_config, to_toml
-from tutelage.config.parts import part_from
-from tutelage.config.schema import (
-    DataConfig,
-    EvaluationSetConfig,
-    ModelConfig,
-    ReferenceConfig,
-    RunConfig,
-    TeacherConfig,
+from tutelage.config.models import (
+    load_model,
+    load_route_tokenizers,
+    load_teacher,
+    other_models,
+    reference_of,
+    refuse_unknown_teachers,
+    refuse_wrong_reference,
+    tokenizer_of,
 )
+from tutelage.config.parts import part_from
+from tutelage.config.schema import DataConfig, EvaluationSetConfig, ModelConfig, RunConfig
 from tutelage.divergences import DIVERGENCES
 from tutelage.errors import CheckpointError, ConfigurationError, OutputExistsError
 from tutelage.evaluation import EvaluationResult, EvaluationSet
 from tutelage.files import write_whole
 from tutelage.models import (
-    DynamicFusion,
-    FixedFusion,
-    FusedTeacher,
     LanguageModel,
     align,
     check_distinct,
     check_files,
     check_same_tokenizer,
     context_length_of,
-    load_language_model,
     load_tokenizer,
 )
 from tutelage.policies import POLICIES, Temperature
 from tutelage.rollout import PairedEngine
 from tutelage.runtime import LocalRuntime
-from tutelage.targets import TARGETS, TargetRule
-from tutelage.tasks import BENCHMARKS, Problem, Verifier, check_verifier, load_problems, render_all, short_name
+from tutelage.targets import TARGETS
+from tutelage.tasks import BENCHMARKS, Verifier, check_verifier, load_problems, render_all, short_name
 from tutelage.training import EvaluationPlan, PromptOrder, Recipe, Run, RunFolder, find_resumable, read_state
 from tutelage.types import Prompt, Rollout
 
@@ -53,7 +52,6 @@ __all__ = [
     "build_recipe",
     "build_run",
     "decoder_of",
-    "load_route_tokenizers",
     "load_tokenizers",
     "make_verifier",
     "read_prompts",
@@ -158,7 +156,7 @@ def build_run(config: RunConfig, *, resume: bool = False) -> Run:
 def build_recipe(config: RunConfig) -> Recipe:
     """The method that a configuration names."""
     target = part_from(config.target, TARGETS, "target")
-    _refuse_wrong_reference(config.reference, target)
+    refuse_wrong_reference(config.reference, target)
     return Recipe(
         policy=part_from(config.policy, POLICIES, "policy"),
         target=target,
@@ -176,13 +174,13 @@ def build_engine(
 ) -> PairedEngine:
     """Load the models and put them side by side; `student_path` replaces the student's weights (a checkpoint)."""
     device = LocalRuntime(config.runtime.device).device
-    student = _load(config.student, student_tokenizer, device, student_path)
-    teacher = _load_teacher(config.teacher, teacher_tokenizer, device)
-    routes = {name: _load(model, _tokenizer_of(model), device) for name, model in config.teacher.routes.items()}
+    student = load_model(config.student, student_tokenizer, device, student_path)
+    teacher = load_teacher(config.teacher, teacher_tokenizer, device)
+    routes = {name: load_model(model, tokenizer_of(model), device) for name, model in config.teacher.routes.items()}
     reference = None
     if with_reference:
-        model = _reference_of(config)
-        reference = _load(model, _tokenizer_of(model), device)
+        model = reference_of(config)
+        reference = load_model(model, tokenizer_of(model), device)
     for decoded in (student, *teacher.members, *routes.values()):
         decoded.compile = config.rollout.compile
     return PairedEngine(
@@ -216,7 +214,7 @@ def read_prompts(
         split=data.split,
         limit=data.limit,
     )
-    _refuse_unknown_teachers(problems, route_tokenizers or {}, data.teacher_column)
+    refuse_unknown_teachers(problems, route_tokenizers or {}, data.teacher_column)
     rendered = render_all(
         problems,
         student_tokenizer,
@@ -300,78 +298,12 @@ def load_tokenizers(config: RunConfig) -> tuple[Any, Any]:
         for model in (config.student, config.teacher)
     ]
     check_same_tokenizer(*loaded)
-    for name, other in _other_models(config):
+    for name, other in other_models(config):
         if name.startswith("teacher.routes"):
             check_distinct(config.student.path, other.path, config.student.revision, other.revision)
         check_files(other.path, allow_pickle=other.allow_pickle)
-        check_same_tokenizer(loaded[0], _tokenizer_of(other), name)
+        check_same_tokenizer(loaded[0], tokenizer_of(other), name)
     return loaded[0], loaded[1]
-
-
-def load_route_tokenizers(config: RunConfig) -> dict[str, Any]:
-    """The tokenizers of further teachers, whose chat templates may differ, by name."""
-    return {name: _tokenizer_of(model) for name, model in config.teacher.routes.items()}
-
-
-def _other_models(config: RunConfig) -> Iterator[tuple[str, ModelConfig]]:
-    """Every model beside the student and the teacher, with its key in the run file."""
-    for place, expert in enumerate(config.teacher.experts):
-        yield f"teacher.experts[{place}]", expert
-        if expert.base is not None:
-            yield f"teacher.experts[{place}].base", _base_of(expert, expert.base)
-    for name, model in config.teacher.routes.items():
-        yield f"teacher.routes.{name}", model
-    if config.reference.path is not None:
-        yield "reference", config.reference
-
-
-def _base_of(expert: ModelConfig, path: str) -> ModelConfig:
-    """An expert's base is loaded as the expert is; a revision is the expert's own."""
-    kept = {name: getattr(expert, name) for name in ModelConfig.model_fields}
-    return ModelConfig(**(kept | {"path": path, "revision": None}))
-
-
-def _reference_of(config: RunConfig) -> ModelConfig:
-    """What the reference is loaded from: the student's initial weights, unless it has a path."""
-    return config.student if config.reference.path is None else config.reference
-
-
-def _tokenizer_of(model: ModelConfig) -> Any:
-    return load_tokenizer(model.path, revision=model.revision, trust_remote_code=model.trust_remote_code)
-
-
-def _load_teacher(teacher: TeacherConfig, tokenizer: Any, device: str) -> LanguageModel:
-    """The teacher, with its experts fused into it."""
-    loaded = _load(teacher, tokenizer, device)
-    if not teacher.experts:
-        return loaded
-    members, weights, is_dynamic = [loaded], [teacher.weight], False
-    for expert in teacher.experts:
-        is_dynamic |= expert.weight == "dynamic"
-        weight = 1.0 if expert.weight == "dynamic" else expert.weight
-        members.append(_load(expert, _tokenizer_of(expert), device))
-        weights.append(weight)
-        if expert.base is not None:
-            base = _base_of(expert, expert.base)
-            members.append(_load(base, _tokenizer_of(base), device))
-            weights.append(-weight)
-    if is_dynamic:
-        dynamic = DynamicFusion(teacher.largest_dynamic_weight, teacher.dynamic_weight_increment)
-        return FusedTeacher(members, dynamic)
-    return FusedTeacher(members, FixedFusion(tuple(weights)))
-
-
-def _load(model: ModelConfig, tokenizer: Any, device: str, path: str | None = None) -> LanguageModel:
-    return load_language_model(
-        path or model.path,
-        tokenizer,
-        dtype=model.dtype,
-        device=device,
-        revision=None if path else model.revision,
-        trust_remote_code=model.trust_remote_code,
-        allow_pickle=model.allow_pickle,
-        attention=model.attention,
-    )
 
 
 def _resumable(config: RunConfig, folder: RunFolder) -> tuple[Path | None, list[str]]:
@@ -453,48 +385,11 @@ def refuse_overlong_prompts(config: RunConfig, prompts: Sequence[Prompt]) -> Non
         own = [prompt for prompt in prompts if prompt.teacher_name == name]
         if own:
             refuse_overlong(config.student, teacher, own, tokens, key)
-    for other, model in _other_models(config):
+    for other, model in other_models(config):
         if other.startswith("teacher.experts") or (other == "reference" and config.reference.reads == "teacher"):
             refuse_overlong(config.student, model, prompts, tokens, key)
         elif other == "reference":
             refuse_overlong(model, None, prompts, tokens, key)
-
-
-def _refuse_unknown_teachers(problems: Sequence[Problem], known: Mapping[str, Any], column: str) -> None:
-    """Refuse rows that name a teacher which is not there, and routes that no row takes."""
-    if not known:
-        return
-    names = ", ".join(known)
-    for problem in problems:
-        if problem.teacher is not None and problem.teacher not in known:
-            raise ConfigurationError(
-                f"problem {problem.id} names the teacher {problem.teacher!r} in column {column!r}; teacher.routes has "
-                f"{names}. Add the route, or leave the row's column empty for the teacher itself."
-            )
-    if all(problem.teacher is None for problem in problems):
-        raise ConfigurationError(
-            f"teacher.routes has {names}, but no row names a teacher in column {column!r}. Set data.teacher_column to "
-            "the column that does, or drop teacher.routes."
-        )
-
-
-def _refuse_wrong_reference(reference: ReferenceConfig, target: TargetRule) -> None:
-    """Refuse a reference that nobody looks at, and one that is not what the target looks at."""
-    if target.needs is None and reference != ReferenceConfig():
-        raise ConfigurationError(
-            f"there is a [reference], but the target {target} compares with none. Drop it, or set target.name to one "
-            f"that does: {', '.join(name for name, member in TARGETS.items() if member.needs is not None)}."
-        )
-    if reference.path is not None and reference.refresh_every:
-        raise ConfigurationError(
-            f"reference.path is {reference.path!r} and reference.refresh_every {reference.refresh_every}; what is "
-            "refreshed is a copy of the student. Drop one of the two."
-        )
-    if target.needs == "past" and not reference.refresh_every:
-        raise ConfigurationError(
-            f"the target {target} looks at the student as it was, but reference.refresh_every is 0. Set it to a number "
-            "of steps, such as an epoch's."
-        )
 
 
 def _refuse_unjudgeable(config: RunConfig) -> None:

@@ -78,6 +78,11 @@ class TeacherConfig(ModelConfig):
                 "teacher.experts has a dynamic weight, which is chosen for one expert with a base beside a teacher of "
                 "weight 1. Give numbers as weights, or leave one expert and add its base."
             )
+        if self.dynamic_weight_increment > self.largest_dynamic_weight:
+            raise ConfigurationError(
+                f"teacher.dynamic_weight_increment is {self.dynamic_weight_increment:g}, more than "
+                f"teacher.largest_dynamic_weight = {self.largest_dynamic_weight:g}; nothing would be tried. Lower it."
+            )
         if not self.experts and self.weight != 1:
             raise ConfigurationError(
                 f"teacher.weight is {self.weight:g}, but there is nothing to weigh it against. Add teacher.experts, or "

@@ -31,8 +31,7 @@ class TeacherPrefix(Policy):
     num_tokens: float | Schedule
 
     def __post_init__(self) -> None:
-        reason = "a number of tokens cannot be negative. Use 0 for the student itself."
-        refuse_negative(self.num_tokens, "policy.num_tokens", reason)
+        refuse_negative(self.num_tokens, "policy.num_tokens", "a count cannot be negative. Use 0 for the student.")
 
     @property
     def needs_teacher(self) -> bool:

@@ -105,7 +105,7 @@ def load_problems(
         answer = _answer(_cell(row, answer_column, "data.answer_column", where), where) if answer_column else None
         own_ids.append(None if row.get("id") is None else str(row["id"]))
         named = _lookup(row, teacher_column) if teacher_column else None
-        teacher = None if named is _MISSING or named is None else str(named)
+        teacher = None if named is _MISSING or named is None else str(named) or None
         problems.append(Problem(f"{short_name(source)}/{len(problems)}", prompt, answer, teacher))
         if len(problems) == limit:
             break
