@@ -48,7 +48,7 @@ def enumerated_law(
             vocabulary.canonical(model.module(input_ids=torch.tensor([[*prompt, *prefix]])).logits[:, -1])
             for model, prompt in ((student, student_prompt), (teacher, teacher_prompt))
         ]
-        mu = policy(*logits).logprobs_BV[0].double().exp()
+        mu = policy.propose(*logits, torch.tensor([len(prefix)])).logprobs_BV[0].double().exp()
         for token, share in enumerate((mu / mu.sum()).tolist()):
             if share > 0:
                 extend((*prefix, token), probability * share)

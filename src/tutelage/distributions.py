@@ -12,6 +12,7 @@ mass, or with a NaN, becomes NaN rather than an exception, because finding it wo
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -22,10 +23,12 @@ from tutelage.errors import ConfigurationError, VocabularyMismatchError
 __all__ = [
     "Blend",
     "NO_TOKEN",
+    "arithmetic_blend",
     "entropy",
     "gather_logprobs",
     "geometric_blend",
     "kl_divergence",
+    "log_linear",
     "normalise",
     "sample",
     "tail_logprobs",
@@ -121,6 +124,41 @@ def geometric_blend(student_logprobs_BV: Tensor, teacher_logprobs_BV: Tensor, bl
     between_BV = torch.lerp(student_BV.masked_fill(forbidden_BV, 0), teacher_BV.masked_fill(forbidden_BV, 0), blend_B1)
     between_BV = normalise(between_BV.masked_fill(forbidden_BV, -math.inf))
     return torch.where(blend_B1 == 0, student_BV, torch.where(blend_B1 == 1, teacher_BV, between_BV))
+
+
+def arithmetic_blend(student_logprobs_BV: Tensor, teacher_logprobs_BV: Tensor, weight: float) -> Tensor:
+    """The mixture (1 - w) p + w q, in which a token is possible if either of the two allows it.
+
+    Args:
+      student_logprobs_BV: log p, normalised; -inf allowed.
+      teacher_logprobs_BV: log q, same vocabulary.
+      weight: w in [0, 1]. At 0 the student comes back untouched and at 1 the teacher.
+    Returns:
+      logprobs_BV: log mu.
+    """
+    if weight in (0, 1):  # log 0 would be -inf, and -inf - inf is NaN
+        return student_logprobs_BV if weight == 0 else teacher_logprobs_BV
+    return torch.logaddexp(student_logprobs_BV + math.log1p(-weight), teacher_logprobs_BV + math.log(weight))
+
+
+def log_linear(parts_logprobs_BV: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """A product of powers of distributions: mu ∝ Π_i p_i^(w_i) = softmax(Σ_i w_i log p_i).
+
+    Args:
+      parts_logprobs_BV: log p_i, each normalised; -inf allowed.
+      weights: w_i, one each, of any sign and sum, not all 0. What has weight 0 is not looked at, and a single part of
+        weight 1 comes back untouched.
+    Returns:
+      logprobs_BV: a token is possible only if all parts with a weight allow it, those of negative weight too: what one
+        of these forbids would otherwise be infinitely likely. A row in which no token is left is NaN.
+    """
+    present = [(part, weight) for part, weight in zip(parts_logprobs_BV, weights, strict=True) if weight != 0]
+    if [weight for _, weight in present] == [1]:
+        return _widened(present[0][0])
+    forbidden_BV = torch.stack([part == -math.inf for part, _ in present]).any(0)
+    sum_BV = sum(weight * _widened(part).masked_fill(forbidden_BV, 0) for part, weight in present)
+    assert isinstance(sum_BV, Tensor), "all weights are 0"
+    return normalise(sum_BV.masked_fill(forbidden_BV, -math.inf))
 
 
 def temper(logprobs_BV: Tensor, temperature: float) -> Tensor:

@@ -26,6 +26,7 @@ __all__ = [
     "Schedule",
     "as_schedule",
     "at_step",
+    "plain_number",
     "resolve",
     "schedule_from",
 ]
@@ -173,6 +174,19 @@ def as_schedule(value: float | Schedule, key: str = "value") -> Schedule:
 def resolve(value: float | Schedule, step: int) -> float:
     """The plain number that `value` is at `step`."""
     return as_schedule(value)(step)
+
+
+def plain_number(value: float | Schedule, key: str) -> float:
+    """The value of a part's field at call time; a schedule that moves has none until `at` picked a step."""
+    if isinstance(value, Constant):
+        return float(value.value)
+    if isinstance(value, Schedule):
+        part = key.split(".")[0]
+        raise ConfigurationError(
+            f"{key} is {value!r}, which changes with the step; a {part} is called with plain numbers. "
+            f"Call {part}.at(step) first, and use the {part} it returns."
+        )
+    return float(value)
 
 
 def at_step(part: Part, step: int) -> Part:

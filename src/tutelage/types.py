@@ -21,6 +21,7 @@ class Prompt:
     Fields:
       student_tokens: token ids, at least one.
       teacher_tokens: token ids the teacher reads instead (own chat template, privileged context); None = the same.
+      teacher_name: which of several teachers answers for this prompt; None = the one that there is anyway.
       stream: number of the prompt's random stream. None = its place in the list given to `generate`. Give it where the
         same prompt must draw the same randomness whatever batch it comes in.
     """
@@ -28,6 +29,7 @@ class Prompt:
     student_tokens: Sequence[int]
     teacher_tokens: Sequence[int] | None = None
     stream: int | None = None
+    teacher_name: str | None = None
 
 
 @dataclass
@@ -55,6 +57,9 @@ class Rollout:
       teacher_tail_logprobs: [T] log of the teacher's mass outside the support, summed there and not as 1 - mass.
       support_overlap: [T] share of the support that is in the teacher's own top K.
       teacher_hidden: [T, D] what the teacher's head turns into log q, kept where the loss will ask for all tokens.
+      reference_logprobs: [T] log-probability of each token under the reference, where a target needs one.
+      reference_support_logprobs, reference_tail_logprobs: as those of the teacher.
+      teacher_name: which of several teachers answers for the prompt, see `Prompt`.
       replaced: [T] bool, the student's drafted token was refused there and this one drawn in its place; None where
         nothing was drafted.
       teacher_forwards: forwards in which the teacher read on, its reading of the prompt not counted; None where the
@@ -82,6 +87,10 @@ class Rollout:
     teacher_hidden: Tensor | None = field(default=None, repr=False)
     replaced: Tensor | None = None
     teacher_forwards: int | None = None
+    reference_logprobs: Tensor | None = None
+    reference_support_logprobs: Tensor | None = None
+    reference_tail_logprobs: Tensor | None = None
+    teacher_name: str | None = None
 
     def __len__(self) -> int:
         return len(self.response_tokens)

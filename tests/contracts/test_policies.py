@@ -19,10 +19,11 @@ from tutelage.policies import (
     Policy,
     Student,
     Teacher,
+    TeacherPrefix,
     Temperature,
     TrustRegion,
 )
-from tutelage.schedules import Constant, Linear
+from tutelage.schedules import Constant, Cosine, Linear
 
 INF = math.inf
 
@@ -44,6 +45,8 @@ MEMBERS: list[Policy] = [
     Temperature(0.0),
     Temperature(0.8),
     Temperature(1.3),
+    TeacherPrefix(0),
+    TeacherPrefix(2),
 ]
 
 # Members with a moving field, each beside what it must be at steps 0, 1, 2 and 3.
@@ -68,6 +71,14 @@ MOVING: list[tuple[Policy, list[Policy]]] = [
         Interleaved(5, Linear(0.5, 1.0, 2)),
         [Interleaved(5, 0.5), Interleaved(5, 0.75), Interleaved(5, 1.0), Interleaved(5, 1.0)],
     ),
+    (
+        Interleaved(Linear(5, 1, 4)),
+        [Interleaved(5), Interleaved(4), Interleaved(3), Interleaved(2)],
+    ),
+    (
+        TeacherPrefix(Cosine(5.0, 0.0, 2)),
+        [TeacherPrefix(5), TeacherPrefix(2), Student(), Student()],
+    ),
     (TrustRegion(Constant(0.01)), [TrustRegion(0.01)] * 4),
 ]
 
@@ -88,12 +99,15 @@ IMPOSSIBLE = [
     (Mixture, Linear(0.5, 1.5, 3), r"policy\.weight reaches 1\.5; a share is at most 1"),
     (Interleaved, 0, r"policy\.top_k is 0; expected a whole number of at least 1"),
     (Interleaved, 2.5, r"policy\.top_k is 2\.5; expected a whole number of at least 1"),
+    (Interleaved, Linear(5, 0, 3), r"policy\.top_k is Linear.*; expected a whole number of at least 1"),
+    (TeacherPrefix, -1, r"policy\.num_tokens is -1; a count cannot be negative\. Use 0 for the student\.$"),
+    (TeacherPrefix, Linear(8, -8, 4), r"policy\.num_tokens reaches -8; a count cannot be negative"),
     (Temperature, None, r"policy\.temperature is None; expected a finite number"),
 ]
 
 # Members whose tokens stay impossible if the student, or the teacher where it has a share, says so.
 KEEPS_STUDENT_ZEROS = (Student, Temperature, TrustRegion, FixedBlend)
-KEEPS_TEACHER_ZEROS = (Teacher, TrustRegion, FixedBlend)
+KEEPS_TEACHER_ZEROS = (Teacher, TrustRegion, FixedBlend, TeacherPrefix)
 
 every_member = pytest.mark.parametrize("policy", MEMBERS, ids=repr)
 
@@ -142,6 +156,20 @@ def test_the_order_of_the_vocabulary_changes_nothing(policy: Policy) -> None:
     order = torch.randperm(12, generator=torch.Generator().manual_seed(0))
     permuted = propose(policy, student[..., order], teacher[..., order])
     torch.testing.assert_close(permuted, propose(policy, student, teacher)[..., order], rtol=1e-5, atol=1e-5)
+
+
+@every_member
+def test_places_matter_only_to_a_policy_that_asks_for_them(policy: Policy) -> None:
+    student, teacher = rows(holes=0.2)
+    places = torch.tensor([[0, 1, 2, 3], [3, 2, 1, 0]])
+    proposed, called = policy.propose(student, teacher, places).logprobs_BV, propose(policy, student, teacher)
+    if isinstance(policy, TeacherPrefix):
+        guided = places < policy.num_tokens
+        assert torch.equal(proposed[guided], normalise(teacher)[guided])
+        assert torch.equal(proposed[~guided], normalise(student)[~guided])
+        assert torch.equal(called, policy.propose(student, teacher, torch.zeros(2, 4)).logprobs_BV)
+    else:
+        assert torch.equal(proposed, called)
 
 
 @every_member
@@ -244,6 +272,8 @@ def test_refuses_impossible_fields_with_the_reason(member: type[Policy], value: 
         (Mixture(1.0), Teacher()),
         (Mixture(1e-9), Student()),
         (Interleaved(12, 0.5), Student()),
+        (TeacherPrefix(1), Teacher()),
+        (TeacherPrefix(0.9), Student()),
         (Temperature(1.0), Student()),
         (Temperature(1e-6), Temperature(0.0)),
     ],

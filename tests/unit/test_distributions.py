@@ -18,10 +18,12 @@ from torch import Tensor
 from tutelage import distributions
 from tutelage.distributions import (
     NO_TOKEN,
+    arithmetic_blend,
     entropy,
     gather_logprobs,
     geometric_blend,
     kl_divergence,
+    log_linear,
     normalise,
     sample,
     tail_logprobs,
@@ -204,6 +206,31 @@ def test_geometric_blend_returns_the_ends_untouched_and_drops_zeros_of_either_si
     torch.testing.assert_close(between[0, [0, 3]], expected)
     both = geometric_blend(student.expand(3, 4), teacher.expand(3, 4), torch.tensor([0.0, 0.5, 1.0]))
     torch.testing.assert_close(both, torch.cat([student, between, teacher]), rtol=0, atol=0)
+
+
+def test_arithmetic_blend_keeps_what_either_side_allows_and_returns_the_ends_untouched() -> None:
+    p, q = torch.tensor([[0.5, 0.5, 0.0], [0.2, 0.3, 0.5]]).log(), torch.tensor([[0.0, 0.25, 0.75], [1.0, 0, 0]]).log()
+    assert arithmetic_blend(p, q, 0) is p and arithmetic_blend(p, q, 1.0) is q
+    torch.testing.assert_close(arithmetic_blend(p, q, 0.3).exp(), 0.7 * p.exp() + 0.3 * q.exp())
+
+
+def test_log_linear_is_a_product_of_powers() -> None:
+    p, q, r = (normalise(draw(5, 9, seed=seed).double()) for seed in range(3))
+    product = p.exp() ** 1.5 * q.exp() ** -0.7 * r.exp() ** 0.4
+    found = log_linear((p, q, r), (1.5, -0.7, 0.4))
+    torch.testing.assert_close(found.exp(), product / product.sum(-1, keepdim=True))
+    torch.testing.assert_close(log_linear((p, q), (0.4, 0.6)), geometric_blend(p, q, 0.6))
+    assert torch.equal(log_linear((p, q, r), (0, 1, 0)), q)
+
+
+def test_log_linear_drops_what_any_part_with_a_weight_forbids() -> None:
+    p, q = torch.tensor([0.5, 0.25, 0.25]).log(), torch.tensor([0.0, 0.5, 0.5]).log()
+    for weights in ((1.0, 0.5), (1.0, -0.5)):
+        assert log_linear((p, q), weights).exp().tolist() == pytest.approx([0, 0.5, 0.5])
+    assert torch.equal(log_linear((p, q), (1.0, 0.0)), p)
+    parts = [x.clone().requires_grad_() for x in (p, q)]
+    log_linear(parts, (1.0, -0.5))[1].backward()
+    assert all(x.grad is not None and x.grad.isfinite().all() for x in parts)
 
 
 def test_geometric_blend_of_disjoint_rows_has_no_middle() -> None:

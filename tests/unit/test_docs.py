@@ -224,10 +224,10 @@ def test_worked_examples_do_what_they_say(monkeypatch: pytest.MonkeyPatch) -> No
     (forward_kl,) = parts_of("new-divergence.md")
     found = forward_kl(support="full")(student, DenseTarget(teacher))
     torch.testing.assert_close(found, (q * (q / p).log()).sum(-1))
-    halving, softened = parts_of("new-schedule-and-target.md")
+    halving, smoothed = parts_of("new-schedule-and-target.md")
     assert [halving(0.05, 5)(k) for k in (0, 5, 10)] == pytest.approx([0.05, 0.025, 0.0125])
-    torch.testing.assert_close(softened(0.3)(p.log(), q.log()).exp(), 0.7 * p + 0.3 * q)
-    assert softened(halving(1.0, 1)).at(2).weight == 0.25
+    torch.testing.assert_close(smoothed(0.3)(p.log(), q.log()).exp(), 0.7 * q + 0.3 / 7)
+    assert smoothed(halving(1.0, 1)).at(2).weight == 0.25
 
 
 # --- design ----------------------------------------------------------------------------------------------------------

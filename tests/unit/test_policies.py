@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from tutelage.distributions import kl_divergence, normalise, trust_region_blend
-from tutelage.policies import Student, Teacher, Temperature, TrustRegion
-from tutelage.schedules import Constant, Linear
+from tutelage.policies import Interleaved, Student, Teacher, TeacherPrefix, Temperature, TrustRegion
+from tutelage.schedules import Constant, Cosine, Linear
 
 P, Q = torch.tensor([0.6, 0.3, 0.1]).log(), torch.tensor([0.2, 0.3, 0.5]).log()
 
@@ -69,3 +69,27 @@ def test_a_broken_row_stays_broken() -> None:
     rows = torch.tensor([[math.nan, 0.0], [-math.inf, -math.inf]])
     for policy in (Student(), Temperature(0.7), Temperature(0)):
         assert policy(rows, None).logprobs_BV.isnan().any(-1).all()
+
+
+def test_temperature_warm_up_ends_in_the_student() -> None:
+    policy = Temperature(Linear(0.6, 1.0, 4))
+    numbers = [policy.at(step).temperature for step in range(4)]  # type: ignore[attr-defined]
+    assert numbers == pytest.approx([0.6, 0.7, 0.8, 0.9])
+    assert [policy.at(step) for step in (4, 5, 400)] == [Student()] * 3
+
+
+def test_teacher_prefix_follows_the_papers_curriculum() -> None:
+    """floor((1 + cos(pi t / T)) / 2 * L): all, half and none of the answer at t = 0, T / 2 and T (arXiv 2606.01249)."""
+    policy = TeacherPrefix(Cosine(101.0, 0.0, 200))
+    expected = [math.floor((1 + math.cos(math.pi * t / 200)) / 2 * 101) for t in range(200)]
+    for t in (0, 1, 50, 99, 101, 150, 186):
+        assert policy.at(t) == TeacherPrefix(expected[t])
+    assert (policy.at(0), policy.at(100)) == (TeacherPrefix(101), TeacherPrefix(50))
+    assert [policy.at(t) for t in (199, 200, 1000)] == [Student()] * 3
+
+
+def test_interleaved_reports_the_share_that_the_teacher_replaces() -> None:
+    """1 - p(top-K of q): what `blend_mean` averages; 0 where everything is in the top K."""
+    assert Interleaved(1, 1.0)(P, Q).diagnostics["blend"].item() == pytest.approx(0.9)
+    assert Interleaved(2, 1.0)(P, Q).diagnostics["blend"].item() == pytest.approx(0.6)
+    assert Interleaved(3, 1.0)(P, Q).diagnostics["blend"].item() == 0

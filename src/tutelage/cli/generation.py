@@ -10,10 +10,11 @@ from tutelage.config import (
     build_engine,
     build_phases,
     decoder_of,
+    load_route_tokenizers,
     load_tokenizers,
     make_verifier,
     read_prompts,
-    refuse_overlong,
+    refuse_overlong_prompts,
 )
 from tutelage.files import write_whole
 from tutelage.rollout import derive_seed
@@ -35,10 +36,9 @@ def write_samples(
     if config.data.verifier:
         check_verifier(config.data.verifier)
     tokenizers = load_tokenizers(config)
-    prompts = read_prompts(config.data, *tokenizers)
+    prompts = read_prompts(config.data, *tokenizers, load_route_tokenizers(config))
     chosen = prompts.prompts[:limit]
-    pair = (config.student, config.teacher)
-    refuse_overlong(*pair, chosen, config.rollout.max_new_tokens, "rollout.max_new_tokens")
+    refuse_overlong_prompts(config, chosen)
     engine = build_engine(config, *tokenizers)
     decode = decoder_of(engine.student)
     rollouts = engine.generate(

@@ -11,9 +11,11 @@ from tutelage.config.build import (
     make_verifier,
     read_prompts,
     refuse_overlong,
+    refuse_overlong_prompts,
     refuse_unwritable,
 )
 from tutelage.config.load import load_config, resolve_config, to_toml
+from tutelage.config.models import load_route_tokenizers
 from tutelage.config.parts import part_from
 from tutelage.config.schema import DataConfig, EvaluationSetConfig, ModelConfig, PhaseConfig, RunConfig
 
@@ -30,11 +32,13 @@ __all__ = [
     "build_run",
     "decoder_of",
     "load_config",
+    "load_route_tokenizers",
     "load_tokenizers",
     "make_verifier",
     "part_from",
     "read_prompts",
     "refuse_overlong",
+    "refuse_overlong_prompts",
     "refuse_unwritable",
     "resolve_config",
     "to_toml",

@@ -7,12 +7,22 @@ written before everything has been built.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from tutelage.config.load import flattened, load_config, to_toml
+from tutelage.config.models import (
+    load_model,
+    load_route_tokenizers,
+    load_teacher,
+    other_models,
+    reference_of,
+    refuse_unknown_teachers,
+    refuse_wrong_reference,
+    tokenizer_of,
+)
 from tutelage.config.parts import part_from
 from tutelage.config.phases import phase_tables
 from tutelage.config.schema import DataConfig, EvaluationSetConfig, ModelConfig, RunConfig
@@ -27,7 +37,6 @@ from tutelage.models import (
     check_files,
     check_same_tokenizer,
     context_length_of,
-    load_language_model,
     load_tokenizer,
 )
 from tutelage.policies import POLICIES, Temperature
@@ -49,6 +58,7 @@ __all__ = [
     "make_verifier",
     "read_prompts",
     "refuse_overlong",
+    "refuse_overlong_prompts",
     "refuse_unwritable",
 ]
 
@@ -95,15 +105,16 @@ def build_run(config: RunConfig, *, resume: bool = False) -> Run:
                 f"{divergence.top_k} tokens. Set rollout.support_size to at least that."
             )
     student_tokenizer, teacher_tokenizer = load_tokenizers(config)
-    prompts = read_prompts(config.data, student_tokenizer, teacher_tokenizer)
+    prompts = read_prompts(config.data, student_tokenizer, teacher_tokenizer, load_route_tokenizers(config))
     sets = build_evaluation_sets(config.evaluation.sets, config.data, student_tokenizer)
-    pair = (config.student, config.teacher)
-    refuse_overlong(*pair, prompts.prompts, config.rollout.max_new_tokens, "rollout.max_new_tokens")
+    refuse_overlong_prompts(config, prompts.prompts)
     evaluation_tokens = config.evaluation.max_new_tokens or config.rollout.max_new_tokens
     for problems in sets:
         refuse_overlong(config.student, None, problems.prompts, evaluation_tokens, "evaluation.max_new_tokens")
 
-    engine = build_engine(config, student_tokenizer, teacher_tokenizer, str(checkpoint) if checkpoint else None)
+    path = str(checkpoint) if checkpoint else None
+    has_reference = any(phase.recipe.target.needs is not None for phase in phases)
+    engine = build_engine(config, student_tokenizer, teacher_tokenizer, path, with_reference=has_reference)
     # Refused now, if one answer at the limit does not fit into the caches, and not when the first step needs it.
     asks_teacher = any(phase.recipe.policy.needs_teacher for phase in phases)
     engine.rows_that_fit(prompts.prompts, config.rollout.max_new_tokens, with_teacher=asks_teacher)
@@ -138,6 +149,7 @@ def build_run(config: RunConfig, *, resume: bool = False) -> Run:
         decode=decoder_of(engine.student),
         samples_per_log=config.logging.samples_per_log,
         steps_per_log=config.logging.steps_per_log,
+        refresh_reference_every=config.reference.refresh_every,
         is_resumed=resume,
         resume_from=checkpoint,
         messages=messages,
@@ -165,6 +177,7 @@ def build_phases(config: RunConfig) -> list[Phase]:
                 raise
             raise ConfigurationError(f"phase {tables.name!r}: {problem}") from problem
         phases.append(Phase(recipe, tables.config.optimizer, tables.first_step, tables.name))
+    refuse_wrong_reference(config.reference, [phase.recipe.target for phase in phases])
     return phases
 
 
@@ -178,18 +191,31 @@ def _refuse_own_tokens(recipe: Recipe) -> None:
 
 
 def build_engine(
-    config: RunConfig, student_tokenizer: Any, teacher_tokenizer: Any, student_path: str | None = None
+    config: RunConfig,
+    student_tokenizer: Any,
+    teacher_tokenizer: Any,
+    student_path: str | None = None,
+    *,
+    with_reference: bool = False,
 ) -> PairedEngine:
-    """Load both models and put them side by side; `student_path` replaces the student's weights (a checkpoint)."""
+    """Load the models and put them side by side; `student_path` replaces the student's weights (a checkpoint)."""
     device = LocalRuntime(config.runtime.device).device
-    student = _load(config.student, student_tokenizer, device, student_path)
-    teacher = _load(config.teacher, teacher_tokenizer, device)
-    for model in (student, teacher):
-        model.compile = config.rollout.compile
+    student = load_model(config.student, student_tokenizer, device, student_path)
+    teacher = load_teacher(config.teacher, teacher_tokenizer, device)
+    routes = {name: load_model(model, tokenizer_of(model), device) for name, model in config.teacher.routes.items()}
+    reference = None
+    if with_reference:
+        model = reference_of(config)
+        reference = load_model(model, tokenizer_of(model), device)
+    for decoded in (student, *teacher.members, *routes.values()):
+        decoded.compile = config.rollout.compile
     return PairedEngine(
         student,
         teacher,
-        vocabulary=align(student, teacher),
+        routes=routes,
+        reference=reference,
+        reference_reads=config.reference.reads,
+        vocabulary=align(student, teacher, *routes.values(), reference),
         support_size=config.rollout.support_size,
         draft_length=config.rollout.draft_length,
         max_rows=config.rollout.max_rows,
@@ -198,12 +224,23 @@ def build_engine(
     )
 
 
-def read_prompts(data: DataConfig, student_tokenizer: Any, teacher_tokenizer: Any) -> Prompts:
-    """Load and render the training prompts; the teacher reads each one through its own chat template."""
-    answer_column = data.answer_column if data.verifier else None
+def read_prompts(
+    data: DataConfig, student_tokenizer: Any, teacher_tokenizer: Any, route_tokenizers: Mapping[str, Any] | None = None
+) -> Prompts:
+    """Load and render the training prompts; their teacher reads each one through its own chat template.
+
+    Args:
+      route_tokenizers: of further teachers by name; the rows then say in `data.teacher_column` which one is theirs.
+    """
     problems = load_problems(
-        data.path, prompt_column=data.prompt_column, answer_column=answer_column, split=data.split, limit=data.limit
+        data.path,
+        prompt_column=data.prompt_column,
+        answer_column=data.answer_column if data.verifier else None,
+        teacher_column=data.teacher_column if route_tokenizers else None,
+        split=data.split,
+        limit=data.limit,
     )
+    refuse_unknown_teachers(problems, route_tokenizers or {}, data.teacher_column)
     rendered = render_all(
         problems,
         student_tokenizer,
@@ -214,6 +251,7 @@ def read_prompts(data: DataConfig, student_tokenizer: Any, teacher_tokenizer: An
         use_chat_template=data.use_chat_template,
         chat_template_kwargs=data.chat_template_kwargs,
         teacher_chat_template_kwargs=data.teacher_chat_template_kwargs,
+        route_tokenizers=route_tokenizers,
     )
     kept = rendered.problems
     return Prompts(rendered.prompts, [problem.id for problem in kept], [problem.answer for problem in kept])
@@ -286,20 +324,12 @@ def load_tokenizers(config: RunConfig) -> tuple[Any, Any]:
         for model in (config.student, config.teacher)
     ]
     check_same_tokenizer(*loaded)
+    for name, other in other_models(config):
+        if name.startswith("teacher.routes"):
+            check_distinct(config.student.path, other.path, config.student.revision, other.revision)
+        check_files(other.path, allow_pickle=other.allow_pickle)
+        check_same_tokenizer(loaded[0], tokenizer_of(other), name)
     return loaded[0], loaded[1]
-
-
-def _load(model: ModelConfig, tokenizer: Any, device: str, path: str | None = None) -> LanguageModel:
-    return load_language_model(
-        path or model.path,
-        tokenizer,
-        dtype=model.dtype,
-        device=device,
-        revision=None if path else model.revision,
-        trust_remote_code=model.trust_remote_code,
-        allow_pickle=model.allow_pickle,
-        attention=model.attention,
-    )
 
 
 def _resumable(config: RunConfig, folder: RunFolder) -> tuple[Path | None, list[str]]:
@@ -371,6 +401,21 @@ def refuse_overlong(
                 f"{key} is {max_new_tokens}, and the longest prompt has {max(lengths)} tokens; {model.path} holds "
                 f"{limit} in all. {remedy} max_prompt_tokens, so that longer prompts are left out."
             )
+
+
+def refuse_overlong_prompts(config: RunConfig, prompts: Sequence[Prompt]) -> None:
+    """Refuse training prompts and answers that do not fit into the context of any model that reads them."""
+    tokens, key = config.rollout.max_new_tokens, "rollout.max_new_tokens"
+    teachers: list[tuple[str | None, ModelConfig]] = [(None, config.teacher), *config.teacher.routes.items()]
+    for name, teacher in teachers:
+        own = [prompt for prompt in prompts if prompt.teacher_name == name]
+        if own:
+            refuse_overlong(config.student, teacher, own, tokens, key)
+    for other, model in other_models(config):
+        if other.startswith("teacher.experts") or (other == "reference" and config.reference.reads == "teacher"):
+            refuse_overlong(config.student, model, prompts, tokens, key)
+        elif other == "reference":
+            refuse_overlong(model, None, prompts, tokens, key)
 
 
 def _refuse_unjudgeable(config: RunConfig) -> None:

@@ -21,7 +21,7 @@ __all__ = ["flattened", "load_config", "resolve_config", "to_toml", "unknown_key
 
 # Tables that may be written as one string, and the field that the string then means.
 SHORTHANDS = {"student": "path", "teacher": "path", "data": "path", "policy": "name", "target": "name"}
-SHORTHANDS |= {"divergence": "name"}
+SHORTHANDS |= {"divergence": "name", "reference": "path"}
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -134,7 +134,7 @@ def _apply(table: dict[str, Any], override: str) -> None:
     value = _value(text)
     if not parents and last in SHORTHANDS and not isinstance(value, dict):
         value = {SHORTHANDS[last]: value if isinstance(value, str) else text}
-        if last in ("student", "teacher", "data") and isinstance(place.get(last), dict):
+        if last in ("student", "teacher", "reference", "data") and isinstance(place.get(last), dict):
             # `--set student=DIR` names another model and keeps the recipe's other fields for it.
             value = {**place[last], **value}
     place[last] = value

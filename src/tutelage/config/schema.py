@@ -6,9 +6,9 @@ default is written once.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from tutelage.errors import ConfigurationError
 from tutelage.training import CheckpointSettings, OptimizerSettings, RolloutSettings
@@ -18,11 +18,14 @@ __all__ = [
     "DataConfig",
     "EvaluationConfig",
     "EvaluationSetConfig",
+    "ExpertConfig",
     "LoggingConfig",
     "ModelConfig",
     "PhaseConfig",
+    "ReferenceConfig",
     "RunConfig",
     "RuntimeConfig",
+    "TeacherConfig",
 ]
 
 
@@ -47,6 +50,61 @@ class ModelConfig(Section):
     attention: str | None = None
 
 
+class ExpertConfig(ModelConfig):
+    """[[teacher.experts]]: a model that the teacher's distribution is fused with, less its `base` if it has one."""
+
+    base: str | None = None
+    weight: float | Literal["dynamic"] = 1.0
+
+
+class TeacherConfig(ModelConfig):
+    """[teacher]: a model, or several: `experts` make one distribution with it, `routes` take some of the prompts."""
+
+    weight: float = 1.0
+    experts: list[ExpertConfig] = []
+    largest_dynamic_weight: float = Field(default=2.0, gt=0)
+    dynamic_weight_increment: float = Field(default=0.1, gt=0)
+    routes: dict[str, ModelConfig] = {}
+
+    @field_validator("routes", "experts", mode="before")
+    @classmethod
+    def _paths_may_stand_alone(cls, models: Any) -> Any:
+        def expanded(model: Any) -> Any:
+            return {"path": model} if isinstance(model, str) else model
+
+        if isinstance(models, dict):
+            return {name: expanded(model) for name, model in models.items()}
+        return [expanded(model) for model in models] if isinstance(models, list) else models
+
+    @model_validator(mode="after")
+    def _can_be_fused(self) -> Self:
+        is_dynamic = any(expert.weight == "dynamic" for expert in self.experts)
+        if is_dynamic and (len(self.experts) != 1 or self.experts[0].base is None or self.weight != 1):
+            raise ConfigurationError(
+                "teacher.experts has a dynamic weight, which is chosen for one expert with a base beside a teacher of "
+                "weight 1. Give numbers as weights, or leave one expert and add its base."
+            )
+        if self.dynamic_weight_increment > self.largest_dynamic_weight:
+            raise ConfigurationError(
+                f"teacher.dynamic_weight_increment is {self.dynamic_weight_increment:g}, more than "
+                f"teacher.largest_dynamic_weight = {self.largest_dynamic_weight:g}; nothing would be tried. Lower it."
+            )
+        if not self.experts and self.weight != 1:
+            raise ConfigurationError(
+                f"teacher.weight is {self.weight:g}, but there is nothing to weigh it against. Add teacher.experts, or "
+                "leave it out."
+            )
+        return self
+
+
+class ReferenceConfig(ModelConfig):
+    """[reference]: the third model of targets that have one. Without `path`, the student's initial weights."""
+
+    path: str | None = None  # type: ignore[assignment]  # every other model must be named
+    refresh_every: int = Field(default=0, ge=0)
+    reads: Literal["student", "teacher"] = "student"
+
+
 class DataConfig(Section):
     """[data]: which prompts, and how they are put to the models. `data = "PATH"` is short for `path`.
 
@@ -57,6 +115,7 @@ class DataConfig(Section):
     split: str = "train"
     prompt_column: str = "problem"
     answer_column: str = "answer"
+    teacher_column: str = "teacher"
     limit: int | None = Field(default=None, ge=1)
     shuffle: bool = False
     system_prompt: str | None = None
@@ -144,7 +203,8 @@ class RunConfig(Section):
     seed: int = Field(default=0, ge=0, lt=2**63)
     steps: int = Field(default=400, ge=1)
     student: ModelConfig
-    teacher: ModelConfig
+    teacher: TeacherConfig
+    reference: ReferenceConfig = ReferenceConfig()
     data: DataConfig
     policy: dict[str, Any] = {"name": "student"}
     target: dict[str, Any] = {"name": "teacher"}

@@ -1,6 +1,8 @@
 """How do we talk to a language model?  Loading, one shared vocabulary, one stop event, a ragged key/value cache."""
 
 from tutelage.models.cache import RaggedCache
+from tutelage.models.fused_teacher import FusedTeacher
+from tutelage.models.fusion import DynamicFusion, FixedFusion, Fusion
 from tutelage.models.language_model import LanguageModel, as_language_model
 from tutelage.models.loading import (
     check_distinct,
@@ -14,6 +16,10 @@ from tutelage.models.serving import check_servable
 from tutelage.models.vocabulary import Vocabulary, align, check_same_tokenizer
 
 __all__ = [
+    "DynamicFusion",
+    "FixedFusion",
+    "FusedTeacher",
+    "Fusion",
     "LanguageModel",
     "RaggedCache",
     "Vocabulary",

@@ -58,6 +58,11 @@ class LanguageModel:
         self._own_forward = LlamaForward.recognise(self.module.base_model, self.config)
 
     @property
+    def members(self) -> list[LanguageModel]:
+        """The models that this one consists of: itself."""
+        return [self]
+
+    @property
     def device(self) -> torch.device:
         """Where the head lives; tokens are sent there."""
         return next(self._head.parameters()).device

@@ -73,18 +73,19 @@ class Vocabulary:
         return self._masks[device]
 
 
-def align(student: LanguageModel, teacher: LanguageModel | None = None) -> Vocabulary:
-    """The vocabulary that student and teacher share.
+def align(student: LanguageModel, *others: LanguageModel | None) -> Vocabulary:
+    """The vocabulary that a student shares with its teacher, and with other teachers and a reference.
 
     Args:
-      student, teacher: models with their tokenizers; bare models (no tokenizer) are taken at the smaller size.
+      student, others: models with their tokenizers; bare models (no tokenizer) are taken at the smaller size.
     Raises:
       VocabularyMismatchError: the tokenizers differ; the message names the first differing tokens.
       ModelError: the student's stop id lies outside the shared vocabulary.
     """
-    models = [student] if teacher is None else [student, teacher]
-    if teacher is not None and student.tokenizer is not None and teacher.tokenizer is not None:
-        check_same_tokenizer(student.tokenizer, teacher.tokenizer)
+    models = [student, *(other for other in others if other is not None)]
+    for other in models[1:]:
+        if student.tokenizer is not None and other.tokenizer is not None:
+            check_same_tokenizer(student.tokenizer, other.tokenizer)
     known = set(student.known_ids).intersection(*(model.known_ids for model in models))
     size = max(known) + 1
     stop_ids = tuple(dict.fromkeys(i for model in models for i in model.stop_ids if i in known))
@@ -97,11 +98,11 @@ def align(student: LanguageModel, teacher: LanguageModel | None = None) -> Vocab
     return Vocabulary(size, stop_ids, stop_ids[0] if stop_ids else None, padding)
 
 
-def check_same_tokenizer(student_tokenizer: Any, teacher_tokenizer: Any) -> None:
+def check_same_tokenizer(student_tokenizer: Any, teacher_tokenizer: Any, whose: str = "teacher") -> None:
     """Refuse two tokenizers that differ in content.
 
     Equal means: the same text for every id, and the same cut of a probe text. Sizes of embedding tables, chat
-    templates and special-token roles may differ.
+    templates and special-token roles may differ. `whose` names the second one in the refusal.
 
     Raises:
       VocabularyMismatchError: with the first differing tokens, or the probe's first differing piece.
@@ -109,11 +110,11 @@ def check_same_tokenizer(student_tokenizer: Any, teacher_tokenizer: Any) -> None
     student, teacher = _by_id(student_tokenizer), _by_id(teacher_tokenizer)
     different = sorted(i for i in student.keys() | teacher.keys() if student.get(i) != teacher.get(i))
     if different:
-        shown = "; ".join(f"id {i}: student {student.get(i)!r}, teacher {teacher.get(i)!r}" for i in different[:3])
+        shown = "; ".join(f"id {i}: student {student.get(i)!r}, {whose} {teacher.get(i)!r}" for i in different[:3])
         raise VocabularyMismatchError(
-            f"student and teacher have different tokenizers: {len(different)} of "
+            f"student and {whose} have different tokenizers: {len(different)} of "
             f"{len(student.keys() | teacher.keys())} ids differ, first {shown}. Distillation compares "
-            "next-token distributions, so both must use the same tokens. Choose a teacher of the student's "
+            f"next-token distributions, so both must use the same tokens. Choose a {whose} of the student's "
             "model family."
         )
     student_cut = student_tokenizer(PROBE_TEXT, add_special_tokens=False)["input_ids"]
@@ -121,8 +122,8 @@ def check_same_tokenizer(student_tokenizer: Any, teacher_tokenizer: Any) -> None
     if student_cut != teacher_cut:
         place = _first_difference(student_cut, teacher_cut)
         raise VocabularyMismatchError(
-            "student and teacher know the same tokens but cut text differently: the probe text differs at piece "
-            f"{place} (student {[student[i] for i in student_cut[place : place + 3]]}, teacher "
+            f"student and {whose} know the same tokens but cut text differently: the probe text differs at piece "
+            f"{place} (student {[student[i] for i in student_cut[place : place + 3]]}, {whose} "
             f"{[teacher[i] for i in teacher_cut[place : place + 3]]}). Use the same tokenizer files for both."
         )
 

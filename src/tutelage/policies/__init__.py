@@ -10,6 +10,7 @@ from tutelage.policies.interleaved import Interleaved
 from tutelage.policies.mixture import Mixture
 from tutelage.policies.student import Student
 from tutelage.policies.teacher import Teacher
+from tutelage.policies.teacher_prefix import TeacherPrefix
 from tutelage.policies.temperature import Temperature
 from tutelage.policies.trust_region import TrustRegion
 
@@ -22,6 +23,7 @@ __all__ = [
     "Proposal",
     "Student",
     "Teacher",
+    "TeacherPrefix",
     "Temperature",
     "TrustRegion",
 ]
@@ -34,4 +36,5 @@ POLICIES: dict[str, type[Policy]] = {
     "mixture": Mixture,
     "interleaved": Interleaved,
     "temperature": Temperature,
+    "teacher_prefix": TeacherPrefix,
 }

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tutelage.distributions import gather_logprobs
 from tutelage.errors import ConfigurationError
-from tutelage.schedules import Constant, Schedule, as_schedule, at_step
+from tutelage.schedules import Schedule, as_schedule, at_step, plain_number
 
 __all__ = ["Policy", "Proposal", "plain_number", "refuse_negative", "refuse_not_a_share", "require_teacher"]
 
@@ -69,17 +69,17 @@ class Policy(ABC):
             `needs_teacher` is False.
         """
 
+    def propose(
+        self, student_logits_BV: Tensor, teacher_logits_BV: Tensor | None, positions_B: Tensor | None = None
+    ) -> Proposal:
+        """What an engine calls: the distribution at each row's prefix, at its place in the answer.
 
-def plain_number(value: float | Schedule, key: str) -> float:
-    """The value of a field at call time; a schedule that moves has none until `at` picked a step."""
-    if isinstance(value, Constant):
-        return float(value.value)
-    if isinstance(value, Schedule):
-        raise ConfigurationError(
-            f"{key} is {value!r}, which changes with the step; a policy is called with plain numbers. "
-            "Call policy.at(step) first, and use the policy it returns."
-        )
-    return float(value)
+        Only a policy that acts by the place overrides this; for the others it is the call itself.
+
+        Args:
+          positions_B: tokens of the answer that stand before the row's; 0 = its first token. None = not known.
+        """
+        return self(student_logits_BV, teacher_logits_BV)
 
 
 def refuse_negative(value: float | Schedule, key: str, reason: str) -> None:

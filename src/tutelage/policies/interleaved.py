@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from torch import Tensor
 from tutelage.distributions import kl_divergence, normalise, temper
 from tutelage.errors import ConfigurationError
 from tutelage.policies.base import Policy, Proposal, plain_number, refuse_negative, require_teacher
-from tutelage.schedules import Schedule
+from tutelage.schedules import Schedule, as_schedule, at_step
 
 __all__ = ["Interleaved"]
 
@@ -26,15 +26,17 @@ class Interleaved(Policy):
     out are never in R, whatever K is. The student draws at temperature 1, as TRB's comparison does (arXiv 2605.31159).
 
     Fields:
-      top_k: K, at least 1. SKD uses 25 everywhere; at K = V only what the teacher rules out is replaced.
+      top_k: K, at least 1, a schedule's value rounded down. SKD uses 25 everywhere; at K = V only what the teacher
+        rules out is replaced. (SKD's code can let K fall along the answer; here it may fall with the step.)
       teacher_temperature: tau >= 0 of the replacements; 0 takes the teacher's most probable token. SKD uses 0.2 to 0.5.
     """
 
-    top_k: int = 25
+    top_k: int | Schedule = 25
     teacher_temperature: float | Schedule = 0.2
 
     def __post_init__(self) -> None:
-        if isinstance(self.top_k, bool) or not isinstance(self.top_k, int) or self.top_k < 1:
+        is_whole = isinstance(self.top_k, int | Schedule) and not isinstance(self.top_k, bool)
+        if not is_whole or as_schedule(self.top_k).bounds()[0] < 1:
             raise ConfigurationError(f"policy.top_k is {self.top_k!r}; expected a whole number of at least 1. Use 25.")
         refuse_negative(
             self.teacher_temperature,
@@ -46,11 +48,16 @@ class Interleaved(Policy):
     def needs_teacher(self) -> bool:
         return True
 
+    def at(self, step: int) -> Policy:
+        policy = replace(self, top_k=math.floor(self.top_k(step))) if isinstance(self.top_k, Schedule) else self
+        return at_step(policy, step)
+
     def __call__(self, student_logits_BV: Tensor, teacher_logits_BV: Tensor | None) -> Proposal:
         temperature = plain_number(self.teacher_temperature, "policy.teacher_temperature")
         student_BV = normalise(student_logits_BV)
         teacher_BV = normalise(require_teacher(teacher_logits_BV, self))
-        top = teacher_BV.topk(min(self.top_k, teacher_BV.shape[-1]), dim=-1)
+        top_k = math.floor(plain_number(self.top_k, "policy.top_k"))
+        top = teacher_BV.topk(min(top_k, teacher_BV.shape[-1]), dim=-1)
         # Where fewer than K tokens are possible, the rest of the top-K is no choice of the teacher's.
         is_accepted_BV = torch.zeros_like(teacher_BV, dtype=torch.bool).scatter(-1, top.indices, top.values > -math.inf)
         kept_BV = student_BV.masked_fill(~is_accepted_BV, -math.inf)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from tutelage.distributions import kl_divergence, normalise
+from tutelage.distributions import arithmetic_blend, kl_divergence, normalise
 from tutelage.policies.base import Policy, Proposal, plain_number, refuse_not_a_share, require_teacher
 from tutelage.policies.student import Student
 from tutelage.schedules import Schedule, as_schedule
@@ -47,10 +45,7 @@ class Mixture(Policy):
         if not self.needs_teacher:
             return Proposal(student_BV)
         teacher_BV = normalise(require_teacher(teacher_logits_BV, self))
-        if weight == 1:
-            logprobs_BV = teacher_BV  # log(1 - w) would be -inf, and -inf - inf is NaN
-        else:
-            logprobs_BV = torch.logaddexp(student_BV + math.log1p(-weight), teacher_BV + math.log(weight))
+        logprobs_BV = arithmetic_blend(student_BV, teacher_BV, weight)
         kl_to_student_B = kl_divergence(logprobs_BV, student_BV)
         return Proposal(
             logprobs_BV,

@@ -181,7 +181,8 @@ class Decoding:
             last_B1 = self.teacher.last_tokens_B[:, None]
             tokens_BL = torch.cat([last_B1, drafts_BL[:, :-1].to(last_B1.device)], dim=1)
             teacher_logits_BLV = self.teacher.read(tokens_BL).to(self.device)
-        proposal = self.policy(student_logits_BLV, teacher_logits_BLV)
+        positions_BL = (self.produced_B[:, None] + torch.arange(length)).to(self.device)
+        proposal = self.policy.propose(student_logits_BLV, teacher_logits_BLV, positions_BL)
         # Bitwise the same for the student itself, and one pass over the vocabulary less.
         student = proposal if isinstance(self.policy, Student) else Proposal(normalise(student_logits_BLV))
         replaced_BL = None

@@ -68,6 +68,13 @@ class _Size:
 
     @classmethod
     def of(cls, model: LanguageModel) -> _Size:
+        """Of a model, or of all members of a fused one together: what a forward costs is linear in both numbers."""
+        sizes = [cls._of_one(member) for member in model.members]
+        total = sum(size.num_parameters for size in sizes), sum(size.num_layers for size in sizes)
+        return cls(*total, model.device.type)
+
+    @classmethod
+    def _of_one(cls, model: LanguageModel) -> _Size:
         inner = model.module.get_input_embeddings()
         looked_up = 0 if inner is None else sum(weights.numel() for weights in inner.parameters())
         # A tied head computes with the embeddings; an untied one is counted already.

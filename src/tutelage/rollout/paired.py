@@ -9,17 +9,18 @@ Left out on purpose: which prompts, and what the tokens are for.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from tutelage.errors import ConfigurationError, DataError
-from tutelage.models import Vocabulary, align, as_language_model
+from tutelage.models import LanguageModel, Vocabulary, align, as_language_model
 from tutelage.policies import Policy
 from tutelage.rollout.decoding import Decoding, Task
 from tutelage.rollout.draft_length import LONGEST, Costs, DraftLength, draft_length_named
-from tutelage.rollout.scoring import score
+from tutelage.rollout.scoring import score, score_reference
 from tutelage.types import Prompt, Rollout
 
 __all__ = ["PairedEngine"]
@@ -34,6 +35,9 @@ class PairedEngine:
     Args:
       student: a LanguageModel or a bare `transformers` causal language model.
       teacher: the same, or None for an engine that can only follow the student.
+      routes: further teachers by name, each for the prompts that name it; `teacher` is for those that name none.
+      reference: a third model that some targets compare with; it takes no part in the sampling.
+      reference_reads: whose prompt the reference reads, "student" or "teacher".
       draft_length: tokens that the student drafts before the teacher reads them in one forward. A number; "estimated"
         (as many as pay, by the models' sizes and the acceptance so far: the same in every run); or "auto" (the same
         with measured costs: faster where the estimate is off, but with other lengths, and so another rounding, in every
@@ -54,6 +58,9 @@ class PairedEngine:
         student: Any,
         teacher: Any = None,
         *,
+        routes: Mapping[str, Any] | None = None,
+        reference: Any = None,
+        reference_reads: str = "student",
         draft_length: int | str = "estimated",
         vocabulary: Vocabulary | None = None,
         support_size: int = 16,
@@ -67,12 +74,28 @@ class PairedEngine:
         self.fixed_draft_length, is_measured = draft_length_named(draft_length)
         self.student = as_language_model(student, "student")
         self.teacher = None if teacher is None else as_language_model(teacher, "teacher")
-        self.vocabulary = vocabulary or align(self.student, self.teacher)
-        self.costs = None if self.teacher is None else Costs(self.student, self.teacher, is_measured=is_measured)
+        self.routes = {name: as_language_model(model, name) for name, model in (routes or {}).items()}
+        self.reference = None if reference is None else as_language_model(reference, "reference")
+        self.reference_reads = reference_reads
+        models = (self.teacher, *self.routes.values(), self.reference)
+        self.vocabulary = vocabulary or align(self.student, *models)
+        self.costs = {
+            name: Costs(self.student, teacher, is_measured=is_measured) for name, teacher in self.teachers.items()
+        }
         self.support_size = support_size
         self.max_rows = max_rows
         self.cache_bytes = cache_bytes
         self.score_tokens = score_tokens
+
+    @property
+    def teachers(self) -> dict[str | None, LanguageModel]:
+        """Every teacher by the name that prompts call it, None being the one for prompts that name none."""
+        return ({} if self.teacher is None else {None: self.teacher}) | self.routes
+
+    @property
+    def frozen(self) -> list[LanguageModel]:
+        """Every model that learns nothing."""
+        return [*self.teachers.values(), *([] if self.reference is None else [self.reference])]
 
     @torch.no_grad()
     def generate(
@@ -102,7 +125,7 @@ class PairedEngine:
             fit into `cache_bytes`.
           DataError: an empty prompt, or one that leaves no room in a model's context.
         """
-        if policy.needs_teacher and self.teacher is None:
+        if policy.needs_teacher and not self.teachers:
             raise ConfigurationError(
                 f"the policy {policy} asks the teacher at every token, but this engine has only a student. "
                 "Give the engine a teacher, or use the student policy."
@@ -115,29 +138,62 @@ class PairedEngine:
         self._check_lengths(ready, max_new_tokens)
         if not ready:
             return []
-        teacher = self.teacher if policy.needs_teacher else None
-        num_rows = self.rows_that_fit(ready, max_new_tokens, with_teacher=teacher is not None)
-        task = Task(
-            prompts=ready,
-            max_new_tokens=max_new_tokens,
-            num_samples=num_samples,
-            seed=seed,
-            step=step,
-            support_size=self.support_size if records_statistics else 0,
-            prefill_tokens=self.score_tokens,
-        )
-        drafts = None
-        if teacher is not None and self.fixed_draft_length != 1:
-            assert self.costs is not None
-            drafts = DraftLength(self.fixed_draft_length, self.costs)
-        num_rows = min(num_rows, task.num_rollouts)
-        return Decoding(self.student, teacher, self.vocabulary, policy, task, num_rows, drafts).run()
+        rollouts: list[Rollout] = []
+        for name, places in _by_teacher([prompt.teacher_name for prompt in ready], policy.needs_teacher).items():
+            teacher = self._teacher_named(name) if policy.needs_teacher else None
+            # A prompt's stream is its place among all prompts, whichever teacher it has.
+            chosen = [replace(ready[i], stream=i) if ready[i].stream is None else ready[i] for i in places]
+            num_rows = self.rows_that_fit(chosen, max_new_tokens, with_teacher=teacher is not None)
+            task = Task(
+                prompts=chosen,
+                max_new_tokens=max_new_tokens,
+                num_samples=num_samples,
+                seed=seed,
+                step=step,
+                support_size=self.support_size if records_statistics else 0,
+                prefill_tokens=self.score_tokens,
+            )
+            drafts = None
+            if teacher is not None and self.fixed_draft_length != 1:
+                drafts = DraftLength(self.fixed_draft_length, self.costs[name])
+            num_rows = min(num_rows, task.num_rollouts)
+            made = Decoding(self.student, teacher, self.vocabulary, policy, task, num_rows, drafts).run()
+            rollouts += [replace(rollout, prompt_index=places[rollout.prompt_index]) for rollout in made]
+        return sorted(rollouts, key=lambda rollout: (rollout.prompt_index, rollout.sample_index))
 
     def score(self, rollouts: Sequence[Rollout], *, keep_hidden: bool = False) -> list[Rollout]:
-        """Let the teacher read finished rollouts in batched forwards; see `rollout.scoring.score`."""
-        if self.teacher is None:
+        """Let each rollout's teacher read it when it is finished, in batched forwards; see `rollout.scoring.score`."""
+        if not self.teachers:
             raise ConfigurationError("scoring needs a teacher, but this engine has only a student. Give it one.")
-        return score(self.teacher, self.vocabulary, rollouts, max_tokens=self.score_tokens, keep_hidden=keep_hidden)
+        scored = list(rollouts)
+        for name, places in _by_teacher([rollout.teacher_name for rollout in rollouts]).items():
+            read = score(
+                self._teacher_named(name),
+                self.vocabulary,
+                [scored[i] for i in places],
+                max_tokens=self.score_tokens,
+                keep_hidden=keep_hidden,
+            )
+            for place, rollout in zip(places, read, strict=True):
+                scored[place] = rollout
+        return scored
+
+    def score_reference(self, rollouts: Sequence[Rollout]) -> list[Rollout]:
+        """Let the reference read finished rollouts; see `rollout.scoring.score_reference`."""
+        if self.reference is None:
+            raise ConfigurationError(
+                "the target compares with a reference, but this engine has none. Give it one, or use another target."
+            )
+        reads, max_tokens = self.reference_reads, self.score_tokens
+        return score_reference(self.reference, self.vocabulary, rollouts, reads=reads, max_tokens=max_tokens)
+
+    def _teacher_named(self, name: str | None) -> LanguageModel:
+        if name not in self.teachers:
+            known = ", ".join(map(repr, self.teachers))
+            raise ConfigurationError(
+                f"a prompt names the teacher {name!r}; the engine knows {known}. Name one of these, or add a route."
+            )
+        return self.teachers[name]
 
     def rows_that_fit(self, prompts: Sequence[Prompt], max_new_tokens: int, *, with_teacher: bool) -> int:
         """How many answers to such prompts may be decoded at once: `max_rows`, or what the byte budget holds.
@@ -151,8 +207,11 @@ class PairedEngine:
         if budget is None:
             return self.max_rows
         longest = max(max(len(p.student_tokens), len(p.teacher_tokens or ())) for p in prompts)
-        models = [self.student, self.teacher] if with_teacher and self.teacher is not None else [self.student]
-        row_bytes = (longest + max_new_tokens + LONGEST) * sum(model.cache_bytes_per_slot for model in models)
+        slot_bytes = self.student.cache_bytes_per_slot
+        if with_teacher:
+            names = {prompt.teacher_name for prompt in prompts}
+            slot_bytes += max(self._teacher_named(name).cache_bytes_per_slot for name in names)
+        row_bytes = (longest + max_new_tokens + LONGEST) * slot_bytes
         if row_bytes > budget:
             raise ConfigurationError(
                 f"one answer of {max_new_tokens} tokens to a prompt of {longest} needs {row_bytes / 2**30:.3g} GiB of "
@@ -163,7 +222,8 @@ class PairedEngine:
 
     def _check_lengths(self, prompts: list[Prompt], max_new_tokens: int) -> None:
         for place, prompt in enumerate(prompts):
-            for model, tokens in ((self.student, prompt.student_tokens), (self.teacher, prompt.teacher_tokens)):
+            teacher = self.teachers.get(prompt.teacher_name)
+            for model, tokens in ((self.student, prompt.student_tokens), (teacher, prompt.teacher_tokens)):
                 if model is None or tokens is None:
                     continue
                 if len(tokens) == 0:
@@ -174,3 +234,11 @@ class PairedEngine:
                         f"prompt {place} has {len(tokens)} tokens and {max_new_tokens} may be added, more than the "
                         f"{limit} tokens of {model.name}. Shorten the prompts or lower `max_new_tokens`."
                     )
+
+
+def _by_teacher(names: Sequence[str | None], is_asked: bool = True) -> dict[str | None, list[int]]:
+    """Places of a list by the teacher that each names; all under None where no teacher is asked."""
+    groups: dict[str | None, list[int]] = {}
+    for place, name in enumerate(names):
+        groups.setdefault(name if is_asked else None, []).append(place)
+    return groups

@@ -61,6 +61,7 @@ class Records:
                     prompt_index=prompt_index,
                     sample_index=sample_index,
                     teacher_prompt_tokens=None if prompt.teacher_tokens is None else list(prompt.teacher_tokens),
+                    teacher_name=prompt.teacher_name,
                     teacher_forwards=forwards[number] if with_teacher else None,
                     **{name: values[number].clone() for name, values in pieces.items()},
                 )

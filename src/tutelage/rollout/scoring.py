@@ -1,4 +1,4 @@
-"""Let a teacher read rollouts that already exist, in few large forwards.
+"""Let a teacher, or a reference, read rollouts that already exist, in few large forwards.
 
 This is what plain on-policy distillation does after sampling. It fills the same teacher fields that the paired engine
 fills while it samples, so the loss does not know which of the two happened.
@@ -6,7 +6,7 @@ fills while it samples, so the loss does not know which of the two happened.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,10 +16,10 @@ from torch import Tensor
 from tutelage.distributions import normalise
 from tutelage.errors import DataError
 from tutelage.models import LanguageModel, Vocabulary
-from tutelage.rollout.statistics import teacher_statistics
+from tutelage.rollout.statistics import reference_statistics, teacher_statistics
 from tutelage.types import Rollout
 
-__all__ = ["batches_by_tokens", "response_hidden", "score", "tokens_per_chunk"]
+__all__ = ["batches_by_tokens", "response_hidden", "score", "score_reference", "tokens_per_chunk"]
 
 # Logits of one chunk stay below this many numbers (at 4 bytes each, 256 MiB). A handful live at once in backward.
 CHUNK_NUMBERS = 64 * 2**20
@@ -44,26 +44,60 @@ def score(
       keep_hidden: keep the teacher's hidden states as well, on the CPU, [T, D] per rollout: 8 kB a token for a model of
         width 4,096 in bfloat16, where keeping all logits would take 300.
     """
+    prompts = [rollout.tokens_for_teacher for rollout in rollouts]
+    return _read(teacher, vocabulary, rollouts, prompts, teacher_statistics, max_tokens, keep_hidden)
+
+
+@torch.no_grad()
+def score_reference(
+    reference: LanguageModel,
+    vocabulary: Vocabulary,
+    rollouts: Sequence[Rollout],
+    *,
+    reads: str = "student",
+    max_tokens: int,
+) -> list[Rollout]:
+    """Copies of the rollouts with their reference fields filled in, in the same order.
+
+    Args:
+      reference: reads a prompt and then the response.
+      reads: whose prompt, "student" or "teacher".
+      (the others as in `score`)
+    """
+    prompts = [r.tokens_for_teacher if reads == "teacher" else r.prompt_tokens for r in rollouts]
+    return _read(reference, vocabulary, rollouts, prompts, reference_statistics, max_tokens)
+
+
+def _read(
+    model: LanguageModel,
+    vocabulary: Vocabulary,
+    rollouts: Sequence[Rollout],
+    prompts: Sequence[Sequence[int]],
+    statistics: Callable[[Tensor, Tensor, Tensor], dict[str, Tensor]],
+    max_tokens: int,
+    keep_hidden: bool = False,
+) -> list[Rollout]:
+    """Copies of the rollouts with what `statistics` finds in the model's log-probabilities behind the prompts."""
     scored = list(rollouts)
-    sequences = [(rollout.tokens_for_teacher, rollout.response_tokens) for rollout in rollouts]
+    sequences = [(prompt, rollout.response_tokens) for prompt, rollout in zip(prompts, rollouts, strict=True)]
     for batch in batches_by_tokens(sequences, max_tokens):
-        hidden_ND = response_hidden(teacher, [sequences[i] for i in batch])
+        hidden_ND = response_hidden(model, [sequences[i] for i in batch])
         tokens_N = torch.tensor([t for i in batch for t in rollouts[i].response_tokens], device=hidden_ND.device)
         support_NK = torch.cat([_support(rollouts[i]) for i in batch]).to(hidden_ND.device)
         chunks: list[dict[str, Tensor]] = []
         chunk_tokens = tokens_per_chunk(vocabulary)
         for piece in range(0, len(tokens_N), chunk_tokens):
             span = slice(piece, piece + chunk_tokens)
-            logprobs_NV = normalise(vocabulary.canonical(teacher.logits(hidden_ND[span])))
-            chunks.append(teacher_statistics(logprobs_NV, tokens_N[span], support_NK[span]))
+            logprobs_NV = normalise(vocabulary.canonical(model.logits(hidden_ND[span])))
+            chunks.append(statistics(logprobs_NV, tokens_N[span], support_NK[span]))
         fields = {name: torch.cat([chunk[name] for chunk in chunks]).cpu() for name in chunks[0]}
         if keep_hidden:
             fields["teacher_hidden"] = hidden_ND.cpu()
         first = 0
         for i in batch:
             span = slice(first, first + len(rollouts[i]))
-            teacher_fields: dict[str, Any] = {name: values[span].clone() for name, values in fields.items()}
-            scored[i] = replace(rollouts[i], **teacher_fields)
+            found: dict[str, Any] = {name: values[span].clone() for name, values in fields.items()}
+            scored[i] = replace(rollouts[i], **found)
             first = span.stop
     return scored
 

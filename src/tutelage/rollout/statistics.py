@@ -6,7 +6,7 @@ from torch import Tensor
 
 from tutelage.distributions import entropy, gather_logprobs, tail_logprobs
 
-__all__ = ["student_statistics", "teacher_statistics"]
+__all__ = ["reference_statistics", "student_statistics", "teacher_statistics"]
 
 
 def student_statistics(logprobs_NV: Tensor, tokens_N: Tensor, support_size: int) -> dict[str, Tensor]:
@@ -47,4 +47,19 @@ def teacher_statistics(logprobs_NV: Tensor, tokens_N: Tensor, support_ids_NK: Te
         "teacher_support_logprobs": logprobs_NV.gather(-1, support_ids_NK),
         "teacher_tail_logprobs": tail_logprobs(logprobs_NV, support_ids_NK),
         "support_overlap": shared_NK.to(logprobs_NV.dtype).mean(-1),
+    }
+
+
+def reference_statistics(logprobs_NV: Tensor, tokens_N: Tensor, support_ids_NK: Tensor) -> dict[str, Tensor]:
+    """A third model's log-probability, and its view of the student's support.
+
+    Args:
+      logprobs_NV: its log-probabilities, normalised.
+      (the others as in `teacher_statistics`)
+    """
+    support_ids_NK = support_ids_NK.long()
+    return {
+        "reference_logprobs": gather_logprobs(logprobs_NV, tokens_N),
+        "reference_support_logprobs": logprobs_NV.gather(-1, support_ids_NK),
+        "reference_tail_logprobs": tail_logprobs(logprobs_NV, support_ids_NK),
     }

@@ -1,29 +1,72 @@
-"""What a target is: given both models' log-probabilities on the same events, the log-probabilities to imitate."""
+"""What a target is: given the models' log-probabilities on the same events, the log-probabilities to imitate."""
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Self
+from typing import ClassVar, Self
 
 from torch import Tensor
 
-from tutelage.schedules import at_step
+from tutelage.errors import ConfigurationError
+from tutelage.schedules import Schedule, as_schedule, at_step
 
-__all__ = ["TargetRule"]
+__all__ = ["TargetRule", "refuse_outside", "require_reference"]
 
 
 @dataclass(frozen=True)
 class TargetRule(ABC):
-    """A distribution to imitate, made from the two that there are.
+    """A distribution to imitate, made from those that there are.
 
-    The events in the last axis are the whole vocabulary, or a support and its tail; a target must not care which.
+    The events in the last axis are the whole vocabulary, or a support and its tail; a target treats the tail like any
+    other event. What that means is said by each member.
+
+    Class fields:
+      needs: a third model whose log-probabilities are looked at: "reference" (a model that is given), "past" (the
+        student as it was, so the reference must be one that is refreshed), or None.
+      is_normalised: the result sums to 1 over whatever events it gets, so these must be all there are: a partial sum
+        over a support (`rest = "truncated"`) makes no sense then.
     """
+
+    needs: ClassVar[str | None] = None
+    is_normalised: ClassVar[bool] = False
+
+    @property
+    def is_constant(self) -> bool:
+        """No gradient flows into the target: it is a fixed point of the update."""
+        return True
 
     def at(self, step: int) -> Self:
         """The target with its schedules resolved to the numbers of `step`."""
         return at_step(self, step)
 
     @abstractmethod
-    def __call__(self, student_logprobs: Tensor, teacher_logprobs: Tensor) -> Tensor:
-        """Target log-probabilities, same shape as both arguments: [..., events]."""
+    def __call__(
+        self, student_logprobs: Tensor, teacher_logprobs: Tensor, reference_logprobs: Tensor | None = None
+    ) -> Tensor:
+        """Target log-probabilities, of the arguments' shape [..., events].
+
+        Args:
+          student_logprobs, teacher_logprobs: log p and log q, normalised; -inf allowed.
+          reference_logprobs: those of the model that `needs` names, or None.
+        """
+
+
+def refuse_outside(value: float | Schedule, key: str, lowest: float, largest: float, advice: str) -> None:
+    """Refuse a field that is, or becomes at some step, smaller or larger than it may be."""
+    smallest, greatest = as_schedule(value, key).bounds()
+    if smallest < lowest or greatest > largest:
+        verb, wrong = "reaches" if isinstance(value, Schedule) else "is", smallest if smallest < lowest else greatest
+        expected = f"{lowest:g} or more" if largest == math.inf else f"{lowest:g} to {largest:g}"
+        raise ConfigurationError(f"{key} {verb} {wrong:g}; expected {expected}. {advice}")
+
+
+def require_reference(reference_logprobs: Tensor | None, target: TargetRule) -> Tensor:
+    """The third model's log-probabilities, refused if they are missing."""
+    if reference_logprobs is None:
+        raise ConfigurationError(
+            f"{target!r} got no reference; it compares with a third model. Give the engine a reference, or use another "
+            "target."
+        )
+    return reference_logprobs

@@ -15,5 +15,7 @@ __all__ = ["Teacher"]
 class Teacher(TargetRule):
     """The teacher's own distribution q."""
 
-    def __call__(self, student_logprobs: Tensor, teacher_logprobs: Tensor) -> Tensor:
+    def __call__(
+        self, student_logprobs: Tensor, teacher_logprobs: Tensor, reference_logprobs: Tensor | None = None
+    ) -> Tensor:
         return teacher_logprobs

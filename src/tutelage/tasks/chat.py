@@ -148,6 +148,7 @@ def render_all(
     use_chat_template: bool | None = None,
     chat_template_kwargs: Mapping[str, Any] | None = None,
     teacher_chat_template_kwargs: Mapping[str, Any] | None = None,
+    route_tokenizers: Mapping[str, PreTrainedTokenizerBase] | None = None,
 ) -> RenderedPrompts:
     """Every problem as student and teacher read it, without those too long for either.
 
@@ -155,6 +156,7 @@ def render_all(
         teacher_tokenizer: None = there is no teacher, or it reads what the student reads.
         max_prompt_tokens: longest prompt that is kept, on either side.
         teacher_system_prompt, teacher_chat_template_kwargs: None = the student's.
+        route_tokenizers: further teachers' tokenizers by name; a problem that names a teacher is read through that one.
         use_chat_template: for both sides; None = each side uses its template if it has one.
         (the others as in `render`)
     Returns:
@@ -177,10 +179,11 @@ def render_all(
         )
 
     def teacher_ids(problem: Problem) -> list[int]:
-        assert teacher_tokenizer is not None
+        tokenizer = teacher_tokenizer if problem.teacher is None else (route_tokenizers or {})[problem.teacher]
+        assert tokenizer is not None
         return render(
             problem,
-            teacher_tokenizer,
+            tokenizer,
             system_prompt=system_prompt if teacher_system_prompt is None else teacher_system_prompt,
             use_chat_template=use_chat_template,
             chat_template_kwargs=(
@@ -192,7 +195,7 @@ def render_all(
     for problem in problems:
         student = student_ids(problem)
         teacher = student if teacher_tokenizer is None else teacher_ids(problem)
-        prompts.append(Prompt(student, None if teacher == student else teacher))
+        prompts.append(Prompt(student, None if teacher == student else teacher, teacher_name=problem.teacher))
     return _without_long_ones(problems, prompts, max_prompt_tokens)
 
 

@@ -11,7 +11,7 @@ import difflib
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +41,13 @@ class Problem:
       id: names the problem in reports; unique within one file.
       prompt: plain text, or chat messages, each {"role": ..., "content": ...}; the last one is not the assistant's.
       answer: the right answer as text, verbatim ("142.0" stays "142.0"); None = not known or not asked for.
+      teacher: which of several teachers answers for it; None = the row names none, or was not asked.
     """
 
     id: str
     prompt: str | tuple[Message, ...]
     answer: str | None = None
+    teacher: str | None = None
 
     @property
     def messages(self) -> tuple[Message, ...]:
@@ -63,6 +65,7 @@ def load_problems(
     *,
     prompt_column: str = DEFAULT_PROMPT_COLUMN,
     answer_column: str | None = DEFAULT_ANSWER_COLUMN,
+    teacher_column: str | None = None,
     split: str = "train",
     limit: int | None = None,
 ) -> list[Problem]:
@@ -77,6 +80,7 @@ def load_problems(
         prompt_column: column with the question, as text or as a list of {"role", "content"} messages (also as the JSON
           text of such a list; other keys of a message are not read). A dot steps into nested values.
         answer_column: column with the right answer; None or "" = no answers wanted. A dot steps into nested values.
+        teacher_column: column with the name of the row's teacher, where it has one; None = no teacher is asked for.
         split: which split of a hub data set; files have none.
         limit: read the first so many problems only.
     Returns:
@@ -100,7 +104,9 @@ def load_problems(
         prompt = _prompt(_cell(row, prompt_column, "data.prompt_column", where), prompt_column, where)
         answer = _answer(_cell(row, answer_column, "data.answer_column", where), where) if answer_column else None
         own_ids.append(None if row.get("id") is None else str(row["id"]))
-        problems.append(Problem(f"{short_name(source)}/{len(problems)}", prompt, answer))
+        named = _lookup(row, teacher_column) if teacher_column else None
+        teacher = None if named is _MISSING or named is None else str(named) or None
+        problems.append(Problem(f"{short_name(source)}/{len(problems)}", prompt, answer, teacher))
         if len(problems) == limit:
             break
     if not problems:
@@ -110,7 +116,7 @@ def load_problems(
         )
     if None in own_ids or len(set(own_ids)) < len(own_ids):
         return problems
-    return [Problem(str(own_id), p.prompt, p.answer) for own_id, p in zip(own_ids, problems, strict=True)]
+    return [replace(problem, id=str(own_id)) for own_id, problem in zip(own_ids, problems, strict=True)]
 
 
 def _columns_of_layout(source: str, row: Row, prompt_column: str, answer_column: str | None) -> tuple[str, str | None]:

@@ -3,6 +3,7 @@
     checkpoints/
       step-000020/            a plain Hugging Face model directory (config, safetensors, tokenizer), plus
         optimizer.pt          AdamW's moments
+        past.pt               weights of the student at an earlier step, where a target looks back at it
         trainer.json          step, data cursor, seed, scores so far
         manifest.json         size and SHA-256 of every other file; written last
       index.json              which one is last, which one is best
@@ -31,7 +32,7 @@ from tutelage.models import LanguageModel, Vocabulary, save_student
 
 __all__ = ["CheckpointSettings", "Checkpoints", "TrainerState", "find_resumable"]
 
-MANIFEST, TRAINER, OPTIMIZER = "manifest.json", "trainer.json", "optimizer.pt"
+MANIFEST, TRAINER, OPTIMIZER, PAST = "manifest.json", "trainer.json", "optimizer.pt", "past.pt"
 
 
 @dataclass(frozen=True)
@@ -84,9 +85,16 @@ class Checkpoints:
         return self.folder / f"step-{step:06d}"
 
     def save(
-        self, state: TrainerState, student: LanguageModel, vocabulary: Vocabulary, optimizer: torch.optim.Optimizer
+        self,
+        state: TrainerState,
+        student: LanguageModel,
+        vocabulary: Vocabulary,
+        optimizer: torch.optim.Optimizer,
+        past: LanguageModel | None = None,
     ) -> Path:
         """Write the checkpoint of `state.step`, then drop the ones that need not stay.
+
+        `past`: the student of an earlier step, if the run cannot do without it.
 
         Raises:
           CheckpointError: it could not be written (disk full, permissions); earlier checkpoints are untouched.
@@ -99,6 +107,8 @@ class Checkpoints:
             beside.mkdir()
             save_student(student, vocabulary, beside)
             torch.save(optimizer.state_dict(), beside / OPTIMIZER)
+            if past is not None:
+                torch.save(past.module.state_dict(), beside / PAST)
             _write_json(beside / TRAINER, vars(state))
             _write_json(beside / MANIFEST, {path.name: _fingerprint(path) for path in sorted(beside.iterdir())})
             for path in (*beside.iterdir(), beside):
@@ -161,6 +171,11 @@ def read_state(path: Path) -> TrainerState:
 def load_optimizer(path: Path, optimizer: torch.optim.Optimizer) -> None:
     """Give an optimizer the moments it had."""
     optimizer.load_state_dict(torch.load(path / OPTIMIZER, weights_only=True, map_location="cpu"))
+
+
+def load_past(path: Path, past: LanguageModel) -> None:
+    """Give a copy of the student the weights that `save` got as `past`."""
+    past.module.load_state_dict(torch.load(path / PAST, weights_only=True, map_location="cpu"))
 
 
 def _complete(folder: Path) -> Iterator[tuple[int, Path]]:

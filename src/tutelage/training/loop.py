@@ -1,6 +1,7 @@
 """The run: evaluate, save, learn; again until the last step.
 
-A run's state is the student's weights, the optimizer's moments and the number of updates made. Everything else - which
+A run's state is the student's weights, the optimizer's moments and the number of updates made (and the weights of an
+earlier step, where a target looks back at them). Everything else - which
 prompts, which random numbers, what budget, what learning rate - is a function of that number, so a run that is killed
 and resumed writes the same bytes as one that was not.
 """
@@ -21,6 +22,7 @@ from tutelage.training.checkpoint import Checkpoints, CheckpointSettings, Traine
 from tutelage.training.data import PromptOrder
 from tutelage.training.interruption import Interruption
 from tutelage.training.observer import Observer
+from tutelage.training.past_self import PastSelf
 from tutelage.training.phases import Phase, phase_at
 from tutelage.training.run_files import RunFolder
 from tutelage.training.step import RolloutSettings, accumulate_gradient, apply_update
@@ -73,6 +75,7 @@ class Run:
     decode: Callable[[Sequence[int]], str]
     samples_per_log: int = 4
     steps_per_log: int = 1
+    refresh_reference_every: int = 0
     is_resumed: bool = False
     resume_from: Path | None = None
     messages: list[str] = field(default_factory=list)
@@ -87,14 +90,16 @@ def train(run: Run, observer: Observer) -> TrainerState:
       CheckpointError: a checkpoint could not be written; the previous one stays.
     """
     run.engine.student.module.requires_grad_(True)
-    if run.engine.teacher is not None:
-        run.engine.teacher.module.requires_grad_(False)
+    for model in run.engine.frozen:
+        model.module.requires_grad_(False)
     optimizer = run.phases[0].optimizer.make(run.engine.student.module)
     checkpoints = Checkpoints(run.folder.checkpoints, run.checkpoint)
+    past = PastSelf(run.engine.student, run.engine.reference, run.refresh_reference_every)
     state = TrainerState(seed=run.seed)
     if run.resume_from is not None:
         state = read_state(run.resume_from)
         load_optimizer(run.resume_from, optimizer)
+        past.restore(state.step, run.resume_from)
     if run.is_resumed:
         run.folder.cut_back(state.step)
     saved_step = state.step if run.resume_from is not None else None
@@ -102,7 +107,8 @@ def train(run: Run, observer: Observer) -> TrainerState:
 
     def save() -> None:
         nonlocal saved_step
-        path = checkpoints.save(state, run.engine.student, run.engine.vocabulary, optimizer)
+        kept = past.to_save(state.step)
+        path = checkpoints.save(state, run.engine.student, run.engine.vocabulary, optimizer, kept)
         saved_step = state.step
         observer.on_checkpoint(state.step, path)
 
@@ -118,6 +124,7 @@ def train(run: Run, observer: Observer) -> TrainerState:
                     return state
 
                 phase = phase_at(run.phases, state.step)
+                past.refresh(state.step)
                 chosen = run.prompt_order.indices(state.step)
                 pending = accumulate_gradient(
                     state.step,

@@ -6,8 +6,8 @@ batch is cut up, nor on how many processes share it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -48,6 +48,9 @@ class Objective:
       target: what to imitate, with its schedules resolved.
       divergence: how far, through which support.
       micro_batch_tokens: most tokens in one forward and backward.
+      routes: further teachers by the name that a rollout calls its own; `teacher` is for those without a name.
+      reference: the third model, where the target needs one; asked only where the teacher is.
+      reference_reads: whose prompt the reference reads, "student" or "teacher".
       chunk_tokens: response tokens that go through the head at once; None = as many as make 256 MiB of logits.
     """
 
@@ -58,6 +61,9 @@ class Objective:
     divergence: Divergence
     micro_batch_tokens: int = 16_384
     chunk_tokens: int | None = None
+    routes: Mapping[str, LanguageModel] = field(default_factory=dict)
+    reference: LanguageModel | None = None
+    reference_reads: str = "student"
 
     def backward(
         self, rollouts: Sequence[Rollout], all_sum: Callable[[float], float] = lambda value: value
@@ -96,6 +102,7 @@ class Objective:
         tokens_N = torch.tensor([token for r in rollouts for token in r.response_tokens], device=device)
         sampled_N = torch.cat([r.student_logprobs for r in rollouts]).to(device)
         targets = self._targets(rollouts, device)
+        references = None if self.target.needs is None else self._references(rollouts, device)
 
         def per_sampled_token(hidden_nD: Tensor, span: slice) -> dict[str, Tensor]:
             logprobs_nV = normalise(self.vocabulary.canonical(self.student.logits(hidden_nD)))
@@ -108,8 +115,12 @@ class Objective:
         def per_token(hidden_nD: Tensor, span: slice) -> dict[str, Tensor]:
             logits_nV = self.vocabulary.canonical(self.student.logits(hidden_nD))
             student_logprobs, teacher_logprobs = self.divergence.window.events(logits_nV, targets(span))
-            # What to imitate is a fixed point of this update: no gradient flows into it.
-            target_logprobs = self.target(student_logprobs, teacher_logprobs).detach()
+            reference_logprobs = None
+            if references is not None:
+                _, reference_logprobs = self.divergence.window.events(logits_nV.detach(), references(span))
+            # What to imitate is a fixed point of this update: no gradient flows into it, unless the target says so.
+            seen_logprobs = student_logprobs.detach() if self.target.is_constant else student_logprobs
+            target_logprobs = self.target(seen_logprobs, teacher_logprobs, reference_logprobs)
             with torch.no_grad():
                 now_n = gather_logprobs(normalise(logits_nV), tokens_N[span])
             return {
@@ -124,37 +135,80 @@ class Objective:
         """The teacher at a span of the response tokens: as recorded where that suffices, asked otherwise."""
         if not self.divergence.needs_full_target:
             return _recorded_targets(rollouts, device)
-        if self.teacher is None:
+        if self.teacher is None and not self.routes:
             raise ConfigurationError(
                 "divergence.support is 'full', which needs the teacher's whole distribution, but no teacher is loaded. "
                 "Load one, or use divergence.support = 'student_top_k'."
             )
-        teacher, vocabulary = self.teacher, self.vocabulary
-        hidden_ND = self._teacher_hidden(rollouts, teacher)
+        models = {None: self.teacher} | dict(self.routes)
+        readers = [models[rollout.teacher_name] for rollout in rollouts]
+        kept = [r.teacher_hidden for r in rollouts]
+        return self._asked(readers, [r.tokens_for_teacher for r in rollouts], rollouts, kept, device)
+
+    def _references(self, rollouts: Sequence[Rollout], device: torch.device) -> Callable[[slice], Target]:
+        """The reference at a span of the response tokens: as recorded where that suffices, asked otherwise."""
+        if not self.divergence.needs_full_target:
+            return _recorded_targets(rollouts, device, "reference")
+        if self.reference is None:
+            raise ConfigurationError(
+                f"{self.target!r} compares with a reference, but none is loaded. Load one, or use another target."
+            )
+        prompts = [r.tokens_for_teacher if self.reference_reads == "teacher" else r.prompt_tokens for r in rollouts]
+        nothing = [None] * len(rollouts)
+        return self._asked([self.reference] * len(rollouts), prompts, rollouts, nothing, device)
+
+    def _asked(
+        self,
+        readers: Sequence[LanguageModel | None],
+        prompts: Sequence[Sequence[int]],
+        rollouts: Sequence[Rollout],
+        kept: Sequence[Tensor | None],
+        device: torch.device,
+    ) -> Callable[[slice], Target]:
+        """Whole distributions at a span of the response tokens, from the model that reads each rollout.
+
+        `kept`: hidden states that its head turns into them, where they are known, so that it need not read again.
+        """
+        owners_N = torch.tensor([place for place, r in enumerate(rollouts) for _ in r.response_tokens], device=device)
+        read: list[tuple[LanguageModel, Tensor, Tensor]] = []
+        for identity in dict.fromkeys(map(id, readers)):
+            mine = [place for place, reader in enumerate(readers) if id(reader) == identity]
+            reader = readers[mine[0]]
+            assert reader is not None, "a rollout names no teacher, and there is none without a name"
+            # Hidden states are kept and not logits: [N, D] instead of [N, V].
+            known = [hidden for i in mine if (hidden := kept[i]) is not None]
+            if len(known) == len(mine):
+                hidden_ND = torch.cat(known).to(reader.device)
+            else:
+                with torch.no_grad():
+                    hidden_ND = response_hidden(reader, [(prompts[i], rollouts[i].response_tokens) for i in mine])
+            read.append((reader, hidden_ND, torch.isin(owners_N, torch.tensor(mine, device=device))))
 
         def asked(span: slice) -> Target:
             with torch.no_grad():
-                hidden_nD = hidden_ND[span].to(teacher.device)
-                return DenseTarget(vocabulary.canonical(teacher.logits(hidden_nD)).to(device))
+                if len(read) == 1:
+                    model, hidden_ND, _ = read[0]
+                    return DenseTarget(self.vocabulary.canonical(model.logits(hidden_ND[span])).to(device))
+                pieces = []
+                for model, hidden_ND, is_mine_N in read:
+                    before = int(is_mine_N[: span.start].sum())
+                    own = slice(before, before + int(is_mine_N[span].sum()))
+                    pieces.append(self.vocabulary.canonical(model.logits(hidden_ND[own])).to(device))
+                # Laid end to end by model; back to the order of the tokens.
+                order_n = torch.cat([is_mine_N[span].nonzero()[:, 0] for _, _, is_mine_N in read]).argsort()
+                return DenseTarget(torch.cat(pieces)[order_n])
 
         return asked
 
-    @staticmethod
-    @torch.no_grad()
-    def _teacher_hidden(rollouts: Sequence[Rollout], teacher: LanguageModel) -> Tensor:
-        """What the teacher's head reads, [N, D], as kept by the scoring or read now: smaller than logits, [N, V]."""
-        kept = [r.teacher_hidden for r in rollouts if r.teacher_hidden is not None]
-        if len(kept) == len(rollouts):
-            return torch.cat(kept)
-        return response_hidden(teacher, [(r.tokens_for_teacher, r.response_tokens) for r in rollouts])
 
-
-def _recorded_targets(rollouts: Sequence[Rollout], device: torch.device) -> Callable[[slice], Target]:
+def _recorded_targets(
+    rollouts: Sequence[Rollout], device: torch.device, whose: str = "teacher"
+) -> Callable[[slice], Target]:
     def joined(name: str) -> Tensor:
         parts = [getattr(rollout, name) for rollout in rollouts]
         assert all(part is not None for part in parts), f"rollouts were not scored: {name} is missing"
         return torch.cat(parts).to(device)
 
-    ids_NK, logprobs_NK = joined("support_ids"), joined("teacher_support_logprobs")
-    tail_N = joined("teacher_tail_logprobs")
+    ids_NK, logprobs_NK = joined("support_ids"), joined(f"{whose}_support_logprobs")
+    tail_N = joined(f"{whose}_tail_logprobs")
     return lambda span: SparseTarget(ids_NK[span], logprobs_NK[span], tail_N[span])

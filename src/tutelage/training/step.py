@@ -29,11 +29,24 @@ __all__ = ["PendingStep", "Recipe", "RolloutSettings", "Stopwatch", "accumulate_
 
 @dataclass(frozen=True)
 class Recipe:
-    """A method: a point on the axes."""
+    """A method: a point on the axes.
+
+    Raises:
+      ConfigurationError: the target must see all events, and the divergence shows it a part of them.
+    """
 
     policy: Policy
     target: TargetRule
     divergence: Divergence
+
+    def __post_init__(self) -> None:
+        is_partial = not self.divergence.needs_full_target and self.divergence.rest == "truncated"
+        if self.target.is_normalised and is_partial:
+            raise ConfigurationError(
+                f"divergence.rest is 'truncated', but the target {self.target} is normalised over the events that it "
+                "sees, which must then be all there are. Use divergence.rest = 'tail' or 'renormalised', or "
+                "divergence.support = 'full'."
+            )
 
 
 @dataclass(frozen=True)
@@ -137,6 +150,8 @@ def accumulate_gradient(
     if not rollouts[0].is_scored:
         # A loss over all tokens needs what the head is applied to, and the teacher need not read twice for it.
         rollouts = engine.score(rollouts, keep_hidden=recipe.divergence.needs_full_target)
+    if recipe.target.needs is not None and not recipe.divergence.needs_full_target:
+        rollouts = engine.score_reference(rollouts)
     watch.lap("score")
 
     correct = None if verify is None else verify(rollouts)
@@ -144,7 +159,15 @@ def accumulate_gradient(
 
     target = recipe.target.at(step)
     objective = Objective(
-        engine.student, engine.teacher, engine.vocabulary, target, recipe.divergence, micro_batch_tokens
+        engine.student,
+        engine.teacher,
+        engine.vocabulary,
+        target,
+        recipe.divergence,
+        micro_batch_tokens,
+        routes=engine.routes,
+        reference=engine.reference,
+        reference_reads=engine.reference_reads,
     )
     batch = objective.backward(rollouts, runtime.all_sum)
     if not math.isfinite(batch.loss):

@@ -27,6 +27,7 @@ def hand_made_rollouts(lengths=(1, 2, 3, 4, 5), seed=0):
                 behaviour_logprobs=-uniform(length),
                 student_logprobs=-2 * uniform(length),
                 teacher_logprobs=-3 * uniform(length),
+                reference_logprobs=-3 * uniform(length),
                 finished=index % 3 == 0,
                 prompt_index=index,
                 blend=blend,
@@ -57,6 +58,7 @@ def by_numpy(rollouts, rewards):
         "behaviour_logprob": mean(lambda t: t["behaviour_logprobs"]),
         "student_logprob": mean(lambda t: t["student_logprobs"]),
         "teacher_logprob": mean(lambda t: t["teacher_logprobs"]),
+        "reference_logprob": mean(lambda t: t["reference_logprobs"]),
         "sampled_reverse_kl": mean(lambda t: t["student_logprobs"] - t["teacher_logprobs"]),
         "student_entropy": mean(lambda t: t["student_entropy"]),
         "teacher_entropy": mean(lambda t: t["teacher_entropy"]),
@@ -82,6 +84,7 @@ def by_numpy(rollouts, rewards):
 PER_TOKEN_FIELDS = (
     "behaviour_logprobs", "student_logprobs", "teacher_logprobs", "blend", "kl_to_student", "student_entropy",
     "teacher_entropy", "support_mass", "teacher_tail_logprobs", "support_overlap", "replaced",
+    "reference_logprobs",
 )  # fmt: skip
 
 

@@ -18,6 +18,7 @@ from tutelage.policies import (
     Policy,
     Student,
     Teacher,
+    TeacherPrefix,
     Temperature,
     TrustRegion,
 )
@@ -36,6 +37,7 @@ POLICIES = [
     Mixture(weight=0.4),
     Interleaved(top_k=2, teacher_temperature=0.5),
     Temperature(temperature=0.7),
+    TeacherPrefix(num_tokens=2),
 ]
 
 
@@ -98,7 +100,7 @@ def test_records_agree_with_naive_forwards(policy: Policy, draft_length: int) ->
                 .log_softmax(-1)[0]
                 for model, prompt in ((student, rollout.prompt_tokens), (teacher, rollout.tokens_for_teacher))
             )
-            mu = policy(p[None], q[None])
+            mu = policy.propose(p[None], q[None], torch.tensor([place]))
             close = {"rtol": 1e-4, "atol": 2e-5}
             torch.testing.assert_close(rollout.student_logprobs[place], p[token], **close)
             torch.testing.assert_close(rollout.teacher_logprobs[place], q[token], **close)

@@ -12,7 +12,7 @@ from torch import Tensor
 from tests.conftest import make_model
 from tests.enumerated import chi_square_p_value, enumerated_law, make_world
 from tutelage.errors import ConfigurationError, NonFiniteError
-from tutelage.policies import FixedBlend, Interleaved, Mixture, Policy, Proposal, Teacher, TrustRegion
+from tutelage.policies import FixedBlend, Interleaved, Mixture, Policy, Proposal, Teacher, TeacherPrefix, TrustRegion
 from tutelage.rollout import PairedEngine, drafts
 from tutelage.rollout.draft_length import Acceptance, Costs, DraftLength
 from tutelage.types import Prompt, Rollout
@@ -26,6 +26,8 @@ POLICIES: list[Policy] = [
     Interleaved(top_k=1, teacher_temperature=0.0),
     Teacher(),
 ]
+# The one policy that acts by the place in the answer, which differs from row to row within a round.
+GUIDED = TeacherPrefix(num_tokens=2)
 NUM_SEQUENCES = 60_000
 ENOUGH_FOR_POWER = 20_000
 # A hundred p-values are looked at; a fair engine falls below this once in a thousand runs of the suite.
@@ -52,7 +54,10 @@ def sampled(
 
 @pytest.mark.parametrize(
     ("policy", "draft_length"),
-    [*((policy, 4) for policy in POLICIES), *((policy, n) for policy in (POLICIES[1], Teacher()) for n in (2, 7))],
+    [
+        *((policy, 4) for policy in [*POLICIES, GUIDED]),
+        *((policy, n) for policy in (POLICIES[1], Teacher()) for n in (2, 7)),
+    ],
     ids=str,
 )
 def test_sequences_follow_the_product_of_mu(policy: Policy, draft_length: int) -> None:
@@ -111,6 +116,21 @@ def test_wrong_rules_are_found_out(monkeypatch: pytest.MonkeyPatch, policy: Poli
     assert chi_square_p_value(counts, law) < SUSPICIOUS
 
 
+def test_places_counted_from_the_rounds_start_are_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A prefix that begins anew with every round."""
+    propose = TeacherPrefix.propose
+
+    def forgetting(self: TeacherPrefix, student: Tensor, teacher: Tensor, positions: Tensor) -> Proposal:
+        is_round = positions.ndim == 2  # and not the enumeration, which asks for one place at a time
+        return propose(self, student, teacher, positions - positions[:, :1] if is_round else positions)
+
+    counts, law = sampled(GUIDED, Prompt([2]), 5, 4, 2, ENOUGH_FOR_POWER)
+    assert chi_square_p_value(counts, law) > SUSPICIOUS
+    monkeypatch.setattr(TeacherPrefix, "propose", forgetting)
+    counts, law = sampled(GUIDED, Prompt([2]), 5, 4, 2, ENOUGH_FOR_POWER)
+    assert chi_square_p_value(counts, law) < SUSPICIOUS
+
+
 def test_tokens_kept_behind_a_refusal_are_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """A stale student after a refusal: drafts made for the refused token are kept behind its replacement."""
 
@@ -128,7 +148,7 @@ def tokens_of(rollouts: list[Rollout]) -> list[tuple[int, int, list[int], bool]]
     return [(r.prompt_index, r.sample_index, r.response_tokens, r.finished) for r in rollouts]
 
 
-@every_policy
+@pytest.mark.parametrize("policy", [*POLICIES, GUIDED], ids=str)
 def test_neither_slots_nor_draft_lengths_change_a_token(policy: Policy) -> None:
     """In float64, where no rounding tips a draw: 1, 3, 5, 8 slots or all at once; 2, 4 or 7 drafts, or as many as pay.
 

@@ -134,6 +134,18 @@ def test_each_side_reads_through_its_own_template_and_system_prompt() -> None:
     assert read(teacher, same.teacher_tokens) == "<bos><|system|>S<|user|>1 + 1?<|assistant|>"
 
 
+def test_a_routed_teacher_reads_through_its_own_template() -> None:
+    student, teacher = (
+        make_tokenizer("S {{ messages[0]['content'] }}"),
+        make_tokenizer("T {{ messages[0]['content'] }}"),
+    )
+    route = make_tokenizer("R {{ messages[0]['content'] }}")
+    problems = [Problem("a", "one"), Problem("b", "one", teacher="code")]
+    rendered = render_all(problems, student, teacher, max_prompt_tokens=50, route_tokenizers={"code": route})
+    assert [read(student, prompt.teacher_tokens) for prompt in rendered.prompts] == ["T one", "R one"]
+    assert [prompt.teacher_name for prompt in rendered.prompts] == [None, "code"]
+
+
 def test_long_prompts_are_dropped_with_one_warning() -> None:
     problems = [Problem(f"p/{n}", "x" * n) for n in (5, 20, 3, 30)]
     with pytest.warns(DroppedPromptsWarning) as caught:

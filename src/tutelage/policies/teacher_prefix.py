@@ -1,0 +1,59 @@
+"""Teacher guidance (TrOPD): the teacher begins every answer, and the student goes on from there."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tutelage.policies.base import Policy, Proposal, plain_number, refuse_negative
+from tutelage.policies.student import Student
+from tutelage.policies.teacher import Teacher
+from tutelage.schedules import Schedule, as_schedule, resolve
+
+__all__ = ["TeacherPrefix"]
+
+
+@dataclass(frozen=True)
+class TeacherPrefix(Policy):
+    """mu = q for the first n tokens of an answer, and p behind them.
+
+    TrOPD (arXiv 2606.01249) lets n fall by a cosine from the length of a whole teacher answer to 0 within 200 steps:
+    `TeacherPrefix(Cosine(length, 0.0, 200))`, rounded down. There the length is that of an answer written before; here
+    the teacher writes while sampling and its length is not known yet, so n is the same for all answers of a step.
+
+    Fields:
+      num_tokens: n >= 0, rounded down. Below 1 this is the student, and the teacher is not asked.
+    """
+
+    num_tokens: float | Schedule
+
+    def __post_init__(self) -> None:
+        refuse_negative(self.num_tokens, "policy.num_tokens", "a count cannot be negative. Use 0 for the student.")
+
+    @property
+    def needs_teacher(self) -> bool:
+        return as_schedule(self.num_tokens).bounds()[1] >= 1
+
+    def at(self, step: int) -> Policy:
+        num_tokens = math.floor(resolve(self.num_tokens, step))
+        return TeacherPrefix(num_tokens) if num_tokens else Student()
+
+    def __call__(self, student_logits_BV: Tensor, teacher_logits_BV: Tensor | None) -> Proposal:
+        return self.propose(student_logits_BV, teacher_logits_BV)
+
+    def propose(
+        self, student_logits_BV: Tensor, teacher_logits_BV: Tensor | None, positions_B: Tensor | None = None
+    ) -> Proposal:
+        """The distribution at places of an answer; without them, at its first token."""
+        student_BV = Student()(student_logits_BV).logprobs_BV
+        if not self.needs_teacher:
+            return Proposal(student_BV)
+        teacher = Teacher()(student_logits_BV, teacher_logits_BV)
+        first_B = torch.zeros(student_BV.shape[:-1], device=student_BV.device)
+        num_tokens = math.floor(plain_number(self.num_tokens, "policy.num_tokens"))
+        is_prefix_B = (first_B if positions_B is None else positions_B) < num_tokens
+        logprobs_BV = torch.where(is_prefix_B[..., None], teacher.logprobs_BV, student_BV)
+        return Proposal(logprobs_BV, {name: value.where(is_prefix_B, 0) for name, value in teacher.diagnostics.items()})

@@ -1,0 +1,35 @@
+"""A target near the student: the mixture of both models' distributions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from tutelage.distributions import arithmetic_blend
+from tutelage.schedules import Schedule, plain_number
+from tutelage.targets.base import TargetRule, refuse_outside
+
+__all__ = ["Proximal"]
+
+
+@dataclass(frozen=True)
+class Proximal(TargetRule):
+    """log((1 - w) p + w q): never less than 1 - w of the student, so no log-ratio exceeds -log(1 - w).
+
+    The student in it is the present one, detached. A mixture can be taken event by event, so this is exact on the
+    vocabulary, with a tail and truncated; on a renormalised support it is the mixture of the renormalised.
+
+    Fields:
+      weight: w in [0, 1]. At 1 the teacher; at 0 the student itself, from which nothing is learned.
+    """
+
+    weight: float | Schedule
+
+    def __post_init__(self) -> None:
+        refuse_outside(self.weight, "target.weight", 0, 1, "Use 1 for the teacher itself.")
+
+    def __call__(
+        self, student_logprobs: Tensor, teacher_logprobs: Tensor, reference_logprobs: Tensor | None = None
+    ) -> Tensor:
+        return arithmetic_blend(student_logprobs, teacher_logprobs, plain_number(self.weight, "target.weight"))

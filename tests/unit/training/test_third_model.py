@@ -1,0 +1,117 @@
+"""Targets with a third model, and those through which a gradient flows, in the loss as a whole."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.conftest import make_model
+from tutelage.divergences import ReverseKL
+from tutelage.errors import ConfigurationError
+from tutelage.policies import TrustRegion
+from tutelage.rollout import PairedEngine
+from tutelage.targets import Bridge, Extrapolated, SelfPast, TargetRule
+from tutelage.training import Objective
+from tutelage.types import Prompt, Rollout
+
+FULL, RENORMALISED = ReverseKL(support="full"), ReverseKL(top_k=5, rest="renormalised")
+
+
+@pytest.fixture(scope="module")
+def engine() -> PairedEngine:
+    student = make_model("qwen3", vocab_size=24, stop_ids=7, seed=1)
+    teacher = make_model("llama", vocab_size=28, stop_ids=[7, 8], seed=2)
+    reference = make_model("qwen3", vocab_size=24, stop_ids=9, seed=3)
+    return PairedEngine(student, teacher, reference=reference)
+
+
+@pytest.fixture(scope="module")
+def rollouts(engine: PairedEngine) -> list[Rollout]:
+    prompts = [Prompt([1, 2, 3]), Prompt([4], teacher_tokens=[9, 10])]
+    return engine.score_reference(engine.generate(TrustRegion(0.2), prompts, max_new_tokens=9, num_samples=2))
+
+
+def backward(engine: PairedEngine, rollouts: list[Rollout], target: TargetRule, divergence, **settings):
+    module = engine.student.module
+    module.zero_grad()
+    settings = {"reference": engine.reference, **settings}
+    objective = Objective(engine.student, engine.teacher, engine.vocabulary, target, divergence, **settings)
+    return objective.backward(rollouts).loss, {name: p.grad.clone() for name, p in module.named_parameters()}
+
+
+def naive_logprobs(engine: PairedEngine, rollout: Rollout, reads: str) -> list[Tensor]:
+    """log p, log q and log r behind each prefix, from plain whole forwards."""
+    of_reference = rollout.tokens_for_teacher if reads == "teacher" else rollout.prompt_tokens
+    prompts = (rollout.prompt_tokens, rollout.tokens_for_teacher, of_reference)
+    found = []
+    for model, prompt in zip((engine.student, engine.teacher, engine.reference), prompts, strict=True):
+        tokens = torch.tensor([[*prompt, *rollout.response_tokens]])
+        logits = model.module(input_ids=tokens).logits[0, len(prompt) - 1 : -1]
+        found.append(engine.vocabulary.canonical(logits).log_softmax(-1))
+    return found
+
+
+def test_the_stop_event_is_that_of_all_three(engine: PairedEngine) -> None:
+    assert engine.vocabulary.stop_ids == (7, 8, 9) and engine.vocabulary.stop_id == 7
+
+
+@pytest.mark.parametrize("reads", ["student", "teacher"])
+def test_the_reference_reads_what_it_should(engine: PairedEngine, rollouts: list[Rollout], reads: str) -> None:
+    engine.reference_reads = reads
+    scored = engine.score_reference(rollouts)
+    engine.reference_reads = "student"
+    for rollout in scored:
+        _, _, expected = naive_logprobs(engine, rollout, reads)
+        ids = rollout.support_ids.long()
+        tokens = torch.tensor(rollout.response_tokens)[:, None]
+        torch.testing.assert_close(rollout.reference_logprobs, expected.gather(1, tokens)[:, 0])
+        torch.testing.assert_close(rollout.reference_support_logprobs, expected.gather(1, ids))
+        tail = 1 - expected.gather(1, ids).exp().sum(1)
+        torch.testing.assert_close(rollout.reference_tail_logprobs.exp(), tail)
+
+
+@pytest.mark.parametrize("divergence", [FULL, RENORMALISED], ids=["full", "renormalised"])
+@pytest.mark.parametrize(
+    "target", [Extrapolated(1.25), SelfPast(0.4), Bridge(0.6), Bridge(0.6, detach=False)], ids=repr
+)
+def test_loss_and_gradient_against_the_naive_form(engine, rollouts, target: TargetRule, divergence: ReverseKL) -> None:
+    loss, found = backward(engine, rollouts, target, divergence, chunk_tokens=4)
+    module = engine.student.module
+    module.zero_grad()
+    total, count = torch.zeros((), dtype=torch.float64), 0
+    for rollout in rollouts:
+        p, q, r = naive_logprobs(engine, rollout, "student")
+        possible = (p.detach() > -torch.inf).all(0)
+        if divergence is RENORMALISED:
+            ids = p.detach().topk(divergence.top_k).indices
+            p, q, r = (x.gather(1, ids).log_softmax(-1) for x in (p, q, r))
+        else:
+            p, q, r = p[:, possible], q[:, possible], r[:, possible]
+        s, q, r = p.detach() if target.is_constant else p, q.detach(), r.detach()
+        if isinstance(target, Extrapolated):
+            wanted = (1.25 * q - 0.25 * r).log_softmax(-1)
+        elif isinstance(target, SelfPast):
+            wanted = (0.6 * q.exp() + 0.4 * r.exp()).log()
+        else:
+            wanted = (q + 0.6 * s).log_softmax(-1)
+        total, count = total + (p.exp() * (p - wanted)).sum(), count + len(rollout)
+    (total / count).backward()
+    assert loss == pytest.approx(float(total.detach() / count), abs=1e-9)
+    for name, parameter in module.named_parameters():
+        torch.testing.assert_close(found[name], parameter.grad, rtol=1e-6, atol=2e-8)
+
+
+def test_letting_the_gradient_through_matters(engine, rollouts) -> None:
+    losses, gradients = zip(
+        *(backward(engine, rollouts, Bridge(0.6, detach=detach), FULL) for detach in (True, False)), strict=True
+    )
+    assert losses[0] == pytest.approx(losses[1], abs=1e-12)
+    assert any(not torch.allclose(gradients[0][name], gradients[1][name], atol=1e-4) for name in gradients[0])
+
+
+def test_a_missing_reference_is_refused(engine, rollouts) -> None:
+    with pytest.raises(ConfigurationError, match=r"Extrapolated.* compares with a reference, but none is loaded"):
+        backward(engine, rollouts, Extrapolated(1.25), FULL, reference=None)
+    with pytest.raises(ConfigurationError, match="compares with a reference, but this engine has none"):
+        PairedEngine(engine.student, engine.teacher).score_reference(rollouts)
