@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Self
+from typing import ClassVar, Self
 
 from torch import Tensor
 
@@ -18,7 +18,13 @@ class TargetRule(ABC):
     """A distribution to imitate, made from the two that there are.
 
     The events in the last axis are the whole vocabulary, or a support and its tail; a target must not care which.
+
+    What a member may say of itself:
+      acts_per_token: applied to the log-probabilities of single tokens, whose events do not sum to 1, it gives the
+        target's own for these tokens, up to a constant of the prefix. A loss on sampled tokens needs that.
     """
+
+    acts_per_token: ClassVar[bool] = False
 
     def at(self, step: int) -> Self:
         """The target with its schedules resolved to the numbers of `step`."""

@@ -15,5 +15,7 @@ __all__ = ["Teacher"]
 class Teacher(TargetRule):
     """The teacher's own distribution q."""
 
+    acts_per_token = True
+
     def __call__(self, student_logprobs: Tensor, teacher_logprobs: Tensor) -> Tensor:
         return teacher_logprobs
