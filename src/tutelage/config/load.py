@@ -21,7 +21,7 @@ __all__ = ["flattened", "load_config", "resolve_config", "to_toml", "unknown_key
 
 # Tables that may be written as one string, and the field that the string then means.
 SHORTHANDS = {"student": "path", "teacher": "path", "data": "path", "policy": "name", "target": "name"}
-SHORTHANDS |= {"divergence": "name"}
+SHORTHANDS |= {"divergence": "name", "weighting": "name"}
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -48,7 +48,7 @@ def resolve_config(table: dict[str, Any], overrides: Sequence[str] = ()) -> RunC
     table = {key: _expanded(key, value) for key, value in table.items()}
     for override in overrides:
         _apply(table, override)
-    for axis in ("policy", "target", "divergence"):
+    for axis in ("policy", "target", "divergence", "weighting"):
         if isinstance(table.get(axis), dict):  # without a name, its fields are those of the default member
             table[axis] = {"name": RunConfig.model_fields[axis].default["name"], **table[axis]}
     _expand_evaluation_sets(table)

@@ -108,7 +108,7 @@ class LoggingConfig(Section):
 
 
 class RunConfig(Section):
-    """One run. Policy, target and divergence stay tables here; `config.parts` makes the parts from them."""
+    """One run. Policy, target, divergence and weighting stay tables here; `config.parts` makes the parts from them."""
 
     name: str = "run"
     output: str | None = None
@@ -120,6 +120,7 @@ class RunConfig(Section):
     policy: dict[str, Any] = {"name": "student"}
     target: dict[str, Any] = {"name": "teacher"}
     divergence: dict[str, Any] = {"name": "reverse_kl"}
+    weighting: dict[str, Any] = {"name": "uniform"}
     rollout: RolloutSettings = RolloutSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()

@@ -23,6 +23,7 @@ from tutelage.targets import TargetRule
 from tutelage.training.objective import BatchLoss, Objective
 from tutelage.training.optimizer import OptimizerSettings
 from tutelage.types import Prompt, Rollout, StepResult
+from tutelage.weighting import UNIFORM, Weighting
 
 __all__ = ["PendingStep", "Recipe", "RolloutSettings", "Stopwatch", "accumulate_gradient", "apply_update"]
 
@@ -34,6 +35,15 @@ class Recipe:
     policy: Policy
     target: TargetRule
     divergence: Divergence
+    weighting: Weighting = UNIFORM
+
+    def __post_init__(self) -> None:
+        if self.divergence.needs_rollouts and not self.target.acts_per_token:
+            raise ConfigurationError(
+                f"the divergence {type(self.divergence).__name__} looks at sampled tokens, but the target "
+                f"{type(self.target).__name__} is known as a whole distribution only: one token's probability says too "
+                "little. Use target = 'teacher', or a divergence over a support, such as 'reverse_kl'."
+            )
 
 
 @dataclass(frozen=True)
@@ -143,7 +153,15 @@ def accumulate_gradient(
 
     target = recipe.target.at(step)
     objective = Objective(
-        engine.student, engine.teacher, engine.vocabulary, target, recipe.divergence, micro_batch_tokens
+        engine.student,
+        engine.teacher,
+        engine.vocabulary,
+        target,
+        recipe.divergence,
+        micro_batch_tokens,
+        weighting=recipe.weighting,
+        seed=seed,
+        step=step,
     )
     batch = objective.backward(rollouts, runtime.all_sum)
     if not math.isfinite(batch.loss):
