@@ -136,7 +136,7 @@ class SampledTokens:
       logprobs: [n] log p of the sampled token, of the student that is being updated.
       student_logprobs, behaviour_logprobs, target_logprobs: [n] log p, log mu and log target at the rollout.
       credits: [n] see `Divergence.credits`.
-      uniforms: [n] in [0, 1), float64; a random number that belongs to the token.
+      uniforms: [n] in [0, 1); a random number that belongs to the token.
     """
 
     logprobs: Tensor

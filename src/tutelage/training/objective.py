@@ -116,7 +116,8 @@ class Objective:
             plan |= {
                 "target_logprobs": target_N,
                 "credits": self.divergence.credits(records, target_N - student_N),
-                "uniforms": for_divergence_N,
+                # 24 bits, which float32 holds below 1: not every device has float64.
+                "uniforms": ((for_divergence_N * 2**24).floor() / 2**24).float(),
             }
         return {name: list(torch.split(values_N, records.lengths)) for name, values_N in plan.items()}
 
@@ -169,8 +170,7 @@ class Objective:
         if self.teacher is None:
             raise ConfigurationError(
                 f"divergence.support is {self.divergence.support!r}, which needs the teacher's whole distribution, but "
-                "no teacher is loaded. "
-                "Load one, or use divergence.support = 'student_top_k'."
+                "no teacher is loaded. Load one, or use divergence.support = 'student_top_k'."
             )
         teacher, vocabulary = self.teacher, self.vocabulary
         with torch.no_grad():
