@@ -22,7 +22,7 @@ config
 training
 evaluation runtime diagnostics
 rollout
-policies targets divergences models tasks
+policies targets divergences weighting models tasks
 kernels
 distributions schedules report
 types errors files

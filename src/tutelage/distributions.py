@@ -93,15 +93,36 @@ def kl_divergence(logprobs_p_BV: Tensor, logprobs_q_BV: Tensor) -> Tensor:
     Args:
       logprobs_p_BV, logprobs_q_BV: normalised; -inf allowed. Where p has no mass the term and its gradients are 0.
     Returns:
-      kl_B: +inf where p has mass on a token that q forbids. Rounding may leave a few 1e-7 below 0 for equal rows.
+      kl_B: +inf where p has mass on a token that q forbids; such a token adds no gradient, so that a row which is left
+        out of a loss cannot make it NaN. Rounding may leave a few 1e-7 below 0 for equal rows.
     """
     logprobs_p_BV, logprobs_q_BV = _widened(logprobs_p_BV), _widened(logprobs_q_BV)
-    log_ratio_BV = _zero_where_impossible(logprobs_p_BV, logprobs_p_BV) - _zero_where_impossible(
-        logprobs_q_BV, logprobs_p_BV
+    is_absent_BV = logprobs_p_BV == -math.inf
+    is_zero_BV = is_absent_BV | (logprobs_q_BV == -math.inf)
+    log_ratio_BV = logprobs_p_BV.masked_fill(is_zero_BV, 0) - logprobs_q_BV.masked_fill(is_zero_BV, 0)
+    # Filled in as a constant: a probability that underflows to 0 would meet an infinite ratio as 0 * inf = NaN.
+    terms_BV = (logprobs_p_BV.exp() * log_ratio_BV).masked_fill(is_zero_BV ^ is_absent_BV, math.inf)
+    return terms_BV.sum(-1)
+
+
+def arithmetic_blend(student_logprobs_BV: Tensor, teacher_logprobs_BV: Tensor, weight: float) -> Tensor:
+    """The mixture (1 - w) p + w q, in logs.
+
+    Args:
+      student_logprobs_BV, teacher_logprobs_BV: log p and log q, normalised; -inf allowed, and gradients stay finite.
+      weight: w in [0, 1], the teacher's share.
+    Returns:
+      logprobs_BV: -inf only where neither has mass, or the one that has it has no share.
+    """
+    student_BV, teacher_BV = _widened(student_logprobs_BV), _widened(teacher_logprobs_BV)
+    if weight in (0, 1):  # log 0 has no place in `logaddexp`
+        return teacher_BV if weight == 1 else student_BV
+    is_empty_BV = (student_BV == -math.inf) & (teacher_BV == -math.inf)
+    mixed_BV = torch.logaddexp(
+        student_BV.masked_fill(is_empty_BV, 0) + math.log1p(-weight),
+        teacher_BV.masked_fill(is_empty_BV, 0) + math.log(weight),
     )
-    # A probability that underflows to 0 still meets an infinite ratio as a positive number: inf, not 0 * inf = NaN.
-    probs_p_BV = logprobs_p_BV.exp().clamp_min(torch.finfo(logprobs_p_BV.dtype).tiny)
-    return (probs_p_BV * log_ratio_BV).sum(-1)
+    return mixed_BV.masked_fill(is_empty_BV, -math.inf)
 
 
 def geometric_blend(student_logprobs_BV: Tensor, teacher_logprobs_BV: Tensor, blend_B: Tensor | float) -> Tensor:
@@ -124,21 +145,6 @@ def geometric_blend(student_logprobs_BV: Tensor, teacher_logprobs_BV: Tensor, bl
     between_BV = torch.lerp(student_BV.masked_fill(forbidden_BV, 0), teacher_BV.masked_fill(forbidden_BV, 0), blend_B1)
     between_BV = normalise(between_BV.masked_fill(forbidden_BV, -math.inf))
     return torch.where(blend_B1 == 0, student_BV, torch.where(blend_B1 == 1, teacher_BV, between_BV))
-
-
-def arithmetic_blend(student_logprobs_BV: Tensor, teacher_logprobs_BV: Tensor, weight: float) -> Tensor:
-    """The mixture (1 - w) p + w q, in which a token is possible if either of the two allows it.
-
-    Args:
-      student_logprobs_BV: log p, normalised; -inf allowed.
-      teacher_logprobs_BV: log q, same vocabulary.
-      weight: w in [0, 1]. At 0 the student comes back untouched and at 1 the teacher.
-    Returns:
-      logprobs_BV: log mu.
-    """
-    if weight in (0, 1):  # log 0 would be -inf, and -inf - inf is NaN
-        return student_logprobs_BV if weight == 0 else teacher_logprobs_BV
-    return torch.logaddexp(student_logprobs_BV + math.log1p(-weight), teacher_logprobs_BV + math.log(weight))
 
 
 def log_linear(parts_logprobs_BV: Sequence[Tensor], weights: Sequence[float]) -> Tensor:

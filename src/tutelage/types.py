@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
-__all__ = ["DenseTarget", "Prompt", "Rollout", "SparseTarget", "StepResult", "Target"]
+__all__ = ["DenseTarget", "Prompt", "Rollout", "SampledTokens", "SparseTarget", "StepResult", "Target", "TokenRecords"]
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class Rollout:
       student_entropy, teacher_entropy: [T] entropy of p and of q over the whole vocabulary.
       support_ids: [T, K] the student's K most probable tokens when the token was sampled ("actor support").
       support_mass: [T] student mass on them.
+      student_support_logprobs: [T, K] log p on the support, normalised over the whole vocabulary.
       teacher_support_logprobs: [T, K] log q on the support, normalised over the whole vocabulary.
       teacher_tail_logprobs: [T] log of the teacher's mass outside the support, summed there and not as 1 - mass.
       support_overlap: [T] share of the support that is in the teacher's own top K.
@@ -81,6 +83,7 @@ class Rollout:
     teacher_entropy: Tensor | None = None
     support_ids: Tensor | None = None
     support_mass: Tensor | None = None
+    student_support_logprobs: Tensor | None = None
     teacher_support_logprobs: Tensor | None = None
     teacher_tail_logprobs: Tensor | None = None
     support_overlap: Tensor | None = None
@@ -104,6 +107,55 @@ class Rollout:
     def tokens_for_teacher(self) -> list[int]:
         """Prompt as the teacher reads it."""
         return self.prompt_tokens if self.teacher_prompt_tokens is None else self.teacher_prompt_tokens
+
+
+@dataclass(frozen=True)
+class TokenRecords:
+    """The records of a batch of rollouts, answer after answer: what is known of every token before the update.
+
+    Fields:
+      rollouts: scored, each with at least one token.
+    """
+
+    rollouts: Sequence[Rollout]
+
+    def __len__(self) -> int:
+        return sum(self.lengths)
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens per rollout."""
+        return [len(rollout) for rollout in self.rollouts]
+
+    @property
+    def positions_N(self) -> Tensor:
+        """Place of each token in its answer, from 0."""
+        return torch.cat([torch.arange(length) for length in self.lengths])
+
+    def joined(self, name: str) -> Tensor:
+        """A per-token field of `Rollout` over all tokens: [N] or [N, K]."""
+        parts = [getattr(rollout, name) for rollout in self.rollouts]
+        assert all(part is not None for part in parts), f"rollouts were not scored: {name} is missing"
+        return torch.cat(parts)
+
+
+@dataclass(frozen=True)
+class SampledTokens:
+    """What a loss on sampled tokens is given about n of them; only the first field has a gradient.
+
+    Fields:
+      logprobs: [n] log p of the sampled token, of the student that is being updated.
+      student_logprobs, behaviour_logprobs, target_logprobs: [n] log p, log mu and log target at the rollout.
+      credits: [n] see `Divergence.credits`.
+      uniforms: [n] in [0, 1); a random number that belongs to the token.
+    """
+
+    logprobs: Tensor
+    student_logprobs: Tensor
+    behaviour_logprobs: Tensor
+    target_logprobs: Tensor
+    credits: Tensor
+    uniforms: Tensor
 
 
 @dataclass(frozen=True)

@@ -161,6 +161,15 @@ RUN = {
         ["rollout.support_size=8"],
         ["rollout.support_size is 8", "divergence.top_k = 16", "at least that"],
     ),
+    "nobody to compare with": (
+        ["divergence.name=sampled_reverse_kl", "divergence.baseline=leave_one_out", "rollout.samples_per_prompt=1"],
+        ["rollout.samples_per_prompt is 1", "compares answers to one prompt", "at least 2"],
+    ),
+    "sinkhorn on a top-k": (
+        ["divergence=sinkhorn", "divergence.support=student_top_k"],
+        ["divergence.support is 'student_top_k'", "'full'"],
+    ),
+    "unknown weighting": (["weighting=tips"], ["weighting.name is 'tips'", "position_decay, tip"]),
     "unknown device": (["runtime.device=abacus"], ["runtime.device is 'abacus'", "cpu"]),
     "no such student": (["student=/no/such/model"], ["'/no/such/model' does not exist", "Hugging Face hub id"]),
     "no override": (["steps"], ["--set got 'steps'", "key.path=value"]),

@@ -168,6 +168,21 @@ def test_kl_divergence_at_zeros(p: list[float], q: list[float], expected: float)
     assert kl_divergence(torch.tensor(p), torch.tensor(q)).item() == pytest.approx(expected)
 
 
+def test_an_infinite_kl_has_a_finite_gradient() -> None:
+    """The tokens that make it infinite add none, so that a row left out of a loss cannot make the gradient NaN."""
+    p, q = torch.tensor([1.0, 2.0, 0.5, -INF], requires_grad=True), torch.tensor([1.0, -INF, 0.0, -INF])
+    kl_divergence(normalise(p), normalise(q)).backward()
+    assert p.grad is not None and p.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.25, 1.0])
+def test_arithmetic_blend_is_the_mixture(weight: float) -> None:
+    p, q = torch.tensor([0.0, 0.0, 0.3, 0.7]).double(), torch.tensor([0.0, 0.6, 0.4, 0.0]).double()
+    found = arithmetic_blend(p.log(), q.log(), weight)
+    torch.testing.assert_close(found.exp(), (1 - weight) * p + weight * q)
+    assert found[0] == -INF
+
+
 @pytest.mark.parametrize(
     "function",
     [
@@ -175,6 +190,7 @@ def test_kl_divergence_at_zeros(p: list[float], q: list[float], expected: float)
         lambda p, q: entropy(normalise(p)),
         lambda p, q: kl_divergence(normalise(p), normalise(q)),
         lambda p, q: kl_divergence(normalise(p), geometric_blend(normalise(p), normalise(q), 0.3)),
+        lambda p, q: kl_divergence(normalise(q), arithmetic_blend(normalise(p), normalise(q), 0.3)),
         lambda p, q: gather_logprobs(normalise(p), torch.tensor([0, 1])),
         lambda p, q: tail_logprobs(normalise(p), torch.tensor([[0, 1], [1, 2]])),
     ],

@@ -36,7 +36,8 @@ from tutelage.policies import POLICIES
 from tutelage.schedules import SCHEDULES
 from tutelage.targets import TARGETS
 from tutelage.training import Observer, train
-from tutelage.types import DenseTarget
+from tutelage.types import DenseTarget, Rollout, TokenRecords
+from tutelage.weighting import WEIGHTINGS
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -123,7 +124,9 @@ def test_every_key_of_a_run_file_is_explained_with_its_default(key: str) -> None
 
 
 @pytest.mark.parametrize(
-    "members", [POLICIES, TARGETS, DIVERGENCES, SCHEDULES], ids=["policy", "target", "divergence", "schedule"]
+    "members",
+    [POLICIES, TARGETS, DIVERGENCES, SCHEDULES, WEIGHTINGS],
+    ids=["policy", "target", "divergence", "schedule", "weighting"],
 )
 def test_every_member_of_an_axis_is_explained_with_its_fields(members: dict[str, type]) -> None:
     explained = rows(DOCS / "usage/run-file.md")
@@ -221,9 +224,12 @@ def test_worked_examples_do_what_they_say(monkeypatch: pytest.MonkeyPatch) -> No
     assert [plausible(SCHEDULES["linear"](0.5, 0.0, 2)).at(k).needs_teacher for k in range(3)] == [True, True, False]
     with pytest.raises(ValueError, match="at most 1"):
         plausible(1.5)
-    (forward_kl,) = parts_of("new-divergence.md")
-    found = forward_kl(support="full")(student, DenseTarget(teacher))
-    torch.testing.assert_close(found, (q * (q / p).log()).sum(-1))
+    triangular, unsure = parts_of("new-divergence.md")
+    found = triangular(support="full")(student, DenseTarget(teacher))
+    torch.testing.assert_close(found, ((p - q) ** 2 / (p + q)).sum(-1))
+    nothing, entropies = torch.zeros(3), torch.tensor([0.0, 0.2, 0.3])
+    records = TokenRecords([Rollout([0], [1, 2, 3], nothing, nothing, student_entropy=entropies)])
+    assert unsure(0.25)(records).tolist() == [0, 0, 1]
     halving, smoothed = parts_of("new-schedule-and-target.md")
     assert [halving(0.05, 5)(k) for k in (0, 5, 10)] == pytest.approx([0.05, 0.025, 0.0125])
     torch.testing.assert_close(smoothed(0.3)(p.log(), q.log()).exp(), 0.7 * q + 0.3 / 7)

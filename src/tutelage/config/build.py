@@ -46,6 +46,7 @@ from tutelage.targets import TARGETS
 from tutelage.tasks import BENCHMARKS, Verifier, check_verifier, load_problems, render_all, short_name
 from tutelage.training import EvaluationPlan, Phase, PromptOrder, Recipe, Run, RunFolder, find_resumable, read_state
 from tutelage.types import Prompt, Rollout
+from tutelage.weighting import WEIGHTINGS
 
 __all__ = [
     "build_engine",
@@ -103,6 +104,11 @@ def build_run(config: RunConfig, *, resume: bool = False) -> Run:
             raise ConfigurationError(
                 f"rollout.support_size is {config.rollout.support_size}, but the loss looks at divergence.top_k = "
                 f"{divergence.top_k} tokens. Set rollout.support_size to at least that."
+            )
+        if config.rollout.samples_per_prompt < divergence.min_samples_per_prompt:
+            raise ConfigurationError(
+                f"rollout.samples_per_prompt is {config.rollout.samples_per_prompt}, but the divergence compares "
+                f"answers to one prompt. Set it to at least {divergence.min_samples_per_prompt}."
             )
     student_tokenizer, teacher_tokenizer = load_tokenizers(config)
     prompts = read_prompts(config.data, student_tokenizer, teacher_tokenizer, load_route_tokenizers(config))
@@ -162,6 +168,7 @@ def build_recipe(config: RunConfig) -> Recipe:
         policy=part_from(config.policy, POLICIES, "policy"),
         target=part_from(config.target, TARGETS, "target"),
         divergence=part_from(config.divergence, DIVERGENCES, "divergence"),
+        weighting=part_from(config.weighting, WEIGHTINGS, "weighting"),
     )
 
 

@@ -21,7 +21,7 @@ __all__ = ["flattened", "load_config", "resolve_config", "to_toml", "unknown_key
 
 # Tables that may be written as one string, and the field that the string then means.
 SHORTHANDS = {"student": "path", "teacher": "path", "data": "path", "policy": "name", "target": "name"}
-SHORTHANDS |= {"divergence": "name", "reference": "path"}
+SHORTHANDS |= {"divergence": "name", "weighting": "name", "reference": "path"}
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:

@@ -30,7 +30,7 @@ __all__ = [
 
 
 # Tables that name a member of an axis; a phase may replace them.
-AXES = ("policy", "target", "divergence")
+AXES = ("policy", "target", "divergence", "weighting")
 
 
 class Section(BaseModel):
@@ -175,7 +175,7 @@ class LoggingConfig(Section):
 class PhaseConfig(Section):
     """[[phase]]: what holds for some of the run's steps in place of the run's own tables. Left out = the run's own.
 
-    Policy, target and divergence stay tables here, as in `RunConfig`.
+    Policy, target, divergence and weighting stay tables here, as in `RunConfig`.
     """
 
     name: str | None = None
@@ -183,6 +183,7 @@ class PhaseConfig(Section):
     policy: dict[str, Any] | None = None
     target: dict[str, Any] | None = None
     divergence: dict[str, Any] | None = None
+    weighting: dict[str, Any] | None = None
     learning_rate: float | None = Field(default=None, gt=0)
 
     @field_validator("name")
@@ -196,7 +197,7 @@ class PhaseConfig(Section):
 
 
 class RunConfig(Section):
-    """One run. Policy, target and divergence stay tables here; `config.parts` makes the parts from them."""
+    """One run. Policy, target, divergence and weighting stay tables here; `config.parts` makes the parts from them."""
 
     name: str = "run"
     output: str | None = None
@@ -209,6 +210,7 @@ class RunConfig(Section):
     policy: dict[str, Any] = {"name": "student"}
     target: dict[str, Any] = {"name": "teacher"}
     divergence: dict[str, Any] = {"name": "reverse_kl"}
+    weighting: dict[str, Any] = {"name": "uniform"}
     phase: list[PhaseConfig] = []
     rollout: RolloutSettings = RolloutSettings()
     optimizer: OptimizerSettings = OptimizerSettings()

@@ -8,10 +8,11 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from tutelage.divergences.support import Support, support_named
-from tutelage.types import Target
+from tutelage.divergences.support import Support, seen_through, support_named
+from tutelage.errors import ConfigurationError
+from tutelage.types import SampledTokens, Target, TokenRecords
 
-__all__ = ["Divergence"]
+__all__ = ["Divergence", "refuse_not_a_share", "refuse_outside"]
 
 
 @dataclass(frozen=True)
@@ -19,13 +20,19 @@ class Divergence(ABC):
     """A distance between student and target, seen through a support.
 
     Fields:
-      support: "student_top_k" or "full".
-      top_k: tokens in the support.
+      support: "student_top_k", "teacher_top_k", "union_top_k" or "full".
+      top_k: tokens in the support; of the union, tokens of each side.
       rest: what becomes of the others, see `divergences.support`.
 
-    A member that `imitates_tokens` needs only the sampled tokens: the loss is its `of_tokens`, not its `between`.
+    What a member may say of itself, besides `between`:
+      is_zero_at_equality: on the whole vocabulary it is 0 where both distributions are equal, and only there.
+      needs_rollouts: it is taken on the sampled tokens, through `on_sampled`, and not on distributions alone.
+      imitates_tokens: it looks at the sampled tokens only, and at no target; who draws them must know better.
+      min_samples_per_prompt: how many answers to a prompt it needs.
     """
 
+    is_zero_at_equality: ClassVar[bool] = True
+    needs_rollouts: ClassVar[bool] = False
     imitates_tokens: ClassVar[bool] = False
 
     support: str = "student_top_k"
@@ -41,16 +48,48 @@ class Divergence(ABC):
         """The target must be known on the whole vocabulary, so a rollout's sparse record does not suffice."""
         return self.window.needs_full_target
 
+    @property
+    def min_samples_per_prompt(self) -> int:
+        return 1
+
+    @property
+    def tokens_per_group(self) -> int | None:
+        """How many neighbouring tokens of an answer are compared together; None = each one by itself."""
+        return None
+
     @abstractmethod
     def between(self, student_logprobs: Tensor, target_logprobs: Tensor) -> Tensor:
         """The divergence of two distributions over the same events: [..., events] -> [...], in nats."""
 
-    def of_tokens(self, student_logprobs: Tensor) -> Tensor:
-        """The loss of sampled tokens from their log-probabilities under the student: [...] -> [...], in nats."""
-        raise NotImplementedError(f"{self!r} compares distributions; it has no value for a sampled token")
+    def credits(self, records: TokenRecords, rewards_N: Tensor) -> Tensor:
+        """From each sampled token's own reward to what it is credited with, [N], over the whole batch.
 
-    def __call__(self, student_logits: Tensor, target: Target) -> Tensor:
+        Args:
+          records: of the batch, for who belongs to which answer.
+          rewards_N: log target - log p of the sampled tokens, at the rollout.
+        """
+        return rewards_N
+
+    def on_sampled(self, sampled: SampledTokens, student_logprobs: Tensor, target_logprobs: Tensor) -> Tensor:
+        """A number per token whose gradient is the estimate, [n]; only where `needs_rollouts`.
+
+        Args:
+          sampled: what is known about the n sampled tokens.
+          student_logprobs, target_logprobs: [n, events], as for `between`.
+        """
+        raise NotImplementedError
+
+    def __call__(self, student_logits: Tensor, target: Tensor | Target) -> Tensor:
         """The divergence per token, [..., V] -> [...]. Gradients flow to the student only."""
-        student_logprobs, target_logprobs = self.window.events(student_logits, target)
-        # The target is what to imitate; moving it towards the student is not learning.
-        return self.between(student_logprobs, target_logprobs.detach())
+        return self.between(*seen_through(self.window, student_logits, target))
+
+
+def refuse_not_a_share(value: float, key: str) -> None:
+    """Refuse a number outside [0, 1]."""
+    refuse_outside(value, key, 0 <= value <= 1, "a share from 0 to 1")
+
+
+def refuse_outside(value: float, key: str, is_inside: bool, expected: str) -> None:
+    """Refuse a field with what was expected of it; NaN is never inside."""
+    if not is_inside:
+        raise ConfigurationError(f"divergence.{key} is {value:g}; expected {expected}. Leave it out for the default.")

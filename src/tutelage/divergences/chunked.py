@@ -7,7 +7,7 @@ backward instead of being kept (Chen et al. 2016, "Training deep nets with subli
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -17,7 +17,10 @@ __all__ = ["chunked_divergence"]
 
 
 def chunked_divergence(
-    per_token: Callable[[Tensor, slice], dict[str, Tensor]], hidden_ND: Tensor, chunk_tokens: int
+    per_token: Callable[[Tensor, slice], dict[str, Tensor]],
+    hidden_ND: Tensor,
+    chunk_tokens: int,
+    lengths: Sequence[int] | None = None,
 ) -> dict[str, Tensor]:
     """Apply `per_token` to chunks of hidden states and lay the results end to end.
 
@@ -25,12 +28,16 @@ def chunked_divergence(
       per_token: (hidden chunk [n, D], its place in N) -> named per-token values [n]; called once more in backward.
       hidden_ND: hidden states of N tokens.
       chunk_tokens: tokens per chunk; bounds the memory at chunk_tokens · V numbers, whatever N is.
+      lengths: of consecutive stretches whose borders no chunk may cross, N in all; None = there is one.
     Returns:
       the same names, [N] each. Equal to one call on everything, up to the order of additions in the head's gradient.
     """
     pieces: list[dict[str, Tensor]] = []
-    for first in range(0, hidden_ND.shape[0], chunk_tokens):
-        span = slice(first, first + chunk_tokens)
-        piece: dict[str, Tensor] = checkpoint(per_token, hidden_ND[span], span, use_reentrant=False)
-        pieces.append(piece)
+    start = 0
+    for length in [hidden_ND.shape[0]] if lengths is None else lengths:
+        for first in range(start, start + length, chunk_tokens):
+            span = slice(first, min(first + chunk_tokens, start + length))
+            piece: dict[str, Tensor] = checkpoint(per_token, hidden_ND[span], span, use_reentrant=False)
+            pieces.append(piece)
+        start += length
     return {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from tutelage.distributions import kl_divergence
 from tutelage.divergences.base import Divergence
-from tutelage.divergences.support import FULL_VOCABULARY, Support
-from tutelage.types import DenseTarget, Target
+from tutelage.divergences.support import FULL_VOCABULARY, Support, seen_through
+from tutelage.types import Target
 
 __all__ = ["ReverseKL", "reverse_kl"]
 
@@ -30,10 +30,8 @@ def reverse_kl(student_logits_BTV: Tensor, target_BTV: Tensor | Target, support:
     Args:
       student_logits_BTV: student logits or log-probabilities; any leading axes.
       target_BTV: target logits or log-probabilities over the vocabulary, or a `Target`.
-      support: `FullVocabulary()` or `StudentTopK(k, rest)`.
+      support: `FullVocabulary()`, `StudentTopK(k, rest)`, `TeacherTopK(k, rest)` or `UnionTopK(k, rest)`.
     Returns:
       [B, T] in nats. +inf where the student has mass that the target rules out. No gradient reaches the target.
     """
-    target = DenseTarget(target_BTV) if isinstance(target_BTV, Tensor) else target_BTV
-    student_logprobs, target_logprobs = support.events(student_logits_BTV, target)
-    return kl_divergence(student_logprobs, target_logprobs.detach())
+    return ReverseKL().between(*seen_through(support, student_logits_BTV, target_BTV))

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from tutelage.distributions import entropy, kl_divergence
 from tutelage.divergences.base import Divergence
+from tutelage.types import SampledTokens
 
 __all__ = ["SampledNLL"]
 
@@ -24,7 +25,9 @@ class SampledNLL(Divergence):
     It looks through no support and at no target, so it has none of the other divergences' fields.
     """
 
+    needs_rollouts: ClassVar[bool] = True
     imitates_tokens: ClassVar[bool] = True
+    is_zero_at_equality: ClassVar[bool] = False
 
     support: str = field(default="student_top_k", init=False, repr=False)
     top_k: int = field(default=1, init=False, repr=False)
@@ -34,5 +37,5 @@ class SampledNLL(Divergence):
         """What the loss is on average over tokens drawn from the target: the cross-entropy."""
         return kl_divergence(target_logprobs, student_logprobs) + entropy(target_logprobs)
 
-    def of_tokens(self, student_logprobs: Tensor) -> Tensor:
-        return -student_logprobs
+    def on_sampled(self, sampled: SampledTokens, student_logprobs: Tensor, target_logprobs: Tensor) -> Tensor:
+        return -sampled.logprobs

@@ -24,6 +24,7 @@ def student_statistics(logprobs_NV: Tensor, tokens_N: Tensor, support_size: int)
         "student_logprobs": gather_logprobs(logprobs_NV, tokens_N),
         "student_entropy": entropy(logprobs_NV),
         "support_ids": top.indices.int(),
+        "student_support_logprobs": top.values,
         "support_mass": top.values.exp().sum(-1).clamp(max=1.0),
     }
 

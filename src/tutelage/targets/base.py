@@ -22,15 +22,18 @@ class TargetRule(ABC):
     The events in the last axis are the whole vocabulary, or a support and its tail; a target treats the tail like any
     other event. What that means is said by each member.
 
-    Class fields:
+    What a member may say of itself:
       needs: a third model whose log-probabilities are looked at: "reference" (a model that is given), "past" (the
         student as it was, so the reference must be one that is refreshed), or None.
       is_normalised: the result sums to 1 over whatever events it gets, so these must be all there are: a partial sum
         over a support (`rest = "truncated"`) makes no sense then.
+      acts_per_token: applied to the log-probabilities of single tokens, whose events do not sum to 1, it gives the
+        target's own for these tokens, up to a constant of the prefix. A loss on sampled tokens needs that.
     """
 
     needs: ClassVar[str | None] = None
     is_normalised: ClassVar[bool] = False
+    acts_per_token: ClassVar[bool] = False
 
     @property
     def is_constant(self) -> bool:

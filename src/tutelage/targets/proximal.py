@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -25,6 +26,7 @@ class Proximal(TargetRule):
     """
 
     weight: float | Schedule
+    acts_per_token: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         refuse_outside(self.weight, "target.weight", 0, 1, "Use 1 for the teacher itself.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -14,6 +15,8 @@ __all__ = ["Teacher"]
 @dataclass(frozen=True)
 class Teacher(TargetRule):
     """The teacher's own distribution q."""
+
+    acts_per_token: ClassVar[bool] = True
 
     def __call__(
         self, student_logprobs: Tensor, teacher_logprobs: Tensor, reference_logprobs: Tensor | None = None

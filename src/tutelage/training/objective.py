@@ -1,4 +1,4 @@
-"""From rollouts to gradients: one mean over all response tokens of the global batch.
+"""From rollouts to gradients: one weighted mean over all response tokens of the global batch.
 
 The denominator is fixed before the first micro-batch is seen, so the loss and its gradient do not depend on how the
 batch is cut up, nor on how many processes share it.
@@ -17,8 +17,10 @@ from tutelage.divergences import Divergence, chunked_divergence
 from tutelage.errors import ConfigurationError, EmptyBatchError
 from tutelage.models import LanguageModel, Vocabulary
 from tutelage.rollout.scoring import batches_by_tokens, response_hidden, tokens_per_chunk
+from tutelage.rollout.streams import derive_seed, uniforms
 from tutelage.targets import TargetRule
-from tutelage.types import DenseTarget, Rollout, SparseTarget, Target
+from tutelage.types import DenseTarget, Rollout, SampledTokens, SparseTarget, Target, TokenRecords
+from tutelage.weighting import UNIFORM, Weighting
 
 __all__ = ["BatchLoss", "Objective"]
 
@@ -28,8 +30,8 @@ class BatchLoss:
     """What one backward pass over a batch of rollouts found.
 
     Fields:
-      loss: nats per response token, the mean over the global batch.
-      num_tokens: response tokens of the global batch, the loss's denominator.
+      loss: nats per response token, the weighted mean over the global batch.
+      num_tokens: response tokens of the global batch, which is also the denominator of a uniform mean.
       logprob_mismatch: mean |log p at the update - log p at the rollout| of the sampled tokens; rounding only, as long
         as rollout and update see the same weights and the same distribution.
     """
@@ -47,6 +49,8 @@ class Objective:
       student, teacher, vocabulary: the models; the teacher is asked only where the divergence needs it on all tokens.
       target: what to imitate, with its schedules resolved.
       divergence: how far, through which support.
+      weighting: how much each token counts.
+      seed, step: key the random numbers of tokens, for members that draw.
       micro_batch_tokens: most tokens in one forward and backward.
       routes: further teachers by the name that a rollout calls its own; `teacher` is for those without a name.
       reference: the third model, where the target needs one; asked only where the teacher is.
@@ -61,6 +65,9 @@ class Objective:
     divergence: Divergence
     micro_batch_tokens: int = 16_384
     chunk_tokens: int | None = None
+    weighting: Weighting = UNIFORM
+    seed: int = 0
+    step: int = 0
     routes: Mapping[str, LanguageModel] = field(default_factory=dict)
     reference: LanguageModel | None = None
     reference_reads: str = "student"
@@ -70,11 +77,10 @@ class Objective:
     ) -> BatchLoss:
         """Add the gradient of the batch's mean loss to the student's parameters.
 
-        L = (1 / N) sum_rollouts sum_t D(p_t, target_t),   N = response tokens of the global batch
+        L = sum_rollouts sum_t w_t D(p_t, target_t) / sum_rollouts sum_t w_t
 
-        With a divergence that `imitates_tokens`, D is its value at the sampled token, and no target is looked at.
-
-        The stop token counts like any other; nothing behind it exists.
+        The weights are 1 unless the weighting says otherwise: a mean over all response tokens of the global batch. The
+        stop token counts like any other; nothing behind it exists.
 
         Raises:
           EmptyBatchError: there is no response token.
@@ -87,15 +93,52 @@ class Objective:
         total, mismatch = 0.0, 0.0
         sequences = [(rollout.prompt_tokens, rollout.response_tokens) for rollout in rollouts if len(rollout)]
         with_tokens = [rollout for rollout in rollouts if len(rollout)]
+        plan = self._plan(TokenRecords(with_tokens))
+        # Where every weight is 0 there is nothing to learn, and no mean.
+        denominator = all_sum(sum(float(weights.double().sum()) for weights in plan["weights"])) or 1.0
         for batch in batches_by_tokens(sequences, self.micro_batch_tokens):
-            values = self._per_token([with_tokens[i] for i in batch])
-            loss = values["divergence"].sum() / num_tokens
+            planned = {name: torch.cat([parts[i] for i in batch]) for name, parts in plan.items()}
+            values = self._per_token([with_tokens[i] for i in batch], planned)
+            weights_N = planned["weights"].to(values["divergence"])
+            # What does not count must not count when it is infinite either.
+            loss = (weights_N * values["divergence"].masked_fill(weights_N == 0, 0)).sum() / denominator
             loss.backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
             mismatch += float(values["logprob_mismatch"].sum()) / num_tokens
         return BatchLoss(all_sum(total), num_tokens, all_sum(mismatch))
 
-    def _per_token(self, rollouts: Sequence[Rollout]) -> dict[str, Tensor]:
+    def _plan(self, records: TokenRecords) -> dict[str, list[Tensor]]:
+        """What the whole batch decides for each of its tokens, per rollout: weights, credits, random numbers."""
+        is_on_sampled = self.divergence.needs_rollouts
+        for_weighting_N, for_divergence_N = (
+            self._uniforms(records) if self.weighting.is_random or is_on_sampled else (None, None)
+        )
+        plan = {"weights": self.weighting(records, for_weighting_N)}
+        if is_on_sampled:
+            student_N = records.joined("student_logprobs")
+            target_N = records.joined("teacher_logprobs")
+            if not self.divergence.imitates_tokens:
+                # Each sampled token as an event of its own: the rule is one that `acts_per_token`.
+                target_N = self.target(student_N[:, None], target_N[:, None])[:, 0]
+            assert for_divergence_N is not None
+            plan |= {
+                "target_logprobs": target_N,
+                "credits": self.divergence.credits(records, target_N - student_N),
+                # 24 bits, which float32 holds below 1: not every device has float64.
+                "uniforms": ((for_divergence_N * 2**24).floor() / 2**24).float(),
+            }
+        return {name: list(torch.split(values_N, records.lengths)) for name, values_N in plan.items()}
+
+    def _uniforms(self, records: TokenRecords) -> tuple[Tensor, Tensor]:
+        """Two random numbers per token, keyed by where it is and by nothing else, for weighting and divergence."""
+        prompts_B = torch.tensor([rollout.prompt_index for rollout in records.rollouts])
+        samples_B = torch.tensor([rollout.sample_index for rollout in records.rollouts])
+        places_T = torch.arange(max(records.lengths))
+        drawn_2BT = uniforms(derive_seed(self.seed, "objective"), self.step, prompts_B, samples_B, places_T)
+        is_token_BT = places_T < torch.tensor(records.lengths)[:, None]
+        return drawn_2BT[0][is_token_BT], drawn_2BT[1][is_token_BT]
+
+    def _per_token(self, rollouts: Sequence[Rollout], planned: dict[str, Tensor]) -> dict[str, Tensor]:
         """Divergence of every response token, [N], with a graph to the student's parameters."""
         hidden_ND = response_hidden(self.student, [(r.prompt_tokens, r.response_tokens) for r in rollouts])
         device = hidden_ND.device
@@ -103,14 +146,8 @@ class Objective:
         sampled_N = torch.cat([r.student_logprobs for r in rollouts]).to(device)
         targets = self._targets(rollouts, device)
         references = None if self.target.needs is None else self._references(rollouts, device)
-
-        def per_sampled_token(hidden_nD: Tensor, span: slice) -> dict[str, Tensor]:
-            logprobs_nV = normalise(self.vocabulary.canonical(self.student.logits(hidden_nD)))
-            now_n = gather_logprobs(logprobs_nV, tokens_N[span])
-            return {
-                "divergence": self.divergence.of_tokens(now_n),
-                "logprob_mismatch": (now_n.detach() - sampled_N[span]).abs(),
-            }
+        planned = {name: values_N.to(device) for name, values_N in planned.items()}
+        behaviour_N = torch.cat([r.behaviour_logprobs for r in rollouts]).to(device)
 
         def per_token(hidden_nD: Tensor, span: slice) -> dict[str, Tensor]:
             logits_nV = self.vocabulary.canonical(self.student.logits(hidden_nD))
@@ -121,15 +158,23 @@ class Objective:
             # What to imitate is a fixed point of this update: no gradient flows into it, unless the target says so.
             seen_logprobs = student_logprobs.detach() if self.target.is_constant else student_logprobs
             target_logprobs = self.target(seen_logprobs, teacher_logprobs, reference_logprobs)
-            with torch.no_grad():
+            with torch.set_grad_enabled(self.divergence.needs_rollouts and torch.is_grad_enabled()):
                 now_n = gather_logprobs(normalise(logits_nV), tokens_N[span])
-            return {
-                "divergence": self.divergence.between(student_logprobs, target_logprobs),
-                "logprob_mismatch": (now_n - sampled_N[span]).abs(),
-            }
+            if self.divergence.needs_rollouts:
+                of_target_n, credits_n, uniforms_n = (
+                    planned[name][span] for name in ("target_logprobs", "credits", "uniforms")
+                )
+                sampled = SampledTokens(now_n, sampled_N[span], behaviour_N[span], of_target_n, credits_n, uniforms_n)
+                divergence_n = self.divergence.on_sampled(sampled, student_logprobs, target_logprobs)
+            else:
+                divergence_n = self.divergence.between(student_logprobs, target_logprobs)
+            return {"divergence": divergence_n, "logprob_mismatch": (now_n.detach() - sampled_N[span]).abs()}
 
         chunk = self.chunk_tokens or tokens_per_chunk(self.vocabulary)
-        return chunked_divergence(per_sampled_token if self.divergence.imitates_tokens else per_token, hidden_ND, chunk)
+        group = self.divergence.tokens_per_group
+        if group is not None:  # what is compared together stays together, and nothing else joins it
+            return chunked_divergence(per_token, hidden_ND, group, [len(rollout) for rollout in rollouts])
+        return chunked_divergence(per_token, hidden_ND, chunk)
 
     def _targets(self, rollouts: Sequence[Rollout], device: torch.device) -> Callable[[slice], Target]:
         """The teacher at a span of the response tokens: as recorded where that suffices, asked otherwise."""
@@ -137,8 +182,8 @@ class Objective:
             return _recorded_targets(rollouts, device)
         if self.teacher is None and not self.routes:
             raise ConfigurationError(
-                "divergence.support is 'full', which needs the teacher's whole distribution, but no teacher is loaded. "
-                "Load one, or use divergence.support = 'student_top_k'."
+                f"divergence.support is {self.divergence.support!r}, which needs the teacher's whole distribution, but "
+                "no teacher is loaded. Load one, or use divergence.support = 'student_top_k'."
             )
         models = {None: self.teacher} | dict(self.routes)
         readers = [models[rollout.teacher_name] for rollout in rollouts]
@@ -204,11 +249,7 @@ class Objective:
 def _recorded_targets(
     rollouts: Sequence[Rollout], device: torch.device, whose: str = "teacher"
 ) -> Callable[[slice], Target]:
-    def joined(name: str) -> Tensor:
-        parts = [getattr(rollout, name) for rollout in rollouts]
-        assert all(part is not None for part in parts), f"rollouts were not scored: {name} is missing"
-        return torch.cat(parts).to(device)
-
-    ids_NK, logprobs_NK = joined("support_ids"), joined(f"{whose}_support_logprobs")
-    tail_N = joined(f"{whose}_tail_logprobs")
+    records = TokenRecords(rollouts)
+    names = ("support_ids", f"{whose}_support_logprobs", f"{whose}_tail_logprobs")
+    ids_NK, logprobs_NK, tail_N = (records.joined(name).to(device) for name in names)
     return lambda span: SparseTarget(ids_NK[span], logprobs_NK[span], tail_N[span])

@@ -23,6 +23,7 @@ from tutelage.targets import TargetRule
 from tutelage.training.objective import BatchLoss, Objective
 from tutelage.training.optimizer import OptimizerSettings
 from tutelage.types import Prompt, Rollout, StepResult
+from tutelage.weighting import UNIFORM, Weighting
 
 __all__ = ["PendingStep", "Recipe", "RolloutSettings", "Stopwatch", "accumulate_gradient", "apply_update"]
 
@@ -38,14 +39,27 @@ class Recipe:
     policy: Policy
     target: TargetRule
     divergence: Divergence
+    weighting: Weighting = UNIFORM
 
     def __post_init__(self) -> None:
-        is_partial = not self.divergence.needs_full_target and self.divergence.rest == "truncated"
+        is_partial = self.divergence.support != "full" and self.divergence.rest == "truncated"
         if self.target.is_normalised and is_partial:
             raise ConfigurationError(
                 f"divergence.rest is 'truncated', but the target {self.target} is normalised over the events that it "
                 "sees, which must then be all there are. Use divergence.rest = 'tail' or 'renormalised', or "
                 "divergence.support = 'full'."
+            )
+        if self.target.needs is not None and self.divergence.support in ("teacher_top_k", "union_top_k"):
+            raise ConfigurationError(
+                f"divergence.support is {self.divergence.support!r}, but the target {self.target} compares with a "
+                "third model, whose own tokens would be looked at then. Use support = 'student_top_k' or 'full'."
+            )
+        looks_at_tokens = self.divergence.needs_rollouts and not self.divergence.imitates_tokens
+        if looks_at_tokens and not self.target.acts_per_token:
+            raise ConfigurationError(
+                f"the divergence {type(self.divergence).__name__} looks at sampled tokens, but the target "
+                f"{type(self.target).__name__} is known as a whole distribution only: one token's probability says too "
+                "little. Use target = 'teacher', or a divergence over a support, such as 'reverse_kl'."
             )
 
 
@@ -165,6 +179,9 @@ def accumulate_gradient(
         target,
         recipe.divergence,
         micro_batch_tokens,
+        weighting=recipe.weighting,
+        seed=seed,
+        step=step,
         routes=engine.routes,
         reference=engine.reference,
         reference_reads=engine.reference_reads,

@@ -110,6 +110,7 @@ def test_records_agree_with_naive_forwards(policy: Policy, draft_length: int) ->
             torch.testing.assert_close(rollout.teacher_entropy[place], entropy_q, **close)
             support = p.topk(3).indices
             assert rollout.support_ids[place].tolist() == support.tolist()
+            torch.testing.assert_close(rollout.student_support_logprobs[place], p[support], **close)
             torch.testing.assert_close(rollout.teacher_support_logprobs[place], q[support], **close)
             tail = 1 - q[support].exp().sum()
             torch.testing.assert_close(rollout.teacher_tail_logprobs[place].exp(), tail, **close)

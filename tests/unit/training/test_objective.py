@@ -4,13 +4,14 @@ import pytest
 import torch
 
 from tests.conftest import make_model
-from tutelage.divergences import ReverseKL, SampledNLL
+from tutelage.divergences import DIVERGENCES, ReverseKL, SampledNLL, SampledReverseKL, Sinkhorn, TrustSplit
 from tutelage.errors import ConfigurationError, EmptyBatchError
 from tutelage.policies import Student, TrustRegion
 from tutelage.rollout import PairedEngine
-from tutelage.targets import Teacher
-from tutelage.training import Objective
+from tutelage.targets import TargetRule, Teacher
+from tutelage.training import Objective, Recipe
 from tutelage.types import Prompt, Rollout
+from tutelage.weighting import PositionDecay, Tip, Tropd, Uniform
 
 DIVERGENCE_FORMS = [
     ReverseKL(),
@@ -156,3 +157,117 @@ def test_a_loss_over_all_tokens_reads_with_the_teacher_once(engine, monkeypatch)
     assert kept[0].loss == pytest.approx(asked_twice[0].loss, rel=1e-6)
     for name, gradient in asked_twice[1].items():
         torch.testing.assert_close(kept[1][name], gradient)
+
+
+# --- every divergence, every weighting -------------------------------------------------------------------------------
+
+MEMBERS = [
+    *(member() for member in DIVERGENCES.values()),
+    Sinkhorn(transport_weight=1.0, group_tokens=4),
+    SampledReverseKL(discount=0.9, baseline="leave_one_out"),
+    SampledReverseKL(baseline="expected"),
+    TrustSplit(acceptance="expected", outliers="scalar"),
+]
+
+
+@pytest.mark.parametrize("divergence", MEMBERS, ids=repr)
+def test_no_member_depends_on_how_the_batch_is_cut(engine, rollouts, divergence) -> None:
+    whole, whole_gradient = gradients(engine, rollouts, divergence=divergence, weighting=Tip(share=0.7))
+    cut, cut_gradient = gradients(
+        engine, rollouts, divergence=divergence, weighting=Tip(share=0.7), micro_batch_tokens=30, chunk_tokens=3
+    )
+    assert cut.loss == pytest.approx(whole.loss, abs=1e-6) and whole.loss != 0
+    for name, gradient in whole_gradient.items():
+        torch.testing.assert_close(cut_gradient[name], gradient, rtol=1e-5, atol=5e-8)
+
+
+@pytest.mark.parametrize(
+    "weighting", [Tip(share=0.3), PositionDecay(half_life=3), Tropd(), Tropd("expected")], ids=repr
+)
+def test_a_weighted_mean_is_divided_by_its_weights(engine, rollouts, weighting) -> None:
+    """The same as the uniform means of single tokens, weighed by hand."""
+    seen: list[torch.Tensor] = []
+
+    class Seen(type(weighting)):
+        def __call__(self, records, uniforms_N=None):
+            seen.append(super().__call__(records, uniforms_N))
+            return seen[-1]
+
+    found, _ = gradients(engine, rollouts, divergence=ReverseKL(), weighting=Seen(**vars(weighting)), step=3)
+
+    def loss_of(token: int) -> float:
+        class One(Uniform):
+            def __call__(self, records, uniforms_N=None):
+                return torch.nn.functional.one_hot(torch.tensor(token), len(records)).float()
+
+        return gradients(engine, rollouts, divergence=ReverseKL(), weighting=One())[0].loss
+
+    weights = seen[0].tolist()
+    expected = sum(weight * loss_of(token) for token, weight in enumerate(weights) if weight) / sum(weights)
+    assert found.loss == pytest.approx(expected, rel=1e-6)
+    assert found.num_tokens == len(weights)
+
+
+def test_uniform_weights_change_no_bit(engine, rollouts) -> None:
+    batch, found = gradients(engine, rollouts[:1], divergence=ReverseKL())
+    module = engine.student.module
+    module.zero_grad()
+    objective = Objective(engine.student, engine.teacher, engine.vocabulary, Teacher(), ReverseKL())
+    loss = objective._per_token(rollouts[:1], {})["divergence"].sum() / batch.num_tokens
+    loss.backward()
+    assert batch.loss == loss.item()
+    for name, parameter in module.named_parameters():
+        assert torch.equal(found[name], parameter.grad)
+
+
+def test_draws_belong_to_tokens(engine, rollouts) -> None:
+    losses = [
+        gradients(engine, batch, divergence=ReverseKL(), weighting=Tropd(), seed=seed, step=step)[0].loss
+        for batch, seed, step in (
+            (rollouts, 1, 2),
+            (list(reversed(rollouts)), 1, 2),
+            (rollouts, 2, 2),
+            (rollouts, 1, 3),
+        )
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-9)
+    assert losses[0] != losses[2] and losses[0] != losses[3]
+
+
+def test_nothing_that_counts_is_a_loss_of_zero(engine, rollouts) -> None:
+    class Nothing(Uniform):
+        def __call__(self, records, uniforms_N=None):
+            return torch.zeros(len(records))
+
+    batch, found = gradients(engine, rollouts, divergence=ReverseKL(), weighting=Nothing())
+    assert batch.loss == 0 and all((gradient == 0).all() for gradient in found.values())
+
+
+def test_the_sampled_loss_is_what_its_formula_says(engine, rollouts) -> None:
+    batch, found = gradients(engine, rollouts, divergence=SampledReverseKL())
+    module = engine.student.module
+    module.zero_grad()
+    total, value = torch.zeros(()).double(), 0.0
+    for rollout in rollouts:
+        tokens = torch.tensor([[*rollout.prompt_tokens, *rollout.response_tokens]])
+        logits = module(input_ids=tokens).logits[0, len(rollout.prompt_tokens) - 1 : -1]
+        now = engine.vocabulary.canonical(logits).log_softmax(-1)
+        now = now.gather(1, torch.tensor(rollout.response_tokens)[:, None])[:, 0]
+        rewards = rollout.teacher_logprobs - rollout.student_logprobs
+        ratio = (rollout.student_logprobs - rollout.behaviour_logprobs).exp().clamp(max=5.0)
+        total = total - (ratio * rewards * now).sum()
+        value -= float((ratio * rewards).sum())
+    (total / batch.num_tokens).backward()
+    assert batch.loss == pytest.approx(value / batch.num_tokens, rel=1e-9)
+    for name, parameter in module.named_parameters():
+        torch.testing.assert_close(found[name], parameter.grad, rtol=1e-5, atol=1e-7)
+
+
+def test_sampled_tokens_need_a_target_that_acts_on_them() -> None:
+    class Whole(TargetRule):
+        def __call__(self, student_logprobs, teacher_logprobs):
+            return (student_logprobs + teacher_logprobs).log_softmax(-1)
+
+    Recipe(Student(), Whole(), ReverseKL())
+    with pytest.raises(ConfigurationError, match="the target Whole is known as a whole distribution only"):
+        Recipe(Student(), Whole(), SampledReverseKL())

@@ -1,0 +1,145 @@
+"""One definition for a family: D_f = sum_e q(e) f(p(e) / q(e)) with f convex and f(1) = 0; p student, q target.
+
+A token that only one side has needs f's behaviour at the ends: q f(0) where the student lacks it, p lim f(t) / t where
+the target does (Csiszar's convention). f-DPG (arXiv 2302.08215) and fdistill (arXiv 2307.15190) use members of this
+family. Terms are written in p, q and their log-ratio, since q f(p / q) itself overflows where q is tiny.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import softplus
+
+from tutelage.divergences.base import Divergence, refuse_outside
+from tutelage.divergences.support import FULL_VOCABULARY, Support, seen_through
+from tutelage.errors import ConfigurationError
+from tutelage.types import Target
+
+__all__ = ["GENERATORS", "AlphaDivergence", "FDivergence", "TotalVariation", "f_divergence", "total_variation"]
+
+
+class Generator(NamedTuple):
+    """f, as q f(p / q) from log p and log q, with f(0) and lim f(t) / t for t -> inf."""
+
+    term: Callable[[Tensor, Tensor], Tensor]
+    at_zero: float
+    at_infinity: float
+
+
+def _jensen_shannon(log_p: Tensor, log_q: Tensor) -> Tensor:
+    log_ratio = log_p - log_q
+    return log_p.exp() * (math.log(2) - softplus(-log_ratio)) + log_q.exp() * (math.log(2) - softplus(log_ratio))
+
+
+GENERATORS: dict[str, Generator] = {
+    "forward_kl": Generator(lambda p, q: q.exp() * (q - p), math.inf, 0.0),
+    "reverse_kl": Generator(lambda p, q: p.exp() * (p - q), 0.0, math.inf),
+    "total_variation": Generator(lambda p, q: (p.exp() - q.exp()).abs() / 2, 0.5, 0.5),
+    # KL(p || m) + KL(q || m), twice the Jensen-Shannon divergence
+    "jensen_shannon": Generator(_jensen_shannon, math.log(2), math.log(2)),
+    "chi2_forward": Generator(lambda p, q: (q.exp() - p.exp()) * torch.expm1(q - p), math.inf, 1.0),
+    "chi2_reverse": Generator(lambda p, q: (p.exp() - q.exp()) * torch.expm1(p - q), 1.0, math.inf),
+    "squared_hellinger": Generator(lambda p, q: ((p / 2).exp() - (q / 2).exp()).square(), 1.0, 1.0),
+}
+
+
+def _alpha(order: float) -> Generator:
+    """f(t) = (t^a - a t - (1 - a)) / (a (a - 1)), and its limits at 0 and 1."""
+    at_zero = 1 / order if order > 0 else math.inf
+    at_infinity = 1 / (1 - order) if order < 1 else math.inf
+    if order == 0:
+        return Generator(lambda p, q: q.exp() * (q - p) + p.exp() - q.exp(), at_zero, at_infinity)
+    if order == 1:
+        return Generator(lambda p, q: p.exp() * (p - q) - p.exp() + q.exp(), at_zero, at_infinity)
+
+    def term(log_p: Tensor, log_q: Tensor) -> Tensor:
+        product = (order * log_p + (1 - order) * log_q).exp()
+        return (order * log_p.exp() + (1 - order) * log_q.exp() - product) / (order * (1 - order))
+
+    return Generator(term, at_zero, at_infinity)
+
+
+def _summed(generator: Generator, student_logprobs: Tensor, target_logprobs: Tensor) -> Tensor:
+    """sum_e q f(p / q); no event of probability 0 reaches the formula, so that no gradient meets 0 · inf."""
+    lacks_p, lacks_q = student_logprobs == -math.inf, target_logprobs == -math.inf
+    is_edge = lacks_p | lacks_q
+    terms = generator.term(student_logprobs.masked_fill(is_edge, 0), target_logprobs.masked_fill(is_edge, 0))
+    terms = torch.where(lacks_p, _at_edge(target_logprobs, generator.at_zero), terms)
+    return torch.where(lacks_q, _at_edge(student_logprobs, generator.at_infinity), terms).sum(-1)
+
+
+def _at_edge(logprobs: Tensor, slope: float) -> Tensor:
+    if slope == math.inf:  # a constant: an infinite slope would turn the other tokens' gradients into NaN
+        return torch.full_like(logprobs, math.inf).masked_fill(logprobs == -math.inf, 0)
+    return logprobs.exp() * slope
+
+
+@dataclass(frozen=True)
+class FDivergence(Divergence):
+    """D_f(student || target) per token for a generator by name.
+
+    Fields:
+      generator: a key of `GENERATORS`; forward_kl is KL(target || student), chi2_forward is sum (q - p)^2 / p.
+    """
+
+    generator: str = "jensen_shannon"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.generator not in GENERATORS:
+            names = ", ".join(GENERATORS)
+            raise ConfigurationError(f"divergence.generator is {self.generator!r}; expected one of {names}.")
+
+    def between(self, student_logprobs: Tensor, target_logprobs: Tensor) -> Tensor:
+        return _summed(GENERATORS[self.generator], student_logprobs, target_logprobs)
+
+
+@dataclass(frozen=True)
+class AlphaDivergence(Divergence):
+    """(1 - sum_e p^a q^(1 - a)) / (a (1 - a)) per token, from forward KL at a = 0 to reverse KL at a = 1.
+
+    On a truncated support, whose masses do not sum to 1, it is the sum of the family's non-negative terms.
+
+    Fields:
+      order: a; 0.5 is twice the squared Hellinger distance.
+    """
+
+    order: float = 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        refuse_outside(self.order, "order", math.isfinite(self.order), "a finite number")
+
+    def between(self, student_logprobs: Tensor, target_logprobs: Tensor) -> Tensor:
+        return _summed(_alpha(self.order), student_logprobs, target_logprobs)
+
+
+@dataclass(frozen=True)
+class TotalVariation(Divergence):
+    """sum_e |p - q| / 2 per token, at most 1; its gradient knows the sign of the difference only."""
+
+    def between(self, student_logprobs: Tensor, target_logprobs: Tensor) -> Tensor:
+        return _summed(GENERATORS["total_variation"], student_logprobs, target_logprobs)
+
+
+def f_divergence(
+    student_logits_BTV: Tensor,
+    target_BTV: Tensor | Target,
+    support: Support = FULL_VOCABULARY,
+    generator: str = "jensen_shannon",
+) -> Tensor:
+    """D_f(student || target) per token, see `GENERATORS`; arguments as in `reverse_kl`."""
+    return FDivergence(generator=generator).between(*seen_through(support, student_logits_BTV, target_BTV))
+
+
+def total_variation(
+    student_logits_BTV: Tensor, target_BTV: Tensor | Target, support: Support = FULL_VOCABULARY
+) -> Tensor:
+    """sum_e |p - q| / 2 per token; arguments as in `reverse_kl`."""
+    return TotalVariation().between(*seen_through(support, student_logits_BTV, target_BTV))

@@ -1,0 +1,73 @@
+"""What a weighting is: from the records of a whole batch to one number per token."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from tutelage.distributions import kl_divergence
+from tutelage.errors import ConfigurationError
+from tutelage.types import TokenRecords
+
+__all__ = ["Weighting", "recorded_kl", "refuse_outside"]
+
+# Less than this is lost when a mass is known as 1 minus float32 probabilities.
+SMALLEST_TAIL = 2.0**-24
+
+
+@dataclass(frozen=True)
+class Weighting(ABC):
+    """How much each response token counts: the loss is sum w D / sum w over the global batch.
+
+    It sees the batch as it was recorded, before the first micro-batch, so a ranking is one over the whole batch and no
+    gradient can flow into a weight. (Of several processes each would see its own share.)
+
+    What a member may say of itself:
+      is_random: it needs the tokens' random numbers.
+    """
+
+    is_random: ClassVar[bool] = False
+
+    @abstractmethod
+    def __call__(self, records: TokenRecords, uniforms_N: Tensor | None = None) -> Tensor:
+        """Weights of the batch's N tokens.
+
+        Args:
+          records: of the whole batch.
+          uniforms_N: float64 in [0, 1), a random number that belongs to each token; None unless `is_random`.
+        Returns:
+          weights_N, 0 or more, on the CPU.
+        """
+
+
+def recorded_kl(records: TokenRecords, *, reverse: bool) -> Tensor:
+    """KL(student || teacher), or KL(teacher || student) if not `reverse`, of each token as far as records tell.
+
+    Taken on the recorded support and its tail: at most the full KL. The student's tail is 1 minus its mass, known to
+    about 1e-7 and never below 6e-8 unless the support is the whole vocabulary; good enough to rank tokens with.
+
+    Returns:
+      [N] nats, float64, finite: an infinite one becomes the largest of the others, or 0.
+    """
+    student_NK = records.joined("student_support_logprobs").double()
+    teacher_NK = records.joined("teacher_support_logprobs").double()
+    teacher_tail_N = records.joined("teacher_tail_logprobs").double()
+    student_tail_N = (1 - student_NK.exp().sum(-1)).clamp_min(SMALLEST_TAIL).log()
+    student_tail_N = student_tail_N.masked_fill(teacher_tail_N == -math.inf, -math.inf)
+    student_NE = torch.cat([student_NK, student_tail_N[:, None]], dim=-1)
+    teacher_NE = torch.cat([teacher_NK, teacher_tail_N[:, None]], dim=-1)
+    kl_N = kl_divergence(student_NE, teacher_NE) if reverse else kl_divergence(teacher_NE, student_NE)
+    is_finite_N = kl_N.isfinite()
+    largest = float(kl_N[is_finite_N].max()) if bool(is_finite_N.any()) else 0.0
+    return kl_N.clamp_min(0).masked_fill(~is_finite_N, largest)
+
+
+def refuse_outside(value: float, key: str, is_inside: bool, expected: str) -> None:
+    """Refuse a field with what was expected of it; NaN is never inside."""
+    if not is_inside:
+        raise ConfigurationError(f"weighting.{key} is {value:g}; expected {expected}. Leave it out for the default.")

@@ -1,0 +1,24 @@
+"""Every token counts the same: a mean over all response tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tutelage.types import TokenRecords
+from tutelage.weighting.base import Weighting
+
+__all__ = ["UNIFORM", "Uniform"]
+
+
+@dataclass(frozen=True)
+class Uniform(Weighting):
+    """w = 1."""
+
+    def __call__(self, records: TokenRecords, uniforms_N: Tensor | None = None) -> Tensor:
+        return torch.ones(len(records))
+
+
+UNIFORM = Uniform()

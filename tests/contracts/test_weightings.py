@@ -1,0 +1,150 @@
+"""What every weighting keeps. A new member joins by a line in MEMBERS."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from tutelage.errors import ConfigurationError
+from tutelage.types import Rollout, TokenRecords
+from tutelage.weighting import WEIGHTINGS, PositionDecay, Tip, Tropd, Uniform, Weighting
+
+MEMBERS: list[Weighting] = [
+    Uniform(),
+    Tip(),
+    Tip(share=0.2),
+    Tip(selector="entropy"),
+    Tip(selector="q3", share=0.1),
+    Tip(share=1.0),
+    PositionDecay(),
+    PositionDecay(half_life=2),
+    Tropd(),
+    Tropd(acceptance="expected"),
+]
+
+# Fields that cannot work, each with the words that must be in the refusal.
+IMPOSSIBLE = [
+    (Tip, {"share": 0}, r"^weighting\.share is 0; expected a share above 0, at most 1"),
+    (Tip, {"share": 1.5}, r"weighting\.share is 1\.5"),
+    (Tip, {"share": math.nan}, r"weighting\.share is nan"),
+    (Tip, {"selector": "random"}, r"weighting\.selector is 'random'; expected one of soft_or, entropy, q3"),
+    (PositionDecay, {"half_life": 0}, r"weighting\.half_life is 0; expected a number of tokens above 0"),
+    (Tropd, {"acceptance": "always"}, r"weighting\.acceptance is 'always'; expected one of sampled, expected"),
+]
+
+every_member = pytest.mark.parametrize("weighting", MEMBERS, ids=repr)
+
+
+def make_rollouts(seed: int = 0, lengths: tuple[int, ...] = (7, 1, 12, 5)) -> list[Rollout]:
+    """Records as the engine keeps them, of random models with 9 tokens and a support of 4."""
+    generator = torch.Generator().manual_seed(seed)
+    rollouts = []
+    for i, length in enumerate(lengths):
+        student, teacher = (2 * torch.randn(2, length, 9, generator=generator)).log_softmax(-1)
+        tokens = torch.multinomial(student.exp(), 1, generator=generator)
+        kept = student.topk(4)
+        rollouts.append(
+            Rollout(
+                prompt_tokens=[0],
+                response_tokens=tokens[:, 0].tolist(),
+                behaviour_logprobs=student.gather(1, tokens)[:, 0],
+                student_logprobs=student.gather(1, tokens)[:, 0],
+                teacher_logprobs=teacher.gather(1, tokens)[:, 0],
+                prompt_index=i // 2,
+                sample_index=i % 2,
+                student_entropy=-(student.exp() * student).sum(-1),
+                teacher_entropy=-(teacher.exp() * teacher).sum(-1),
+                support_ids=kept.indices.int(),
+                student_support_logprobs=kept.values,
+                teacher_support_logprobs=teacher.gather(1, kept.indices),
+                teacher_tail_logprobs=teacher.scatter(1, kept.indices, -math.inf).logsumexp(-1),
+            )
+        )
+    return rollouts
+
+
+def weigh(weighting: Weighting, rollouts: list[Rollout], uniforms: Tensor | None = None) -> Tensor:
+    records = TokenRecords(rollouts)
+    if uniforms is None:
+        uniforms = torch.rand(len(records), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    return weighting(records, uniforms if weighting.is_random else None)
+
+
+def test_every_member_is_here() -> None:
+    assert {type(weighting) for weighting in MEMBERS} == set(WEIGHTINGS.values())
+
+
+@every_member
+def test_one_weight_per_token_never_negative(weighting: Weighting) -> None:
+    rollouts = make_rollouts()
+    weights = weigh(weighting, rollouts)
+    assert weights.shape == (25,) and weights.dtype.is_floating_point
+    assert (weights >= 0).all() and weights.isfinite().all() and weights.sum() > 0
+    assert not weights.requires_grad
+    assert torch.equal(weights, weigh(weighting, rollouts)), "the same batch twice"
+
+
+@every_member
+def test_the_order_of_answers_changes_nothing(weighting: Weighting) -> None:
+    rollouts, lengths = make_rollouts(), [7, 1, 12, 5]
+    uniforms = torch.rand(25, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    parts = torch.split(weigh(weighting, rollouts, uniforms), lengths)
+    order = [2, 0, 3, 1]
+    moved = weigh(
+        weighting, [rollouts[i] for i in order], torch.cat([torch.split(uniforms, lengths)[i] for i in order])
+    )
+    torch.testing.assert_close(moved, torch.cat([parts[i] for i in order]))
+
+
+@every_member
+def test_equal_models_are_no_special_case(weighting: Weighting) -> None:
+    rollouts = [
+        dataclasses.replace(
+            rollout,
+            teacher_logprobs=rollout.student_logprobs,
+            teacher_support_logprobs=rollout.student_support_logprobs,
+            teacher_tail_logprobs=(1 - rollout.student_support_logprobs.exp().sum(-1)).log(),
+        )
+        for rollout in make_rollouts()
+    ]
+    weights = weigh(weighting, rollouts)
+    assert weights.isfinite().all() and weights.sum() > 0
+    if isinstance(weighting, Tropd):
+        assert (weights == 1).all()
+
+
+@every_member
+def test_what_the_teacher_forbids_gives_no_nan(weighting: Weighting) -> None:
+    rollouts = make_rollouts()
+    rollouts[0].teacher_logprobs[:3] = -math.inf
+    rollouts[0].teacher_support_logprobs[:3, :2] = -math.inf
+    rollouts[2].teacher_tail_logprobs[:] = -math.inf
+    weights = weigh(weighting, rollouts)
+    assert weights.isfinite().all()
+    if isinstance(weighting, Tropd):
+        assert (weights[:3] == 0).all()
+
+
+@every_member
+def test_a_single_token_counts(weighting: Weighting) -> None:
+    assert weigh(weighting, make_rollouts(lengths=(1,)), torch.zeros(1).double()).item() > 0
+
+
+@every_member
+def test_is_frozen_and_hashable(weighting: Weighting) -> None:
+    assert hash(weighting) == hash(dataclasses.replace(weighting))
+    for field in dataclasses.fields(weighting):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(weighting, field.name, 1.0)
+
+
+@pytest.mark.parametrize(("member", "fields", "message"), IMPOSSIBLE)
+def test_refuses_impossible_fields_with_the_reason(
+    member: type[Weighting], fields: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        member(**fields)

@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+import torch
+
+from tests.contracts.test_weightings import make_rollouts
+from tutelage.types import Rollout, TokenRecords
+from tutelage.weighting import PositionDecay, Tip, Tropd, Uniform, recorded_kl
+
+
+def records_of(entropies: list[float], divergences: list[float] | None = None) -> TokenRecords:
+    """One answer whose student puts mass p on one recorded token, the teacher q, so that KL is what it should be."""
+    length = len(entropies)
+    student, teacher = torch.full((length, 1), 0.5).double(), torch.full((length, 1), 0.5).double()
+    for i, wanted in enumerate(divergences or [0.0] * length):
+        # KL((.5, .5) || (q, 1 - q)) = -log(4 q (1 - q)) / 2
+        teacher[i] = (1 - math.sqrt(1 - math.exp(-2 * wanted))) / 2
+    nothing = torch.zeros(length)
+    return TokenRecords(
+        [
+            Rollout(
+                [0],
+                [0] * length,
+                nothing,
+                nothing,
+                student_entropy=torch.tensor(entropies).double(),
+                student_support_logprobs=student.log(),
+                teacher_support_logprobs=teacher.log(),
+                teacher_tail_logprobs=(1 - teacher[:, 0]).log(),
+            )
+        ]
+    )
+
+
+def kept(selector: str, share: float, records: TokenRecords) -> list[int]:
+    weights = Tip(selector=selector, share=share)(records)
+    assert set(weights.tolist()) <= {0.0, 1.0}
+    return weights.nonzero()[:, 0].tolist()
+
+
+def test_recorded_kl_is_that_of_the_coarsened_distributions() -> None:
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = (torch.randn(2, 40, 12, generator=generator)).log_softmax(-1)
+    rollout = make_rollouts(lengths=(40,))[0]
+    for size in (4, 12):
+        ids = student.topk(size).indices
+        tail = teacher.scatter(1, ids, -math.inf).logsumexp(-1)
+        tail = tail.masked_fill(tail.isnan(), -math.inf)
+        records = TokenRecords(
+            [
+                dataclasses.replace(
+                    rollout,
+                    student_support_logprobs=student.gather(1, ids),
+                    teacher_support_logprobs=teacher.gather(1, ids),
+                    teacher_tail_logprobs=tail,
+                )
+            ]
+        )
+        kept_p, kept_q = student.double().gather(1, ids).exp(), teacher.double().gather(1, ids).exp()
+        p, q = (torch.cat([x, 1 - x.sum(1, keepdim=True)], 1)[:, : 5 if size == 4 else 12] for x in (kept_p, kept_q))
+        torch.testing.assert_close(recorded_kl(records, reverse=True), (p * (p / q).log()).sum(1), atol=1e-5, rtol=0)
+        torch.testing.assert_close(recorded_kl(records, reverse=False), (q * (q / p).log()).sum(1), atol=1e-5, rtol=0)
+
+
+def test_an_infinite_kl_counts_as_the_largest() -> None:
+    records = records_of([1.0, 1.0, 1.0], [0.1, 0.7, 0.3])
+    records.rollouts[0].teacher_support_logprobs[0] = -math.inf
+    torch.testing.assert_close(recorded_kl(records, reverse=True), torch.tensor([0.7, 0.7, 0.3]).double())
+
+
+@pytest.mark.parametrize(("share", "number"), [(0.29, 29), (0.5, 50), (0.005, 1), (0.019, 1), (0.021, 2), (1.0, 100)])
+def test_tip_keeps_exactly_the_stated_number(share: float, number: int) -> None:
+    entropies = torch.rand(100, generator=torch.Generator().manual_seed(0)).tolist()
+    for selector in ("soft_or", "entropy", "q3"):
+        assert len(kept(selector, share, records_of(entropies))) == number
+
+
+def test_soft_or_of_tip() -> None:
+    """softor(.2, .7) = .76 stands between softor(.5, .5) = .75 and softor(.8, .0) = .8; softor(0, 0) = 0 comes last."""
+    # A hundred middling tokens keep the 98th percentile from cutting into the ones that matter.
+    entropies, divergences = [0.2, 0.5, 0.8, 0.0, 1.0, 1.0, 1.0], [0.7, 0.5, 0.0, 0.0, 0.0, 1.0, 0.3]
+    records = records_of(entropies, divergences)
+    scores = Tip()._scores(records)
+    expected = torch.tensor([0.76, 0.75, 0.8, 0.0, 1.0, 1.0, 1.0]).double()
+    torch.testing.assert_close(scores, expected, atol=1e-6, rtol=0)
+    assert kept("soft_or", 5 / 7, records) == [0, 2, 4, 5, 6]
+
+
+def test_selectors_of_tip_see_what_they_should() -> None:
+    """Unsure and right, sure and wrong, sure and right, unsure and wrong."""
+    records = records_of([1.0, 0.1, 0.1, 1.0], [0.05, 2.0, 0.01, 1.0])
+    assert kept("entropy", 0.5, records) == [0, 3]
+    assert kept("q3", 0.25, records) == [1]
+    assert 2 not in kept("soft_or", 0.75, records)
+    # Nothing to tell tokens apart by divergence: soft-or ranks as entropy does, and the other way round.
+    entropies = torch.rand(50, generator=torch.Generator().manual_seed(1)).tolist()
+    flat = records_of(entropies)
+    assert kept("soft_or", 0.4, flat) == kept("entropy", 0.4, flat)
+    divergences = [0.1 + entropy for entropy in entropies]
+    by_divergence = kept("soft_or", 0.4, records_of([0.7] * 50, divergences))
+    assert by_divergence == sorted(sorted(range(50), key=lambda i: -divergences[i])[:20])
+
+
+def test_tip_clips_entropies_at_the_98th_percentile() -> None:
+    entropies = [i / 100 for i in range(100)] + [50.0]
+    scores = Tip()._scores(records_of(entropies))
+    assert scores[50].item() == pytest.approx(0.5 / 0.98)
+    assert scores[98:].tolist() == [1, 1, 1]
+
+
+def test_position_decay_halves() -> None:
+    rollouts = make_rollouts(lengths=(3, 1, 2))
+    weights = PositionDecay(half_life=2)(TokenRecords(rollouts))
+    assert weights.tolist() == pytest.approx([1, 2**-0.5, 0.5, 1, 1, 2**-0.5])
+    assert PositionDecay(half_life=math.inf)(TokenRecords(rollouts)).tolist() == [1] * 6
+    assert torch.equal(Uniform()(TokenRecords(rollouts)), torch.ones(6))
+
+
+def test_the_mean_trust_is_one_minus_total_variation() -> None:
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = torch.randn(2, 6, generator=generator).double().log_softmax(-1)
+    rollout = Rollout([0], list(range(6)), student, student, teacher_logprobs=teacher)  # every token once
+    trust = Tropd(acceptance="expected")(TokenRecords([rollout]))
+    mean = (student.exp() * trust).sum()
+    torch.testing.assert_close(mean, 1 - (student.exp() - teacher.exp()).abs().sum() / 2)
+    draws = torch.rand(20_000, 6, generator=generator, dtype=torch.float64)
+    found = torch.stack([Tropd()(TokenRecords([rollout]), draw) for draw in draws[:2000]]).mean(0)
+    torch.testing.assert_close(found, trust, atol=0.04, rtol=0)
+    assert (found[trust == 1] == 1).all()
