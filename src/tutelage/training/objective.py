@@ -34,11 +34,13 @@ class BatchLoss:
       num_tokens: response tokens of the global batch, which is also the denominator of a uniform mean.
       logprob_mismatch: mean |log p at the update - log p at the rollout| of the sampled tokens; rounding only, as long
         as rollout and update see the same weights and the same distribution.
+      weight_mean: mean weight of the response tokens; 1 if they all count the same.
     """
 
     loss: float
     num_tokens: int
     logprob_mismatch: float
+    weight_mean: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -94,8 +96,8 @@ class Objective:
         sequences = [(rollout.prompt_tokens, rollout.response_tokens) for rollout in rollouts if len(rollout)]
         with_tokens = [rollout for rollout in rollouts if len(rollout)]
         plan = self._plan(TokenRecords(with_tokens))
-        # Where every weight is 0 there is nothing to learn, and no mean.
-        denominator = all_sum(sum(float(weights.double().sum()) for weights in plan["weights"])) or 1.0
+        total_weight = all_sum(sum(float(weights.double().sum()) for weights in plan["weights"]))
+        denominator = total_weight or 1.0  # where every weight is 0 there is nothing to learn, and no mean
         for batch in batches_by_tokens(sequences, self.micro_batch_tokens):
             planned = {name: torch.cat([parts[i] for i in batch]) for name, parts in plan.items()}
             values = self._per_token([with_tokens[i] for i in batch], planned)
@@ -105,7 +107,7 @@ class Objective:
             loss.backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
             mismatch += float(values["logprob_mismatch"].sum()) / num_tokens
-        return BatchLoss(all_sum(total), num_tokens, all_sum(mismatch))
+        return BatchLoss(all_sum(total), num_tokens, all_sum(mismatch), total_weight / num_tokens)
 
     def _plan(self, records: TokenRecords) -> dict[str, list[Tensor]]:
         """What the whole batch decides for each of its tokens, per rollout: weights, credits, random numbers."""

@@ -217,6 +217,7 @@ def apply_update(
         "grad_norm": grad_norm,
         "learning_rate": learning_rate,
         "logprob_mismatch": batch.logprob_mismatch,
+        "weight_mean": batch.weight_mean,
         **policy_numbers,
         **rollout_metrics(rollouts, kl_radius=policy_numbers.get("kl_radius"), rewards=rewards),
         **({} if auroc is None else {"teacher_support_auroc": auroc}),

@@ -205,7 +205,7 @@ def test_a_weighted_mean_is_divided_by_its_weights(engine, rollouts, weighting) 
     weights = seen[0].tolist()
     expected = sum(weight * loss_of(token) for token, weight in enumerate(weights) if weight) / sum(weights)
     assert found.loss == pytest.approx(expected, rel=1e-6)
-    assert found.num_tokens == len(weights)
+    assert found.num_tokens == len(weights) and found.weight_mean == pytest.approx(sum(weights) / len(weights))
 
 
 def test_uniform_weights_change_no_bit(engine, rollouts) -> None:

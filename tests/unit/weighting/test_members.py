@@ -78,6 +78,11 @@ def test_tip_keeps_exactly_the_stated_number(share: float, number: int) -> None:
         assert len(kept(selector, share, records_of(entropies))) == number
 
 
+def test_of_equal_scores_tip_keeps_the_earlier_tokens() -> None:
+    for selector in ("soft_or", "entropy", "q3"):
+        assert kept(selector, 0.5, records_of([0.7] * 2000)) == list(range(1000))
+
+
 def test_soft_or_of_tip() -> None:
     """softor(.2, .7) = .76 stands between softor(.5, .5) = .75 and softor(.8, .0) = .8; softor(0, 0) = 0 comes last."""
     # A hundred middling tokens keep the 98th percentile from cutting into the ones that matter.
