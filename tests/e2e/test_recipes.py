@@ -48,8 +48,9 @@ def one_step_per_phase(recipe: Path) -> list[str]:
 
 
 def test_there_are_recipes() -> None:
-    names = {"opd", "trb", "fixed_budget", "skd", "temperature_warmup", "sft_warmup"}
-    assert names <= {path.stem for path in RECIPES}
+    of_the_comparison = {"opd", "trb", "fixed_budget", "skd", "temperature_warmup", "sft_warmup", "veto"}
+    neighbours = {"gkd", "minillm_single_step", "thinking_machines_pg", "exopd", "eopd", "tip", "tropd"}
+    assert of_the_comparison | neighbours == {path.stem for path in RECIPES}
 
 
 @each_recipe
@@ -70,19 +71,27 @@ def test_a_recipe_opens_with_what_it_is(recipe: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "key"),
+    ("name", "keys"),
     [
-        ("trb", "policy"),
-        ("fixed_budget", "policy"),
-        ("skd", "policy"),
-        ("temperature_warmup", "policy"),
-        ("sft_warmup", "phase"),
+        ("trb", {"policy"}),
+        ("fixed_budget", {"policy"}),
+        ("skd", {"policy"}),
+        ("temperature_warmup", {"policy"}),
+        ("sft_warmup", {"phase"}),
+        ("veto", {"target"}),
+        ("exopd", {"target"}),
+        ("gkd", {"divergence"}),
+        ("thinking_machines_pg", {"divergence"}),
+        ("eopd", {"divergence"}),
+        ("minillm_single_step", {"policy", "divergence"}),
+        ("tropd", {"policy", "divergence"}),
+        ("tip", {"divergence", "weighting"}),
     ],
 )
-def test_these_recipes_differ_from_plain_distillation_in_one_table_only(name: str, key: str) -> None:
+def test_recipes_differ_from_plain_distillation_in_their_method_only(name: str, keys: set[str]) -> None:
     plain, other = (tomllib.loads((FOLDER / f"{stem}.toml").read_text()) for stem in ("opd", name))
     different = {key for key in plain.keys() | other.keys() if plain.get(key) != other.get(key)}
-    assert different == {"name", key}
+    assert different == {"name", *keys}
 
 
 def test_the_papers_budgets() -> None:
