@@ -145,6 +145,7 @@ def test_a_sweep_has_a_baseline(tutelage: Callable[..., tuple[int, str, str]], t
         (("compare", OPD, TRB, *SMALL, "--set", "trb:steps=1"), "steps is 2 for opd, 1 for trb"),
         (("compare", OPD, TRB, *SMALL, "--set", "evaluation.sets=[]"), "evaluation.sets is empty"),
         (("compare", OPD, TRB, "--world", "nowhere.toml"), "nowhere.toml' does not exist"),
+        (("compare", OPD, TRB, "--steps", 3), "--world embedded, or use --set steps=N"),
         (("compare", OPD, *SMALL, "--resume"), "holds no comparison"),
         (("sweep", TRB, *SMALL, "--grid", "policy.kl_radius"), "expected key.path=v1,v2"),
         (("sweep", TRB, *SMALL, "--grid", "policy.kl_radius=-1"), "kl_radius"),

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from tutelage.errors import OutputExistsError, RunInterrupted, TutelageError
+from tutelage.errors import ConfigurationError, OutputExistsError, RunInterrupted, TutelageError
 
 if TYPE_CHECKING:
     from tutelage.comparison import World
@@ -43,9 +43,11 @@ InWorld = Annotated[
     str | None,
     typer.Option(help="Replace models, prompts, problems and sizes: embedded (the packaged pair), or a TOML file."),
 ]
-WorldSteps = Annotated[int, typer.Option(help="Steps of a run in the embedded world.", min=1)]
-WorldProblems = Annotated[int, typer.Option(help="Problems to evaluate on in the embedded world.", min=1)]
-WorldSeed = Annotated[int, typer.Option(help="Picks prompts and problems of the embedded world.", min=0)]
+WorldSteps = Annotated[int | None, typer.Option(help="Steps of a run in the embedded world; default 60.", min=1)]
+WorldProblems = Annotated[int | None, typer.Option(help="Problems of the embedded world; default 250.", min=1)]
+WorldSeed = Annotated[
+    int | None, typer.Option(help="Picks prompts and problems of the embedded world; default 0.", min=0)
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue in the output folder; finished runs stay.")]
 AllowOverlap = Annotated[bool, typer.Option("--allow-overlap", help="Evaluate on prompts that are trained on.")]
 
@@ -249,9 +251,9 @@ def compare(
     checkpoint: Rule = CheckpointRule.last,
     early_steps: EarlySteps = 10,
     world: InWorld = None,
-    steps: WorldSteps = 60,
-    problems: WorldProblems = 250,
-    problem_seed: WorldSeed = 0,
+    steps: WorldSteps = None,
+    problems: WorldProblems = None,
+    problem_seed: WorldSeed = None,
     resume: Resume = False,
     allow_overlap: AllowOverlap = False,
 ) -> None:
@@ -289,9 +291,9 @@ def sweep(
     checkpoint: Rule = CheckpointRule.last,
     early_steps: EarlySteps = 10,
     world: InWorld = None,
-    steps: WorldSteps = 60,
-    problems: WorldProblems = 250,
-    problem_seed: WorldSeed = 0,
+    steps: WorldSteps = None,
+    problems: WorldProblems = None,
+    problem_seed: WorldSeed = None,
     resume: Resume = False,
     allow_overlap: AllowOverlap = False,
 ) -> None:
@@ -329,16 +331,26 @@ def sweep(
     )
 
 
-def _world(name: str | None, folder: Path, steps: int, problems: int, problem_seed: int) -> World | None:
+def _world(
+    name: str | None, folder: Path, steps: int | None, problems: int | None, problem_seed: int | None
+) -> World | None:
     """The world that recipes are put in, if any."""
     from tutelage.comparison import read_world
     from tutelage.demo.embedded import embedded_world
 
-    if name is None:
-        return None
     if name == "embedded":
-        return embedded_world(folder / "data", steps=steps, num_problems=problems, seed=problem_seed)
-    return read_world(Path(name))
+        return embedded_world(
+            folder / "data",
+            steps=60 if steps is None else steps,
+            num_problems=250 if problems is None else problems,
+            seed=problem_seed or 0,
+        )
+    if (steps, problems, problem_seed) != (None, None, None):
+        raise ConfigurationError(
+            "--steps, --problems and --problem-seed describe the embedded world, which was not asked for. Add --world "
+            "embedded, or use --set steps=N."
+        )
+    return None if name is None else read_world(Path(name))
 
 
 def _set_threads(threads: int | None) -> None:

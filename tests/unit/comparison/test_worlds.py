@@ -18,7 +18,7 @@ SMALL = {"student": "s", "teacher": "t", "data": "d", "steps": 60}
 @pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").glob("*.toml")), ids=lambda path: path.stem)
 def test_every_recipe_keeps_its_method_in_the_embedded_world(recipe: Path, tmp_path: Path) -> None:
     table = read_run_file(recipe)
-    world = embedded_world(tmp_path, steps=table["steps"], num_problems=4, seed=0)
+    world = embedded_world(tmp_path, steps=table.get("steps", 400), num_problems=4, seed=0)
     moved, _ = in_world(table, world)
     assert {key: moved.get(key) for key in ("policy", "target", "divergence", "phase")} == {
         key: table.get(key) for key in ("policy", "target", "divergence", "phase")
