@@ -84,7 +84,7 @@ def test_recipes_are_compared_on_the_packaged_pair(
     )  # fmt: skip
     assert (code, err) == (0, "")
     assert "Replaced for trb: policy.kl_radius.steps 50 -> 1." in out
-    assert "Fewer than two seeds" in out
+    assert "Fewer than two pairs of seeds" in out
     found = json.loads((tmp_path / "c" / "comparison.json").read_text())
     assert found["missing"] == [] and set(found["runs"]["trb"]["0"]) == set(found["measures"])
     assert found["summaries"]["trb"]["teacher_forwards"]["mean"] > found["summaries"]["opd"]["teacher_forwards"]["mean"]

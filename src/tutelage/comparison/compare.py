@@ -47,17 +47,17 @@ def run_plan(
     notes = [f"Not the same for all: {note}." for note in refuse_unequal(plan.methods, free_keys)]
     plan = replace(plan, notes=[*plan.notes, *notes])
     refuse_unwritable(plan.folder)
-    is_early = world is None or not world.files
-    if is_early:
+    devices = {LocalRuntime(method.config.runtime.device).device for method in plan.methods}
+    if workers is None:
+        workers = default_workers() if devices == {"cpu"} else 1
+    is_readable = world is None or not world.files  # problems of the packaged world are written first
+    if is_readable:
         plan = _with_overlap(plan, allow_overlap)
     open_folder(plan, world, resume=resume)
-    if not is_early:
+    if not is_readable:
         plan = _with_overlap(plan, allow_overlap)
-    if workers is None:
-        devices = {LocalRuntime(method.config.runtime.device).device for method in plan.methods}
-        workers = default_workers() if devices == {"cpu"} else 1
     with locked(plan.folder):
-        for note in world_notes(plan):
+        for note in [*world_notes(plan), *plan.notes]:
             console.print(note, markup=False, soft_wrap=True)
         jobs = plan.jobs()
         try:

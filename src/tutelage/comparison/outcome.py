@@ -21,6 +21,8 @@ from tutelage.report import plot_methods
 
 __all__ = ["Outcome", "notes_of", "read_outcome", "rich_tables", "world_notes", "write_outcome"]
 
+FEW_PAIRS = 5  # below this many pairs of seeds the reader is warned
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -99,7 +101,7 @@ def rich_tables(outcome: Outcome) -> list[Table]:
     for title, is_cost in (("What was reached", False), ("What it cost", True)):
         names = _present(outcome, is_cost)
         table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-        table.add_column("method")
+        table.add_column("method", overflow="fold")
         for name in names:
             table.add_column(MEASURES[name].title, justify="right")
         for method, summaries in outcome.summaries.items():
@@ -128,10 +130,14 @@ def notes_of(outcome: Outcome, workers: int) -> list[str]:
         if workers > 1
         else "One run at a time, with one thread.",
     ]
-    pairs = [summary.num_pairs for summaries in outcome.summaries.values() for summary in summaries.values()]
-    if len(plan.methods) > 1 and max(pairs, default=0) < 2:
-        notes.append("Fewer than two seeds: no spread, no interval, and nothing can be said about differences.")
-    elif any(len(runs) != len(plan.seeds) for runs in outcome.runs.values()):
+    pairs = max((s.num_pairs for summaries in outcome.summaries.values() for s in summaries.values()), default=0)
+    if len(plan.methods) > 1 and pairs < 2:
+        notes.append("Fewer than two pairs of seeds: no interval, and nothing can be said about differences.")
+    elif len(plan.methods) > 1 and pairs < FEW_PAIRS:
+        notes.append(
+            f"Only {pairs} pairs of seeds: intervals are wide or, by luck, far too narrow. Use {FEW_PAIRS} or more."
+        )
+    if any(len(runs) != len(plan.seeds) for runs in outcome.runs.values()):
         notes.append("Not every run is finished: n differs between methods, and a pair needs both runs of a seed.")
     notes += plan.notes
     if outcome.missing:
