@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import platform
 import statistics
 import subprocess
@@ -18,10 +17,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from tutelage.evaluation import t_interval
+
 METHODS = ("opd", "trb")
 EARLY_STEPS = 10
-# 97.5% quantiles of Student's t for n - 1 degrees of freedom, n = 2 ... 10 seeds.
-T_QUANTILES = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -49,9 +48,8 @@ def spread(values: list[float]) -> str:
 
 def paired(first: list[float], second: list[float]) -> str:
     differences = [b - a for a, b in zip(first, second, strict=True)]
-    mean = statistics.mean(differences)
-    half = T_QUANTILES[len(differences) - 2] * statistics.stdev(differences) / math.sqrt(len(differences))
-    return f"{mean:+8.2f} [{mean - half:+.2f}, {mean + half:+.2f}]"
+    low, high = t_interval(differences) or (float("nan"), float("nan"))
+    return f"{statistics.mean(differences):+8.2f} [{low:+.2f}, {high:+.2f}]"
 
 
 def main() -> None:

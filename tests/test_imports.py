@@ -18,6 +18,7 @@ ORDER = """
 __main__
 cli
 demo
+comparison
 config
 training
 evaluation runtime diagnostics

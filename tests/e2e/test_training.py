@@ -14,7 +14,7 @@ import transformers
 
 from tests.tiny_run import write_run_file
 from tutelage.config import build_run, load_config
-from tutelage.errors import CheckpointError, NonFiniteError, RunInterrupted
+from tutelage.errors import CheckpointError, ConfigurationError, NonFiniteError, RunInterrupted
 from tutelage.runtime import LocalRuntime
 from tutelage.training import Observer, train
 from tutelage.types import StepResult
@@ -301,3 +301,19 @@ def test_radius_zero_is_plain_distillation(tmp_path: Path) -> None:
         run(write_run_file(tmp_path / name), policy, "steps=2")
     first, second = (weights(tmp_path / name / "run/checkpoints/step-000002") for name in ("zero", "opd"))
     assert first == second
+
+
+def test_greedy_answers_are_judged_beside_the_sampled_ones(tmp_path: Path) -> None:
+    path = write_run_file(tmp_path)
+    run(path, "steps=1", "evaluation.greedy=true", f"output={tmp_path / 'both'}")
+    run(path, "steps=1", f"output={tmp_path / 'sampled'}")
+    both, sampled = (without_times(lines(tmp_path / name, "evaluations.jsonl")) for name in ("both", "sampled"))
+    assert [record["name"] for record in both] == ["sums-greedy", "sums"] * 2
+    assert both[1::2] == sampled, "one more look changes nothing else"
+    assert [(record["temperature"], record["num_samples"]) for record in both[::2]] == [(0.0, 1)] * 2
+    first, last = (lines(tmp_path / "both" / "evaluations", f"step-00000{step}-sums-greedy.jsonl") for step in (0, 1))
+    assert len(first) == len(last) == 3
+    with pytest.raises(ConfigurationError, match="'sums' and 'sums-greedy'"):
+        prompts = tmp_path / "prompts.jsonl"
+        sets = ", ".join(f'{{path="{prompts}", name="{name}"}}' for name in ("sums", "sums-greedy"))
+        run(path, "evaluation.greedy=true", f"evaluation.sets=[{sets}]", f"output={tmp_path / 'no'}")

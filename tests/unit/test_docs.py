@@ -20,6 +20,7 @@ from pydantic import BaseModel
 
 from tests.tiny_run import write_run_file
 from tutelage.cli import app
+from tutelage.comparison import make_methods, parse_grid
 from tutelage.config import (
     EvaluationSetConfig,
     PhaseConfig,
@@ -27,6 +28,7 @@ from tutelage.config import (
     build_phases,
     build_run,
     load_config,
+    read_run_file,
     resolve_config,
 )
 from tutelage.diagnostics import METRICS
@@ -162,7 +164,12 @@ def test_commands_are_ones_that_exist(page: Path) -> None:
             continue
         parsed = command_line.commands[words[1]].make_context(words[1], words[2:]).params  # type: ignore[attr-defined]
         run_file = str(parsed.get("run_file", ""))
-        if run_file.startswith("recipes/"):
+        if words[1] in ("compare", "sweep"):
+            files = [file for file in (*parsed.get("run_files", []), parsed.get("baseline"), run_file) if file]
+            needed = ["data=prompts.jsonl"] if parsed["world"] else []
+            make_methods([read_run_file(ROOT / file) for file in files], [*(parsed["overrides"] or []), *needed], None)
+            assert parse_grid(parsed.get("grid", ["steps=1"]))
+        elif run_file.startswith("recipes/"):
             build_phases(load_config(ROOT / run_file, parsed["overrides"] or []))
 
 

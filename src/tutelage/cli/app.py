@@ -11,12 +11,15 @@ import sys
 import warnings
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
-from tutelage.errors import OutputExistsError, RunInterrupted, TutelageError
+from tutelage.errors import ConfigurationError, OutputExistsError, RunInterrupted, TutelageError
+
+if TYPE_CHECKING:
+    from tutelage.comparison import World
 
 __all__ = ["app", "main"]
 
@@ -31,6 +34,22 @@ Overrides = Annotated[
     list[str] | None, typer.Option("--set", help="Override one field: key.path=value. May be given several times.")
 ]
 RunFile = Annotated[Path, typer.Argument(help="A run file, such as recipes/trb.toml.")]
+Seeds = Annotated[int, typer.Option(help="How many seeds every method is run with.", min=1)]
+FirstSeed = Annotated[int, typer.Option(help="The first of them.", min=0)]
+Output = Annotated[Path | None, typer.Option(help="Folder of the comparison.")]
+Workers = Annotated[int | None, typer.Option(help="Runs at once; default: as many as there are cores.", min=1)]
+EarlySteps = Annotated[int, typer.Option(help="First steps whose rollouts are judged.", min=1)]
+InWorld = Annotated[
+    str | None,
+    typer.Option(help="Replace models, prompts, problems and sizes: embedded (the packaged pair), or a TOML file."),
+]
+WorldSteps = Annotated[int | None, typer.Option(help="Steps of a run in the embedded world; default 60.", min=1)]
+WorldProblems = Annotated[int | None, typer.Option(help="Problems of the embedded world; default 250.", min=1)]
+WorldSeed = Annotated[
+    int | None, typer.Option(help="Picks prompts and problems of the embedded world; default 0.", min=0)
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue in the output folder; finished runs stay.")]
+AllowOverlap = Annotated[bool, typer.Option("--allow-overlap", help="Evaluate on prompts that are trained on.")]
 
 
 class Precision(StrEnum):
@@ -40,6 +59,16 @@ class Precision(StrEnum):
     bfloat16 = "bfloat16"
     float16 = "float16"
     float64 = "float64"
+
+
+class CheckpointRule(StrEnum):
+    """Which weights of a run a comparison reports."""
+
+    last = "last"
+    best = "best"
+
+
+Rule = Annotated[CheckpointRule, typer.Option("--checkpoint", help="Which weights of a run are reported.")]
 
 
 def main() -> None:
@@ -209,6 +238,119 @@ def demo(
     from tutelage.demo.compare import run_demo
 
     run_demo(output, steps=steps, num_problems=problems, seed=seed)
+
+
+@app.command()
+def compare(
+    run_files: Annotated[list[Path], typer.Argument(help="Run files; the first is what the others are compared with.")],
+    seeds: Seeds = 5,
+    first_seed: FirstSeed = 0,
+    output: Output = None,
+    workers: Workers = None,
+    overrides: Overrides = None,
+    checkpoint: Rule = CheckpointRule.last,
+    early_steps: EarlySteps = 10,
+    world: InWorld = None,
+    steps: WorldSteps = None,
+    problems: WorldProblems = None,
+    problem_seed: WorldSeed = None,
+    resume: Resume = False,
+    allow_overlap: AllowOverlap = False,
+) -> None:
+    """Compare methods fairly: same prompts and problems, several seeds, paired differences, cost."""
+    from tutelage.comparison import Plan, make_methods, run_plan
+    from tutelage.config import read_run_file
+
+    tables = [read_run_file(path) for path in run_files]
+    folder = output or Path("comparisons") / "-".join(str(table["name"]) for table in tables)
+    where = _world(world, folder, steps, problems, problem_seed)
+    plan = Plan(
+        folder,
+        make_methods(tables, overrides or [], where),
+        range(first_seed, first_seed + seeds),
+        checkpoint.value,
+        early_steps,
+        where.name if where is not None else None,
+    )
+    run_plan(plan, where, Console(highlight=False), workers=workers, resume=resume, allow_overlap=allow_overlap)
+
+
+@app.command()
+def sweep(
+    run_file: RunFile,
+    grid: Annotated[
+        list[str],
+        typer.Option("--grid", help="key.path=v1,v2,v3; every combination is run. The first key is drawn on x."),
+    ],
+    baseline: Annotated[Path | None, typer.Option(help="A run file that every setting is compared with.")] = None,
+    seeds: Seeds = 3,
+    first_seed: FirstSeed = 0,
+    output: Output = None,
+    workers: Workers = None,
+    overrides: Overrides = None,
+    checkpoint: Rule = CheckpointRule.last,
+    early_steps: EarlySteps = 10,
+    world: InWorld = None,
+    steps: WorldSteps = None,
+    problems: WorldProblems = None,
+    problem_seed: WorldSeed = None,
+    resume: Resume = False,
+    allow_overlap: AllowOverlap = False,
+) -> None:
+    """Run one method over a grid of settings, against a baseline; a table and a figure."""
+    from tutelage.comparison import SWEEP_NOTE, Plan, draw_sweep, grid_points, make_methods, parse_grid, run_plan
+    from tutelage.config import read_run_file
+
+    values = parse_grid(grid)
+    table = read_run_file(run_file)
+    points = grid_points(str(table["name"]), values)
+    tables = [{**table, "name": point.name} for point in points]
+    first = None if baseline is None else read_run_file(baseline)
+    folder = output or Path("sweeps") / str(table["name"])
+    where = _world(world, folder, steps, problems, problem_seed)
+    own = {point.name: point.overrides for point in points}
+    plan = Plan(
+        folder,
+        make_methods(tables if first is None else [first, *tables], overrides or [], where, own),
+        range(first_seed, first_seed + seeds),
+        checkpoint.value,
+        early_steps,
+        where.name if where is not None else None,
+        [SWEEP_NOTE],
+    )
+    name = None if first is None else str(first["name"])
+    run_plan(
+        plan,
+        where,
+        Console(highlight=False),
+        workers=workers,
+        resume=resume,
+        allow_overlap=allow_overlap,
+        free_keys=list(values),
+        draw=lambda outcome: draw_sweep(outcome, points, values, name, folder / "sweep.png"),
+    )
+
+
+def _world(
+    name: str | None, folder: Path, steps: int | None, problems: int | None, problem_seed: int | None
+) -> World | None:
+    """The world that recipes are put in, if any."""
+    from tutelage.comparison import read_world
+    from tutelage.demo.embedded import embedded_world
+
+    if name == "embedded":
+        return embedded_world(
+            folder / "data",
+            steps=60 if steps is None else steps,
+            num_problems=250 if problems is None else problems,
+            seed=problem_seed or 0,
+        )
+    if (steps, problems, problem_seed) != (None, None, None):
+        raise ConfigurationError(
+            "--steps, --problems and --problem-seed describe the embedded world, which was not asked for. Add --world "
+            "embedded, or use --set steps=N."
+        )
+    return None if name is None else read_world(Path(name))
 
 
 def _set_threads(threads: int | None) -> None:

@@ -7,6 +7,7 @@ from tutelage.config.build import (
     build_recipe,
     build_run,
     decoder_of,
+    load_evaluation_problems,
     load_tokenizers,
     make_verifier,
     read_prompts,
@@ -14,7 +15,7 @@ from tutelage.config.build import (
     refuse_overlong_prompts,
     refuse_unwritable,
 )
-from tutelage.config.load import load_config, resolve_config, to_toml
+from tutelage.config.load import flattened, load_config, read_run_file, resolve_config, to_toml
 from tutelage.config.models import load_route_tokenizers
 from tutelage.config.parts import part_from
 from tutelage.config.schema import DataConfig, EvaluationSetConfig, ModelConfig, PhaseConfig, RunConfig
@@ -31,12 +32,15 @@ __all__ = [
     "build_recipe",
     "build_run",
     "decoder_of",
+    "flattened",
     "load_config",
+    "load_evaluation_problems",
     "load_route_tokenizers",
     "load_tokenizers",
     "make_verifier",
     "part_from",
     "read_prompts",
+    "read_run_file",
     "refuse_overlong",
     "refuse_overlong_prompts",
     "refuse_unwritable",

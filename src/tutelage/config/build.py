@@ -28,7 +28,7 @@ from tutelage.config.phases import phase_tables
 from tutelage.config.schema import DataConfig, EvaluationSetConfig, ModelConfig, RunConfig
 from tutelage.divergences import DIVERGENCES
 from tutelage.errors import CheckpointError, ConfigurationError, OutputExistsError
-from tutelage.evaluation import EvaluationResult, EvaluationSet
+from tutelage.evaluation import GREEDY_SUFFIX, EvaluationResult, EvaluationSet
 from tutelage.files import write_whole
 from tutelage.models import (
     LanguageModel,
@@ -43,7 +43,7 @@ from tutelage.policies import POLICIES, Temperature
 from tutelage.rollout import PairedEngine
 from tutelage.runtime import LocalRuntime
 from tutelage.targets import TARGETS
-from tutelage.tasks import BENCHMARKS, Verifier, check_verifier, load_problems, render_all, short_name
+from tutelage.tasks import BENCHMARKS, Problem, Verifier, check_verifier, load_problems, render_all, short_name
 from tutelage.training import EvaluationPlan, Phase, PromptOrder, Recipe, Run, RunFolder, find_resumable, read_state
 from tutelage.types import Prompt, Rollout
 from tutelage.weighting import WEIGHTINGS
@@ -55,6 +55,7 @@ __all__ = [
     "build_recipe",
     "build_run",
     "decoder_of",
+    "load_evaluation_problems",
     "load_tokenizers",
     "make_verifier",
     "read_prompts",
@@ -146,6 +147,7 @@ def build_run(config: RunConfig, *, resume: bool = False) -> Run:
             num_samples=config.evaluation.num_samples,
             temperature=config.evaluation.temperature,
             max_new_tokens=evaluation_tokens,
+            greedy_policy=Temperature(0.0).at(0) if config.evaluation.greedy else None,
         ),
         num_steps=config.steps,
         seed=config.seed,
@@ -279,17 +281,8 @@ def build_evaluation_sets(
 
 
 def _evaluation_set(name: str, item: EvaluationSetConfig, data: DataConfig, tokenizer: Any) -> EvaluationSet:
-    if item.path in BENCHMARKS and not Path(item.path).exists():
-        item = item.model_copy(update=asdict(BENCHMARKS[item.path]))
-    problems = load_problems(
-        item.path,
-        prompt_column=item.prompt_column,
-        answer_column=item.answer_column,
-        split=item.split,
-        limit=item.limit,
-    )
     rendered = render_all(
-        problems,
+        load_evaluation_problems(item),
         tokenizer,
         None,
         max_prompt_tokens=data.max_prompt_tokens,
@@ -299,6 +292,19 @@ def _evaluation_set(name: str, item: EvaluationSetConfig, data: DataConfig, toke
     )
     answers = [problem.answer or "" for problem in rendered.problems]
     return EvaluationSet(name, rendered.prompts, [problem.id for problem in rendered.problems], answers)
+
+
+def load_evaluation_problems(item: EvaluationSetConfig) -> list[Problem]:
+    """The problems of one set as they are read, not yet put to a model; a benchmark's name brings its columns."""
+    if item.path in BENCHMARKS and not Path(item.path).exists():
+        item = item.model_copy(update=asdict(BENCHMARKS[item.path]))
+    return load_problems(
+        item.path,
+        prompt_column=item.prompt_column,
+        answer_column=item.answer_column,
+        split=item.split,
+        limit=item.limit,
+    )
 
 
 def make_verifier(task: str, student: LanguageModel) -> VerifyRollouts:
@@ -436,4 +442,11 @@ def _refuse_unjudgeable(config: RunConfig) -> None:
         raise ConfigurationError(
             f"checkpoint.best_metric is {config.checkpoint.best_metric!r}; evaluations report {', '.join(reported)}. "
             "Choose one of these."
+        )
+    names = [item.name or short_name(item.path) for item in config.evaluation.sets]
+    taken = [name for name in names if config.evaluation.greedy and name + GREEDY_SUFFIX in names]
+    if taken:
+        raise ConfigurationError(
+            f"evaluation.greedy is true, and two sets are called {taken[0]!r} and {taken[0] + GREEDY_SUFFIX!r}; the "
+            "second is where greedy answers to the first are filed. Give the second another `name`."
         )

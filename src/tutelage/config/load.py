@@ -17,7 +17,7 @@ from pydantic import BaseModel, ValidationError
 from tutelage.config.schema import AXES, EvaluationSetConfig, PhaseConfig, RunConfig
 from tutelage.errors import ConfigurationError
 
-__all__ = ["flattened", "load_config", "resolve_config", "to_toml", "unknown_key"]
+__all__ = ["flattened", "load_config", "read_run_file", "resolve_config", "to_toml", "unknown_key"]
 
 # Tables that may be written as one string, and the field that the string then means.
 SHORTHANDS = {"student": "path", "teacher": "path", "data": "path", "policy": "name", "target": "name"}
@@ -30,6 +30,11 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
       ConfigurationError: no such file, not TOML, an unknown key (with the nearest known one), a bad value.
     """
+    return resolve_config(read_run_file(path), overrides)
+
+
+def read_run_file(path: str | Path) -> dict[str, Any]:
+    """The table that a run file holds, unchecked but for its name, which is the file's stem if it has none."""
     file = Path(path)
     if not file.is_file():
         raise ConfigurationError(f"run file {str(path)!r} does not exist. Give a TOML file such as recipes/trb.toml.")
@@ -40,7 +45,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
             f"run file {str(path)!r} is not valid TOML: {problem}. Correct that line."
         ) from problem
     table.setdefault("name", file.stem)
-    return resolve_config(table, overrides)
+    return table
 
 
 def resolve_config(table: dict[str, Any], overrides: Sequence[str] = ()) -> RunConfig:

@@ -154,6 +154,7 @@ class EvaluationConfig(Section):
     every: int = Field(default=20, ge=0)
     num_samples: int = Field(default=4, ge=1)
     temperature: float = Field(default=1.0, ge=0)
+    greedy: bool = False
     max_new_tokens: int | None = Field(default=None, ge=1)
 
 

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from tutelage.demo.world import make_problems, write_problems
+from tutelage.demo.world import make_problems, problem_lines, write_problems
 
-__all__ = ["make_problems", "student_path", "teacher_path", "write_problems"]
+__all__ = ["make_problems", "problem_lines", "student_path", "teacher_path", "write_problems"]
 
 _ASSETS = Path(__file__).parent / "assets"
 

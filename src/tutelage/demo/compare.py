@@ -8,9 +8,6 @@ after the other on two threads.
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,20 +17,25 @@ from typing import Any
 import tomli_w
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from tutelage.demo import make_problems, student_path, teacher_path, write_problems
+from tutelage.comparison import Job, default_workers, records_of, run_jobs
+from tutelage.demo import make_problems
+from tutelage.demo.embedded import (
+    PROBLEM_SEED,
+    PROMPTS_PER_STEP,
+    SAMPLES_PER_PROMPT,
+    embedded_files,
+    embedded_tables,
+)
 from tutelage.errors import OutputExistsError, TutelageError
 from tutelage.report import plot_runs, read_jsonl
 
 __all__ = ["demo_run_file", "run_demo"]
 
-PROMPTS_PER_STEP, SAMPLES_PER_PROMPT = 16, 4
 KL_RADIUS, HORIZON = 0.05, 25
 EARLY_STEPS = 10
-# The models were trained on other seeds than these, see `make_pair`.
-PROMPT_SEED, PROBLEM_SEED = 71_000, 72_000
+EVALUATE_EVERY = 20
 
 
 @dataclass(frozen=True)
@@ -64,27 +66,10 @@ def demo_run_file(method: Method, folder: Path, *, steps: int, seed: int) -> dic
         "name": method.name,
         "output": str(folder / method.name),
         "seed": seed,
-        "steps": steps,
-        "student": {"path": str(student_path())},
-        "teacher": {"path": str(teacher_path())},
-        "data": {"path": str(folder / "prompts.jsonl")},
         "policy": method.policy,
         "target": {"name": "teacher"},
         "divergence": {"name": "reverse_kl", "support": "student_top_k", "top_k": 16, "rest": "tail"},
-        "rollout": {
-            "prompts_per_step": PROMPTS_PER_STEP,
-            "samples_per_prompt": SAMPLES_PER_PROMPT,
-            "max_new_tokens": 90,
-            "score_tokens": 2048,
-        },
-        "optimizer": {"learning_rate": 2e-4},
-        "checkpoint": {"every": 20},
-        "evaluation": {
-            "sets": [{"path": str(folder / "problems.jsonl"), "name": "fresh problems"}],
-            "every": 20,
-            "num_samples": 4,
-        },
-        "runtime": {"device": "cpu", "threads": 1, "micro_batch_tokens": 2048},
+        **embedded_tables(folder, steps=steps, evaluate_every=EVALUATE_EVERY),
     }
 
 
@@ -95,8 +80,8 @@ def run_demo(output: Path | None, *, steps: int, num_problems: int, seed: int) -
     if folder.exists():
         raise OutputExistsError(f"the demo's folder {folder} already exists; nothing is overwritten. Choose another.")
     folder.mkdir(parents=True)
-    write_problems(folder / "prompts.jsonl", steps * PROMPTS_PER_STEP, PROMPT_SEED + seed)
-    write_problems(folder / "problems.jsonl", num_problems, PROBLEM_SEED + seed)
+    for path, content in embedded_files(folder, steps=steps, num_problems=num_problems, seed=seed).items():
+        path.write_text(content)
     console.print(
         f"A tiny teacher and a tiny, drifting student solve word problems: {steps} steps of {PROMPTS_PER_STEP} prompts "
         f"x {SAMPLES_PER_PROMPT} rollouts,\nonce as plain on-policy distillation (OPD), once with a trust-region "
@@ -125,61 +110,10 @@ def _next_free_folder(parent: Path) -> Path:
 
 def _train_all(folder: Path, steps: int, console: Console) -> None:
     """Run the methods as processes, as many at once as there are cores, and show how far they are."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    waiting, running = list(METHODS), dict[str, subprocess.Popen[bytes]]()
-    progress = Progress(
-        TextColumn("[bold]{task.description}"),
-        BarColumn(bar_width=10),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[figures]}"),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        console=console,
-    )
-    bars = {method.name: progress.add_task(method.name, total=steps, figures="waiting") for method in METHODS}
-    last_line = dict.fromkeys(bars, 0)
-    try:
-        with progress:
-            while waiting or running:
-                while waiting and len(running) < max(1, os.cpu_count() or 1):
-                    method = waiting.pop(0)
-                    command = [sys.executable, "-m", "tutelage", "train", str(folder / f"{method.name}.toml")]
-                    with (folder / f"{method.name}.log").open("wb") as log:
-                        running[method.name] = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
-                    progress.update(bars[method.name], figures="starting")
-                for name, process in list(running.items()):
-                    text, done = _status(folder / name)
-                    progress.update(bars[name], completed=done, figures=text)
-                    if not console.is_terminal and done >= last_line[name] + 10:
-                        last_line[name] = done
-                        console.print(f"{name} step {done}/{steps}  {text}")
-                    if process.poll() is not None:
-                        del running[name]
-                        if process.returncode != 0:
-                            log_text = (folder / f"{name}.log").read_text()[-2000:]
-                            raise TutelageError(f"the {name} run failed:\n{log_text}")
-                time.sleep(0.5)
-    finally:
-        for process in running.values():
-            process.terminate()
-
-
-def _status(run: Path) -> tuple[str, int]:
-    metrics = _lines(run / "metrics.jsonl")
-    evaluations = _lines(run / "evaluations.jsonl")
-    if not metrics:
-        return ("evaluating the untrained student" if run.exists() else "starting"), 0
-    last = metrics[-1]
-    parts = [f"loss {last['loss']:.2f}", f"reward {last['reward']:.2f}"]
-    if evaluations:
-        parts.append(f"pass@1 {100 * evaluations[-1]['pass_at_1']:.1f}%")
-    if "blend_mean" in last:
-        parts.append(f"beta {last['blend_mean']:.2f}")
-    return "  ".join(parts), len(metrics)
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    return read_jsonl(path) if path.exists() and path.stat().st_size else []
+    files = {name: folder / f"{name}.toml" for name in (method.name for method in METHODS)}
+    jobs = [Job(name, file, folder / name, file.with_suffix(".log"), steps) for name, file in files.items()]
+    for name in run_jobs(jobs, console, workers=default_workers()):
+        raise TutelageError(f"the {name} run failed:\n{(folder / f'{name}.log').read_text()[-2000:]}")
 
 
 def _results(folder: Path) -> Table:
@@ -189,8 +123,8 @@ def _results(folder: Path) -> Table:
     columns = []
     for method in METHODS:
         table.add_column(method.title, justify="right")
-        evaluations = _lines(folder / method.name / "evaluations.jsonl")
-        metrics = _lines(folder / method.name / "metrics.jsonl")
+        evaluations = records_of(folder / method.name / "evaluations.jsonl")
+        metrics = records_of(folder / method.name / "metrics.jsonl")
         early = metrics[:EARLY_STEPS]
         drafted = [record for record in metrics if "acceptance_rate" in record]
         low, high = evaluations[-1]["pass_at_1_interval"]

@@ -174,9 +174,14 @@ def write_problems(path: str | Path, count: int, seed: int) -> None:
     if path.exists():
         raise OutputExistsError(f"{path} exists already; problems are written to a new file. Choose another path.")
     with path.open("x", encoding="utf-8") as file:
-        for problem in make_problems(count, seed):
-            row = {key: getattr(problem, key) for key in ("id", "problem", "answer", "solution")}
-            file.write(json.dumps(row) + "\n")
+        file.write(problem_lines(count, seed))
+
+
+def problem_lines(count: int, seed: int) -> str:
+    """Problems as JSON lines; see `write_problems`."""
+    keys = ("id", "problem", "answer", "solution")
+    rows = [{key: getattr(problem, key) for key in keys} for problem in make_problems(count, seed)]
+    return "".join(json.dumps(row) + "\n" for row in rows)
 
 
 def clean_solution(story: Story) -> str:

@@ -1,6 +1,6 @@
 """How good is it?  Several samples per problem, unbiased pass@k, and an interval around it."""
 
-from tutelage.evaluation.evaluate import EvaluationSet, evaluate
+from tutelage.evaluation.evaluate import GREEDY_SUFFIX, EvaluationSet, evaluate
 from tutelage.evaluation.results import (
     EvaluationResult,
     EvaluationSample,
@@ -8,9 +8,10 @@ from tutelage.evaluation.results import (
     summarise,
     write_evaluation,
 )
-from tutelage.evaluation.statistics import bootstrap_interval, pass_at_k
+from tutelage.evaluation.statistics import bootstrap_interval, pass_at_k, t_interval, t_quantile
 
 __all__ = [
+    "GREEDY_SUFFIX",
     "EvaluationResult",
     "EvaluationSample",
     "EvaluationSet",
@@ -19,5 +20,7 @@ __all__ = [
     "pass_at_k",
     "rich_table",
     "summarise",
+    "t_interval",
+    "t_quantile",
     "write_evaluation",
 ]

@@ -18,7 +18,10 @@ from tutelage.policies import Policy
 from tutelage.rollout import PairedEngine, derive_seed
 from tutelage.types import Prompt, Rollout
 
-__all__ = ["EvaluationSet", "evaluate"]
+__all__ = ["GREEDY_SUFFIX", "EvaluationSet", "evaluate"]
+
+# A set that is also answered greedily has these answers' results under its name and this.
+GREEDY_SUFFIX = "-greedy"
 
 
 @dataclass(frozen=True)

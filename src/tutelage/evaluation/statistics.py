@@ -1,8 +1,11 @@
 """What a handful of samples per problem says about pass@k, and how far that number can be trusted.
 
-Both functions are plain numpy. How the samples were drawn, and who marked them, is left to the caller.
+The same for a handful of seeds: a Student-t interval of their mean. Plain numpy and Python. How the samples were drawn,
+and who marked them, is left to the caller.
 """
 
+import math
+import statistics
 from collections.abc import Sequence
 from typing import TypeAlias, overload
 
@@ -11,7 +14,7 @@ from numpy.typing import NDArray
 
 from tutelage.errors import ConfigurationError, DataError
 
-__all__ = ["bootstrap_interval", "pass_at_k"]
+__all__ = ["bootstrap_interval", "pass_at_k", "t_interval", "t_quantile"]
 
 IntArray: TypeAlias = NDArray[np.integer] | Sequence[int]
 
@@ -101,6 +104,66 @@ def bootstrap_interval(
     ]
     low, high = np.quantile(np.concatenate(means), [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(low), float(high)
+
+
+def t_interval(values_S: Sequence[float], confidence: float = 0.95) -> tuple[float, float] | None:
+    """Student-t interval of the mean of a few independent numbers, such as one paired difference per seed.
+
+    mean ± t_{n-1} s / √n,   s² = sum (x - mean)² / (n - 1)     (Student 1908)
+
+    Exact for normal values. It says nothing about what was the same for all of them, such as the problems.
+
+    Args:
+      values_S: one finite number per seed.
+      confidence: in (0, 1).
+    Returns:
+      (low, high) in the unit of the values; None for fewer than two, which have no spread to judge by.
+    """
+    if any(not math.isfinite(value) for value in values_S):
+        raise DataError(f"values_S is {list(values_S)}; expected finite numbers. Leave out the seeds without one.")
+    if not 0 < confidence < 1:
+        raise ConfigurationError(f"confidence is {confidence}; it must lie strictly between 0 and 1. Use 0.95 for 95%.")
+    if len(values_S) < 2:
+        return None
+    mean, error = statistics.fmean(values_S), statistics.stdev(values_S) / math.sqrt(len(values_S))
+    half = t_quantile((1 + confidence) / 2, len(values_S) - 1) * error
+    return mean - half, mean + half
+
+
+def t_quantile(probability: float, degrees: int) -> float:
+    """The number below which Student's t with `degrees` degrees of freedom lies with the given probability.
+
+    For whole degrees the distribution is a finite sum in the angle arctan(t / √degrees) (Abramowitz and Stegun, 26.7.3
+    and 26.7.4), which bisection inverts to rounding.
+
+    Args:
+      probability: in (0, 1).
+      degrees: at least 1.
+    """
+    if not 0 < probability < 1 or degrees < 1:
+        raise ConfigurationError(
+            f"probability is {probability} and degrees {degrees}; expected a probability in (0, 1) and at least one "
+            "degree of freedom. Use 0.975 and the number of seeds less one."
+        )
+    low, high = 0.0, math.pi / 2
+    for _ in range(60):
+        middle = (low + high) / 2
+        if _t_central_mass(middle, degrees) < abs(2 * probability - 1):
+            low = middle
+        else:
+            high = middle
+    return math.copysign(math.sqrt(degrees) * math.tan((low + high) / 2), probability - 0.5)
+
+
+def _t_central_mass(angle: float, degrees: int) -> float:
+    """P(|t| < √degrees tan(angle)): cos^j terms for j of the parity of degrees - 2, each (j - 1) / j of the last."""
+    first = degrees % 2
+    term = math.cos(angle) if first else 1.0
+    total = term if degrees > 1 else 0.0
+    for power in range(first + 2, degrees - 1, 2):
+        term *= (power - 1) / power * math.cos(angle) ** 2
+        total += term
+    return 2 / math.pi * (angle + math.sin(angle) * total) if first else math.sin(angle) * total
 
 
 def _whole_numbers(name: str, value: int | IntArray) -> NDArray[np.float64]:

@@ -1,7 +1,18 @@
 """What does a run look like?  Figures drawn from the files of finished or running runs; nothing else is read."""
 
+from tutelage.report.bands import Point, plot_methods, plot_sweep
 from tutelage.report.curves import plot_run, plot_runs
-from tutelage.report.records import read_jsonl
+from tutelage.report.records import Curve, pass_at_1_curve, read_jsonl
 from tutelage.report.sparkline import sparkline
 
-__all__ = ["plot_run", "plot_runs", "read_jsonl", "sparkline"]
+__all__ = [
+    "Curve",
+    "Point",
+    "pass_at_1_curve",
+    "plot_methods",
+    "plot_run",
+    "plot_runs",
+    "plot_sweep",
+    "read_jsonl",
+    "sparkline",
+]

@@ -13,7 +13,7 @@ from tutelage.errors import ConfigurationError, DataError
 from tutelage.files import written_whole
 from tutelage.report import panels
 from tutelage.report.records import RunRecords, read_run
-from tutelage.report.style import INK, MUTED, TEXT_SIZE, Stroke, stroke
+from tutelage.report.style import INK, MUTED, TEXT_SIZE, name_strokes, stroke
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -104,7 +104,7 @@ def _draw(runs: Mapping[str, RunRecords]) -> Figure:
             panels.mark_phases(axes, only_run)
         figure.suptitle(next(iter(runs)), x=0.01, ha="left", fontsize=13, color=INK, parse_math=False)
     else:
-        _name_runs(figure, strokes)
+        name_strokes(figure, strokes)
     return figure
 
 
@@ -118,21 +118,3 @@ def _align_steps(all_axes: list[Axes]) -> None:
     for axes in all_axes:
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1, steps=[1, 2, 2.5, 5, 10]))
         axes.set_xlim(low - widening, high + widening)
-
-
-def _name_runs(figure: Figure, strokes: Mapping[str, Stroke]) -> None:
-    """The runs by name above the panels."""
-    from matplotlib.lines import Line2D
-
-    handles = [
-        Line2D([], [], color=how.color, linestyle=how.linestyle, marker=how.marker, linewidth=2, markersize=5)
-        for how in strokes.values()
-    ]
-    placeholders = [str(index) for index in range(len(handles))]
-    legend = figure.legend(
-        handles, placeholders, loc="outside upper left", ncols=min(len(handles), 6), frameon=False, handlelength=3.2,
-        fontsize=TEXT_SIZE + 1,
-    )  # fmt: skip
-    for text, label in zip(legend.get_texts(), strokes, strict=True):
-        text.set_parse_math(False)  # a folder's name may hold $ or begin with _, which a legend would take as commands
-        text.set_text(label)

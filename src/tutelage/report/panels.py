@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from tutelage.report.records import Curve, RunRecords, curve
+from tutelage.report.records import Curve, RunRecords, curve, greedy_names, mean_and_spread
 from tutelage.report.style import MUTED, SHADE, TEXT_SIZE, Stroke, dress, label_right, stroke
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def draw_pass_at_1_of_runs(axes: Axes, runs: Runs, strokes: Strokes) -> None:
     A step enters the mean only where all sets of that run were evaluated; the sets' intervals are not those of a mean,
     so none are drawn.
     """
-    names = sorted({name for run in runs.values() for name in _set_names(run)})
+    names = sorted({name for run in runs.values() for name in set(_set_names(run)) - greedy_names(run.evaluations)})
     if len(names) < 2:
         dress(axes, "pass@1", f"share correct, 95% interval over problems{''.join(f', {name}' for name in names)}")
     else:
@@ -179,11 +179,7 @@ def _records_of(run: RunRecords, name: str) -> list[dict[str, object]]:
 
 def _mean_curve(curves: list[Curve]) -> Curve:
     """Mean of the curves on the steps that all of them have."""
-    steps = curves[0].steps
-    for line in curves[1:]:
-        steps = np.intersect1d(steps, line.steps)
-    rows = [line.values[np.searchsorted(line.steps, steps)] for line in curves]
-    return Curve(steps, np.mean(rows, axis=0))
+    return mean_and_spread(curves)[0]
 
 
 def _moving_average(values: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -14,10 +14,21 @@ from numpy.typing import NDArray
 
 from tutelage.errors import DataError
 
-__all__ = ["Curve", "RunRecords", "curve", "read_jsonl", "read_run"]
+__all__ = [
+    "GREEDY_SUFFIX",
+    "Curve",
+    "RunRecords",
+    "curve",
+    "greedy_names",
+    "mean_and_spread",
+    "pass_at_1_curve",
+    "read_jsonl",
+    "read_run",
+]
 
 METRICS_FILE = "metrics.jsonl"
 EVALUATIONS_FILE = "evaluations.jsonl"
+GREEDY_SUFFIX = "-greedy"  # a run files greedy answers to a set under the set's name and this
 
 
 @dataclass(frozen=True)
@@ -99,6 +110,30 @@ def curve(records: Iterable[Mapping[str, Any]], key: str) -> Curve:
             value_of_step[float(step)] = float(value)
     steps = sorted(value_of_step)
     return Curve(np.array(steps), np.array([value_of_step[step] for step in steps]))
+
+
+def mean_and_spread(curves: Sequence[Curve]) -> tuple[Curve, NDArray[np.float64]]:
+    """Mean and standard deviation (n - 1; 0 for one curve) on the steps that all of at least one curve have."""
+    steps = curves[0].steps
+    for line in curves[1:]:
+        steps = np.intersect1d(steps, line.steps)
+    rows = np.array([line.values[np.searchsorted(line.steps, steps)] for line in curves])
+    spread = rows.std(axis=0, ddof=1) if len(rows) > 1 else np.zeros(len(steps))
+    return Curve(steps, rows.mean(axis=0)), spread
+
+
+def greedy_names(evaluations: Iterable[Mapping[str, Any]]) -> set[str]:
+    """Names under which greedy answers to another set are filed."""
+    names = {str(record.get("name", "")) for record in evaluations}
+    return {name for name in names if name.removesuffix(GREEDY_SUFFIX) in names - {name}}
+
+
+def pass_at_1_curve(evaluations: Sequence[Mapping[str, Any]], *, is_greedy: bool = False) -> Curve:
+    """pass@1 against the step: the mean over the sets, sampled or greedy, where all of them were evaluated."""
+    greedy = greedy_names(evaluations)
+    names = greedy if is_greedy else {str(record.get("name", "")) for record in evaluations} - greedy
+    curves = [curve([record for record in evaluations if record.get("name") == name], "pass_at_1") for name in names]
+    return mean_and_spread(curves)[0] if curves else Curve(np.zeros(0), np.zeros(0))
 
 
 def _interval_ends(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,13 +5,14 @@ Everything is set on the axes it is given; the global settings of matplotlib are
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
-__all__ = ["INK", "MUTED", "SHADE", "TEXT_SIZE", "Stroke", "dress", "label_right", "stroke"]
+__all__ = ["INK", "MUTED", "SHADE", "TEXT_SIZE", "Stroke", "dress", "label_right", "name_strokes", "stroke"]
 
 INK = "#222222"
 MUTED = "#6e6e6e"
@@ -84,3 +85,21 @@ def label_right(axes: Axes, labels: Sequence[tuple[float, str, str]], panel_shar
             text, (1, height), xytext=(4, 0), xycoords="axes fraction", textcoords="offset points", va="center",
             fontsize=TEXT_SIZE, color=color, parse_math=False, annotation_clip=False,
         )  # fmt: skip
+
+
+def name_strokes(figure: Figure, strokes: Mapping[str, Stroke], title: str = "") -> None:
+    """The names of the strokes above the panels, under a grey line of text if there is one."""
+    from matplotlib.lines import Line2D
+
+    handles = [
+        Line2D([], [], color=how.color, linestyle=how.linestyle, marker=how.marker, linewidth=2, markersize=5)
+        for how in strokes.values()
+    ]
+    placeholders = [str(index) for index in range(len(handles))]
+    legend = figure.legend(
+        handles, placeholders, loc="outside upper left", ncols=min(len(handles), 6), frameon=False, handlelength=3.2,
+        fontsize=TEXT_SIZE + 1, title=title or None, title_fontsize=TEXT_SIZE, alignment="left",
+    )  # fmt: skip
+    for text, label in zip(legend.get_texts(), strokes, strict=True):
+        text.set_parse_math(False)  # a folder's name may hold $ or begin with _, which a legend would take as commands
+        text.set_text(label)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tutelage.errors import ConfigurationError, NonFiniteError, RunInterrupted
-from tutelage.evaluation import EvaluationSet, evaluate
+from tutelage.evaluation import GREEDY_SUFFIX, EvaluationSet, evaluate
 from tutelage.policies import Policy
 from tutelage.rollout import PairedEngine
 from tutelage.runtime import LocalRuntime
@@ -40,6 +40,7 @@ class EvaluationPlan:
       policy: how answers are drawn, the student at `temperature`.
       every: steps between evaluations; before the first step and after the last one always. 0 = only those two.
       num_samples, temperature, max_new_tokens: per problem.
+      greedy_policy: the student at temperature 0, which then gives one answer more per problem; None = not asked for.
     """
 
     sets: Sequence[EvaluationSet]
@@ -48,6 +49,15 @@ class EvaluationPlan:
     num_samples: int
     temperature: float
     max_new_tokens: int
+    greedy_policy: Policy | None = None
+
+    def looks(self) -> list[tuple[EvaluationSet, Policy, int, float]]:
+        """(set, policy, samples per problem, temperature) of all that one evaluation does, greedy answers first."""
+        sampled = [(problems, self.policy, self.num_samples, self.temperature) for problems in self.sets]
+        if self.greedy_policy is None:
+            return sampled
+        named = [replace(problems, name=problems.name + GREEDY_SUFFIX) for problems in self.sets]
+        return [*((problems, self.greedy_policy, 1, 0.0) for problems in named), *sampled]
 
     def is_due(self, step: int, num_steps: int) -> bool:
         """Whether the weights after `step` updates are evaluated."""
@@ -171,18 +181,18 @@ def _evaluate_if_due(run: Run, state: TrainerState, observer: Observer, interrup
     if not run.evaluation.is_due(state.step, run.num_steps):
         return False
     on_file = {record["name"] for record in run.folder.read("evaluations.jsonl") if record["step"] == state.step}
-    for problems in run.evaluation.sets:
+    for problems, policy, num_samples, temperature in run.evaluation.looks():
         if problems.name in on_file:
             continue
         assert run.verify is not None
         result, samples = evaluate(
             run.engine,
             problems,
-            run.evaluation.policy,
+            policy,
             verify=run.verify,
             decode=run.decode,
-            num_samples=run.evaluation.num_samples,
-            temperature=run.evaluation.temperature,
+            num_samples=num_samples,
+            temperature=temperature,
             max_new_tokens=run.evaluation.max_new_tokens,
             seed=run.seed,
         )
@@ -201,7 +211,9 @@ def _evaluate_if_due(run: Run, state: TrainerState, observer: Observer, interrup
 def _mean_of_best_metric(run: Run, step: int) -> float:
     """The best-checkpoint metric, averaged over the evaluation sets (as TRB's tables average benchmarks)."""
     metric = run.checkpoint.best_metric
-    records = [record for record in run.folder.read("evaluations.jsonl") if record["step"] == step]
+    names = {problems.name for problems in run.evaluation.sets}  # greedy answers are looked at, and decide nothing
+    on_file = run.folder.read("evaluations.jsonl")
+    records = [record for record in on_file if record["step"] == step and record["name"] in names]
     if any(not isinstance(record.get(metric), int | float) for record in records):
         known = ", ".join(name for name, value in records[0].items() if isinstance(value, int | float))
         raise ConfigurationError(

@@ -1,10 +1,11 @@
+import math
 from itertools import combinations
 
 import numpy as np
 import pytest
 
 from tutelage.errors import ConfigurationError, DataError
-from tutelage.evaluation import bootstrap_interval, pass_at_k
+from tutelage.evaluation import bootstrap_interval, pass_at_k, t_interval, t_quantile
 from tutelage.evaluation import statistics as module
 
 
@@ -107,3 +108,47 @@ def test_bootstrap_interval_refuses_values_that_are_not_one_finite_number_per_pr
 def test_bootstrap_interval_refuses_impossible_options(options):
     with pytest.raises(ConfigurationError, match=next(iter(options))):
         bootstrap_interval([0.1, 0.2], **options)
+
+
+@pytest.mark.parametrize(
+    ("degrees", "expected"),
+    [(1, 12.706205), (2, 4.302653), (3, 3.182446), (4, 2.776445), (9, 2.262157), (30, 2.042272), (120, 1.979930)],
+)
+def test_t_quantiles_of_the_tables(degrees, expected):
+    assert t_quantile(0.975, degrees) == pytest.approx(expected, abs=1e-6)
+    assert t_quantile(0.025, degrees) == pytest.approx(-expected, abs=1e-6)
+    assert t_quantile(0.5, degrees) == pytest.approx(0, abs=1e-12)
+
+
+def test_t_quantiles_invert_the_integral_of_the_density():
+    for degrees in (1, 2, 5, 8):
+        grid = np.linspace(0, t_quantile(0.9, degrees), 100_001)
+        density = (1 + grid**2 / degrees) ** (-(degrees + 1) / 2)
+        whole = math.sqrt(degrees * math.pi) * math.gamma(degrees / 2) / math.gamma((degrees + 1) / 2)
+        assert np.trapezoid(density, grid) / whole == pytest.approx(0.4, abs=1e-8)
+
+
+def test_t_interval_of_a_worked_example():
+    # mean 2, s = 1, so 2 ± 4.302653 / √3
+    assert t_interval([1, 2, 3]) == pytest.approx((2 - 2.484138, 2 + 2.484138), abs=1e-6)
+    assert t_interval([0.5, 0.5]) == (0.5, 0.5)
+    assert t_interval([0.5]) is None and t_interval([]) is None
+
+
+def test_t_interval_covers_the_truth_as_often_as_it_says():
+    generator = np.random.default_rng(4)
+    covered = 0
+    for _ in range(1000):
+        low, high = t_interval(generator.normal(size=3).tolist(), confidence=0.8)
+        covered += low <= 0 <= high
+    assert 0.76 <= covered / 1000 <= 0.84
+
+
+def test_t_refusals():
+    with pytest.raises(DataError, match="values_S"):
+        t_interval([0.1, float("nan")])
+    for arguments in ((0.0, 3), (1.0, 3), (0.5, 0)):
+        with pytest.raises(ConfigurationError, match="degree"):
+            t_quantile(*arguments)
+    with pytest.raises(ConfigurationError, match="confidence"):
+        t_interval([1, 2], confidence=1)

@@ -1,0 +1,238 @@
+"""How do many runs get done? Each as a process of its own with one thread, as many at once as there are cores.
+
+Two runs of one thread each are done sooner on two cores than one after the other on two threads. A run that fails does
+not stop the others. Runs that were begun are continued from their checkpoint, so all of this may be killed at any time.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from tutelage.config import load_config
+from tutelage.errors import OutputExistsError
+from tutelage.report import read_jsonl
+from tutelage.training.interruption import Interruption
+
+if sys.platform != "win32":
+    import fcntl
+
+__all__ = ["Job", "default_workers", "is_finished", "locked", "records_of", "run_jobs"]
+
+# On Linux the kernel ends a run when the process that started it dies, however it dies.
+CHILD = """import ctypes, signal, sys
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+from tutelage.cli import main
+main()"""
+SECONDS_BETWEEN_LOOKS = 0.25
+SECONDS_TO_SAVE = 120  # given to a run that was asked to stop
+MAX_BARS = 10  # with more runs than this only those that go on are shown
+STEPS_BETWEEN_LINES = 10  # where there is no terminal
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run: `tutelage train` of a run file.
+
+    Fields:
+      name: in the display.
+      run_file: whose `output` is `folder`.
+      folder, log: of the run, and what it prints.
+      num_steps: of the run.
+    """
+
+    name: str
+    run_file: Path
+    folder: Path
+    log: Path
+    num_steps: int
+
+    @property
+    def command(self) -> list[str]:
+        """What is executed; a run that was begun is resumed."""
+        resume = ["--resume"] if self.folder.exists() else []
+        return [sys.executable, "-c", CHILD, "train", str(self.run_file), *resume]
+
+
+def default_workers() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def run_jobs(jobs: Sequence[Job], console: Console, *, workers: int) -> dict[str, int]:
+    """Run what is not finished yet, and show how far it is.
+
+    Returns:
+      name -> exit code of every job that failed.
+    Raises:
+      RunInterrupted: Ctrl-C or SIGTERM; every run was asked to save itself and has ended.
+    """
+    waiting = [job for job in jobs if not is_finished(job)]
+    running = dict[str, tuple[Job, subprocess.Popen[bytes]]]()
+    failed = dict[str, int]()
+    display = _Display(jobs, waiting, console)
+    with Interruption(), display.progress:
+        try:
+            while waiting or running:
+                while waiting and len(running) < workers:
+                    job = waiting.pop(0)
+                    running[job.name] = (job, _start(job))
+                    display.started(job)
+                for job, process in list(running.values()):
+                    code = process.poll()
+                    display.looked_at(job)
+                    if code is not None:
+                        del running[job.name]
+                        failed |= {job.name: code} if code else {}
+                        display.ended(job, code)
+                time.sleep(SECONDS_BETWEEN_LOOKS)
+        finally:
+            _stop([process for _, process in running.values()])
+    return failed
+
+
+def is_finished(job: Job) -> bool:
+    """The last step is saved, and every evaluation set was judged after it."""
+    if not (job.folder / "config.toml").is_file():
+        return False
+    index = job.folder / "checkpoints" / "index.json"
+    if not index.is_file() or json.loads(index.read_text())["last"] != f"step-{job.num_steps:06d}":
+        return False
+    evaluation = load_config(job.folder / "config.toml").evaluation
+    last = [record for record in records_of(job.folder / "evaluations.jsonl") if record["step"] == job.num_steps]
+    return len(last) >= len(evaluation.sets) * (2 if evaluation.greedy else 1)
+
+
+def records_of(path: Path) -> list[dict[str, Any]]:
+    """The lines of a JSON-lines file so far; none where it does not exist yet."""
+    return read_jsonl(path) if path.exists() and b"\n" in path.read_bytes() else []
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Own a folder of runs. The runs hold the lock too, so those of a killed command must have ended first.
+
+    Raises:
+      OutputExistsError: another command, or a run that one left behind, still works there.
+    """
+    if sys.platform == "win32":  # no such locks: it is for the user not to start two commands
+        yield
+        return
+    with (folder / ".lock").open("w") as file:
+        os.set_inheritable(file.fileno(), True)
+        deadline = time.monotonic() + SECONDS_TO_SAVE
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise OutputExistsError(
+                        f"{folder} is in use by another command or by runs that one left behind; two would write into "
+                        "each other's files. Wait for them to end, or choose another folder."
+                    ) from None
+                time.sleep(SECONDS_BETWEEN_LOOKS)
+        yield
+
+
+def _start(job: Job) -> subprocess.Popen[bytes]:
+    if job.folder.exists() and not any(job.folder.iterdir()):
+        job.folder.rmdir()  # killed before its first file
+    job.log.parent.mkdir(parents=True, exist_ok=True)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    with job.log.open("ab") as log:
+        return subprocess.Popen(
+            job.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, close_fds=False
+        )
+
+
+def _stop(processes: list[subprocess.Popen[bytes]]) -> None:
+    """Ask runs to save themselves, and wait until they have."""
+    for process in processes:
+        process.terminate()
+    for process in processes:
+        try:
+            process.wait(SECONDS_TO_SAVE)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+class _Display:
+    """A bar for every run that goes on, and one for all; plain lines where there is no terminal."""
+
+    def __init__(self, jobs: Sequence[Job], waiting: Sequence[Job], console: Console) -> None:
+        self.console, self.shows_all = console, len(jobs) <= MAX_BARS
+        self.progress = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=10),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[figures]}"),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self.bars: dict[str, TaskID] = {}
+        left = {job.name for job in waiting}
+        for job in jobs:
+            is_done = job.name not in left
+            self.bars[job.name] = self.progress.add_task(
+                job.name, total=job.num_steps, completed=job.num_steps if is_done else 0, start=False,
+                visible=self.shows_all, figures="finished earlier" if is_done else "waiting",
+            )  # fmt: skip
+        self.total = self.progress.add_task(
+            "runs", total=len(jobs), completed=len(jobs) - len(left), visible=len(jobs) > 2, figures=""
+        )
+        self.num_failed = 0
+        self.last_line = dict.fromkeys(self.bars, 0)
+
+    def started(self, job: Job) -> None:
+        self.progress.start_task(self.bars[job.name])
+        self.progress.update(self.bars[job.name], figures="starting", visible=True)
+
+    def looked_at(self, job: Job) -> None:
+        text, done = _status(job.folder)
+        self.progress.update(self.bars[job.name], completed=done, figures=text)
+        if not self.console.is_terminal and done >= self.last_line[job.name] + STEPS_BETWEEN_LINES:
+            self.last_line[job.name] = done
+            self.say(f"{job.name} step {done}/{job.num_steps}  {text}")
+
+    def ended(self, job: Job, code: int) -> None:
+        text = f"failed, exit code {code}" if code else f"finished  {_status(job.folder)[0]}"
+        self.num_failed += code != 0
+        self.progress.update(self.bars[job.name], figures=text, visible=self.shows_all)
+        self.progress.update(self.total, advance=1, figures=f"{self.num_failed} failed" if self.num_failed else "")
+        if code or not self.console.is_terminal or not self.shows_all:
+            self.say(f"{job.name}  {text}")
+
+    def say(self, text: str) -> None:
+        self.console.print(text, markup=False, soft_wrap=True)
+
+
+def _status(run: Path) -> tuple[str, int]:
+    """The latest numbers of a run in a few words, and how many steps it has done."""
+    metrics, evaluations = records_of(run / "metrics.jsonl"), records_of(run / "evaluations.jsonl")
+    if not metrics:
+        return ("evaluating the untrained student" if run.exists() else "starting"), 0
+    last = metrics[-1]
+    parts = [f"loss {last['loss']:.2f}"]
+    if "reward" in last:
+        parts.append(f"reward {last['reward']:.2f}")
+    if evaluations:
+        parts.append(f"pass@1 {100 * evaluations[-1]['pass_at_1']:.1f}%")
+    if "blend_mean" in last:
+        parts.append(f"beta {last['blend_mean']:.2f}")
+    return "  ".join(parts), len(metrics)
