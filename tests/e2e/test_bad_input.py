@@ -68,7 +68,7 @@ def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     def load(*_: object, **__: object) -> None:
         pytest.fail("weights were about to be loaded")
 
-    monkeypatch.setattr("tutelage.config.build.load_language_model", load)
+    monkeypatch.setattr("tutelage.config.models.load_language_model", load)
     monkeypatch.setattr("tutelage.models.load_language_model", load)
 
 
@@ -379,7 +379,7 @@ def test_a_resumed_run_is_the_run_that_was_started(
     before = snapshot(run)
 
     with monkeypatch.context() as patch:
-        patch.setattr("tutelage.config.build.load_language_model", lambda *_, **__: pytest.fail("weights were loaded"))
+        patch.setattr("tutelage.config.models.load_language_model", lambda *_, **__: pytest.fail("weights were loaded"))
         changed = tutelage(*command, "--resume", *settings(*small, "steps=3", "seed=4", "optimizer.learning_rate=1"))
         refused(changed, "learning_rate is 1.0, was 0.001; seed is 4, was 3", "run/config.toml", "--set output=FOLDER")
         fewer = tutelage(*command, "--resume", *settings(*small, "steps=1"))
@@ -440,7 +440,7 @@ def test_samples_are_checked_before_they_are_drawn_and_then_kept(
     place = tmp_path / "a" / "new" / "folder" / "samples.jsonl"
     command = ["generate", home / "run.toml", place, "--limit", "2"]
     with monkeypatch.context() as patch:
-        patch.setattr("tutelage.config.build.load_language_model", lambda *_, **__: pytest.fail("weights were loaded"))
+        patch.setattr("tutelage.config.models.load_language_model", lambda *_, **__: pytest.fail("weights were loaded"))
         refused(tutelage(*command, *settings("data.verifier=maths")), "data.verifier is 'maths'")
     refused(tutelage(*command, *settings("rollout.max_new_tokens=5000")), "rollout.max_new_tokens is 5000")
     assert snapshot(tmp_path) == {}
@@ -473,7 +473,7 @@ def test_ctrl_c_before_the_first_step(
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("tutelage.config.build.load_language_model", interrupted)
+    monkeypatch.setattr("tutelage.config.models.load_language_model", interrupted)
     outcome = tutelage("train", home / "run.toml", *settings("output=out"))
     assert (outcome.code, outcome.out, outcome.err) == (130, "", "stopped by Ctrl-C\n")
     assert snapshot(tmp_path) == {}
@@ -504,7 +504,7 @@ def test_a_full_disk_is_one_line(home: Path, tutelage: Command, monkeypatch: pyt
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device", "metrics.jsonl")
 
-    monkeypatch.setattr("tutelage.config.build.load_language_model", full)
+    monkeypatch.setattr("tutelage.config.models.load_language_model", full)
     refused(tutelage("train", home / "run.toml", *settings("output=out")), "No space left on device", "metrics.jsonl")
 
 
