@@ -17,7 +17,7 @@ from tutelage.comparison.running import Job
 from tutelage.comparison.worlds import World, in_world
 from tutelage.config import (
     RunConfig,
-    build_recipe,
+    build_phases,
     flattened,
     load_evaluation_problems,
     resolve_config,
@@ -134,7 +134,7 @@ def make_methods(
         changes = [change for change in changes if change.split(" ")[0] not in overridden]
         try:
             config = resolve_config(moved, applied)
-            build_recipe(config)
+            build_phases(config)
         except ConfigurationError as problem:
             is_incomplete = world is None and " is missing; a run needs it" in str(problem)
             hint = " Or give --world embedded for the packaged models and problems." if is_incomplete else ""

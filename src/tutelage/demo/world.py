@@ -87,7 +87,19 @@ _WORDINGS = {
 }
 _OPERATION_WEIGHTS = {"+": 0.36, "-": 0.36, "*": 0.14, "/": 0.14}
 
-CLEAN_SHARE, CARELESS_SHARE, GUESS_SHARE, DRIFT_SHARE = 0.35, 0.25, 0.15, 0.25
+NUM_STEPS = (2, 4)
+
+
+@dataclasses.dataclass(frozen=True)
+class Shares:
+    """How often which kind of solution is written; the rest of them drift off."""
+
+    clean: float
+    careless: float
+    guess: float
+
+
+NOISY = Shares(clean=0.35, careless=0.25, guess=0.15)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,8 +158,11 @@ class Story:
         return self.totals()[-1]
 
 
-def make_stories(count: int, seed: int) -> list[Story]:
+def make_stories(count: int, seed: int, num_steps: tuple[int, int] = NUM_STEPS) -> list[Story]:
     """Return `count` stories with pairwise different problem texts, the same ones for the same seed.
+
+    A story has from `num_steps[0]` to `num_steps[1]` steps; with more than 4, some are longer than any the packaged
+    models were trained on.
 
     Repeats within one call are rejected. Across seeds nothing is compared, but even the 2-step problems number more
     than 10^9, so two sets of some ten thousand problems share a text with small probability.
@@ -155,16 +170,16 @@ def make_stories(count: int, seed: int) -> list[Story]:
     rng = random.Random(seed)
     stories: dict[str, Story] = {}
     while len(stories) < count:
-        story = _make_story(rng)
+        story = _make_story(rng, num_steps)
         stories.setdefault(story.problem, story)
     return list(stories.values())
 
 
-def make_problems(count: int, seed: int) -> list[WordProblem]:
+def make_problems(count: int, seed: int, num_steps: tuple[int, int] = NUM_STEPS) -> list[WordProblem]:
     """Return `count` different word problems, the same ones for the same seed; see `make_stories` on overlap."""
     return [
         WordProblem(f"world-{seed}-{index:05d}", story.problem, clean_solution(story), str(story.answer))
-        for index, story in enumerate(make_stories(count, seed))
+        for index, story in enumerate(make_stories(count, seed, num_steps))
     ]
 
 
@@ -177,10 +192,10 @@ def write_problems(path: str | Path, count: int, seed: int) -> None:
         file.write(problem_lines(count, seed))
 
 
-def problem_lines(count: int, seed: int) -> str:
+def problem_lines(count: int, seed: int, num_steps: tuple[int, int] = NUM_STEPS) -> str:
     """Problems as JSON lines; see `write_problems`."""
     keys = ("id", "problem", "answer", "solution")
-    rows = [{key: getattr(problem, key) for key in keys} for problem in make_problems(count, seed)]
+    rows = [{key: getattr(problem, key) for key in keys} for problem in make_problems(count, seed, num_steps)]
     return "".join(json.dumps(row) + "\n" for row in rows)
 
 
@@ -214,7 +229,7 @@ def drifting_solution(story: Story, rng: random.Random) -> str:
     num_kept = rng.randrange(len(story.steps))
     lines = _solution_lines(story, story.totals())[: 1 + num_kept]
     number = rng.randint(2, MAX_TOTAL)
-    for _ in range(rng.randint(1, 5 - num_kept)):
+    for _ in range(rng.randint(1, max(1, 5 - num_kept))):
         name, pronoun = rng.choice(_PEOPLE)
         if rng.random() < 0.5:
             words = rng.choice(_DISTRACTORS)
@@ -228,30 +243,30 @@ def drifting_solution(story: Story, rng: random.Random) -> str:
     return "\n".join(lines)
 
 
-def noisy_solution(story: Story, rng: random.Random) -> str:
-    """Write one solution drawn from the student's mixture of clean, careless, guessed and drifting ones."""
+def noisy_solution(story: Story, rng: random.Random, shares: Shares = NOISY) -> str:
+    """Write one solution drawn from a student's mixture of clean, careless, guessed and drifting ones."""
     draw = rng.random()
-    if draw < CLEAN_SHARE:
+    if draw < shares.clean:
         return clean_solution(story)
-    if draw < CLEAN_SHARE + CARELESS_SHARE:
+    if draw < shares.clean + shares.careless:
         return careless_solution(story, rng)
-    if draw < CLEAN_SHARE + CARELESS_SHARE + GUESS_SHARE:
+    if draw < shares.clean + shares.careless + shares.guess:
         return guessed_solution(rng)
     return drifting_solution(story, rng)
 
 
-def _make_story(rng: random.Random) -> Story:
+def _make_story(rng: random.Random, num_steps: tuple[int, int]) -> Story:
     (name, pronoun), things = rng.choice(_PEOPLE), rng.choice(_THINGS)
     start = rng.randint(4, 50)
     sentences = []
     steps: list[Step] = []
     total = start
-    for _ in range(rng.randint(2, 4)):
+    for _ in range(rng.randint(*num_steps)):
         step, sentence = _make_step(rng, total, name, pronoun, things)
         steps.append(step)
         sentences.append(sentence)
         total = step.apply(total)
-    for _ in range(min(rng.choice((0, 1, 1, 2)), 5 - len(steps))):
+    for _ in range(min(rng.choice((0, 1, 1, 2)), max(0, 5 - len(steps)))):
         number = rng.randint(2, MAX_CHANGE)
         distractor = _fill(rng.choice(_DISTRACTORS), rng, name, pronoun, things, number)
         sentences.insert(rng.randint(0, len(sentences)), distractor)

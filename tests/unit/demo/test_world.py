@@ -111,11 +111,16 @@ def test_drifting_stories_leave_the_path() -> None:
 
 
 def test_noisy_mixture_keeps_its_shares() -> None:
-    assert pytest.approx(1.0) == world.CLEAN_SHARE + world.CARELESS_SHARE + world.GUESS_SHARE + world.DRIFT_SHARE
     rng = random.Random(0)
     stories = world.make_stories(2000, 11)
     is_clean = [world.noisy_solution(story, rng) == world.clean_solution(story) for story in stories]
-    assert sum(is_clean) / len(is_clean) == pytest.approx(world.CLEAN_SHARE, abs=0.05)
+    assert sum(is_clean) / len(is_clean) == pytest.approx(world.NOISY.clean, abs=0.05)
+
+
+def test_stories_have_as_many_steps_as_asked_for() -> None:
+    assert {len(story.steps) for story in world.make_stories(200, 12)} == {2, 3, 4}
+    assert {len(story.steps) for story in world.make_stories(50, 12, (4, 4))} == {4}
+    assert {len(story.steps) for story in world.make_stories(50, 12, (6, 7))} == {6, 7}
 
 
 def test_written_rows_are_the_problems(tmp_path) -> None:
