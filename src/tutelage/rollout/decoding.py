@@ -194,13 +194,15 @@ class Decoding:
         host_tokens_BL, host_lengths_B = tokens_BL.cpu(), lengths_B.cpu()  # the one wait of the round
         if self.draft_length is not None:
             self.draft_length.costs.time(num_rows, length, drafted - started, time.perf_counter() - drafted)
-            num_judged = int(host_lengths_B[self.is_alive_B].sum())
-            assert replaced_BL is not None
-            num_replaced = int(replaced_BL.cpu()[self.is_alive_B].sum())
-            self.draft_length.acceptance.count(num_judged - num_replaced, num_judged)
 
         lengths_B, is_finished_B = self._standing(host_tokens_BL, host_lengths_B)
         stands_BL = torch.arange(length) < lengths_B[:, None]
+        if self.draft_length is not None:
+            assert replaced_BL is not None
+            # A round ends for an answer at a refusal, and at its last token.
+            is_end_B = is_finished_B | (replaced_BL.cpu() & stands_BL).any(1)
+            num_judged = int(stands_BL.sum())
+            self.draft_length.continuation.count(num_judged - int(is_end_B.sum()), num_judged)
         rows_N, places_N = stands_BL.nonzero(as_tuple=True)
         self._refuse_nothing_drawn(host_tokens_BL[rows_N, places_N], self.produced_B[rows_N] + places_N)
         index = (rows_N.to(self.device), places_N.to(self.device))

@@ -1,8 +1,9 @@
 """How many tokens should a round draft? As many as give the most tokens per second.
 
-A round of length L costs L forwards of the student and one forward of the teacher over L tokens. If a draft is kept
-with probability a, it yields 1 + a + ... + a^(L-1) = (1 - a^L) / (1 - a) tokens. The acceptance is counted while
-running; what the forwards cost is either estimated from the models' sizes or measured while running.
+A round of length L costs L forwards of the student and one forward of the teacher over L tokens. If the answer goes on
+behind a draft with probability c, it yields 1 + c + ... + c^(L-1) = (1 - c^L) / (1 - c) tokens. It goes on unless the
+draft is refused or is the answer's last token. c is counted while running; what the forwards cost is either estimated
+from the models' sizes or measured while running.
 
 Measuring finds the better length. Estimating gives the same lengths, and so the same rounding and the same bytes, in
 every run. The tokens' distribution is the same for all lengths.
@@ -17,14 +18,14 @@ from dataclasses import dataclass
 from tutelage.errors import ConfigurationError
 from tutelage.models import LanguageModel
 
-__all__ = ["LONGEST", "Acceptance", "Costs", "DraftLength", "draft_length_named"]
+__all__ = ["LONGEST", "Continuation", "Costs", "DraftLength", "draft_length_named"]
 
 LENGTHS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16)
 LONGEST = LENGTHS[-1]
 
-# Before anything is counted: this share of this many drafts was kept.
-PRIOR_ACCEPTANCE, PRIOR_DRAFTS = 0.8, 16
-# The acceptance drifts with the place in the answer; counts of the past fade once there are this many.
+# Before anything is counted: behind this share of this many drafts the answer went on.
+PRIOR_SHARE, PRIOR_DRAFTS = 0.8, 16
+# The share drifts with the place in the answer; counts of the past fade once there are this many.
 REMEMBERED_DRAFTS = 4096
 
 # Tokens at which computing costs as much as reading the weights, and what a layer costs besides, in parameters ·
@@ -38,24 +39,24 @@ TIMINGS = 5
 TRIED_FIRST = (4, 1, 8)
 
 
-class Acceptance:
-    """The share of drafts that are kept, counted with a fading memory."""
+class Continuation:
+    """The share of drafts behind which a round goes on for their answer, counted with a fading memory."""
 
     def __init__(self) -> None:
-        self.num_kept = PRIOR_ACCEPTANCE * PRIOR_DRAFTS
+        self.num_going_on = PRIOR_SHARE * PRIOR_DRAFTS
         self.num_judged = float(PRIOR_DRAFTS)
 
     @property
     def rate(self) -> float:
-        return self.num_kept / self.num_judged
+        return self.num_going_on / self.num_judged
 
-    def count(self, num_kept: int, num_judged: int) -> None:
-        """Add what a round has shown. Drafts behind a refusal are not judged."""
-        self.num_kept += num_kept
+    def count(self, num_going_on: int, num_judged: int) -> None:
+        """Add what a round has shown. Drafts behind a refusal or a stop token are not judged."""
+        self.num_going_on += num_going_on
         self.num_judged += num_judged
         if self.num_judged > REMEMBERED_DRAFTS:
             fade = REMEMBERED_DRAFTS / self.num_judged
-            self.num_kept, self.num_judged = self.num_kept * fade, self.num_judged * fade
+            self.num_going_on, self.num_judged = self.num_going_on * fade, self.num_judged * fade
 
 
 @dataclass(frozen=True)
@@ -160,7 +161,7 @@ class DraftLength:
 
     def __init__(self, fixed: int | None, costs: Costs) -> None:
         self.fixed, self.costs = fixed, costs
-        self.acceptance = Acceptance()
+        self.continuation = Continuation()
 
     def choose(self, num_rows: int, most: int) -> int:
         """Tokens of the next round, for rows of which none may get more than `most`."""
@@ -172,7 +173,7 @@ class DraftLength:
 
     def tokens_per_cost(self, num_rows: int, length: int) -> float:
         """Expected tokens of a row over the round's cost."""
-        tokens = sum(self.acceptance.rate**place for place in range(length))
+        tokens = sum(self.continuation.rate**place for place in range(length))
         return tokens / self.costs.of_round(num_rows, length)
 
 

@@ -14,7 +14,7 @@ from tests.enumerated import chi_square_p_value, enumerated_law, make_world
 from tutelage.errors import ConfigurationError, NonFiniteError
 from tutelage.policies import FixedBlend, Interleaved, Mixture, Policy, Proposal, Teacher, TeacherPrefix, TrustRegion
 from tutelage.rollout import PairedEngine, drafts
-from tutelage.rollout.draft_length import Acceptance, Costs, DraftLength
+from tutelage.rollout.draft_length import Continuation, Costs, DraftLength
 from tutelage.types import Prompt, Rollout
 
 POLICIES: list[Policy] = [
@@ -261,7 +261,7 @@ class TestDraftLength:
 
     def choice(self, costs: Costs, acceptance: float, most: int = 100) -> int:
         chooser = DraftLength(None, costs)
-        chooser.acceptance.num_kept, chooser.acceptance.num_judged = 1000 * acceptance, 1000.0
+        chooser.continuation.num_going_on, chooser.continuation.num_judged = 1000 * acceptance, 1000.0
         return chooser.choose(8, most)
 
     def given(self, costs: Costs, student: float, teacher: float, per_token: float) -> None:
@@ -310,12 +310,12 @@ class TestDraftLength:
         assert [costs.of_round(8, length) for length in range(1, 17)] == before
         assert costs.untried(8) == []
 
-    def test_the_acceptance_follows_what_happens(self) -> None:
-        acceptance = Acceptance()
-        assert 0 < acceptance.rate < 1
+    def test_the_share_follows_what_happens(self) -> None:
+        continuation = Continuation()
+        assert 0 < continuation.rate < 1
         for _ in range(200):
-            acceptance.count(60, 100)
-        assert abs(acceptance.rate - 0.6) < 0.01
+            continuation.count(60, 100)
+        assert abs(continuation.rate - 0.6) < 0.01
         for _ in range(200):
-            acceptance.count(99, 100)
-        assert acceptance.rate > 0.95
+            continuation.count(99, 100)
+        assert continuation.rate > 0.95
