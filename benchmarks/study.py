@@ -68,8 +68,10 @@ def study(folder: Path, regime: str, options: argparse.Namespace, console: Conso
     """One regime: a comparison of settings, then one of methods."""
     tables = {name: read_run_file(RECIPES / f"{name}.toml") for name in FAMILIES}
 
-    def compared(name: str, seed: int, seeds: list[int], settings: dict[str, list[dict[str, Any]]]) -> Outcome:
-        where = world(regime, folder, folder / name, seed, options)
+    def compared(
+        name: str, seed: int, seeds: list[int], settings: dict[str, list[dict[str, Any]]], looks: int
+    ) -> Outcome:
+        where = world(regime, folder, folder / name, seed, looks, options)
         named = {title(family, values): (family, values) for family in settings for values in settings[family]}
         methods = make_methods(
             [{**tables[family], "name": label} for label, (family, _) in named.items()],
@@ -81,9 +83,11 @@ def study(folder: Path, regime: str, options: argparse.Namespace, console: Conso
         is_there = options.resume and plan.folder.exists()
         return run_plan(plan, where, console, resume=is_there)
 
-    chosen = choose(compared("choosing", CHOOSING_PROBLEMS, list(CHOOSING_SEEDS), FAMILIES))
+    # To choose, the end is enough; curves need looks in between.
+    chosen = choose(compared("choosing", CHOOSING_PROBLEMS, list(CHOOSING_SEEDS), FAMILIES, looks=1))
     (folder / "chosen.json").write_text(json.dumps(chosen, indent=1) + "\n", encoding="utf-8")
-    compared("compared", COMPARING_PROBLEMS, list(range(options.seeds)), {name: [chosen[name]] for name in FAMILIES})
+    kept = {name: [chosen[name]] for name in FAMILIES}
+    compared("compared", COMPARING_PROBLEMS, list(range(options.seeds)), kept, looks=4)
     (folder / "results.md").write_text(
         (folder / "compared" / "comparison.md").read_text(encoding="utf-8"), encoding="utf-8"
     )
@@ -103,13 +107,14 @@ def title(family: str, values: dict[str, Any]) -> str:
     return "-".join([family, *(str(value) for value in values.values())])
 
 
-def world(regime: str, folder: Path, where: Path, seed: int, options: argparse.Namespace) -> World:
-    """The packaged world, or the one of the drifting student."""
+def world(regime: str, folder: Path, where: Path, seed: int, looks: int, options: argparse.Namespace) -> World:
+    """The packaged world, or the one of the drifting student, with so many evaluations during a run."""
     data = where / "data"
     packaged = embedded_world(data, steps=options.steps, num_problems=options.problems, seed=seed)
-    if regime == "packaged":
-        return packaged
     tables = {key: dict(value) if isinstance(value, dict) else value for key, value in packaged.tables.items()}
+    tables["evaluation"]["every"] = max(1, options.steps // looks)
+    if regime == "packaged":
+        return World(packaged.name, tables, packaged.files)
     tables["student"] = {"path": str(drifter(folder))}
     tables["rollout"]["max_new_tokens"] = 110  # four steps take up to 20 tokens more than the packaged problems
     prompts, problems = packaged.files
