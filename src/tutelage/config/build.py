@@ -157,6 +157,7 @@ def build_run(config: RunConfig, *, resume: bool = False) -> Run:
         decode=decoder_of(engine.student),
         samples_per_log=config.logging.samples_per_log,
         steps_per_log=config.logging.steps_per_log,
+        diagnostics_every=config.logging.diagnostics_every,
         refresh_reference_every=config.reference.refresh_every,
         is_resumed=resume,
         resume_from=checkpoint,

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from tutelage.diagnostics import detail_metrics
 from tutelage.errors import ConfigurationError, NonFiniteError, RunInterrupted
 from tutelage.evaluation import GREEDY_SUFFIX, EvaluationSet, evaluate
 from tutelage.policies import Policy
@@ -85,6 +86,7 @@ class Run:
     decode: Callable[[Sequence[int]], str]
     samples_per_log: int = 4
     steps_per_log: int = 1
+    diagnostics_every: int = 10
     refresh_reference_every: int = 0
     is_resumed: bool = False
     resume_from: Path | None = None
@@ -150,7 +152,9 @@ def train(run: Run, observer: Observer) -> TrainerState:
                 # Weights, step and files move together: a signal that comes now is raised when all three have.
                 with interruption.protected():
                     result = apply_update(pending, optimizer, phase.optimizer, run.runtime)
-                    result = replace(result, phase=phase.name)
+                    result = replace(
+                        result, phase=phase.name, metrics={**result.metrics, **_details_if_due(run, result)}
+                    )
                     state.step += 1
                     state.prompts_used += len(chosen)
                     run.folder.append("metrics.jsonl", [_metric_record(result)])
@@ -230,6 +234,11 @@ def _verifier_of(run: Run, chosen: Sequence[int]) -> Callable[[Sequence[Rollout]
         return None
     known = [answer for answer in answers if answer is not None]
     return lambda rollouts: verify(rollouts, [known[rollout.prompt_index] for rollout in rollouts])
+
+
+def _details_if_due(run: Run, result: StepResult) -> dict[str, float]:
+    is_due = run.diagnostics_every > 0 and result.step % run.diagnostics_every == 0
+    return detail_metrics(result.rollouts) if is_due else {}
 
 
 def _metric_record(result: StepResult) -> dict[str, Any]:
