@@ -8,7 +8,7 @@ and resumed writes the same bytes as one that was not.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from tutelage.training.past_self import PastSelf
 from tutelage.training.phases import Phase, phase_at
 from tutelage.training.run_files import RunFolder
 from tutelage.training.step import RolloutSettings, accumulate_gradient, apply_update
+from tutelage.training.trackers import Tracking
 from tutelage.types import Prompt, Rollout, StepResult
 
 __all__ = ["EvaluationPlan", "Run", "train"]
@@ -87,6 +88,10 @@ class Run:
     samples_per_log: int = 4
     steps_per_log: int = 1
     diagnostics_every: int = 10
+    trackers: Mapping[str, bool] = field(default_factory=dict)
+    name: str = "run"
+    project: str = "tutelage"
+    settings: Mapping[str, Any] = field(default_factory=dict)
     refresh_reference_every: int = 0
     is_resumed: bool = False
     resume_from: Path | None = None
@@ -94,13 +99,27 @@ class Run:
 
 
 def train(run: Run, observer: Observer) -> TrainerState:
-    """Carry a run to its last step; files are written as it goes.
+    """Carry a run to its last step; files are written as it goes, and the run's trackers hear of it.
 
     Raises:
+      ConfigurationError: a tracker cannot be started; nothing has been computed yet.
       RunInterrupted: Ctrl-C or SIGTERM; the run was saved at the step it had reached.
       NonFiniteError: a loss or gradient was not finite; names the step, and the last good checkpoint stays.
       CheckpointError: a checkpoint could not be written; the previous one stays.
     """
+    with Tracking(
+        observer,
+        run.folder,
+        run.trackers,
+        name=run.name,
+        project=run.project,
+        settings=run.settings,
+        is_resumed=run.is_resumed,
+    ) as tracking:
+        return _train(run, tracking)
+
+
+def _train(run: Run, observer: Observer) -> TrainerState:
     run.engine.student.module.requires_grad_(True)
     for model in run.engine.frozen:
         model.module.requires_grad_(False)
