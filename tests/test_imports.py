@@ -18,7 +18,7 @@ ORDER = """
 __main__
 cli
 demo
-comparison
+comparison probes
 config
 training
 evaluation runtime diagnostics
@@ -32,7 +32,7 @@ __init__
 RANK = {name: -line for line, names in enumerate(ORDER.split("\n")) for name in names.split()}
 # Folders that promise less than their rank would allow.
 ONLY = {
-    "diagnostics": {"types", "errors", "distributions"},
+    "diagnostics": {"types", "errors", "distributions", "weighting"},
     "report": {"errors", "files"},
     "types": set(),
     "errors": set(),

@@ -58,6 +58,7 @@ class Rollout:
       teacher_support_logprobs: [T, K] log q on the support, normalised over the whole vocabulary.
       teacher_tail_logprobs: [T] log of the teacher's mass outside the support, summed there and not as 1 - mass.
       support_overlap: [T] share of the support that is in the teacher's own top K.
+      support_is_shared: [T, K] bool, which tokens of the support these are.
       teacher_hidden: [T, D] what the teacher's head turns into log q, kept where the loss will ask for all tokens.
       reference_logprobs: [T] log-probability of each token under the reference, where a target needs one.
       reference_support_logprobs, reference_tail_logprobs: as those of the teacher.
@@ -87,6 +88,7 @@ class Rollout:
     teacher_support_logprobs: Tensor | None = None
     teacher_tail_logprobs: Tensor | None = None
     support_overlap: Tensor | None = None
+    support_is_shared: Tensor | None = None
     teacher_hidden: Tensor | None = field(default=None, repr=False)
     replaced: Tensor | None = None
     teacher_forwards: int | None = None

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from tutelage.cli.probe import probe_app
 from tutelage.errors import ConfigurationError, OutputExistsError, RunInterrupted, TutelageError
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+app.add_typer(probe_app, name="probe")
 
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", help="Override one field: key.path=value. May be given several times.")

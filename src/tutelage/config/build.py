@@ -44,7 +44,17 @@ from tutelage.rollout import PairedEngine
 from tutelage.runtime import LocalRuntime
 from tutelage.targets import TARGETS
 from tutelage.tasks import BENCHMARKS, Problem, Verifier, check_verifier, load_problems, render_all, short_name
-from tutelage.training import EvaluationPlan, Phase, PromptOrder, Recipe, Run, RunFolder, find_resumable, read_state
+from tutelage.training import (
+    EvaluationPlan,
+    Phase,
+    PromptOrder,
+    Recipe,
+    Run,
+    RunFolder,
+    chosen_trackers,
+    find_resumable,
+    read_state,
+)
 from tutelage.types import Prompt, Rollout
 from tutelage.weighting import WEIGHTINGS
 
@@ -94,6 +104,7 @@ def build_run(config: RunConfig, *, resume: bool = False) -> Run:
         )
     refuse_unwritable(folder.path)
     checkpoint, messages = _resumable(config, folder) if resume else (None, [])
+    trackers = chosen_trackers(config.logging.trackers)
     phases = build_phases(config)
     runtime = LocalRuntime(config.runtime.device)
     if config.data.verifier:
@@ -157,6 +168,11 @@ def build_run(config: RunConfig, *, resume: bool = False) -> Run:
         decode=decoder_of(engine.student),
         samples_per_log=config.logging.samples_per_log,
         steps_per_log=config.logging.steps_per_log,
+        diagnostics_every=config.logging.diagnostics_every,
+        trackers=trackers,
+        name=config.name,
+        project=config.logging.project,
+        settings=flattened(to_toml(config)),
         refresh_reference_every=config.reference.refresh_every,
         is_resumed=resume,
         resume_from=checkpoint,

@@ -167,10 +167,13 @@ class RuntimeConfig(Section):
 
 
 class LoggingConfig(Section):
-    """[logging]: how many rollouts are kept as text."""
+    """[logging]: how many rollouts are kept as text, and how often the dearer metrics are taken, and who else hears."""
 
     samples_per_log: int = Field(default=4, ge=0)
     steps_per_log: int = Field(default=1, ge=1)
+    diagnostics_every: int = Field(default=10, ge=0)
+    trackers: list[str] = ["auto"]
+    project: str = "tutelage"
 
 
 class PhaseConfig(Section):

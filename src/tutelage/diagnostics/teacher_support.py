@@ -9,7 +9,13 @@ import torch
 from tutelage.errors import DataError
 from tutelage.types import Rollout
 
-__all__ = ["teacher_support_auroc"]
+__all__ = ["support_score", "teacher_support_auroc"]
+
+
+def support_score(rollout: Rollout) -> float:
+    """mean_t [log q(y_t) - log p(y_t)] of a rollout that the teacher has read; NaN where it has no token."""
+    assert rollout.teacher_logprobs is not None
+    return float((rollout.teacher_logprobs.double() - rollout.student_logprobs.double()).mean())
 
 
 def teacher_support_auroc(rollouts: Sequence[Rollout], correct: Sequence[bool]) -> float | None:
@@ -39,7 +45,7 @@ def teacher_support_auroc(rollouts: Sequence[Rollout], correct: Sequence[bool]) 
                 f"Sample {rollout.sample_index} of prompt {rollout.prompt_index} has no teacher log-probabilities; its "
                 f"score compares teacher and student. Score the rollouts with the teacher first."
             )
-        score = float((rollout.teacher_logprobs.double() - rollout.student_logprobs.double()).mean())
+        score = support_score(rollout)
         if score == score:  # NaN, the one number unlike itself: no token, or log 0 - log 0
             scores[bool(is_correct)].append(score)
     if not scores[True] or not scores[False]:

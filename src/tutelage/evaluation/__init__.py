@@ -8,7 +8,7 @@ from tutelage.evaluation.results import (
     summarise,
     write_evaluation,
 )
-from tutelage.evaluation.statistics import bootstrap_interval, pass_at_k, t_interval, t_quantile
+from tutelage.evaluation.statistics import bootstrap_interval, pass_at_k, relative_gain_interval, t_interval, t_quantile
 
 __all__ = [
     "GREEDY_SUFFIX",
@@ -18,6 +18,7 @@ __all__ = [
     "bootstrap_interval",
     "evaluate",
     "pass_at_k",
+    "relative_gain_interval",
     "rich_table",
     "summarise",
     "t_interval",

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from tutelage.errors import ConfigurationError, DataError
 
-__all__ = ["bootstrap_interval", "pass_at_k", "t_interval", "t_quantile"]
+__all__ = ["bootstrap_interval", "pass_at_k", "relative_gain_interval", "t_interval", "t_quantile"]
 
 IntArray: TypeAlias = NDArray[np.integer] | Sequence[int]
 
@@ -96,14 +96,32 @@ def bootstrap_interval(
         raise ConfigurationError(f"confidence is {confidence}; it must lie strictly between 0 and 1. Use 0.95 for 95%.")
     if num_resamples < 1:
         raise ConfigurationError(f"num_resamples is {num_resamples}; at least one is needed. Use 10000.")
-    generator = np.random.default_rng(seed)
-    chunk = max(1, RESAMPLE_CHUNK_ELEMENTS // values.size)
-    means = [
-        values[generator.integers(values.size, size=(min(chunk, num_resamples - start), values.size))].mean(axis=1)
-        for start in range(0, num_resamples, chunk)
-    ]
-    low, high = np.quantile(np.concatenate(means), [(1 - confidence) / 2, (1 + confidence) / 2])
+    (means,) = _resampled_means([values], num_resamples, seed)
+    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(low), float(high)
+
+
+def relative_gain_interval(
+    values_P: Sequence[float], baseline_P: Sequence[float], confidence: float = 0.95, num_resamples: int = 10_000
+) -> tuple[float, float] | None:
+    """Percentile bootstrap interval of mean(values) / mean(baseline) - 1 over problems, each drawn with its pair.
+
+    Args:
+      values_P, baseline_P: one number of 0 or more per problem, in the same order.
+    Returns:
+      (low, high); None where the interval has no end, since too many resampled baselines are 0.
+    """
+    if len(values_P) != len(baseline_P) or not len(values_P):
+        raise DataError(
+            f"Got {len(values_P)} values and {len(baseline_P)} of the baseline; expected one pair per problem. Pass "
+            "both in the order of the problems."
+        )
+    values, baseline = _resampled_means([np.asarray(values_P, float), np.asarray(baseline_P, float)], num_resamples, 0)
+    gains = np.full(num_resamples, np.inf)
+    np.divide(values, baseline, out=gains, where=baseline > 0)
+    # Not between two gains: the mean of a number and infinity is no gain at all.
+    low, high = np.quantile(gains - 1, [(1 - confidence) / 2, (1 + confidence) / 2], method="inverted_cdf")
+    return (float(low), float(high)) if math.isfinite(high) else None
 
 
 def t_interval(values_S: Sequence[float], confidence: float = 0.95) -> tuple[float, float] | None:
@@ -128,6 +146,18 @@ def t_interval(values_S: Sequence[float], confidence: float = 0.95) -> tuple[flo
     mean, error = statistics.fmean(values_S), statistics.stdev(values_S) / math.sqrt(len(values_S))
     half = t_quantile((1 + confidence) / 2, len(values_S) - 1) * error
     return mean - half, mean + half
+
+
+def _resampled_means(arrays: Sequence[NDArray[np.float64]], num_resamples: int, seed: int) -> NDArray[np.float64]:
+    """Means of each array, [array, resample], over problems drawn with replacement; the same ones for all arrays."""
+    generator = np.random.default_rng(seed)
+    size = arrays[0].size
+    chunk = max(1, RESAMPLE_CHUNK_ELEMENTS // size)
+    means = []
+    for start in range(0, num_resamples, chunk):
+        drawn = generator.integers(size, size=(min(chunk, num_resamples - start), size))
+        means.append([array[drawn].mean(axis=1) for array in arrays])
+    return np.concatenate(means, axis=1)
 
 
 def t_quantile(probability: float, degrees: int) -> float:

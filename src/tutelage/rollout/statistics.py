@@ -48,6 +48,7 @@ def teacher_statistics(logprobs_NV: Tensor, tokens_N: Tensor, support_ids_NK: Te
         "teacher_support_logprobs": logprobs_NV.gather(-1, support_ids_NK),
         "teacher_tail_logprobs": tail_logprobs(logprobs_NV, support_ids_NK),
         "support_overlap": shared_NK.to(logprobs_NV.dtype).mean(-1),
+        "support_is_shared": shared_NK,
     }
 
 

@@ -9,6 +9,7 @@ from tutelage.training.optimizer import OptimizerSettings
 from tutelage.training.phases import Phase, phase_at
 from tutelage.training.run_files import RunFolder
 from tutelage.training.step import Recipe, RolloutSettings, accumulate_gradient, apply_update
+from tutelage.training.trackers import TRACKERS, Tracking, chosen_trackers
 
 __all__ = [
     "BatchLoss",
@@ -24,9 +25,12 @@ __all__ = [
     "RolloutSettings",
     "Run",
     "RunFolder",
+    "TRACKERS",
+    "Tracking",
     "TrainerState",
     "accumulate_gradient",
     "apply_update",
+    "chosen_trackers",
     "find_resumable",
     "phase_at",
     "read_state",

@@ -8,11 +8,12 @@ and resumed writes the same bytes as one that was not.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from tutelage.diagnostics import detail_metrics
 from tutelage.errors import ConfigurationError, NonFiniteError, RunInterrupted
 from tutelage.evaluation import GREEDY_SUFFIX, EvaluationSet, evaluate
 from tutelage.policies import Policy
@@ -26,6 +27,7 @@ from tutelage.training.past_self import PastSelf
 from tutelage.training.phases import Phase, phase_at
 from tutelage.training.run_files import RunFolder
 from tutelage.training.step import RolloutSettings, accumulate_gradient, apply_update
+from tutelage.training.trackers import Tracking
 from tutelage.types import Prompt, Rollout, StepResult
 
 __all__ = ["EvaluationPlan", "Run", "train"]
@@ -85,6 +87,11 @@ class Run:
     decode: Callable[[Sequence[int]], str]
     samples_per_log: int = 4
     steps_per_log: int = 1
+    diagnostics_every: int = 10
+    trackers: Mapping[str, bool] = field(default_factory=dict)
+    name: str = "run"
+    project: str = "tutelage"
+    settings: Mapping[str, Any] = field(default_factory=dict)
     refresh_reference_every: int = 0
     is_resumed: bool = False
     resume_from: Path | None = None
@@ -92,13 +99,27 @@ class Run:
 
 
 def train(run: Run, observer: Observer) -> TrainerState:
-    """Carry a run to its last step; files are written as it goes.
+    """Carry a run to its last step; files are written as it goes, and the run's trackers hear of it.
 
     Raises:
+      ConfigurationError: a tracker cannot be started; nothing has been computed yet.
       RunInterrupted: Ctrl-C or SIGTERM; the run was saved at the step it had reached.
       NonFiniteError: a loss or gradient was not finite; names the step, and the last good checkpoint stays.
       CheckpointError: a checkpoint could not be written; the previous one stays.
     """
+    with Tracking(
+        observer,
+        run.folder,
+        run.trackers,
+        name=run.name,
+        project=run.project,
+        settings=run.settings,
+        is_resumed=run.is_resumed,
+    ) as tracking:
+        return _train(run, tracking)
+
+
+def _train(run: Run, observer: Observer) -> TrainerState:
     run.engine.student.module.requires_grad_(True)
     for model in run.engine.frozen:
         model.module.requires_grad_(False)
@@ -150,7 +171,9 @@ def train(run: Run, observer: Observer) -> TrainerState:
                 # Weights, step and files move together: a signal that comes now is raised when all three have.
                 with interruption.protected():
                     result = apply_update(pending, optimizer, phase.optimizer, run.runtime)
-                    result = replace(result, phase=phase.name)
+                    result = replace(
+                        result, phase=phase.name, metrics={**result.metrics, **_details_if_due(run, result)}
+                    )
                     state.step += 1
                     state.prompts_used += len(chosen)
                     run.folder.append("metrics.jsonl", [_metric_record(result)])
@@ -230,6 +253,11 @@ def _verifier_of(run: Run, chosen: Sequence[int]) -> Callable[[Sequence[Rollout]
         return None
     known = [answer for answer in answers if answer is not None]
     return lambda rollouts: verify(rollouts, [known[rollout.prompt_index] for rollout in rollouts])
+
+
+def _details_if_due(run: Run, result: StepResult) -> dict[str, float]:
+    is_due = run.diagnostics_every > 0 and result.step % run.diagnostics_every == 0
+    return detail_metrics(result.rollouts) if is_due else {}
 
 
 def _metric_record(result: StepResult) -> dict[str, Any]:

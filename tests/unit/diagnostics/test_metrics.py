@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from tutelage.diagnostics import METRICS, rollout_metrics
+from tutelage.diagnostics import METRICS, detail_metrics, rollout_metrics
 from tutelage.errors import DataError
 from tutelage.types import Rollout
 
@@ -20,10 +20,11 @@ def hand_made_rollouts(lengths=(1, 2, 3, 4, 5), seed=0):
     for index, length in enumerate(lengths):
         blend = uniform(length)
         blend[0] = float(index % 2)  # exact zeros and ones
+        student_TK, teacher_TK = (uniform(length, 3).log_softmax(-1) for _ in range(2))
         rollouts.append(
             Rollout(
                 prompt_tokens=[1, 2],
-                response_tokens=list(range(length)),
+                response_tokens=[(3 * place) % 5 for place in range(length)],
                 behaviour_logprobs=-uniform(length),
                 student_logprobs=-2 * uniform(length),
                 teacher_logprobs=-3 * uniform(length),
@@ -36,8 +37,10 @@ def hand_made_rollouts(lengths=(1, 2, 3, 4, 5), seed=0):
                 teacher_entropy=uniform(length),
                 support_ids=torch.zeros(length, 2, dtype=torch.long),
                 support_mass=uniform(length),
-                teacher_support_logprobs=-uniform(length, 2),
-                teacher_tail_logprobs=-5 * uniform(length),
+                student_support_logprobs=student_TK[:, :2],
+                teacher_support_logprobs=teacher_TK[:, :2],
+                teacher_tail_logprobs=teacher_TK[:, 2],
+                support_is_shared=uniform(length, 2) < 0.6,
                 support_overlap=uniform(length),
                 replaced=uniform(length) < 0.3,
                 teacher_forwards=1 + length // 3,
@@ -66,9 +69,11 @@ def by_numpy(rollouts, rewards):
         "blend_mean": mean(lambda t: t["blend"]),
         "blend_share_zero": mean(lambda t: t["blend"] == 0),
         "blend_share_one": mean(lambda t: t["blend"] == 1),
+        "blend_share_inside": mean(lambda t: 0 < t["blend"] < 1),
         "kl_used": mean(lambda t: t["kl_to_student"]),
         "kl_used_share": mean(lambda t: t["kl_to_student"] / KL_RADIUS),
         "sequence_kl": float(np.mean([rollout.kl_to_student.double().numpy().sum() for rollout in rollouts])),
+        "replaced_share": mean(lambda t: t["replaced"]),
         "acceptance_rate": mean(lambda t: t["replaced"] == 0),
         "tokens_per_teacher_forward": len(tokens) / sum(rollout.teacher_forwards for rollout in rollouts),
         "support_mass_student": mean(lambda t: t["support_mass"]),
@@ -77,6 +82,9 @@ def by_numpy(rollouts, rewards):
         "response_tokens": float(np.mean([len(rollout) for rollout in rollouts])),
         "stopped_share": float(np.mean([rollout.finished for rollout in rollouts])),
         "truncated_share": float(np.mean([not rollout.finished for rollout in rollouts])),
+        "teacher_support": float(
+            np.mean([(r.teacher_logprobs.double() - r.student_logprobs.double()).numpy().mean() for r in rollouts])
+        ),
         "reward": float(np.mean(rewards)),
     }
 
@@ -97,7 +105,9 @@ def test_every_metric_agrees_with_plain_numpy():
 
 def test_every_key_is_in_the_table_and_the_table_has_no_other():
     keys = rollout_metrics(hand_made_rollouts(), kl_radius=KL_RADIUS, rewards=[0.0] * 5)
-    assert set(keys) | {"teacher_support_auroc"} == set(METRICS)
+    details = detail_metrics(hand_made_rollouts(lengths=(5000, 3)))
+    assert not set(keys) & set(details)
+    assert set(keys) | set(details) | {"teacher_support_auroc"} == set(METRICS)
     for unit, definition in METRICS.values():
         assert unit and definition and "\n" not in definition
 
@@ -118,7 +128,8 @@ def test_what_is_unknown_is_left_out():
 def test_a_metric_needs_its_input_from_every_rollout():
     rollouts = hand_made_rollouts()
     rollouts[1] = dataclasses.replace(rollouts[1], teacher_logprobs=None, blend=None)
-    missing = {"teacher_logprob", "sampled_reverse_kl", "blend_mean", "blend_share_zero", "blend_share_one"}
+    missing = {"teacher_logprob", "sampled_reverse_kl", "teacher_support"}
+    missing |= {"blend_mean", "blend_share_zero", "blend_share_one", "blend_share_inside"}
     assert set(rollout_metrics(hand_made_rollouts())) - set(rollout_metrics(rollouts)) == missing
 
 

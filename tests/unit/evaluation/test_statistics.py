@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from tutelage.errors import ConfigurationError, DataError
-from tutelage.evaluation import bootstrap_interval, pass_at_k, t_interval, t_quantile
+from tutelage.evaluation import bootstrap_interval, pass_at_k, relative_gain_interval, t_interval, t_quantile
 from tutelage.evaluation import statistics as module
 
 
@@ -152,3 +152,27 @@ def test_t_refusals():
             t_quantile(*arguments)
     with pytest.raises(ConfigurationError, match="confidence"):
         t_interval([1, 2], confidence=1)
+
+
+def test_relative_gain_interval_of_known_ratios():
+    assert relative_gain_interval([0.5, 1.0, 0.25], [0.25, 0.5, 0.125]) == (1, 1)
+    low, high = relative_gain_interval([0.9, 0.5, 0.7, 0.8] * 20, [0.5, 0.6, 0.4, 0.5] * 20)
+    assert low < 2.9 / 2.0 - 1 < high and high - low < 0.2
+
+
+def test_relative_gain_interval_agrees_with_the_delta_method():
+    generator = np.random.default_rng(0)
+    baseline = generator.uniform(0.2, 0.8, 400)
+    values = np.clip(baseline + generator.normal(0.1, 0.1, 400), 0, 1)
+    ratio = values.mean() / baseline.mean()
+    half = 1.96 * np.std(values - ratio * baseline) / baseline.mean() / math.sqrt(400)
+    assert relative_gain_interval(values, baseline) == pytest.approx(
+        (ratio - 1 - half, ratio - 1 + half), abs=0.1 * half
+    )
+
+
+def test_there_is_no_relative_gain_over_nothing():
+    assert relative_gain_interval([0.5, 1.0], [0.0, 0.0]) is None
+    assert relative_gain_interval([0.5, 1.0], [0.0, 0.5]) is None
+    with pytest.raises(DataError, match="2 values and 1 of the baseline"):
+        relative_gain_interval([0.5, 1.0], [0.5])

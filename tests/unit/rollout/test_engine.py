@@ -19,6 +19,7 @@ FIELDS = [
     "teacher_support_logprobs",
     "teacher_tail_logprobs",
     "support_overlap",
+    "support_is_shared",
     "student_logprobs",
     "student_entropy",
     "support_mass",

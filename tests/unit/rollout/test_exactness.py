@@ -116,6 +116,8 @@ def test_records_agree_with_naive_forwards(policy: Policy, draft_length: int) ->
             torch.testing.assert_close(rollout.teacher_tail_logprobs[place].exp(), tail, **close)
             overlap = len(set(support.tolist()) & set(q.topk(3).indices.tolist())) / 3
             torch.testing.assert_close(rollout.support_overlap[place], torch.tensor(overlap))
+            shared = set(q.topk(3).indices.tolist())
+            assert rollout.support_is_shared[place].tolist() == [token in shared for token in support.tolist()]
             if isinstance(policy, TrustRegion):
                 torch.testing.assert_close(rollout.blend[place], mu.diagnostics["blend"][0], rtol=1e-3, atol=1e-4)
                 assert rollout.kl_to_student[place] <= policy.kl_radius * 1.001 + 1e-6

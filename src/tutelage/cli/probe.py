@@ -1,0 +1,122 @@
+"""`tutelage probe`: experiments without training. Reads arguments, calls `probes`, shows tables."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from tutelage.errors import ConfigurationError, OutputExistsError
+
+if TYPE_CHECKING:
+    from tutelage.config import RunConfig
+
+__all__ = ["probe_app"]
+
+Number = TypeVar("Number", int, float)
+
+probe_app = typer.Typer(help="Small experiments on a run's policy, without training.", no_args_is_help=True)
+
+RunFile = Annotated[Path, typer.Argument(help="A run file, or the folder of a run.")]
+Overrides = Annotated[list[str] | None, typer.Option("--set", help="Override one field: key.path=value.")]
+Samples = Annotated[int, typer.Option(help="Answers per prompt.", min=1)]
+Limit = Annotated[int | None, typer.Option(help="Only the first prompts.", min=1)]
+Student = Annotated[str | None, typer.Option(help="A checkpoint in place of the run's initial student.")]
+Output = Annotated[Path | None, typer.Option(help="A JSON file to write.")]
+
+
+@probe_app.command()
+def continuation(
+    run_file: RunFile,
+    lengths: Annotated[str, typer.Option(help="Tokens kept of each answer, such as 8,16,32.")] = "8,16,32",
+    step: Annotated[int, typer.Option(help="Step whose schedule values the policy takes.", min=0)] = 0,
+    samples: Samples = 4,
+    limit: Limit = 64,
+    student: Student = None,
+    output: Output = None,
+    overrides: Overrides = None,
+) -> None:
+    """Are the policy's prefixes better to go on from than the student's own? Teacher and student continue both."""
+    from tutelage.config import build_phases
+    from tutelage.probes import ProbeParts, probe_continuation
+    from tutelage.training import phase_at
+
+    kept = _numbers(lengths, "--lengths", int)
+    config = _config(run_file, overrides, output)
+    policy = phase_at(build_phases(config), step).recipe_at(step).policy
+    with Console(highlight=False).status("probing"):
+        parts = ProbeParts.of(config, limit=limit, student_path=student)
+        gains = probe_continuation(parts, policy, kept, num_samples=samples, step=step)
+    _show([asdict(gain) for gain in gains], output)
+
+
+@probe_app.command()
+def budget(
+    run_file: RunFile,
+    radii: Annotated[str, typer.Option(help="KL budgets, such as 0,0.001,0.01.")] = "0,0.001,0.005,0.01,0.02,0.05",
+    samples: Samples = 4,
+    limit: Limit = 64,
+    student: Student = None,
+    output: Output = None,
+    overrides: Overrides = None,
+) -> None:
+    """What does a KL budget buy? Teacher support, reward and AUROC of a trust region's rollouts at each budget."""
+    from tutelage.probes import ProbeParts, probe_budget
+
+    budgets = _numbers(radii, "--radii", float)
+    config = _config(run_file, overrides, output)
+    with Console(highlight=False).status("probing"):
+        points = probe_budget(ProbeParts.of(config, limit=limit, student_path=student), budgets, num_samples=samples)
+    _show([asdict(point) for point in points], output)
+
+
+def _config(run_file: Path, overrides: list[str] | None, output: Path | None) -> RunConfig:
+    from tutelage.config import load_config, refuse_unwritable
+
+    if output is not None:
+        if output.exists():
+            raise OutputExistsError(f"{output} already exists; nothing is overwritten. Choose another file.")
+        refuse_unwritable(output)
+    config = load_config(run_file / "config.toml" if run_file.is_dir() else run_file, overrides or [])
+    if config.runtime.threads is not None:
+        import torch
+
+        torch.set_num_threads(config.runtime.threads)
+    return config
+
+
+def _numbers(text: str, option: str, kind: Callable[[str], Number]) -> list[Number]:
+    try:
+        return [kind(each) for each in text.split(",")]
+    except ValueError:
+        example = "8,16,32" if kind is int else "0,0.001,0.01"
+        raise ConfigurationError(
+            f"{option} is {text!r}; expected numbers with commas between. Use {option} {example}."
+        ) from None
+
+
+def _show(records: Sequence[dict[str, Any]], output: Path | None) -> None:
+    from tutelage.files import write_whole
+
+    table = Table(*records[0])
+    for record in records:
+        table.add_row(*(_cell(value) for value in record.values()))
+    Console(highlight=False).print(table)
+    if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(output, json.dumps(records, indent=2) + "\n")
+        Console(highlight=False, soft_wrap=True).print(f"written   {output}")
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, tuple):
+        return " to ".join(_cell(each) for each in value)
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
