@@ -28,6 +28,7 @@ Strokes = Mapping[str, Stroke]
 WIDTH_INCHES, HEIGHT_INCHES = 4.8, 3.5
 DOTS_PER_INCH = 200
 BAND_ALPHA = 0.16
+LEGEND_LETTERS = 60  # of its size fit side by side; a stroke takes as much as ten
 PHASES = {
     "seconds_rollout": ("rollout", ""),
     "seconds_score": ("score", "//"),
@@ -204,7 +205,8 @@ def _sheet(methods: Methods, strokes: Strokes, rows: int = 1) -> tuple[Figure, l
     from matplotlib.figure import Figure  # here, so that importing the package does not pay for matplotlib
     from matplotlib.ticker import MaxNLocator
 
-    height = HEIGHT_INCHES + 1.1 * (rows - 1)
+    columns = max(1, min(len(methods), LEGEND_LETTERS // (10 + max(map(len, methods)))))
+    height = HEIGHT_INCHES + 1.1 * (rows - 1) + 0.19 * ((len(methods) - 1) // columns)
     figure = Figure(figsize=(WIDTH_INCHES, height), layout="constrained", facecolor="white")
     all_axes = [figure.add_subplot(rows, 1, row + 1) for row in range(rows)]
     warm = [record["step"] for runs in methods.values() for run in runs for record in run.metrics
@@ -214,7 +216,6 @@ def _sheet(methods: Methods, strokes: Strokes, rows: int = 1) -> tuple[Figure, l
         if warm:
             axes.axvspan(min(warm) - 0.5, max(warm) + 0.5, color=SHADE, linewidth=0, zorder=0)
     all_axes[-1].set_xlabel("optimiser step" + "; warm-up shaded" * bool(warm), color=MUTED, fontsize=TEXT_SIZE)
-    columns = max(1, min(len(methods), round(60 / (8 + max(map(len, methods))))))
     name_strokes(figure, {name: strokes[name] for name in methods}, columns=columns)
     return figure, all_axes
 

@@ -17,7 +17,7 @@ from tutelage.errors import DataError, OutputExistsError
 from tutelage.files import write_whole, written_whole
 from tutelage.report.answers import side_by_side
 from tutelage.report.figures import draw_figures, for_page
-from tutelage.report.sources import ReportedRun, grouped, is_finished, read_sources
+from tutelage.report.sources import ReportedRun, grouped, is_finished, read_sources, settled
 from tutelage.report.tables import (
     MOST_PROBLEMS_LISTED,
     Cell,
@@ -35,6 +35,7 @@ MARK = '<meta name="generator" content="tutelage report">'
 MARK_WITHIN = 1000  # bytes from the start
 FIGURES_MARK = ".made-by-tutelage-report"
 MOST_RUNS_WITH_PROBLEMS = 8
+MOST_NAMES_IN_TITLE = 4
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def write_report(sources: Sequence[Path], path: Path | None = None, *, refresh: 
     folder = path.with_name(f"{path.stem}-figures")
     _refuse_foreign(path, folder)
     runs, comparisons = read_sources(sources)
-    figures = list(draw_figures({name: [run.records for run in group] for name, group in grouped(runs).items()}))
+    figures = list(draw_figures({name: [run.records for run in group] for name, group in settled(runs).items()}))
     is_complete = all(map(is_finished, runs)) and not any(it.record.get("missing", ["?"]) for it in comparisons)
     changes = [change for run in runs[:MOST_RUNS_WITH_PROBLEMS] for change in problem_changes(run)]
     sweeps = [(it.folder.name, _data_uri(it.sweep_figure)) for it in comparisons if it.sweep_figure is not None]
@@ -152,6 +153,8 @@ def _template(name: str) -> str:
 
 def _title(runs: Sequence[ReportedRun]) -> str:
     names = list(grouped(runs))
+    if len(names) > MOST_NAMES_IN_TITLE:
+        return f"{len(names)} methods, {names[0]} first"
     return " against ".join(names) if len(names) < 3 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
@@ -161,7 +164,9 @@ def _progress_words(runs: Sequence[ReportedRun]) -> str:
     if not going:
         return f"{words}, all finished."
     last = [f"{run.label} at step {run.records.metrics[-1].get('step', 0) + 1}" for run in going[:5]]
-    return f"{words}, {len(going)} not finished: {'; '.join(last)}{'; …' * (len(going) > 5)}."
+    return f"{words}, {len(going)} not finished: {'; '.join(last)}{'; …' * (len(going) > 5)}. " + (
+        "Means leave them out where others of their method are finished."
+    )
 
 
 def _change_table(changes: Sequence[Change]) -> Table:

@@ -12,7 +12,7 @@ from typing import Any
 from tutelage.errors import DataError
 from tutelage.report.records import METRICS_FILE, RunRecords, read_run
 
-__all__ = ["Comparison", "ReportedRun", "flattened", "grouped", "is_finished", "read_sources"]
+__all__ = ["Comparison", "ReportedRun", "flattened", "grouped", "is_finished", "read_sources", "settled"]
 
 COMPARISON_FILE = "comparison.json"
 PLAN_FILE = "plan.json"
@@ -80,6 +80,11 @@ def grouped(runs: Sequence[ReportedRun]) -> dict[str, list[ReportedRun]]:
     for run in runs:
         groups.setdefault(run.method, []).append(run)
     return groups
+
+
+def settled(runs: Sequence[ReportedRun]) -> dict[str, list[ReportedRun]]:
+    """As `grouped`, without runs that go on where others of their method are finished: means are over equal runs."""
+    return {method: [run for run in group if is_finished(run)] or group for method, group in grouped(runs).items()}
 
 
 def is_finished(run: ReportedRun) -> bool:

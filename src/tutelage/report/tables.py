@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from tutelage.report.records import Curve, curve, pass_at_1_curve, read_jsonl
-from tutelage.report.sources import Comparison, ReportedRun, grouped
+from tutelage.report.sources import Comparison, ReportedRun, grouped, settled
 
 __all__ = ["Cell", "Change", "Table", "compared", "configuration_differences", "problem_changes", "summary"]
 
@@ -51,9 +51,9 @@ class Change:
 
 
 def summary(runs: Sequence[ReportedRun]) -> Table:
-    """A row per method: means over seeds ± standard deviation (n - 1)."""
+    """A row per method: means over its finished runs, if any, ± standard deviation (n - 1)."""
     rows: list[list[Cell]] = []
-    for method, group in grouped(runs).items():
+    for method, group in settled(runs).items():
         looks = [pass_at_1_curve(run.records.evaluations) for run in group]
         rewards = [curve(run.records.metrics, "reward") for run in group]
         seconds = [curve(run.records.metrics, "seconds") for run in group]
@@ -173,12 +173,13 @@ def _summary_cell(own: Mapping[str, Any] | None) -> Cell:
     if own.get("difference") is not None:
         text += f"\n{_number(float(own['difference']), '+')}"
     if own.get("interval"):
-        text += " [{}]".format(", ".join(_number(float(end), "+") for end in own["interval"]))
+        text += "\n[{}]".format(", ".join(_number(float(end), "+") for end in own["interval"]))
     return text, mean
 
 
 def _number(value: float, sign: str = "") -> str:
-    return f"{value:{sign},.0f}" if abs(value) >= 1000 else f"{value:{sign}.3g}"
+    digits = 0 if abs(value) >= 1000 else 1 if abs(value) >= 10 else 3
+    return f"{value:{sign},.{digits}f}"
 
 
 def _first_tenth(line: Curve) -> float:

@@ -8,9 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from tests.browser import MISSING, Browser, browser
 from tests.unit.report.run_folders import sample_of, write_lines, write_run
+from tutelage.cli import app
 from tutelage.errors import DataError, OutputExistsError
 from tutelage.report import default_path, watch_report, write_report
 from tutelage.report.answers import side_by_side
@@ -125,7 +127,7 @@ def test_a_comparison_is_understood(tmp_path: Path) -> None:
     report = write_report([tmp_path / "c"])
     text = report.path.read_text()
     assert report.is_complete and report.path == tmp_path / "c.report.html"
-    assert "0.25 ± 0.01" in text and "+0.25 [+0.2, +0.3]" in text and "data:image/png;base64,iVBORw==" in text
+    assert "0.250 ± 0.010" in text and "+0.250\n[+0.200, +0.300]" in text and "data:image/png;base64,iVBORw==" in text
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
@@ -154,9 +156,34 @@ def test_watching_ends_with_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert report.is_complete and seen == [True, False], "a page of a run that goes on loads itself again"
 
 
+def test_the_least_that_a_run_may_have(tmp_path: Path) -> None:
+    run = tmp_path / "a $ <run>"
+    run.mkdir()
+    write_lines(run / "metrics.jsonl", [{"step": 0, "loss": 1.0, "seconds_rollout": 1.0}])
+    report = write_report([run])
+    assert report.is_complete, "without a run file nothing says that there is more to come"
+    assert "<h1>a $ &lt;run&gt;</h1>" in report.path.read_text()
+    assert [path.name for path in report.figures] == ["loss.svg", "loss.png", "cost.svg", "cost.png"]
+
+
+def test_the_command_says_where_things_are(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "trb")
+    done = CliRunner().invoke(app, ["report", str(run), "--output", str(tmp_path / "deep/page.html")])
+    assert done.exit_code == 0 and str(tmp_path / "deep/page.html") in done.output
+    assert (tmp_path / "deep/page-figures/loss.svg").is_file()
+
+
 def test_runs_say_whether_they_are_finished(tmp_path: Path) -> None:
     runs, _ = read_sources([write_run(tmp_path / "a"), write_run(tmp_path / "b", steps=5)])
     assert [is_finished(run) for run in runs] == [True, False]
+
+
+def test_means_are_over_finished_runs(tmp_path: Path) -> None:
+    runs, _ = read_sources([write_run(tmp_path / "a"), write_run(tmp_path / "b", seed=1, steps=2)])
+    (row,) = summary(runs).rows
+    assert [text for text, _ in row[:5]] == ["trb", "1", "6", "0.0", "60.0"]
+    (row,) = summary(runs[1:]).rows
+    assert [text for text, _ in row[:3]] == ["trb", "1", "2"]
 
 
 # --- in a real browser -----------------------------------------------------------------------------------------------
