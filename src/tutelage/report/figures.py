@@ -128,8 +128,8 @@ def _entropy(methods: Methods, strokes: Strokes) -> Iterator[ReportFigure]:
     yield _finished(
         figure, "teacher-entropy", "Teacher entropy and pass@1",
         "How unsure the teacher is on the prefixes that the policy visits (lines, left), and the share of right "
-        "answers (marks, right): teacher entropy that falls while pass@1 rises is a student entering the "
-        "teacher's territory. "
+        "answers (marks, right): lower entropy means prefixes on which the teacher knows how "
+        "to go on. "
         + _band_words(methods),
     )  # fmt: skip
 

@@ -109,14 +109,18 @@ def watch_report(
     sources: Sequence[Path], path: Path | None = None, *, every: int, on_report: Callable[[Report], None]
 ) -> Report:
     """Write the report again every so many seconds until all runs are at their end; waits for the first to begin."""
+    is_first_failure = True
     while True:
         try:
             report = write_report(sources, path, refresh=every)
         except DataError:
-            if all(source.exists() for source in sources) and not _has_begun(sources):
-                time.sleep(every)
-                continue
-            raise
+            # A file may be read while its first line is being written: only what stays unreadable is an error.
+            if not all(source.exists() for source in sources) or (_has_begun(sources) and not is_first_failure):
+                raise
+            is_first_failure = not _has_begun(sources)
+            time.sleep(every)
+            continue
+        is_first_failure = True
         on_report(report)
         if report.is_complete:
             return report

@@ -156,6 +156,15 @@ def test_watching_ends_with_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert report.is_complete and seen == [True, False], "a page of a run that goes on loads itself again"
 
 
+def test_watching_a_broken_run_ends_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, pauses = write_run(tmp_path / "trb"), []
+    (run / "metrics.jsonl").write_text("no\nnumbers\n")
+    monkeypatch.setattr("tutelage.report.page.time.sleep", pauses.append)
+    with pytest.raises(DataError, match="line 1 is not JSON"):
+        watch_report([run], every=7, on_report=lambda made: None)
+    assert pauses == [7], "it may have been read while it was written, once"
+
+
 def test_the_least_that_a_run_may_have(tmp_path: Path) -> None:
     run = tmp_path / "a $ <run>"
     run.mkdir()
