@@ -334,6 +334,31 @@ def sweep(
     )
 
 
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of runs, comparisons or sweeps.")],
+    output: Annotated[
+        Path | None,
+        typer.Option(help="The page; default: NAME.report.html beside the folder, report.html for several."),
+    ] = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Write it again until all runs are at their end.")] = False,
+    every: Annotated[int, typer.Option(help="Seconds between two writings of --watch.", min=1)] = 15,
+) -> None:
+    """Write one HTML page about runs, and its figures as SVG and PNG; nothing is loaded from a network."""
+    from tutelage.report import watch_report, write_report
+
+    console = Console(highlight=False, soft_wrap=True)
+    if watch:
+        console.print("watching; Ctrl-C ends it")
+        written = watch_report(
+            runs, output, every=every, on_report=lambda made: console.print(f"written   {_plain(str(made.path))}")
+        )
+    else:
+        written = write_report(runs, output)
+        console.print(f"report    {_plain(str(written.path))}")
+    console.print(f"figures   {_plain(str(written.figures[0].parent))}")
+
+
 def _world(
     name: str | None, folder: Path, steps: int | None, problems: int | None, problem_seed: int | None
 ) -> World | None:

@@ -2,12 +2,15 @@
 
 from tutelage.report.bands import Point, plot_methods, plot_sweep
 from tutelage.report.curves import plot_run, plot_runs
+from tutelage.report.page import Report, default_path, watch_report, write_report
 from tutelage.report.records import Curve, pass_at_1_curve, read_jsonl
 from tutelage.report.sparkline import sparkline
 
 __all__ = [
     "Curve",
     "Point",
+    "Report",
+    "default_path",
     "pass_at_1_curve",
     "plot_methods",
     "plot_run",
@@ -15,4 +18,6 @@ __all__ = [
     "plot_sweep",
     "read_jsonl",
     "sparkline",
+    "watch_report",
+    "write_report",
 ]

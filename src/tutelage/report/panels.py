@@ -27,6 +27,7 @@ __all__ = [
     "has_seconds",
     "has_trust_region",
     "mark_phases",
+    "moving_average",
     "shade_trust_region",
 ]
 
@@ -147,7 +148,7 @@ def mark_phases(axes: Axes, run: RunRecords) -> None:
 
 
 def _line(axes: Axes, line: Curve, how: Stroke, num_runs: int) -> None:
-    smooth = _moving_average(line.values)
+    smooth = moving_average(line.values)
     marker = how.marker if len(line) == 1 else ""
     axes.plot(line.steps, line.values, color=how.color, linewidth=0.8, alpha=0.3 / num_runs**0.5)
     axes.plot(line.steps, smooth, color=how.color, linestyle=how.linestyle, linewidth=2, marker=marker)
@@ -182,7 +183,7 @@ def _mean_curve(curves: list[Curve]) -> Curve:
     return mean_and_spread(curves)[0]
 
 
-def _moving_average(values: NDArray[np.float64]) -> NDArray[np.float64]:
+def moving_average(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Centred mean over an odd window, cut off at both ends."""
     window = np.ones(_odd_window(len(values)))
     if len(window) == 1:

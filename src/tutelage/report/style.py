@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["INK", "MUTED", "SHADE", "TEXT_SIZE", "Stroke", "dress", "label_right", "name_strokes", "stroke"]
+__all__ = ["GRID", "INK", "MUTED", "SHADE", "TEXT_SIZE", "Stroke", "dress", "label_right", "name_strokes", "stroke"]
 
 INK = "#222222"
 MUTED = "#6e6e6e"
@@ -87,7 +87,7 @@ def label_right(axes: Axes, labels: Sequence[tuple[float, str, str]], panel_shar
         )  # fmt: skip
 
 
-def name_strokes(figure: Figure, strokes: Mapping[str, Stroke], title: str = "") -> None:
+def name_strokes(figure: Figure, strokes: Mapping[str, Stroke], title: str = "", columns: int = 6) -> None:
     """The names of the strokes above the panels, under a grey line of text if there is one."""
     from matplotlib.lines import Line2D
 
@@ -97,9 +97,10 @@ def name_strokes(figure: Figure, strokes: Mapping[str, Stroke], title: str = "")
     ]
     placeholders = [str(index) for index in range(len(handles))]
     legend = figure.legend(
-        handles, placeholders, loc="outside upper left", ncols=min(len(handles), 6), frameon=False, handlelength=3.2,
-        fontsize=TEXT_SIZE + 1, title=title or None, title_fontsize=TEXT_SIZE, alignment="left",
+        handles, placeholders, loc="outside upper left", ncols=min(len(handles), columns), frameon=False,
+        handlelength=3.2, fontsize=TEXT_SIZE + 1, title=title or None, title_fontsize=TEXT_SIZE, alignment="left",
     )  # fmt: skip
     for text, label in zip(legend.get_texts(), strokes, strict=True):
         text.set_parse_math(False)  # a folder's name may hold $ or begin with _, which a legend would take as commands
         text.set_text(label)
+        text.set_color(INK)

@@ -27,6 +27,7 @@ from tutelage.training.past_self import PastSelf
 from tutelage.training.phases import Phase, phase_at
 from tutelage.training.run_files import RunFolder
 from tutelage.training.step import RolloutSettings, accumulate_gradient, apply_update
+from tutelage.training.token_log import token_log
 from tutelage.training.trackers import Tracking
 from tutelage.types import Prompt, Rollout, StepResult
 
@@ -281,5 +282,6 @@ def _sample_records(run: Run, result: StepResult, chosen: Sequence[int]) -> list
             record["correct"] = bool(result.correct[place])
         if rollout.teacher_logprobs is not None:
             record["teacher_logprob"] = float(rollout.teacher_logprobs.mean())
+        record["tokens"] = token_log(rollout, run.decode)
         records.append(record)
     return records

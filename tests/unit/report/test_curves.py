@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from tutelage.errors import ConfigurationError, DataError
 from tutelage.report import plot_run, plot_runs
-from tutelage.report.panels import _mean_curve, _moving_average, _moving_median, mark_phases
+from tutelage.report.panels import _mean_curve, _moving_median, mark_phases, moving_average
 from tutelage.report.records import Curve, RunRecords
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -121,13 +121,13 @@ def test_importing_the_package_does_not_import_matplotlib():
 
 
 def test_smoothing_keeps_constants_lengths_and_short_curves():
-    for smooth in (_moving_average, _moving_median):
+    for smooth in (moving_average, _moving_median):
         np.testing.assert_allclose(smooth(np.full(100, 2.5)), 2.5)
         assert smooth(np.arange(5.0)).tolist() == [0, 1, 2, 3, 4]
         assert smooth(np.zeros(0)).shape == (0,)
     values = np.random.default_rng(0).random(40)  # window 3
-    assert _moving_average(values)[7] == pytest.approx(values[6:9].mean())
-    assert _moving_average(values)[0] == pytest.approx(values[:2].mean())
+    assert moving_average(values)[7] == pytest.approx(values[6:9].mean())
+    assert moving_average(values)[0] == pytest.approx(values[:2].mean())
     assert _moving_median(values)[7] == np.median(values[6:9])
 
 

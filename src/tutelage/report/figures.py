@@ -1,0 +1,260 @@
+"""The figures of a report, one question each and the size of a paper's column, as SVG and PNG.
+
+Runs arrive as method -> records, one per seed; lines are means over seeds and bands one standard deviation.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tutelage.report.panels import moving_average
+from tutelage.report.records import Curve, RunRecords, curve, greedy_names, mean_and_spread, pass_at_1_curve
+from tutelage.report.style import GRID, INK, MUTED, SHADE, TEXT_SIZE, Stroke, dress, name_strokes, stroke
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["ReportFigure", "draw_figures", "for_page", "page_colors"]
+
+Methods = Mapping[str, Sequence[RunRecords]]
+Strokes = Mapping[str, Stroke]
+WIDTH_INCHES, HEIGHT_INCHES = 4.8, 3.5
+DOTS_PER_INCH = 200
+BAND_ALPHA = 0.16
+LEGEND_LETTERS = 60  # of its size fit side by side; a stroke takes as much as ten
+PHASES = {
+    "seconds_rollout": ("rollout", ""),
+    "seconds_score": ("score", "//"),
+    "seconds_verify": ("verify", "xx"),
+    "seconds_update": ("update", ".."),
+}
+# Colours that follow the page from light to dark; the other lines are readable on both.
+PAGE_COLORS = {
+    INK: "var(--ink)",
+    MUTED: "var(--muted)",
+    GRID: "var(--grid)",
+    SHADE: "var(--shade)",
+    "#0072B2": "var(--blue)",
+}
+
+
+@dataclass(frozen=True)
+class ReportFigure:
+    """A figure: the stem of its files, its heading, what it says in words, and how it looks."""
+
+    name: str
+    title: str
+    caption: str
+    svg: str
+    png: bytes
+
+
+def draw_figures(methods: Methods) -> Iterator[ReportFigure]:
+    """Every figure that the runs have numbers for."""
+    lines: list[tuple[str, str, str, str, Callable[[RunRecords], Curve]]] = [
+        ("pass-at-1", "pass@1", "share correct, sampled, mean over the sets",
+         "Share of right answers on the evaluation problems.", lambda run: pass_at_1_curve(run.evaluations)),
+        ("pass-at-1-greedy", "pass@1, greedy", "share correct", "Share of right greedy answers.",
+         lambda run: pass_at_1_curve(run.evaluations, is_greedy=True)
+         if greedy_names(run.evaluations) else Curve(np.zeros(0), np.zeros(0))),
+        ("reward", "Reward", "right training rollouts, of the policy",
+         "Share of right answers among the training rollouts. A policy that asks the teacher is helped.",
+         lambda run: _smooth(curve(run.metrics, "reward"))),
+        ("loss", "Loss", "divergence from the target, nats per token", "What is minimised.",
+         lambda run: _smooth(curve(run.metrics, "loss"))),
+        ("teacher-support", "Teacher support", "log q of the sampled tokens, nats",
+         "How probable the teacher finds what was sampled; higher is nearer to the teacher.",
+         lambda run: _smooth(curve(run.metrics, "teacher_logprob"))),
+        ("response-length", "Response length", "tokens, mean over the rollouts", "Tokens per answer.",
+         lambda run: _smooth(curve(run.metrics, "response_tokens"))),
+    ]  # fmt: skip
+    strokes = {name: stroke(place) for place, name in enumerate(methods)}
+    for name, title, subtitle, caption, curve_of in lines:
+        if _curves(methods, curve_of):
+            figure, (axes,) = _sheet(methods, strokes)
+            dress(axes, title, subtitle)
+            _bands(axes, methods, strokes, curve_of)
+            yield _finished(figure, name, title, f"{caption} {_band_words(methods)}")
+    yield from _entropy(methods, strokes)
+    yield from _trust_region(methods, strokes)
+    yield from _cost(methods)
+
+
+def for_page(figure: ReportFigure) -> str:
+    """The SVG as an element of a page: colours that follow the theme, ids that no other figure has, no metadata."""
+    text = figure.svg[figure.svg.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r'\bid="([^"]+)"', rf'id="{figure.name}-\1"', text)
+    text = re.sub(r'(href="|url\()#', rf"\1#{figure.name}-", text)
+    text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
+    text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
+    return page_colors(text.replace("<svg", '<svg aria-hidden="true" focusable="false"', 1))
+
+
+def page_colors(svg: str) -> str:
+    """Ink, grid and paper as custom properties of the page."""
+    for color, variable in PAGE_COLORS.items():
+        svg = svg.replace(color.lower(), variable)
+    return re.sub(r"fill: #ffffff\b", "fill: none", svg).replace("#000000", "var(--ink)")
+
+
+def _entropy(methods: Methods, strokes: Strokes) -> Iterator[ReportFigure]:
+    def entropy(run: RunRecords) -> Curve:
+        return _smooth(curve(run.metrics, "teacher_entropy"))
+
+    if not _curves(methods, entropy):
+        return
+    figure, (axes,) = _sheet(methods, strokes)
+    dress(axes, "Teacher entropy and pass@1", "left, lines: entropy, nats per token; right, marks: pass@1")
+    _bands(axes, methods, strokes, entropy)
+    other = axes.twinx()
+    other.spines[["top", "right", "left", "bottom"]].set_visible(False)
+    other.tick_params(colors=MUTED, labelsize=TEXT_SIZE, length=0)
+    for name, runs in methods.items():
+        lines = [line for line in (pass_at_1_curve(run.evaluations) for run in runs) if len(line)]
+        if lines:
+            mean, how = mean_and_spread(lines)[0], strokes[name]
+            other.plot(
+                mean.steps, mean.values, how.marker, color=how.color, ms=6, markeredgecolor="white", linestyle=":",
+                linewidth=0.8,
+            )  # fmt: skip
+    yield _finished(
+        figure, "teacher-entropy", "Teacher entropy and pass@1",
+        "How unsure the teacher is on the prefixes that the policy visits (lines, left), and the share of right "
+        "answers (marks, right): lower entropy means prefixes on which the teacher knows how "
+        "to go on. "
+        + _band_words(methods),
+    )  # fmt: skip
+
+
+def _trust_region(methods: Methods, strokes: Strokes) -> Iterator[ReportFigure]:
+    blended = {
+        name: runs for name, runs in methods.items() if any(len(curve(run.metrics, "blend_mean")) for run in runs)
+    }
+    if not blended:
+        return
+    figure, (above, below) = _sheet(blended, strokes, rows=2)
+    dress(above, "Trust region", "beta: teacher share of the policy, mean over tokens")
+    dress(below, "", "KL(policy || student) used, and the budget (dotted), nats")
+    _bands(above, blended, strokes, lambda run: _smooth(curve(run.metrics, "blend_mean")))
+    _bands(below, blended, strokes, lambda run: _smooth(curve(run.metrics, "kl_used")))
+    for name, runs in blended.items():
+        budget = curve(runs[0].metrics, "kl_radius")
+        below.plot(budget.steps, budget.values, color=strokes[name].color, linestyle=":", linewidth=1.4)
+    for axes in (above, below):
+        axes.set_ylim(bottom=0)
+        axes.locator_params(axis="y", nbins=4)
+    yield _finished(
+        figure, "trust-region", "Budget and beta",
+        "How much of the teacher is in the policy, and how much of its KL budget that takes. " + _band_words(blended),
+    )  # fmt: skip
+
+
+def _cost(methods: Methods) -> Iterator[ReportFigure]:
+    """Median seconds per phase: those of steps with a budget apart from those without."""
+    bars: dict[str, dict[str, float]] = {}
+    for name, runs in methods.items():
+        steps = [record for run in runs for record in run.metrics]
+        warm = [record for record in steps if record.get("kl_radius", 0) > 0]
+        plain = [record for record in steps if not record.get("kl_radius", 0) > 0]
+        parts = {f"{name}, warm-up": warm, f"{name}, after": plain} if warm and plain else {name: steps}
+        for label, part in parts.items():
+            bars[label] = {
+                key: float(np.median([float(record.get(key, 0.0)) for record in part])) for key in PHASES if part
+            }
+    if not any(sum(phases.values()) for phases in bars.values()):
+        return
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(WIDTH_INCHES, 1.5 + 0.34 * len(bars)), layout="constrained", facecolor="white")
+    axes = figure.add_subplot()
+    dress(axes, "Cost of a step", "seconds by phase, median over steps")
+    left = np.zeros(len(bars))
+    for place, (key, (phase, hatch)) in enumerate(PHASES.items()):
+        widths = np.array([phases.get(key, 0.0) for phases in bars.values()])
+        axes.barh(
+            range(len(bars)), widths, left=left, height=0.62, color=stroke(place).color, hatch=hatch,
+            edgecolor="white", linewidth=0, label=phase,
+        )  # fmt: skip
+        left = left + widths
+    for place, total in enumerate(left):
+        axes.annotate(f"{total:.2f}", (total, place), xytext=(3, 0), textcoords="offset points", va="center",
+                      fontsize=TEXT_SIZE, color=INK)  # fmt: skip
+    axes.margins(x=0.12)
+    axes.set_yticks(range(len(bars)), [label.replace("$", r"\$") for label in bars])
+    axes.invert_yaxis()
+    axes.grid(False, axis="y")
+    legend = figure.legend(loc="outside lower left", ncols=4, frameon=False, fontsize=TEXT_SIZE, handlelength=1.6)
+    for text in legend.get_texts():
+        text.set_color(INK)
+    yield _finished(
+        figure, "cost", "Cost of a step",
+        "Wall-clock seconds of each phase of a step, with a trust region and without where a run has both.",
+    )  # fmt: skip
+
+
+def _sheet(methods: Methods, strokes: Strokes, rows: int = 1) -> tuple[Figure, list[Axes]]:
+    """Axes below one another with the steps of the warm-up shaded and the names of the methods on top."""
+    from matplotlib.figure import Figure  # here, so that importing the package does not pay for matplotlib
+    from matplotlib.ticker import MaxNLocator
+
+    columns = max(1, min(len(methods), LEGEND_LETTERS // (10 + max(map(len, methods)))))
+    height = HEIGHT_INCHES + 1.1 * (rows - 1) + 0.19 * ((len(methods) - 1) // columns)
+    figure = Figure(figsize=(WIDTH_INCHES, height), layout="constrained", facecolor="white")
+    all_axes = [figure.add_subplot(rows, 1, row + 1) for row in range(rows)]
+    warm = [record["step"] for runs in methods.values() for run in runs for record in run.metrics
+            if record.get("kl_radius", 0) > 0]  # fmt: skip
+    for axes in all_axes:
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
+        if warm:
+            axes.axvspan(min(warm) - 0.5, max(warm) + 0.5, color=SHADE, linewidth=0, zorder=0)
+    all_axes[-1].set_xlabel("optimiser step" + "; warm-up shaded" * bool(warm), color=MUTED, fontsize=TEXT_SIZE)
+    name_strokes(figure, {name: strokes[name] for name in methods}, columns=columns)
+    return figure, all_axes
+
+
+def _bands(axes: Axes, methods: Methods, strokes: Strokes, curve_of: Callable[[RunRecords], Curve]) -> None:
+    for name, runs in methods.items():
+        lines = [line for line in map(curve_of, runs) if len(line)]
+        if not lines:
+            continue
+        (mean, spread), how = mean_and_spread(lines), strokes[name]
+        if len(lines) > 1:
+            axes.fill_between(
+                mean.steps, mean.values - spread, mean.values + spread, color=how.color, alpha=BAND_ALPHA, linewidth=0
+            )
+        marker = how.marker if len(mean) < 30 else ""
+        axes.plot(
+            mean.steps, mean.values, color=how.color, linestyle=how.linestyle, linewidth=1.8, marker=marker, ms=4.5
+        )
+
+
+def _curves(methods: Methods, curve_of: Callable[[RunRecords], Curve]) -> list[Curve]:
+    return [line for runs in methods.values() for line in map(curve_of, runs) if len(line)]
+
+
+def _smooth(line: Curve) -> Curve:
+    return Curve(line.steps, moving_average(line.values))
+
+
+def _band_words(methods: Methods) -> str:
+    if max(map(len, methods.values())) == 1:
+        return "One run each."
+    return "Means over seeds; band: one standard deviation."
+
+
+def _finished(figure: Figure, name: str, title: str, caption: str) -> ReportFigure:
+    from matplotlib import rc_context
+
+    svg, png = BytesIO(), BytesIO()
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": name, "hatch.linewidth": 0.7}):
+        figure.savefig(svg, format="svg", metadata={"Date": None})
+        figure.savefig(png, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})
+    return ReportFigure(name, title, caption, svg.getvalue().decode("utf-8"), png.getvalue())

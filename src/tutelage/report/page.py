@@ -1,0 +1,192 @@
+"""One HTML file about runs, and its figures beside it; everything in it is read from the files of those runs.
+
+The file loads nothing: styles, script, figures and answers are inside. It may be replaced, since it can be made again,
+but only where a mark in its head says that it was made here.
+"""
+
+from __future__ import annotations
+
+import base64
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+from tutelage.errors import DataError, OutputExistsError
+from tutelage.files import write_whole, written_whole
+from tutelage.report.answers import side_by_side
+from tutelage.report.figures import draw_figures, for_page
+from tutelage.report.sources import ReportedRun, grouped, is_finished, read_sources, settled
+from tutelage.report.tables import (
+    MOST_PROBLEMS_LISTED,
+    Cell,
+    Change,
+    Table,
+    compared,
+    configuration_differences,
+    problem_changes,
+    summary,
+)
+
+__all__ = ["Report", "default_path", "watch_report", "write_report"]
+
+MARK = '<meta name="generator" content="tutelage report">'
+MARK_WITHIN = 1000  # bytes from the start
+FIGURES_MARK = ".made-by-tutelage-report"
+MOST_RUNS_WITH_PROBLEMS = 8
+MOST_NAMES_IN_TITLE = 4
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was written: the page, its figures, and whether all of its runs had come to their end."""
+
+    path: Path
+    figures: Sequence[Path]
+    is_complete: bool
+
+
+def default_path(sources: Sequence[Path]) -> Path:
+    """`NAME.report.html` beside the folder; `report.html` beside the first of several."""
+    first = sources[0].resolve()
+    return first.parent / (f"{first.name}.report.html" if len(sources) == 1 else "report.html")
+
+
+def write_report(sources: Sequence[Path], path: Path | None = None, *, refresh: int = 0) -> Report:
+    """Write the page and, into a folder `<stem>-figures` beside it, every figure as SVG and PNG.
+
+    Args:
+      sources: folders of runs, comparisons and sweeps.
+      path: the page; None = `default_path`.
+      refresh: seconds after which an open page loads itself again while runs go on; 0 = never.
+    Raises:
+      OutputExistsError: the page or the folder of figures is there and was not made here.
+      DataError: a source is no folder of a run, or none has begun.
+    """
+    path = default_path(sources) if path is None else path
+    folder = path.with_name(f"{path.stem}-figures")
+    _refuse_foreign(path, folder)
+    runs, comparisons = read_sources(sources)
+    figures = list(draw_figures({name: [run.records for run in group] for name, group in settled(runs).items()}))
+    is_complete = all(map(is_finished, runs)) and not any(it.record.get("missing", ["?"]) for it in comparisons)
+    changes = [change for run in runs[:MOST_RUNS_WITH_PROBLEMS] for change in problem_changes(run)]
+    sweeps = [(it.folder.name, _data_uri(it.sweep_figure)) for it in comparisons if it.sweep_figure is not None]
+
+    from jinja2 import Environment, FunctionLoader, StrictUndefined
+    from markupsafe import Markup
+
+    page = Environment(
+        loader=FunctionLoader(_template), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    ).get_template("report.html.jinja")
+    text = page.render(
+        mark=Markup(MARK),
+        css=Markup(_template("report.css")),
+        js=Markup(_template("report.js")),
+        title=_title(runs),
+        progress=_progress_words(runs),
+        refresh=0 if is_complete else refresh,
+        summary=summary(runs),
+        comparisons=[compared(it) for it in comparisons],
+        figures=[(figure, Markup(for_page(figure))) for figure in figures],
+        sweeps=sweeps,
+        answers=side_by_side(runs),
+        changes=changes,
+        change_table=_change_table(changes),
+        listed=[change for change in changes if change.gained or change.lost],
+        most=MOST_PROBLEMS_LISTED,
+        differences=configuration_differences(runs),
+        footer=f"Read from {', '.join(str(source) for source in sources)}.",
+    )
+    written = _write_figures(folder, [(f"{it.name}.{kind}", data) for it in figures for kind, data in
+                                      (("svg", it.svg.encode()), ("png", it.png))])  # fmt: skip
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, text)
+    return Report(path, written, is_complete)
+
+
+def watch_report(
+    sources: Sequence[Path], path: Path | None = None, *, every: int, on_report: Callable[[Report], None]
+) -> Report:
+    """Write the report again every so many seconds until all runs are at their end; waits for the first to begin."""
+    is_first_failure = True
+    while True:
+        try:
+            report = write_report(sources, path, refresh=every)
+        except DataError:
+            # A file may be read while its first line is being written: only what stays unreadable is an error.
+            if not all(source.exists() for source in sources) or (_has_begun(sources) and not is_first_failure):
+                raise
+            is_first_failure = not _has_begun(sources)
+            time.sleep(every)
+            continue
+        is_first_failure = True
+        on_report(report)
+        if report.is_complete:
+            return report
+        time.sleep(every)
+
+
+def _has_begun(sources: Sequence[Path]) -> bool:
+    return any(file.stat().st_size for source in sources for file in source.rglob("metrics.jsonl"))
+
+
+def _refuse_foreign(path: Path, folder: Path) -> None:
+    if path.exists() and (not path.is_file() or MARK.encode() not in path.read_bytes()[:MARK_WITHIN]):
+        raise OutputExistsError(
+            f"{path} already exists and was not made by tutelage report; it stays as it is. Choose another --output."
+        )
+    if folder.exists() and not (folder / FIGURES_MARK).is_file():
+        raise OutputExistsError(
+            f"{folder} already exists and was not made by tutelage report; it stays as it is. Choose another --output."
+        )
+
+
+def _write_figures(folder: Path, files: Sequence[tuple[str, bytes]]) -> list[Path]:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / FIGURES_MARK).touch()
+    for name, data in files:
+        with written_whole(folder / name) as partial:
+            partial.write_bytes(data)
+    return [folder / name for name, _ in files]
+
+
+def _template(name: str) -> str:
+    return (resources.files("tutelage.report") / "templates" / name).read_text(encoding="utf-8")
+
+
+def _title(runs: Sequence[ReportedRun]) -> str:
+    names = list(grouped(runs))
+    if len(names) > MOST_NAMES_IN_TITLE:
+        return f"{len(names)} methods, {names[0]} first"
+    return " against ".join(names) if len(names) < 3 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _progress_words(runs: Sequence[ReportedRun]) -> str:
+    going = [run for run in runs if not is_finished(run)]
+    words = f"{len(runs)} run{'s' * (len(runs) != 1)}"
+    if not going:
+        return f"{words}, all finished."
+    last = [f"{run.label} at step {run.records.metrics[-1].get('step', 0) + 1}" for run in going[:5]]
+    return f"{words}, {len(going)} not finished: {'; '.join(last)}{'; …' * (len(going) > 5)}. " + (
+        "Means leave them out where others of their method are finished."
+    )
+
+
+def _change_table(changes: Sequence[Change]) -> Table:
+    rows: list[list[Cell]] = [
+        [
+            (change.label, change.label),
+            (change.problems, change.problems),
+            (f"{change.before} → {change.after}", change.before * 1_000_000 + change.after),
+            (f"+{len(change.gained)}" if change.gained else "0", len(change.gained)),
+            (f"−{len(change.lost)}" if change.lost else "0", len(change.lost)),
+            (f"{len(change.gained) - len(change.lost):+d}", len(change.gained) - len(change.lost)),
+        ]
+        for change in changes
+    ]
+    return Table("problems", ("run", "problems", "steps", "gained", "lost", "net"), rows)
+
+
+def _data_uri(path: Path) -> str:
+    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii")

@@ -1,0 +1,194 @@
+"""The tables of a report: what each method reached, what differs between runs, which problems were gained and lost."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tutelage.report.records import Curve, curve, pass_at_1_curve, read_jsonl
+from tutelage.report.sources import Comparison, ReportedRun, grouped, settled
+
+__all__ = ["Cell", "Change", "Table", "compared", "configuration_differences", "problem_changes", "summary"]
+
+EVALUATION_SAMPLES = re.compile(r"step-(\d+)-(.+)\.jsonl")
+SOLVED_SHARE = 0.5
+MOST_PROBLEMS_LISTED = 60
+
+
+Cell = tuple[str, float | str]  # text, what it is sorted by
+
+
+@dataclass(frozen=True)
+class Table:
+    """Headings and rows of text, as a page shows and sorts them."""
+
+    name: str
+    headings: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+    notes: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Change:
+    """Problems that one run solved at one checkpoint and not at the other.
+
+    Fields:
+      gained, lost: (problem id, right answers before, after, number of answers), the largest change first.
+    """
+
+    label: str
+    problems: str
+    before: int
+    after: int
+    gained: Sequence[tuple[str, int, int, int]]
+    lost: Sequence[tuple[str, int, int, int]]
+
+
+def summary(runs: Sequence[ReportedRun]) -> Table:
+    """A row per method: means over its finished runs, if any, ± standard deviation (n - 1)."""
+    rows: list[list[Cell]] = []
+    for method, group in settled(runs).items():
+        looks = [pass_at_1_curve(run.records.evaluations) for run in group]
+        rewards = [curve(run.records.metrics, "reward") for run in group]
+        seconds = [curve(run.records.metrics, "seconds") for run in group]
+        steps = [len(curve(run.records.metrics, "loss")) for run in group]
+        rows.append(
+            [
+                (method, method),
+                (f"{len(group)}", len(group)),
+                (_range_words(steps), float(max(steps))),
+                _cell([100 * line.values[0] for line in looks if len(line)], ".1f"),
+                _cell([100 * line.values[-1] for line in looks if len(line)], ".1f"),
+                _cell([100 * line.values.max() for line in looks if len(line)], ".1f"),
+                _cell([100 * _first_tenth(line) for line in rewards if len(line)], ".1f"),
+                _cell([float(np.median(line.values)) for line in seconds if len(line)], ".2f"),
+                _cell([float(line.values.sum()) for line in seconds if len(line)], ".0f"),
+            ]
+        )
+    headings = ("method", "runs", "steps", "pass@1 % first", "last", "best", "early reward %", "s / step", "s in all")
+    notes = (
+        "Means over runs ± standard deviation (n − 1). pass@1: mean over the evaluation sets, sampled. Best: the best "
+        "of all looks, so too high. Early reward: right training rollouts in the first tenth of the steps. s / step: "
+        "median.",
+    )
+    return Table("summary", headings, rows, notes)
+
+
+def compared(comparison: Comparison) -> Table | None:
+    """The numbers that a comparison wrote, shares as they are; below a mean the paired difference and its interval."""
+    record = comparison.record
+    summaries: Mapping[str, Mapping[str, Any]] = record.get("summaries", {})
+    names = [name for name in record.get("measures", {}) if any(name in own for own in summaries.values())]
+    if not names:
+        return None
+    rows = [
+        [(method, method), *(_summary_cell(own.get(name)) for name in names)]
+        for method, own in summaries.items()
+        if own
+    ]
+    notes = [f"{name.replace('_', ' ')}: {record['measures'][name]}" for name in names]
+    headings = ("method", *(name.replace("_", " ") for name in names))
+    return Table(f"comparison-{comparison.folder.name}", headings, rows, [*map(str, record.get("notes", [])), *notes])
+
+
+def configuration_differences(runs: Sequence[ReportedRun]) -> Table | None:
+    """Keys in which methods differ, a column per method; outputs, names and seeds aside. None without a difference."""
+    configs = {method: group[0].config for method, group in grouped(runs).items()}
+    keys = dict.fromkeys(key for config in configs.values() for key in config)
+    rows = []
+    for key in keys:
+        values = [_shown(config.get(key)) for config in configs.values()]
+        if key not in ("name", "output", "seed") and len(set(values)) > 1:
+            rows.append([(key, key), *((value, value) for value in values)])
+    return Table("configuration", ("key", *configs), rows) if rows else None
+
+
+def problem_changes(run: ReportedRun) -> list[Change]:
+    """Problems gained and lost between neighbouring evaluations of a run, and from the first to the last.
+
+    A problem is solved where at least half of its answers are right. Answers are drawn, so some problems come and go by
+    chance; compare the two counts.
+    """
+    files: dict[str, dict[int, Path]] = {}
+    folder = run.folder / "evaluations"
+    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+        if match := EVALUATION_SAMPLES.fullmatch(path.name):
+            files.setdefault(match[2], {})[int(match[1])] = path
+    changes = []
+    for name, of_step in files.items():
+        right = {step: _right_answers(path) for step, path in sorted(of_step.items())}
+        steps = list(right)
+        pairs = list(pairwise(steps))
+        if len(steps) > 2:
+            pairs.append((steps[0], steps[-1]))
+        changes += [_change(run.label, name, before, after, right) for before, after in pairs]
+    return changes
+
+
+def _right_answers(path: Path) -> dict[str, tuple[int, int]]:
+    """Problem id -> right answers, answers."""
+    counts: dict[str, tuple[int, int]] = {}
+    for record in read_jsonl(path):
+        right, number = counts.get(str(record.get("problem_id")), (0, 0))
+        counts[str(record.get("problem_id"))] = (right + bool(record.get("correct")), number + 1)
+    return counts
+
+
+def _change(
+    label: str, name: str, before: int, after: int, right: Mapping[int, Mapping[str, tuple[int, int]]]
+) -> Change:
+    gained: list[tuple[str, int, int, int]] = []
+    lost: list[tuple[str, int, int, int]] = []
+    for problem, (old, number) in right[before].items():
+        if problem not in right[after]:
+            continue
+        new, new_number = right[after][problem]
+        was, is_now = old >= SOLVED_SHARE * number, new >= SOLVED_SHARE * new_number
+        if was != is_now:
+            (gained if is_now else lost).append((problem, old, new, new_number))
+    for changed in (gained, lost):
+        changed.sort(key=lambda row: -abs(row[2] - row[1]))
+    return Change(label, name, before, after, gained, lost)
+
+
+def _cell(values: Sequence[float], form: str) -> Cell:
+    if not values:
+        return "–", float("-inf")
+    mean = float(np.mean(values))
+    spread = f" ± {np.std(values, ddof=1):{form}}" if len(values) > 1 else ""
+    return f"{mean:{form}}{spread}", mean
+
+
+def _summary_cell(own: Mapping[str, Any] | None) -> Cell:
+    if own is None:
+        return "–", float("-inf")
+    mean, spread = float(own["mean"]), own.get("spread")
+    text = _number(mean) + (f" ± {_number(float(spread))}" if spread is not None else "")
+    if own.get("difference") is not None:
+        text += f"\n{_number(float(own['difference']), '+')}"
+    if own.get("interval"):
+        text += "\n[{}]".format(", ".join(_number(float(end), "+") for end in own["interval"]))
+    return text, mean
+
+
+def _number(value: float, sign: str = "") -> str:
+    digits = 0 if abs(value) >= 1000 else 1 if abs(value) >= 10 else 3
+    return f"{value:{sign},.{digits}f}"
+
+
+def _first_tenth(line: Curve) -> float:
+    return float(line.values[: max(1, len(line) // 10)].mean())
+
+
+def _range_words(counts: Sequence[int]) -> str:
+    return f"{counts[0]}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
+
+
+def _shown(value: Any) -> str:
+    return "–" if value is None else str(value)

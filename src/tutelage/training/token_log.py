@@ -1,0 +1,59 @@
+"""What of a rollout's tokens is kept in `samples.jsonl`: their pieces of text and a few rounded numbers each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from tutelage.types import Rollout
+
+__all__ = ["MOST_TOKENS", "pieces_of", "token_log"]
+
+MOST_TOKENS = 256  # of one answer; with seven columns that is about 10 kB
+DIGITS = 3
+FIELDS = {
+    "student_logprob": "student_logprobs",
+    "teacher_logprob": "teacher_logprobs",
+    "teacher_entropy": "teacher_entropy",
+    "kl": "kl_to_student",
+    "blend": "blend",
+}
+UNFINISHED = "\ufffd"  # what a decoder shows of a character whose last bytes are in the next token
+TOKENS_PER_WINDOW = 8
+
+
+def token_log(rollout: Rollout, decode: Callable[[Sequence[int]], str]) -> dict[str, Any]:
+    """The first `MOST_TOKENS` tokens as columns of equal length, to three decimals; what was not recorded is left out.
+
+    `text` are the pieces, the others fields of `Rollout` (nats; `replaced` is 1 or 0).
+    """
+    columns: dict[str, Any] = {"text": pieces_of(rollout.response_tokens[:MOST_TOKENS], decode)}
+    for name, field in FIELDS.items():
+        values = getattr(rollout, field)
+        if values is not None:
+            columns[name] = [round(value, DIGITS) + 0.0 for value in values[:MOST_TOKENS].tolist()]
+    if rollout.replaced is not None:
+        columns["replaced"] = rollout.replaced[:MOST_TOKENS].int().tolist()
+    return columns
+
+
+def pieces_of(tokens: Sequence[int], decode: Callable[[Sequence[int]], str]) -> list[str]:
+    """The text that each token adds, so that the joined pieces are the decoded answer.
+
+    A decoder may strip the space before the first word, and a character may be spread over tokens; so a token is read
+    behind a few earlier ones, and one that ends inside a character is "" while the last of its tokens has all of it.
+    """
+    pieces: list[str] = []
+    start, shown = 0, ""
+    for place in range(len(tokens)):
+        text = decode(tokens[start : place + 1])
+        if text.endswith(UNFINISHED) and place + 1 < len(tokens):
+            pieces.append("")
+            continue
+        pieces.append(text[len(shown) :])
+        shown = text
+        if place - start >= TOKENS_PER_WINDOW and text:
+            last = decode(tokens[place : place + 1])
+            if last and not last.startswith(UNFINISHED):
+                start, shown = place, last
+    return pieces

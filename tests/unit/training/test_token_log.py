@@ -1,0 +1,41 @@
+"""The tokens of a logged answer: pieces that join to the answer, numbers beside them, bounded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from tutelage.training.token_log import MOST_TOKENS, pieces_of, token_log
+from tutelage.types import Rollout
+
+BYTES = "naïve → \U0001f9ee, so 12".encode()
+
+
+def by_bytes(tokens: Sequence[int]) -> str:
+    return bytes(tokens).decode("utf-8", errors="replace")
+
+
+def test_characters_of_several_tokens_come_whole() -> None:
+    pieces = pieces_of(BYTES, by_bytes)
+    assert len(pieces) == len(BYTES) and "".join(pieces) == BYTES.decode()
+    assert pieces[:4] == ["n", "a", "", "ï"]
+
+
+def test_a_decoder_that_strips_the_first_space() -> None:
+    words = [" one", " two", "", " three", *(f" {number}" for number in range(30))]
+    pieces = pieces_of(range(len(words)), lambda tokens: "".join(words[token] for token in tokens).lstrip())
+    assert "".join(pieces) == "".join(words).lstrip()
+    assert pieces[1:4] == [" two", "", " three"]
+
+
+def test_columns_are_rounded_and_bounded() -> None:
+    length = MOST_TOKENS + 5
+    rollout = Rollout(
+        [0], [65] * length, torch.zeros(length), torch.full((length,), -0.12345),
+        replaced=torch.arange(length) == 2, kl_to_student=torch.full((length,), 1e-9),
+    )  # fmt: skip
+    log = token_log(rollout, by_bytes)
+    assert set(log) == {"text", "student_logprob", "kl", "replaced"}, "what is not known is not there"
+    assert {len(column) for column in log.values()} == {MOST_TOKENS}
+    assert log["student_logprob"][0] == -0.123 and log["kl"][0] == 0 and log["replaced"][:4] == [0, 0, 1, 0]
