@@ -18,7 +18,7 @@ ORDER = """
 __main__
 cli
 demo
-comparison
+comparison doctor
 config
 training
 evaluation runtime diagnostics
