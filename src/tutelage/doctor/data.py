@@ -25,7 +25,7 @@ __all__ = ["contexts", "lengths", "references", "run_file"]
 
 NUM_REFERENCES = 64
 SOLUTION_COLUMN = "solution"
-LONG_ANSWER = 40  # characters; a text of this length that stands in the prompt is no answer to it
+LONG_ANSWER = 3  # words; a text of so many that stands in the prompt is no answer to it
 
 
 def run_file(patient: Patient) -> Finding:
@@ -86,7 +86,11 @@ def references(patient: Patient) -> Finding:
     if not config.data.verifier or not answers:
         return Finding(Verdict.skipped, "the prompts have no answers, or data.verifier is empty: nothing is judged")
     texts = [patient.tokenizers[0].decode(list(prompt.student_tokens)) for prompt in prompts]
-    copied = [text for text, answer in zip(texts, answers, strict=True) if len(answer) > LONG_ANSWER and answer in text]
+    copied = [
+        text
+        for text, answer in zip(texts, answers, strict=True)
+        if answer in text and len(answer.split()) >= LONG_ANSWER
+    ]
     column, ids = config.data.answer_column, set(patient.prompts.ids)
     if len(copied) > len(answers) / 2 or sum(answer in ids for answer in answers) > len(answers) / 2:
         kind = "repeats the prompt" if copied else "holds the problems' ids"
