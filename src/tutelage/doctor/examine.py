@@ -47,6 +47,7 @@ EARLY = ("vocabulary", "stop ids", "prompts", "end of answer", "lengths", "verif
 EARLY_PROMPTS = 256
 OWN_VERIFIERS = ("math", "exact")  # a user's function is not called before the run calls it
 
+BLOCKING = ("vocabulary", "memory")  # errors of these make the models fail where they run, if they load at all
 EARLIER = "not checked: it needs what was refused above"
 
 
@@ -58,8 +59,8 @@ def examine(config: RunConfig, *, quick: bool = False) -> Iterator[Finding]:
     """
     patient, said = Patient(config), set[str]()
     for name, check in (CHEAP if quick else {**CHEAP, **COSTLY}).items():
-        if name in COSTLY and "memory" in said:
-            yield Finding(Verdict.skipped, "not tried: the models would not fit into memory", check=name)
+        if name in COSTLY and said & set(BLOCKING):
+            yield Finding(Verdict.skipped, "not tried: the models cannot run as they are, see above", check=name)
             continue
         finding, remarks = _examined(patient, check, said)
         said |= {finding.text, *remarks} | ({name} if finding.verdict == Verdict.error else set())
@@ -93,5 +94,8 @@ def _examined(patient: Patient, check: Check, said: set[str]) -> tuple[Finding, 
         except (TutelageError, OSError) as problem:
             text = str(problem)
             finding = Finding(Verdict.skipped, EARLIER) if text in said else Finding(Verdict.error, text)
+        except (RuntimeError, IndexError) as problem:  # of a model that runs, memory that runs out among them
+            reason = str(problem).splitlines()[0] if str(problem) else "no reason given"
+            finding = Finding(Verdict.error, f"stopped by {type(problem).__name__}: {reason}")
     remarks = [str(warning.message) for warning in caught if issubclass(warning.category, UserWarning)]
     return finding, [text for text in dict.fromkeys(remarks) if text not in said]

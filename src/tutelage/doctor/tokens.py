@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from tutelage.doctor.finding import Finding, Verdict
 from tutelage.doctor.patient import Patient
 from tutelage.tasks import closing_text
+from tutelage.types import Prompt
 
 __all__ = ["closing", "prompts", "sizes", "stops", "tokenizers"]
 
@@ -27,10 +28,12 @@ def sizes(patient: Patient) -> Finding:
     shown = ", ".join(f"{name} {size}" for name, size in rows.items())
     missing = num_tokens - (vocabulary.size - len(vocabulary.padding_ids))
     if missing > 0:
+        smallest = min(rows.values())
+        unread = [i for prompt in patient.prompts.prompts for i in _ids(prompt) if i >= smallest]
         return Finding(
-            Verdict.warning,
+            Verdict.error if unread else Verdict.warning,
             f"rows of the embedding tables: {shown}; {missing} of the tokenizer's {num_tokens} tokens have no row in "
-            "one of the models and can be neither read nor drawn",
+            f"one of the models and can be neither read nor drawn; the prompts hold them {len(unread)} times",
             "Use the tokenizer that belongs to the weights, or resize the model's embeddings.",
         )
     padded = "" if len({*rows.values(), vocabulary.size}) == 1 else "; what lies beyond the tokens is masked"
@@ -134,6 +137,11 @@ def closing(patient: Patient) -> Finding:
         "Add the token that ends a turn to eos_token_id in generation_config.json, or set data.use_chat_template = "
         "false for a base student.",
     )
+
+
+def _ids(prompt: Prompt) -> Iterator[int]:
+    yield from prompt.student_tokens
+    yield from prompt.teacher_tokens or ()
 
 
 def _tokens(tokenizer: Any, ids: Sequence[int]) -> str:

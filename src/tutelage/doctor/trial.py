@@ -51,7 +51,7 @@ def own_teacher(patient: Patient) -> Finding:
     numbers = rollout_metrics(rollouts)
     gap = max(abs(numbers["student_logprob"] - numbers["teacher_logprob"]), batch.logprob_mismatch)
     text = (
-        f"the student as its own teacher on {batch.num_tokens} tokens: loss {batch.loss:.1e}, log-probabilities "
+        f"the student learning from itself on {batch.num_tokens} tokens: loss {batch.loss:.1e}, log-probabilities "
         f"{gap:.1e} nats apart"
     )
     if not max(abs(batch.loss), gap) <= TOLERANCES[student.module.dtype]:
@@ -90,7 +90,7 @@ def solving(patient: Patient) -> Finding:
         return Finding(Verdict.skipped, "the prompts have no answers, or data.verifier is empty: nothing is judged")
     teacher = _judged(patient, Teacher(), prompts, answers, "teacher")
     student = _judged(patient, Student(), prompts, answers, "student")
-    text = f"pass@1 on {len(prompts)} problems: teacher {_shown(teacher)}, student {_shown(student)}"
+    text = f"on {len(prompts)} problems: teacher {_shown(teacher)}, student {_shown(student)}"
     if teacher.truncation_rate > 0.5:
         return Finding(
             Verdict.error if not teacher.pass_at_1 else Verdict.warning,

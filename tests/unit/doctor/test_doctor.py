@@ -76,7 +76,7 @@ def test_the_packaged_pair_is_healthy(packaged: RunConfig, monkeypatch: pytest.M
     assert [(f.check, f.text) for f in findings if f.verdict != Verdict.ok] == []
     texts = {finding.check: finding.text for finding in findings}
     assert "accepts all of 16 reference answers and all of 16 reference solutions" in texts["verifier"]
-    assert texts["pass@1"].startswith("pass@1 on 16 problems: teacher ")
+    assert texts["pass@1"].startswith("on 16 problems: teacher ")
 
 
 def test_the_tiny_pair_has_nothing_that_train_would_mention(run: Callable[..., RunConfig]) -> None:
@@ -105,7 +105,10 @@ def test_other_tokenizers_are_one_error_and_the_rest_is_skipped(run: Callable[..
 def test_a_vocabulary_that_is_padded_too_little(run: Callable[..., RunConfig], tmp_path: Path) -> None:
     save(tmp_path, "teacher", padded_size=257)
     finding = found(run(), "vocabulary")
-    assert finding.verdict == Verdict.warning and "2 of the tokenizer's 259 tokens have no row" in finding.text
+    assert finding.verdict == Verdict.error and "2 of the tokenizer's 259 tokens have no row" in finding.text
+    assert {f.verdict for f in examine(run()) if f.check in COSTLY} == {Verdict.skipped}
+    plain = found(run("data.use_chat_template=false"), "vocabulary")
+    assert plain.verdict == Verdict.warning and plain.text.endswith("the prompts hold them 0 times")
 
 
 def test_stop_ids_without_a_common_one(run: Callable[..., RunConfig], tmp_path: Path) -> None:
@@ -319,6 +322,15 @@ def test_a_loss_that_reads_off_by_one_as_the_scoring_does(
     for module in ("tutelage.rollout.scoring", "tutelage.training.objective"):
         monkeypatch.setattr(f"{module}.response_hidden", lambda model, read: aligned(model, read).roll(1, 0))
     assert found(run(), "own teacher").verdict == Verdict.error
+
+
+def test_a_model_that_fails_is_a_line(run: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise RuntimeError("out of memory\nmore lines")
+
+    monkeypatch.setattr("tutelage.doctor.patient.build_engine", full)
+    findings = [finding for finding in examine(run()) if finding.check in COSTLY]
+    assert [finding.text for finding in findings] == ["stopped by RuntimeError: out of memory"] * 4
 
 
 def test_models_that_have_little_in_common(run: Callable[..., RunConfig]) -> None:
