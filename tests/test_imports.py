@@ -18,7 +18,7 @@ ORDER = """
 __main__
 cli
 demo
-comparison probes
+comparison doctor probes
 config
 training
 evaluation runtime diagnostics

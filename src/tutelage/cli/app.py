@@ -101,6 +101,7 @@ def train(
     """Distil the student that a run file describes."""
     from tutelage.cli.progress import observer_for
     from tutelage.config import build_run, load_config
+    from tutelage.doctor import early_warnings
     from tutelage.report import plot_run
     from tutelage.training import train as run_training
 
@@ -110,11 +111,35 @@ def train(
     with observer_for(config.name) as observer:
         for message in run.messages:
             observer.on_message(message)
+        for message in early_warnings(config):
+            observer.on_message(f"warning: {message} (tutelage doctor shows more)")
         run_training(run, observer)
     console = Console(highlight=False, soft_wrap=True)
     console.print(f"run       {run.folder.path}")
     console.print(f"student   {run.folder.checkpoints / _last_checkpoint(run.folder.checkpoints)}")
     console.print(f"curves    {plot_run(run.folder.path)}")
+
+
+@app.command()
+def doctor(
+    run_file: RunFile,
+    overrides: Overrides = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Only what needs no weights.")] = False,
+) -> None:
+    """Examine a run file before it costs anything: a verdict per line, exit code 1 if the run cannot work."""
+    from tutelage.cli.checkup import print_finding, print_summary
+    from tutelage.config import load_config
+    from tutelage.doctor import Verdict, examine
+
+    config = load_config(run_file, overrides or [])
+    _set_threads(config.runtime.threads)
+    console, findings = Console(highlight=False), []
+    for finding in examine(config, quick=quick):
+        print_finding(console, finding)
+        findings.append(finding)
+    print_summary(console, findings)
+    if any(finding.verdict == Verdict.error for finding in findings):
+        raise typer.Exit(1)
 
 
 @app.command()

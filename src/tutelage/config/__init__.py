@@ -1,6 +1,7 @@
 """Which run is this?  TOML to parts, with everything refused that can be refused before any compute."""
 
 from tutelage.config.build import (
+    Prompts,
     build_engine,
     build_evaluation_sets,
     build_phases,
@@ -11,12 +12,13 @@ from tutelage.config.build import (
     load_tokenizers,
     make_verifier,
     read_prompts,
+    refuse_contradictions,
     refuse_overlong,
     refuse_overlong_prompts,
     refuse_unwritable,
 )
 from tutelage.config.load import flattened, load_config, read_run_file, resolve_config, to_toml
-from tutelage.config.models import load_route_tokenizers
+from tutelage.config.models import load_route_tokenizers, other_models, reference_of
 from tutelage.config.parts import part_from
 from tutelage.config.schema import DataConfig, EvaluationSetConfig, ModelConfig, PhaseConfig, RunConfig
 
@@ -25,6 +27,7 @@ __all__ = [
     "EvaluationSetConfig",
     "ModelConfig",
     "PhaseConfig",
+    "Prompts",
     "RunConfig",
     "build_engine",
     "build_evaluation_sets",
@@ -38,9 +41,12 @@ __all__ = [
     "load_route_tokenizers",
     "load_tokenizers",
     "make_verifier",
+    "other_models",
     "part_from",
     "read_prompts",
     "read_run_file",
+    "reference_of",
+    "refuse_contradictions",
     "refuse_overlong",
     "refuse_overlong_prompts",
     "refuse_unwritable",

@@ -69,6 +69,7 @@ __all__ = [
     "load_tokenizers",
     "make_verifier",
     "read_prompts",
+    "refuse_contradictions",
     "refuse_overlong",
     "refuse_overlong_prompts",
     "refuse_unwritable",
@@ -107,21 +108,7 @@ def build_run(config: RunConfig, *, resume: bool = False) -> Run:
     trackers = chosen_trackers(config.logging.trackers)
     phases = build_phases(config)
     runtime = LocalRuntime(config.runtime.device)
-    if config.data.verifier:
-        check_verifier(config.data.verifier)
-    if config.evaluation.sets:
-        _refuse_unjudgeable(config)
-    for divergence in [phase.recipe.divergence for phase in phases]:
-        if not divergence.needs_full_target and config.rollout.support_size < divergence.top_k:
-            raise ConfigurationError(
-                f"rollout.support_size is {config.rollout.support_size}, but the loss looks at divergence.top_k = "
-                f"{divergence.top_k} tokens. Set rollout.support_size to at least that."
-            )
-        if config.rollout.samples_per_prompt < divergence.min_samples_per_prompt:
-            raise ConfigurationError(
-                f"rollout.samples_per_prompt is {config.rollout.samples_per_prompt}, but the divergence compares "
-                f"answers to one prompt. Set it to at least {divergence.min_samples_per_prompt}."
-            )
+    refuse_contradictions(config, phases)
     student_tokenizer, teacher_tokenizer = load_tokenizers(config)
     prompts = read_prompts(config.data, student_tokenizer, teacher_tokenizer, load_route_tokenizers(config))
     sets = build_evaluation_sets(config.evaluation.sets, config.data, student_tokenizer)
@@ -178,6 +165,25 @@ def build_run(config: RunConfig, *, resume: bool = False) -> Run:
         resume_from=checkpoint,
         messages=messages,
     )
+
+
+def refuse_contradictions(config: RunConfig, phases: Sequence[Phase]) -> None:
+    """Refuse what two keys of a run file cannot both ask for, and a verifier that does not work."""
+    if config.data.verifier:
+        check_verifier(config.data.verifier)
+    if config.evaluation.sets:
+        _refuse_unjudgeable(config)
+    for divergence in [phase.recipe.divergence for phase in phases]:
+        if not divergence.needs_full_target and config.rollout.support_size < divergence.top_k:
+            raise ConfigurationError(
+                f"rollout.support_size is {config.rollout.support_size}, but the loss looks at divergence.top_k = "
+                f"{divergence.top_k} tokens. Set rollout.support_size to at least that."
+            )
+        if config.rollout.samples_per_prompt < divergence.min_samples_per_prompt:
+            raise ConfigurationError(
+                f"rollout.samples_per_prompt is {config.rollout.samples_per_prompt}, but the divergence compares "
+                f"answers to one prompt. Set it to at least {divergence.min_samples_per_prompt}."
+            )
 
 
 def build_recipe(config: RunConfig) -> Recipe:

@@ -11,6 +11,7 @@ from tutelage.models.loading import (
     load_language_model,
     load_tokenizer,
 )
+from tutelage.models.outline import outline_of
 from tutelage.models.saving import save_student
 from tutelage.models.serving import check_servable
 from tutelage.models.vocabulary import Vocabulary, align, check_same_tokenizer
@@ -32,5 +33,6 @@ __all__ = [
     "context_length_of",
     "load_language_model",
     "load_tokenizer",
+    "outline_of",
     "save_student",
 ]

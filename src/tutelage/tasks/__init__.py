@@ -1,7 +1,7 @@
 """Which prompts, and was the answer right?  Data sets, chat templates and verifiers."""
 
 from tutelage.tasks.benchmarks import BENCHMARKS, Benchmark
-from tutelage.tasks.chat import DroppedPromptsWarning, RenderedPrompts, render, render_all
+from tutelage.tasks.chat import DroppedPromptsWarning, RenderedPrompts, closing_text, render, render_all
 from tutelage.tasks.problems import Problem, load_problems
 from tutelage.tasks.sources import short_name
 from tutelage.tasks.verifiers import Verifier, VerifierWarning, check_verifier, verify
@@ -10,6 +10,7 @@ __all__ = [
     "BENCHMARKS",
     "Benchmark",
     "Problem",
+    "closing_text",
     "load_problems",
     "short_name",
     "render",

@@ -18,7 +18,7 @@ from tutelage.types import Prompt
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["DroppedPromptsWarning", "RenderedPrompts", "render", "render_all"]
+__all__ = ["DroppedPromptsWarning", "RenderedPrompts", "closing_text", "render", "render_all"]
 
 _NOT_THE_USERS = {
     "tokenize",
@@ -92,6 +92,22 @@ def render(
             " Remove the problem, or give it more text."
         )
     return ids
+
+
+def closing_text(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """What a chat template writes behind an assistant's answer; None without a template, or if it refuses one."""
+    from jinja2 import TemplateError
+
+    if tokenizer.chat_template is None:
+        return None
+    answer = "the answer"
+    messages = [{"role": "user", "content": "a question"}, {"role": "assistant", "content": answer}]
+    try:
+        text = str(tokenizer.apply_chat_template(messages, tokenize=False))
+    except TemplateError:
+        return None
+    before, _, closing = text.rpartition(answer)
+    return closing if before else None
 
 
 def _through_template(

@@ -1,0 +1,7 @@
+"""Will this run work?  A verdict per line on a run file, before the run costs anything."""
+
+from tutelage.doctor.examine import CHEAP, COSTLY, early_warnings, examine
+from tutelage.doctor.finding import Finding, Verdict
+from tutelage.doctor.patient import Patient
+
+__all__ = ["CHEAP", "COSTLY", "Finding", "Patient", "Verdict", "early_warnings", "examine"]

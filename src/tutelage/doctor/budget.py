@@ -1,0 +1,160 @@
+"""Does it fit, and how long will it take? Memory from shapes alone; time from a few answers at the real settings."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from tutelage.doctor.finding import Finding, Verdict
+from tutelage.doctor.patient import Patient
+from tutelage.models import LanguageModel
+from tutelage.rollout.draft_length import LONGEST
+from tutelage.rollout.paired import CACHE_SHARE
+from tutelage.rollout.scoring import tokens_per_chunk
+from tutelage.runtime import LocalRuntime
+from tutelage.training import accumulate_gradient
+
+__all__ = ["forecast", "machine_bytes", "memory", "time_per_step"]
+
+GIB = 2**30
+NUM_PROMPTS = 4  # of the measured step
+TIGHT = 0.85  # share of the machine's memory from which on the forecast, being one, may be wrong
+LIVE_LOGITS = 5  # float32 copies of a chunk's logits that are alive at once in the backward pass
+LIVE_BLEND = 6  # float64-sized rows of both models while a policy picks a token
+
+
+def memory(patient: Patient) -> Finding:
+    """Bytes at the height of each part of a step against what the device has."""
+    needed = forecast(patient)
+    there = machine_bytes(LocalRuntime(patient.config.runtime.device).device)
+    details = tuple(
+        f"{phase}: {_size(sum(parts.values()))} = "
+        + " + ".join(f"{name} {_size(size)}" for name, size in parts.items())
+        for phase, parts in needed.items()
+    )
+    phase, parts = max(needed.items(), key=lambda item: sum(item[1].values()))
+    most = sum(parts.values())
+    text = f"at most {_size(most)}, in the {phase}, of {_size(there)}"
+    if most <= TIGHT * there:
+        return Finding(Verdict.ok, text, details=details)
+    largest = max(parts, key=lambda name: parts[name])
+    remedies = {
+        "caches": "Set rollout.cache_gib, or lower rollout.max_rows.",
+        "activations": "Lower runtime.micro_batch_tokens.",
+        "logits": "Lower runtime.micro_batch_tokens.",
+    }
+    remedy = remedies.get(largest, "Load the models in bfloat16 (student.dtype, teacher.dtype), or use smaller ones.")
+    is_too_much = most > there
+    return Finding(
+        Verdict.error if is_too_much else Verdict.warning,
+        f"{text}{'' if is_too_much else ', which is tight for a forecast'}; most of it {largest}",
+        remedy,
+        details,
+    )
+
+
+def forecast(patient: Patient) -> dict[str, dict[str, int]]:
+    """Part of a step -> what takes memory then -> bytes.
+
+    Weights, gradients and AdamW's two moments are exact, and so are the caches at their fullest; activations and logits
+    are estimates: 10 widths and 4 inner widths per token and layer, and a handful of copies of a chunk of logits.
+    """
+    config, outlines = patient.config, dict(patient.outlines)
+    student, rollout = outlines["student"], config.rollout
+    if patient.needs_reference and "reference" not in outlines:
+        outlines["reference"] = student  # a copy of it
+    trained = _weights(student)
+    others = {"teacher": sum(_weights(model) for name, model in outlines.items() if name != "student")}
+    resident = {"student": trained, **others, "moments": 2 * trained}
+    asks_teacher = any(phase.recipe.policy.needs_teacher for phase in patient.phases)
+    prompts, size = patient.prompts.prompts, patient.vocabulary.size
+    longest = max(max(len(prompt.student_tokens), len(prompt.teacher_tokens or ())) for prompt in prompts)
+    rows = min(rollout.max_rows, rollout.prompts_per_step * rollout.samples_per_prompt)
+    teachers = [model for name, model in outlines.items() if name.startswith("teacher")]
+    slot = student.cache_bytes_per_slot + (sum(t.cache_bytes_per_slot for t in teachers) if asks_teacher else 0)
+    caches = rows * (longest + rollout.max_new_tokens + LONGEST) * slot
+    if rollout.cache_gib is not None:
+        caches = min(caches, int(rollout.cache_gib * GIB))
+    elif LocalRuntime(config.runtime.device).device.startswith("cuda"):
+        caches = min(caches, int(CACHE_SHARE * machine_bytes(LocalRuntime(config.runtime.device).device)))
+    batch_tokens = rollout.prompts_per_step * rollout.samples_per_prompt * (longest + rollout.max_new_tokens)
+
+    def at_once(limit: int) -> int:  # a single answer is never torn apart
+        return min(batch_tokens, max(limit, longest + rollout.max_new_tokens))
+
+    def logits(tokens: int) -> int:
+        return min(tokens, tokens_per_chunk(patient.vocabulary)) * size * 4 * LIVE_LOGITS
+
+    learned, scored = at_once(config.runtime.micro_batch_tokens), at_once(rollout.score_tokens)
+    largest = max(teachers, key=_layer_numbers)
+    scoring = scored * _layer_numbers(largest) * largest.module.dtype.itemsize
+    learning = learned * _layer_numbers(student) * int(student.config.num_hidden_layers) * student.module.dtype.itemsize
+    return {
+        "rollout": {**resident, "caches": caches, "logits": rows * size * 8 * LIVE_BLEND},
+        "scoring": {**resident, "activations": scoring, "logits": logits(scored)},
+        "update": {**resident, "gradients": trained, "activations": learning, "logits": logits(learned)},
+    }
+
+
+def machine_bytes(device: str) -> int:
+    """Memory of an accelerator; of the machine, or of the container where that is less, on a CPU."""
+    if device.startswith("cuda"):
+        return int(torch.cuda.get_device_properties(torch.device(device)).total_memory)
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 2**62
+    limit = Path("/sys/fs/cgroup/memory.max")
+    text = limit.read_text().strip() if limit.is_file() else "max"
+    return min(there, int(text)) if text.isdigit() else there
+
+
+def time_per_step(patient: Patient) -> Finding:
+    """Seconds of a step from a real one with few prompts; rows decoded together share their time, so it is a bound."""
+    config, runtime = patient.config, LocalRuntime(patient.config.runtime.device)
+    num_prompts = min(NUM_PROMPTS, config.rollout.prompts_per_step, len(patient.prompts.prompts))
+    prompts, answers = patient.prompts.prompts[:num_prompts], patient.prompts.answers[:num_prompts]
+    known = [answer for answer in answers if answer is not None]
+    can_verify = bool(config.data.verifier) and len(known) == num_prompts
+    pending = accumulate_gradient(
+        0,
+        [replace(prompt) for prompt in prompts],
+        recipe=patient.phases[0].recipe_at(0),
+        engine=patient.engine,
+        rollout=config.rollout,
+        verify=(lambda made: patient.verify(made, [known[r.prompt_index] for r in made])) if can_verify else None,
+        runtime=runtime,
+        micro_batch_tokens=config.runtime.micro_batch_tokens,
+        seed=patient.seed,
+    )
+    patient.engine.student.module.zero_grad(set_to_none=True)
+    pending.watch.lap("loss")
+    factor = config.rollout.prompts_per_step / num_prompts
+    seconds = {name.removeprefix("seconds_"): value * factor for name, value in pending.watch.seconds.items()}
+    split = ", ".join(f"{name} {value:.2g}" for name, value in seconds.items())
+    step = sum(seconds.values())
+    return Finding(
+        Verdict.ok,
+        f"at most about {step:.2g} s per step ({split}), {_duration(step * config.steps)} for {config.steps} steps, "
+        f"evaluations aside; loss of the first step about {pending.batch.loss:.3f}",
+    )
+
+
+def _weights(model: LanguageModel) -> int:
+    return sum(parameter.numel() * parameter.element_size() for parameter in model.module.parameters())
+
+
+def _layer_numbers(model: LanguageModel) -> int:
+    """Numbers that one token leaves behind in one layer while it is read, roughly."""
+    config = model.config
+    return 10 * int(config.hidden_size) + 4 * int(getattr(config, "intermediate_size", 4 * config.hidden_size))
+
+
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / GIB:.3g} GiB" if num_bytes >= GIB else f"{num_bytes / 2**20:.3g} MiB"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,101 @@
+"""All checks, one after the other: what costs nothing first, and what needs the models' weights afterwards.
+
+A check is a function of the patient. What it refuses (our own errors) becomes a line like any other finding, and what
+depends on the refused part is skipped and says so; so one examination shows everything that is wrong, not the first.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+
+from tutelage.config import RunConfig
+from tutelage.doctor import budget, data, tokens, trial
+from tutelage.doctor.finding import Finding, Verdict
+from tutelage.doctor.patient import Patient
+from tutelage.errors import TutelageError
+
+__all__ = ["CHEAP", "COSTLY", "Check", "early_warnings", "examine"]
+
+Check = Callable[[Patient], Finding]
+
+CHEAP: Mapping[str, Check] = {
+    "run file": data.run_file,
+    "tokenizers": tokens.tokenizers,
+    "vocabulary": tokens.sizes,
+    "stop ids": tokens.stops,
+    "prompts": tokens.prompts,
+    "end of answer": tokens.closing,
+    "contexts": data.contexts,
+    "lengths": data.lengths,
+    "verifier": data.references,
+    "memory": budget.memory,
+}
+"""Checks that read files and no weights."""
+
+COSTLY: Mapping[str, Check] = {
+    "own teacher": trial.own_teacher,
+    "overlap": trial.overlap,
+    "pass@1": trial.solving,
+    "time": budget.time_per_step,
+}
+"""Checks that load both models."""
+
+# What `train` looks at by itself, on the first prompts: the cheap checks that are not refusals of its own.
+EARLY = ("vocabulary", "stop ids", "prompts", "end of answer", "lengths", "verifier", "memory")
+EARLY_PROMPTS = 256
+OWN_VERIFIERS = ("math", "exact")  # a user's function is not called before the run calls it
+
+BLOCKING = ("vocabulary", "memory")  # errors of these make the models fail where they run, if they load at all
+EARLIER = "not checked: it needs what was refused above"
+
+
+def examine(config: RunConfig, *, quick: bool = False) -> Iterator[Finding]:
+    """Every finding as it is made.
+
+    Args:
+      quick: only what needs no weights.
+    """
+    patient, said = Patient(config), set[str]()
+    for name, check in (CHEAP if quick else {**CHEAP, **COSTLY}).items():
+        if name in COSTLY and said & set(BLOCKING):
+            yield Finding(Verdict.skipped, "not tried: the models cannot run as they are, see above", check=name)
+            continue
+        finding, remarks = _examined(patient, check, said)
+        said |= {finding.text, *remarks} | ({name} if finding.verdict == Verdict.error else set())
+        yield replace(finding, check=name)
+        yield from (Finding(Verdict.warning, remark, check=name) for remark in remarks)
+
+
+def early_warnings(config: RunConfig) -> Iterator[str]:
+    """What the cheap checks would warn of in a run that was built, and so was not refused; a fraction of a second."""
+    data_config = config.data.model_copy(update={"limit": min(config.data.limit or EARLY_PROMPTS, EARLY_PROMPTS)})
+    patient = Patient(config.model_copy(update={"data": data_config}))
+    for name in EARLY:
+        if name == "verifier" and config.data.verifier not in OWN_VERIFIERS:
+            continue
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # building the run has said them
+            try:
+                finding = CHEAP[name](patient)
+            except (TutelageError, OSError):
+                continue  # refusals are for building the run, which saw all prompts
+        if finding.verdict in (Verdict.warning, Verdict.error):
+            yield f"{name}: {finding.text}. {finding.remedy}"
+
+
+def _examined(patient: Patient, check: Check, said: set[str]) -> tuple[Finding, list[str]]:
+    """What a check found, and the warnings that came up and were not said before."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            finding = check(patient)
+        except (TutelageError, OSError) as problem:
+            text = str(problem)
+            finding = Finding(Verdict.skipped, EARLIER) if text in said else Finding(Verdict.error, text)
+        except (RuntimeError, IndexError) as problem:  # of a model that runs, memory that runs out among them
+            reason = str(problem).splitlines()[0] if str(problem) else "no reason given"
+            finding = Finding(Verdict.error, f"stopped by {type(problem).__name__}: {reason}")
+    remarks = [str(warning.message) for warning in caught if issubclass(warning.category, UserWarning)]
+    return finding, [text for text in dict.fromkeys(remarks) if text not in said]

@@ -1,0 +1,125 @@
+"""What the checks look at, each part made when it is first asked for; a part that is refused raises every time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from tutelage.config import (
+    ModelConfig,
+    Prompts,
+    RunConfig,
+    build_engine,
+    build_phases,
+    load_route_tokenizers,
+    load_tokenizers,
+    make_verifier,
+    other_models,
+    read_prompts,
+)
+from tutelage.models import LanguageModel, Vocabulary, align, outline_of
+from tutelage.policies import Student
+from tutelage.rollout import PairedEngine, derive_seed
+from tutelage.training import Phase
+from tutelage.types import Prompt, Rollout
+
+__all__ = ["Patient"]
+
+NUM_LOOKED_AT = 8  # prompts whose answers are read for the overlap
+ANSWER_TOKENS = 256  # of each of them
+
+
+@dataclass(frozen=True)
+class Patient:
+    """A run file's run, in parts.
+
+    Fields:
+      config: the checked configuration.
+    """
+
+    config: RunConfig
+
+    @cached_property
+    def phases(self) -> list[Phase]:
+        """The recipes."""
+        return build_phases(self.config)
+
+    @cached_property
+    def tokenizers(self) -> tuple[Any, Any]:
+        """The student's and the teacher's; refused if they differ."""
+        return load_tokenizers(self.config)
+
+    @cached_property
+    def prompts(self) -> Prompts:
+        """The training prompts as both models read them."""
+        return read_prompts(self.config.data, *self.tokenizers, load_route_tokenizers(self.config))
+
+    @cached_property
+    def outlines(self) -> Mapping[str, LanguageModel]:
+        """Every model of the run without its weights, by its key in the run file."""
+        student_tokenizer, teacher_tokenizer = self.tokenizers
+        pair = {
+            "student": _outline(self.config.student, student_tokenizer),
+            "teacher": _outline(self.config.teacher, teacher_tokenizer),
+        }
+        # Their tokenizers were found equal to the student's.
+        return pair | {name: _outline(model, student_tokenizer) for name, model in other_models(self.config)}
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """What the models share."""
+        student, *others = self.outlines.values()
+        return align(student, *others)
+
+    @cached_property
+    def needs_reference(self) -> bool:
+        """Whether some phase compares with a third model."""
+        return any(phase.recipe.target.needs is not None for phase in self.phases)
+
+    @cached_property
+    def engine(self) -> PairedEngine:
+        """The models with their weights, the student's gradient on and all others' off."""
+        engine = build_engine(self.config, *self.tokenizers, with_reference=self.needs_reference)
+        for model in engine.frozen:
+            model.module.requires_grad_(False)
+        return engine
+
+    @cached_property
+    def rollouts(self) -> list[Rollout]:
+        """The untrained student's answers to the first prompts, read by the teacher."""
+        return self.engine.score(
+            self.engine.generate(
+                Student(),
+                self.prompts.prompts[:NUM_LOOKED_AT],
+                max_new_tokens=min(ANSWER_TOKENS, self.config.rollout.max_new_tokens),
+                seed=self.seed,
+            )
+        )
+
+    @property
+    def seed(self) -> int:
+        """Of everything that is sampled here; no training step draws from it."""
+        return derive_seed(self.config.seed, "doctor")
+
+    def answered(self, count: int) -> tuple[list[Prompt], list[str]]:
+        """The first prompts whose right answer is known, and the answers."""
+        pairs = zip(self.prompts.prompts, self.prompts.answers, strict=True)
+        known = [(prompt, answer) for prompt, answer in pairs if answer is not None][:count]
+        return [prompt for prompt, _ in known], [answer for _, answer in known]
+
+    def verify(self, rollouts: Sequence[Rollout], answers: Sequence[str]) -> Sequence[bool]:
+        """Right or wrong, as the run's verifier says."""
+        return make_verifier(self.config.data.verifier, self.engine.student)(rollouts, answers)
+
+
+def _outline(model: ModelConfig, tokenizer: Any) -> LanguageModel:
+    return outline_of(
+        model.path,
+        tokenizer,
+        dtype=model.dtype,
+        revision=model.revision,
+        trust_remote_code=model.trust_remote_code,
+        allow_pickle=model.allow_pickle,
+    )

@@ -1,0 +1,135 @@
+"""What only the models themselves can show: is the scoring aligned, can the teacher solve it, do the two agree?"""
+
+from __future__ import annotations
+
+import torch
+
+from tutelage.diagnostics import rollout_metrics
+from tutelage.divergences import DIVERGENCES
+from tutelage.doctor.finding import Finding, Verdict
+from tutelage.doctor.patient import Patient
+from tutelage.evaluation import EvaluationResult, EvaluationSet, evaluate
+from tutelage.policies import Policy, Student, Teacher
+from tutelage.rollout import PairedEngine
+from tutelage.targets import TARGETS
+from tutelage.training import Objective
+from tutelage.types import Prompt
+
+__all__ = ["own_teacher", "overlap", "solving"]
+
+NUM_PROMPTS, NUM_TOKENS = 2, 64  # of the student as its own teacher
+NUM_PROBLEMS, NUM_SAMPLES = 16, 4  # of pass@1
+# Runs that succeeded began with 0.72 of the student's top K in the teacher's and rose above 0.91, with 0.97 to 0.99 of
+# the mass there; runs that failed stayed low (arXiv 2604.13016, sections 2.3 and 3). The lines are ours. Both count,
+# because where a teacher is sure, most of a top K is noise, and differs without harm.
+LOW_OVERLAP, LOW_MASS = 0.5, 0.9
+# Largest mean difference, in nats, that rounding explains between decoding and scoring the same tokens.
+TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
+
+
+def own_teacher(patient: Patient) -> Finding:
+    """The student as its own teacher: the loss is 0 and both sides give every token the same log-probability.
+
+    A scoring that is off by one token, or that reads another prompt, shows here and nowhere else.
+    """
+    student, vocabulary, config = patient.engine.student, patient.engine.vocabulary, patient.config
+    size = config.rollout.support_size
+    engine = PairedEngine(student, student, vocabulary=vocabulary, support_size=size)
+    asked = [Prompt(prompt.student_tokens) for prompt in patient.prompts.prompts[:NUM_PROMPTS]]
+    tokens = min(NUM_TOKENS, config.rollout.max_new_tokens)
+    rollouts = engine.score(engine.generate(Student(), asked, max_new_tokens=tokens, seed=patient.seed))
+    objective = Objective(
+        student,
+        student,
+        vocabulary,
+        TARGETS["teacher"](),
+        DIVERGENCES["reverse_kl"](top_k=size),
+        config.runtime.micro_batch_tokens,
+    )
+    batch = objective.backward(rollouts)
+    student.module.zero_grad(set_to_none=True)
+    numbers = rollout_metrics(rollouts)
+    gap = max(abs(numbers["student_logprob"] - numbers["teacher_logprob"]), batch.logprob_mismatch)
+    text = (
+        f"the student learning from itself on {batch.num_tokens} tokens: loss {batch.loss:.1e}, log-probabilities "
+        f"{gap:.1e} nats apart"
+    )
+    if not max(abs(batch.loss), gap) <= TOLERANCES[student.module.dtype]:
+        return Finding(
+            Verdict.error,
+            f"{text}; both should be 0 up to rounding",
+            "Decoding and scoring disagree (shifted by a token, another prompt, dropout): compare with a plain forward "
+            'of transformers, and set `attention = "eager"` for the student.',
+        )
+    return Finding(Verdict.ok, text)
+
+
+def overlap(patient: Patient) -> Finding:
+    """How much the student's and the teacher's most probable tokens have in common before the first step."""
+    numbers = rollout_metrics(patient.rollouts)
+    share, kept = numbers["support_overlap"], numbers["support_mass_teacher"]
+    size, num_tokens = patient.config.rollout.support_size, sum(map(len, patient.rollouts))
+    text = (
+        f"{100 * share:.0f}% of the student's top {size} are in the teacher's, which has {100 * kept:.0f}% of its mass "
+        f"there ({num_tokens} tokens)"
+    )
+    if share < LOW_OVERLAP and kept < LOW_MASS:
+        return Finding(
+            Verdict.warning,
+            f"{text}; low overlap at the start predicts failure",
+            "Choose a teacher of the student's own family and kind (base or chat), check both prompts above, or begin "
+            "with fine-tuning on the teacher's answers ([[phase]], docs/concepts/warm-ups.md).",
+        )
+    return Finding(Verdict.ok, text)
+
+
+def solving(patient: Patient) -> Finding:
+    """pass@1 of teacher and student on the same problems, each from its own prompt."""
+    prompts, answers = patient.answered(NUM_PROBLEMS)
+    if not patient.config.data.verifier or not answers:
+        return Finding(Verdict.skipped, "the prompts have no answers, or data.verifier is empty: nothing is judged")
+    teacher = _judged(patient, Teacher(), prompts, answers, "teacher")
+    student = _judged(patient, Student(), prompts, answers, "student")
+    text = f"on {len(prompts)} problems: teacher {_shown(teacher)}, student {_shown(student)}"
+    if teacher.truncation_rate > 0.5:
+        return Finding(
+            Verdict.error if not teacher.pass_at_1 else Verdict.warning,
+            f"{text}; {100 * teacher.truncation_rate:.0f}% of the teacher's answers are cut at "
+            f"{teacher.max_new_tokens} tokens",
+            "Raise rollout.max_new_tokens, or check the stop ids and the teacher's prompt above.",
+        )
+    if not teacher.pass_at_1:
+        return Finding(
+            Verdict.error,
+            f"{text}; a teacher that cannot solve the problems cannot teach them",
+            "Check data.answer_column, data.verifier and the teacher's prompt above; otherwise choose another teacher "
+            "or easier problems.",
+        )
+    if teacher.pass_at_1 <= student.pass_at_1:
+        return Finding(
+            Verdict.warning,
+            f"{text}; the teacher is no better than the student",
+            "Choose a stronger teacher, or problems that it solves and the student does not.",
+        )
+    return Finding(Verdict.ok, text)
+
+
+def _judged(patient: Patient, policy: Policy, prompts: list[Prompt], answers: list[str], name: str) -> EvaluationResult:
+    problems = EvaluationSet(f"doctor-{name}", prompts, list(map(str, range(len(prompts)))), answers)
+    result, _ = evaluate(
+        patient.engine,
+        problems,
+        policy,
+        verify=patient.verify,
+        decode=lambda tokens: "",
+        num_samples=NUM_SAMPLES,
+        temperature=1.0,
+        max_new_tokens=patient.config.rollout.max_new_tokens,
+        seed=patient.seed,
+    )
+    return result
+
+
+def _shown(result: EvaluationResult) -> str:
+    low, high = result.pass_at_1_interval
+    return f"{100 * result.pass_at_1:.0f}% (95% {100 * low:.0f} to {100 * high:.0f})"

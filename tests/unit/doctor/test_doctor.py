@@ -1,0 +1,392 @@
+"""A setup broken in one way gives one verdict, and the healthy ones give none."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from tests.tiny_run import CHAT_TEMPLATE, make_tokenizer, save_model, write_run_file
+from tutelage.cli import app
+from tutelage.cli.checkup import print_finding
+from tutelage.config import RunConfig, load_config, resolve_config
+from tutelage.demo import problem_lines, student_path, teacher_path
+from tutelage.doctor import CHEAP, COSTLY, Finding, Patient, Verdict, budget, early_warnings, examine, trial
+from tutelage.models import load_language_model, load_tokenizer
+from tutelage.rollout import scoring
+
+END_OF_TEXT, IM_END = 256, 258
+OPENING = "{{- '<|im_start|>assistant\n' -}}"
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., RunConfig]:
+    """The tiny pair's run with some fields set; an answer fits into 10 tokens."""
+    path = write_run_file(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return lambda *overrides: load_config(path, list(overrides))
+
+
+def save(folder: Path, whose: str, **changes: Any) -> None:
+    """Replace one model of the tiny pair."""
+    tokenizer = changes.pop("tokenizer", None) or make_tokenizer()
+    shutil.rmtree(folder / whose)
+    settings = {"padded_size": 264, "stop_ids": END_OF_TEXT, "seed": 5, "max_position_embeddings": 2048}
+    save_model(folder / whose, tokenizer, **(settings | changes))
+
+
+def found(config: RunConfig, name: str) -> Finding:
+    return {**CHEAP, **COSTLY}[name](Patient(config))
+
+
+def rewrite(path: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(change(row)) + "\n" for row in rows))
+
+
+# --- healthy setups --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def packaged(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    folder = tmp_path_factory.mktemp("packaged")
+    (folder / "prompts.jsonl").write_text(problem_lines(16, 5))
+    return resolve_config(
+        {
+            "output": str(folder / "run"),
+            "student": str(student_path()),
+            "teacher": str(teacher_path()),
+            "data": str(folder / "prompts.jsonl"),
+            "rollout": {"max_new_tokens": 90, "prompts_per_step": 2, "samples_per_prompt": 1},
+            "runtime": {"device": "cpu"},
+        }
+    )
+
+
+def test_the_packaged_pair_is_healthy(packaged: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trial, "NUM_SAMPLES", 1)
+    findings = list(examine(packaged))
+    assert [finding.check for finding in findings] == [*CHEAP, *COSTLY]
+    assert [(f.check, f.text) for f in findings if f.verdict != Verdict.ok] == []
+    texts = {finding.check: finding.text for finding in findings}
+    assert "accepts all of 16 reference answers and all of 16 reference solutions" in texts["verifier"]
+    assert texts["pass@1"].startswith("on 16 problems: teacher ")
+
+
+def test_the_tiny_pair_has_nothing_that_train_would_mention(run: Callable[..., RunConfig]) -> None:
+    assert list(early_warnings(run())) == []
+    findings = {finding.check: finding for finding in examine(run(), quick=True)}
+    assert {finding.verdict for finding in findings.values()} == {Verdict.ok}
+    assert "student 264, teacher 272; 259 tokens; what lies beyond" in findings["vocabulary"].text
+    assert (
+        f"merged into one event '<|endoftext|>' ({END_OF_TEXT}), '<|im_end|>' ({IM_END})" in findings["stop ids"].text
+    )
+    assert "not its own stop '<|endoftext|>' (256) but the teacher's" in findings["end of answer"].text
+
+
+# --- tokens ----------------------------------------------------------------------------------------------------------
+
+
+def test_other_tokenizers_are_one_error_and_the_rest_is_skipped(run: Callable[..., RunConfig], tmp_path: Path) -> None:
+    save(tmp_path, "teacher", tokenizer=make_tokenizer(extra=("Ġmore",)))
+    findings = list(examine(run()))
+    verdicts = [finding.verdict for finding in findings]
+    assert verdicts.count(Verdict.error) == 1 and verdicts[1] == Verdict.error
+    assert "different tokenizers" in findings[1].text
+    assert set(verdicts[2:]) == {Verdict.skipped}
+
+
+def test_a_vocabulary_that_is_padded_too_little(run: Callable[..., RunConfig], tmp_path: Path) -> None:
+    save(tmp_path, "teacher", padded_size=257)
+    finding = found(run(), "vocabulary")
+    assert finding.verdict == Verdict.error and "2 of the tokenizer's 259 tokens have no row" in finding.text
+    assert {f.verdict for f in examine(run()) if f.check in COSTLY} == {Verdict.skipped}
+    plain = found(run("data.use_chat_template=false"), "vocabulary")
+    assert plain.verdict == Verdict.warning and plain.text.endswith("the prompts hold them 0 times")
+
+
+def test_stop_ids_without_a_common_one(run: Callable[..., RunConfig], tmp_path: Path) -> None:
+    save(tmp_path, "teacher", tokenizer=make_tokenizer(eos="<|im_end|>"), stop_ids=IM_END)
+    finding = found(run(), "stop ids")
+    assert finding.verdict == Verdict.warning and "nothing in common" in finding.text
+    assert list(early_warnings(run())) == [f"stop ids: {finding.text}. {finding.remedy}"]
+
+
+def test_a_model_that_never_stops(run: Callable[..., RunConfig], tmp_path: Path) -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.eos_token = None
+    save(tmp_path, "student", tokenizer=tokenizer, stop_ids=None)
+    finding = found(run(), "stop ids")
+    assert finding.verdict == Verdict.warning and finding.text.startswith("no stop id: student (student none; teacher")
+    save(tmp_path, "teacher", tokenizer=tokenizer, stop_ids=None)
+    finding = found(run(), "stop ids")
+    assert finding.verdict == Verdict.warning and finding.text.startswith("no model has a stop id")
+
+
+def test_another_chat_template(run: Callable[..., RunConfig], tmp_path: Path) -> None:
+    tokenizer = make_tokenizer(eos="<|im_end|>")
+    tokenizer.chat_template = CHAT_TEMPLATE.replace("<|im_start|>assistant\n", "<|im_start|>assistant: ")
+    save(tmp_path, "teacher", tokenizer=tokenizer, stop_ids=[IM_END, END_OF_TEXT])
+    finding = found(run(), "prompts")
+    assert finding.verdict == Verdict.warning
+    assert finding.text.endswith("the student reads '\\n', the teacher ': '")
+    assert [line.split(":")[0] for line in finding.details] == [
+        "student, as text",
+        "student, as 33 tokens",
+        "teacher, as text",
+        "teacher, as 34 tokens",
+    ]
+    assert "What is 0 + 0?" in finding.details[0] and "'<|im_start|>'" in finding.details[1]
+    wanted = found(run("data.teacher_system_prompt=Be brief."), "prompts")
+    assert wanted.verdict == Verdict.ok and "as [data] asks for" in wanted.text
+
+
+def test_a_chat_teacher_that_reads_plain_text(run: Callable[..., RunConfig]) -> None:
+    finding = found(run("data.use_chat_template=false"), "prompts")
+    assert finding.verdict == Verdict.warning and "the teacher's chat template is not used" in finding.text
+    assert "no chat template" in found(run("data.use_chat_template=false"), "end of answer").text
+
+
+def test_a_prompt_that_begins_twice(run: Callable[..., RunConfig], tmp_path: Path) -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.bos_token = "<|im_start|>"
+    tokenizer.chat_template = "{{- '<|im_start|>' -}}" + CHAT_TEMPLATE
+    for whose in ("student", "teacher"):
+        save(tmp_path, whose, tokenizer=tokenizer, seed=len(whose))
+    finding = found(run(), "prompts")
+    assert finding.verdict == Verdict.warning and "beginning-of-sequence token twice" in finding.text
+
+
+def test_a_template_that_ends_answers_with_no_stop_token(run: Callable[..., RunConfig], tmp_path: Path) -> None:
+    save(tmp_path, "teacher", stop_ids=END_OF_TEXT)
+    finding = found(run(), "end of answer")
+    assert finding.verdict == Verdict.warning
+    assert "'<|im_end|>\\n', which holds no stop id of either model ('<|endoftext|>' (256))" in finding.text
+
+
+# --- data ------------------------------------------------------------------------------------------------------------
+
+
+def test_refusals_of_the_run_file_are_a_line(run: Callable[..., RunConfig]) -> None:
+    finding = next(examine(run("rollout.support_size=4"), quick=True))
+    assert (finding.check, finding.verdict) == ("run file", Verdict.error)
+    assert "rollout.support_size is 4" in finding.text
+
+
+def test_an_output_folder_that_exists(run: Callable[..., RunConfig], tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    assert found(run(), "run file").verdict == Verdict.warning
+
+
+def test_answers_that_do_not_fit(run: Callable[..., RunConfig]) -> None:
+    (finding,) = [f for f in examine(run("rollout.max_new_tokens=9999"), quick=True) if f.verdict != Verdict.ok]
+    assert (finding.check, finding.verdict) == ("contexts", Verdict.error)
+    finding = found(run("rollout.max_new_tokens=1"), "lengths")
+    assert finding.verdict == Verdict.warning and "100% of the reference answers would be cut" in finding.text
+    assert finding.remedy == "Set rollout.max_new_tokens to at least 3."
+
+
+def test_prompts_that_are_left_out_are_mentioned_once(run: Callable[..., RunConfig], tmp_path: Path) -> None:
+    rewrite(tmp_path / "prompts.jsonl", lambda row: row | ({"problem": "x" * 200} if row["id"] == "sum/3" else {}))
+    config = run("data.max_prompt_tokens=100", "evaluation.sets=[]")
+    remarks = [f for f in examine(config, quick=True) if f.verdict == Verdict.warning]
+    assert len(remarks) == 1 and remarks[0].text.startswith("1 of 12 prompts are longer")
+
+
+@pytest.mark.parametrize(("column", "reason"), [("problem", "repeats the prompt"), ("id", "holds the problems' ids")])
+def test_a_wrong_answer_column(run: Callable[..., RunConfig], column: str, reason: str) -> None:
+    finding = found(run(f"data.answer_column={column}"), "verifier")
+    assert finding.verdict == Verdict.error and f"data.answer_column '{column}' {reason}" in finding.text
+
+
+def test_an_answer_column_that_the_solutions_contradict(run: Callable[..., RunConfig], tmp_path: Path) -> None:
+    rewrite(tmp_path / "prompts.jsonl", lambda row: row | {"solution": f"so \\boxed{{{row['answer']}}}"})
+    assert "all of 12 reference solutions" in found(run(), "verifier").text
+    rewrite(tmp_path / "prompts.jsonl", lambda row: row | {"wrong": str(int(row["answer"]) + 1)})
+    finding = found(run("data.answer_column=wrong"), "verifier")
+    assert finding.verdict == Verdict.error and "rejects 12 of 12 of the data set's own solutions" in finding.text
+    rewrite(tmp_path / "prompts.jsonl", lambda row: row | {"wrong": "7" if row["id"] == "sum/0" else row["answer"]})
+    finding = found(run("data.answer_column=wrong"), "verifier")
+    assert finding.verdict == Verdict.warning and "such as the solution of sum/0" in finding.text
+
+
+def test_answers_that_are_all_the_same(run: Callable[..., RunConfig], tmp_path: Path) -> None:
+    rewrite(tmp_path / "prompts.jsonl", lambda row: row | {"answer": "5"})
+    finding = found(run(), "verifier")
+    assert finding.verdict == Verdict.warning and "the first 12 problems all have the answer '5'" in finding.text
+
+
+@pytest.mark.parametrize(
+    ("verdict", "text"),
+    [
+        (False, "rejects 12 of 12 of the data set's own answers"),
+        (True, "accepts 12 of 12 answers that belong to other"),
+    ],
+)
+def test_a_verifier_that_cannot_tell(run: Callable[..., RunConfig], tmp_path: Path, verdict: bool, text: str) -> None:
+    (tmp_path / f"always_{verdict}.py".lower()).write_text(f"def check(response, answer):\n    return {verdict}\n")
+    config = run(f"data.verifier=always_{verdict}:check".lower())
+    finding = found(config, "verifier")
+    assert finding.verdict == Verdict.error and text in finding.text
+    assert [line for line in early_warnings(config) if line.startswith("verifier")] == []  # not called by train
+
+
+def test_prompts_without_answers_are_not_judged(run: Callable[..., RunConfig]) -> None:
+    config = run("data.verifier=", "evaluation.sets=[]")
+    assert found(config, "verifier").verdict == found(config, "pass@1").verdict == Verdict.skipped
+
+
+# --- memory and time -------------------------------------------------------------------------------------------------
+
+
+def test_outlines_are_the_models_without_their_weights(run: Callable[..., RunConfig], tmp_path: Path) -> None:
+    outlines = Patient(run()).outlines
+    for name, outline in outlines.items():
+        path = str(tmp_path / name)
+        model = load_language_model(path, load_tokenizer(path))
+        for field in ("stop_ids", "padded_vocabulary_size", "context_length", "cache_bytes_per_slot", "known_ids"):
+            assert getattr(outline, field) == getattr(model, field), field
+        shapes = [(key, value.shape, value.dtype) for key, value in model.module.named_parameters()]
+        assert [(key, value.shape, value.dtype) for key, value in outline.module.named_parameters()] == shapes
+        assert outline.device.type == "meta"
+
+
+def test_what_can_be_forecast_exactly_is(run: Callable[..., RunConfig]) -> None:
+    patient = Patient(run())
+    needed, engine = budget.forecast(patient), patient.engine
+    student, teacher = (
+        sum(p.numel() * p.element_size() for p in model.module.parameters())
+        for model in (engine.student, engine.teacher)
+    )
+    update = needed["update"]
+    assert (update["student"], update["teacher"]) == (student, teacher)
+    optimizer = patient.config.optimizer.make(engine.student.module)
+    for parameter in engine.student.module.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    moments = [value for state in optimizer.state.values() for name, value in state.items() if name != "step"]
+    assert update["moments"] == sum(value.numel() * value.element_size() for value in moments)
+    assert update["gradients"] == sum(p.grad.nbytes for p in engine.student.module.parameters())
+    longest = max(len(prompt.student_tokens) for prompt in patient.prompts.prompts)
+    slots = 6 * (longest + 10 + budget.LONGEST)
+    cache = engine.student.cache_bytes_per_slot + engine.teacher.cache_bytes_per_slot
+    assert needed["rollout"]["caches"] == slots * cache
+    assert budget.forecast(Patient(run("policy=student")))["rollout"]["caches"] < slots * cache
+
+
+def test_a_machine_that_is_too_small(run: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch) -> None:
+    most = max(sum(parts.values()) for parts in budget.forecast(Patient(run())).values())
+    for there, verdict in ((most - 1, Verdict.error), (most + 1, Verdict.warning), (2 * most, Verdict.ok)):
+        monkeypatch.setattr(budget, "machine_bytes", lambda device, there=there: there)
+        assert found(run(), "memory").verdict == verdict
+    monkeypatch.setattr(budget, "machine_bytes", lambda device: 1)
+    rest = [finding for finding in examine(run()) if finding.check in COSTLY]
+    assert {finding.verdict for finding in rest} == {Verdict.skipped} and len(rest) == len(COSTLY)
+
+
+def test_a_step_is_timed_and_leaves_no_trace(run: Callable[..., RunConfig]) -> None:
+    patient = Patient(run())
+    before = [parameter.clone() for parameter in patient.engine.student.module.parameters()]
+    finding = budget.time_per_step(patient)
+    assert finding.verdict == Verdict.ok and "for 6 steps" in finding.text
+    after = list(patient.engine.student.module.parameters())
+    assert all(torch.equal(a, b) and b.grad is None for a, b in zip(before, after, strict=True))
+
+
+# --- the models ------------------------------------------------------------------------------------------------------
+
+
+def test_a_scoring_that_is_off_by_one(run: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert found(run(), "own teacher").verdict == Verdict.ok
+    aligned = scoring.response_hidden
+
+    def shifted(model: Any, sequences: Any) -> torch.Tensor:
+        return aligned(model, sequences).roll(1, 0)
+
+    monkeypatch.setattr(scoring, "response_hidden", shifted)
+    finding = found(run(), "own teacher")
+    assert finding.verdict == Verdict.error and "both should be 0" in finding.text
+
+
+def test_a_loss_that_reads_off_by_one_as_the_scoring_does(
+    run: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The two then agree with each other, and not with what was sampled."""
+    aligned = scoring.response_hidden
+    for module in ("tutelage.rollout.scoring", "tutelage.training.objective"):
+        monkeypatch.setattr(f"{module}.response_hidden", lambda model, read: aligned(model, read).roll(1, 0))
+    assert found(run(), "own teacher").verdict == Verdict.error
+
+
+def test_a_model_that_fails_is_a_line(run: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise RuntimeError("out of memory\nmore lines")
+
+    monkeypatch.setattr("tutelage.doctor.patient.build_engine", full)
+    findings = [finding for finding in examine(run()) if finding.check in COSTLY]
+    assert [finding.text for finding in findings] == ["stopped by RuntimeError: out of memory"] * 4
+
+
+def test_models_that_have_little_in_common(run: Callable[..., RunConfig]) -> None:
+    finding = found(run(), "overlap")
+    assert finding.verdict == Verdict.warning and "low overlap at the start predicts failure" in finding.text
+
+
+def test_a_teacher_that_cannot_solve_the_problems(run: Callable[..., RunConfig]) -> None:
+    finding = found(run(), "pass@1")  # random weights
+    assert finding.verdict == Verdict.error and "teacher 0% (95% 0 to 0)" in finding.text
+
+
+def test_a_teacher_that_is_weaker_than_the_student(packaged: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trial, "NUM_SAMPLES", 1)
+    swapped = {"student": packaged.student.model_copy(update={"path": packaged.teacher.path})}
+    swapped["teacher"] = packaged.teacher.model_copy(update={"path": packaged.student.path})  # type: ignore[assignment]
+    finding = found(packaged.model_copy(update=swapped), "pass@1")
+    assert finding.verdict == Verdict.warning and "the teacher is no better than the student" in finding.text
+
+
+# --- the command -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def quiet() -> Iterator[CliRunner]:
+    yield CliRunner(env={"COLUMNS": "100"})
+
+
+def test_exit_codes(run: Callable[..., RunConfig], tmp_path: Path, quiet: CliRunner) -> None:
+    outcome = quiet.invoke(app, ["doctor", str(tmp_path / "run.toml"), "--quick"])
+    assert outcome.exit_code == 0 and outcome.output.endswith(f"{len(CHEAP)} ok\n")
+    broken = ["--set", "data.answer_column=problem"]
+    outcome = quiet.invoke(app, ["doctor", str(tmp_path / "run.toml"), "--quick", *broken])
+    assert outcome.exit_code == 1 and "error   verifier: data.answer_column 'problem'" in outcome.output
+    assert "-> Set data.answer_column" in outcome.output and "1 error" in outcome.output
+
+
+def test_train_mentions_what_the_cheap_checks_find(
+    run: Callable[..., RunConfig], tmp_path: Path, quiet: CliRunner
+) -> None:
+    save(tmp_path, "teacher", tokenizer=make_tokenizer(eos="<|im_end|>"), stop_ids=IM_END)
+    few = ["--set", "steps=1", "--set", "evaluation.sets=[]", "--set", "rollout.max_new_tokens=4"]
+    outcome = quiet.invoke(app, ["train", str(tmp_path / "run.toml"), *few])
+    assert outcome.exit_code == 0
+    assert outcome.output.startswith("warning: stop ids: the stop ids have nothing in common")
+    assert outcome.output.count("warning") == 1
+
+
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_findings_fit_into_any_width(width: int) -> None:
+    import io
+
+    from rich.console import Console
+
+    console = Console(file=io.StringIO(), width=width)
+    print_finding(console, Finding(Verdict.warning, "text [and brackets] " * 9, "Do [this].", ("x" * 300,), "a check"))
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert lines[0].startswith("warning a check: text") and max(map(len, lines)) <= width
+    assert "-> Do [this]." in "\n".join(lines) and "[and" in "\n".join(lines)
