@@ -276,7 +276,9 @@ def _log_again(tracker: Tracker, step: int, numbers: Mapping[str, float]) -> Non
 
 
 def _is_installed(package: str) -> bool:
-    return importlib.util.find_spec(package) is not None
+    spec = importlib.util.find_spec(package)
+    # A mere folder of that name, such as the wandb/ that runs leave behind, can be imported too, and has no origin.
+    return spec is not None and spec.origin is not None
 
 
 def _in_short(problem: Exception) -> str:

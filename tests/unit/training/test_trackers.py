@@ -30,7 +30,7 @@ class Fake:
         self.calls: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
         self.broken = broken
         module = types.ModuleType(name)
-        module.__spec__ = importlib.machinery.ModuleSpec(name, None)
+        module.__spec__ = importlib.machinery.ModuleSpec(name, None, origin="here")
         for call in ("init", "log", "finish"):
             setattr(module, call, self._recorder(call, module))
         monkeypatch.setitem(sys.modules, name, module)
@@ -140,6 +140,14 @@ def test_what_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
         chosen_trackers(["tensorbord"])
     monkeypatch.setattr("tutelage.training.trackers._is_installed", lambda package: False)
     assert chosen_trackers(["auto"]) == {}
+
+
+def test_a_folder_called_like_a_library_is_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "trackio").mkdir()
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "trackio", raising=False)
+    with pytest.raises(ConfigurationError, match="'trackio', but its library is not installed"):
+        chosen_trackers(["trackio"])
 
 
 def test_a_missing_library_is_refused_before_a_folder_is_made(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
