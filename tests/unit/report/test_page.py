@@ -171,7 +171,8 @@ def test_the_least_that_a_run_may_have(tmp_path: Path) -> None:
     write_lines(run / "metrics.jsonl", [{"step": 0, "loss": 1.0, "seconds_rollout": 1.0}])
     report = write_report([run])
     assert report.is_complete, "without a run file nothing says that there is more to come"
-    assert "<h1>a $ &lt;run&gt;</h1>" in report.path.read_text()
+    text = report.path.read_text()
+    assert "<h1>a $ &lt;run&gt;</h1>" in text and "<run>" not in text, "a name is text, in figures too"
     assert [path.name for path in report.figures] == ["loss.svg", "loss.png", "cost.svg", "cost.png"]
 
 
