@@ -1,19 +1,27 @@
-"""What a person watches while a run goes on: a live line in a terminal, plain lines where there is none."""
+"""What a person watches while a run goes on: curves in a terminal, plain lines where there is none."""
 
 from __future__ import annotations
 
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.text import Text
 
 from tutelage.errors import RunInterrupted
 from tutelage.evaluation import EvaluationResult
+from tutelage.report.live import FittedProgress, RunView, can_redraw
 from tutelage.training import Observer
 from tutelage.types import StepResult
 
@@ -28,6 +36,9 @@ SHOWN = (
     ("length", "response_tokens", "{:.0f}"),
     ("tok/s", "tokens_per_second", "{:.0f}"),
 )
+
+# Of these, the ones that have no curve of their own in a live display.
+BELOW = ("teacher_logprob", "response_tokens", "tokens_per_second")
 
 
 def figures(metrics: dict[str, float], pass_at_1: float | None) -> str:
@@ -101,21 +112,22 @@ class PlainObserver(Observer):
 
 
 class LiveObserver(PlainObserver):
-    """A progress bar above the latest numbers; evaluations and checkpoints scroll by above both."""
+    """A progress bar above the curves so far; evaluations and checkpoints scroll by above both."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, console: WatchedConsole | None = None) -> None:
         super().__init__(name)
-        self.progress = Progress(
-            TextColumn("[bold]{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-        )
+        if console is not None:
+            self.console = console
+        self.progress = Progress(console=self.console)
         self.task = self.progress.add_task(name, total=None)
         self.numbers = Text(no_wrap=True, overflow="ellipsis")
-        self.live = Live(Group(self.progress, self.numbers), console=self.console, refresh_per_second=4)
+        self.metrics: list[dict[str, float]] = []
+        self.evaluations: list[dict[str, Any]] = []
+        title, count = TextColumn("[bold]{task.description}"), MofNCompleteColumn()
+        clock = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+        bars = FittedProgress(self.progress, (title, BarColumn(), count, *clock), (title, BarColumn(10), count))
+        shown = Group(bars, RunView(self.metrics, self.evaluations), self.numbers)
+        self.live = Live(shown, console=self.console, refresh_per_second=4)
 
     def __enter__(self) -> Self:
         self.live.start()
@@ -132,9 +144,15 @@ class LiveObserver(PlainObserver):
 
     def on_step(self, result: StepResult) -> None:
         self.progress.update(self.task, completed=result.step + 1)
-        self.numbers.plain = self._numbers(result)
+        self.metrics.append(result.metrics)
+        rest = figures({name: result.metrics[name] for name in BELOW if name in result.metrics}, None)
+        self.numbers.plain = rest if result.phase is None else f"{result.phase}  {rest}"
+
+    def on_evaluation(self, step: int, result: EvaluationResult) -> None:
+        super().on_evaluation(step, result)
+        self.evaluations.append({"name": result.name, "pass_at_1": result.pass_at_1})
 
 
 def observer_for(name: str) -> PlainObserver:
-    """A live display in a terminal, plain lines otherwise."""
-    return LiveObserver(name) if Console().is_terminal else PlainObserver(name)
+    """A live display in a terminal that can be drawn in, plain lines otherwise."""
+    return LiveObserver(name) if can_redraw(Console()) else PlainObserver(name)

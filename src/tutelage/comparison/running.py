@@ -12,17 +12,20 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 from tutelage.config import load_config
 from tutelage.errors import OutputExistsError
 from tutelage.report import read_jsonl
+from tutelage.report.live import FittedProgress, RunView, can_redraw
 from tutelage.training.interruption import Interruption
 
 if sys.platform != "win32":
@@ -39,6 +42,7 @@ main()"""
 SECONDS_BETWEEN_LOOKS = 0.25
 SECONDS_TO_SAVE = 120  # given to a run that was asked to stop
 MAX_BARS = 10  # with more runs than this only those that go on are shown
+VIEW_HEIGHT = 7  # lines of one run's curves, its name among them
 STEPS_BETWEEN_LINES = 10  # where there is no terminal
 
 
@@ -83,7 +87,7 @@ def run_jobs(jobs: Sequence[Job], console: Console, *, workers: int) -> dict[str
     running = dict[str, tuple[Job, subprocess.Popen[bytes]]]()
     failed = dict[str, int]()
     display = _Display(jobs, waiting, console)
-    with Interruption(), display.progress:
+    with Interruption(), display.live:
         try:
             while waiting or running:
                 while waiting and len(running) < workers:
@@ -171,7 +175,10 @@ def _stop(processes: list[subprocess.Popen[bytes]]) -> None:
 
 
 class _Display:
-    """A bar for every run that goes on, and one for all; plain lines where there is no terminal."""
+    """A bar for every run that goes on, one for all, and the curves of the runs that go on where there is room.
+
+    Plain lines where there is no terminal that can be redrawn.
+    """
 
     def __init__(self, jobs: Sequence[Job], waiting: Sequence[Job], console: Console) -> None:
         self.console, self.shows_all = console, len(jobs) <= MAX_BARS
@@ -183,8 +190,14 @@ class _Display:
             TextColumn("left"),
             TimeRemainingColumn(),
             console=console,
-            disable=not console.is_terminal,
         )
+        columns = [column for column in self.progress.columns if not isinstance(column, str)]
+        self.bars_that_fit = FittedProgress(self.progress, columns, columns[:3])
+        self.is_live = can_redraw(console)
+        self.live: AbstractContextManager[object] = (
+            Live(self, console=console, refresh_per_second=4) if self.is_live else nullcontext()
+        )
+        self.views: dict[str, RunView] = {}
         self.bars: dict[str, TaskID] = {}
         left = {job.name for job in waiting}
         for job in jobs:
@@ -203,28 +216,48 @@ class _Display:
         self.progress.start_task(self.bars[job.name])
         self.progress.update(self.bars[job.name], figures="starting", visible=True)
 
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield self.bars_that_fit
+        if self._has_room(options.size.height):
+            for run, view in self.views.items():
+                yield Text(run, style="bold", no_wrap=True, overflow="ellipsis")
+                yield view
+
+    def _has_room(self, height: int) -> bool:
+        bars = sum(task.visible for task in self.progress.tasks)
+        return bars + VIEW_HEIGHT * len(self.views) < height
+
     def looked_at(self, job: Job) -> None:
-        text, done = _status(job.folder)
+        view = _view(job.folder)
+        text, done = _status(view, job.folder)
         self.progress.update(self.bars[job.name], completed=done, figures=text)
-        if not self.console.is_terminal and done >= self.last_line[job.name] + STEPS_BETWEEN_LINES:
+        if self.is_live:
+            self.views[job.name] = view
+        if not self.is_live and done >= self.last_line[job.name] + STEPS_BETWEEN_LINES:
             self.last_line[job.name] = done
             self.say(f"{job.name} step {done}/{job.num_steps}  {text}")
 
     def ended(self, job: Job, code: int) -> None:
-        text = f"failed, exit code {code}" if code else f"finished  {_status(job.folder)[0]}"
+        text = f"failed, exit code {code}" if code else f"finished  {_status(_view(job.folder), job.folder)[0]}"
         self.num_failed += code != 0
+        self.views.pop(job.name, None)
         self.progress.update(self.bars[job.name], figures=text, visible=self.shows_all)
         self.progress.update(self.total, advance=1, figures=f"{self.num_failed} failed" if self.num_failed else "")
-        if code or not self.console.is_terminal or not self.shows_all:
+        if code or not self.is_live or not self.shows_all:
             self.say(f"{job.name}  {text}")
 
     def say(self, text: str) -> None:
         self.console.print(text, markup=False, soft_wrap=True)
 
 
-def _status(run: Path) -> tuple[str, int]:
+def _view(run: Path) -> RunView:
+    """What the files of a run say so far."""
+    return RunView(records_of(run / "metrics.jsonl"), records_of(run / "evaluations.jsonl"))
+
+
+def _status(view: RunView, run: Path) -> tuple[str, int]:
     """The latest numbers of a run in a few words, and how many steps it has done."""
-    metrics, evaluations = records_of(run / "metrics.jsonl"), records_of(run / "evaluations.jsonl")
+    metrics, evaluations = view.metrics, view.evaluations
     if not metrics:
         return ("evaluating the untrained student" if run.exists() else "starting"), 0
     last = metrics[-1]

@@ -82,6 +82,29 @@ def test_a_failure_does_not_stop_the_others(tmp_path: Path, console: Console) ->
     assert "a  failed, exit code 1" in text(console) and "c  finished  loss 0.50  pass@1 100.0%" in text(console)
 
 
+@pytest.mark.parametrize(("width", "height"), [(40, 40), (80, 40), (160, 40), (80, 6)])
+def test_the_display_fits_into_the_terminal(
+    tmp_path: Path, width: int, height: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    jobs = [script(tmp_path, name) for name in ("first", "second")]
+    for job in jobs:
+        subprocess.run(job.command, check=True)
+    terminal = Console(file=io.StringIO(), width=width, height=height, force_terminal=True, color_system=None)
+    display = running._Display(jobs, jobs, terminal)
+    for job in jobs:
+        display.started(job)
+        display.looked_at(job)
+    terminal.print(display)
+    rows = [row.rstrip() for row in text(terminal).splitlines()]
+    assert max(map(len, rows)) <= width and rows[0].startswith("first") and "1/2" in rows[0]
+    assert ("pass@1 100.0%" in rows[0]) == (width >= 72)
+    curves = [row.split()[:3] for row in rows[2:]]
+    assert curves.count(["loss", "0.500", "▁"]) == (2 if height > 6 else 0)
+    display.ended(jobs[0], 0)
+    assert list(display.views) == ["second"]
+
+
 def test_finished_runs_are_not_repeated(tmp_path: Path, console: Console) -> None:
     jobs = [script(tmp_path, "a"), script(tmp_path, "b")]
     run_jobs(jobs[:1], console, workers=2)
