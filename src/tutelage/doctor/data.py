@@ -25,7 +25,6 @@ __all__ = ["contexts", "lengths", "references", "run_file"]
 
 NUM_REFERENCES = 64
 SOLUTION_COLUMN = "solution"
-LONG_ANSWER = 3  # words; a text of so many that stands in the prompt is no answer to it
 
 
 def run_file(patient: Patient) -> Finding:
@@ -82,15 +81,11 @@ def lengths(patient: Patient) -> Finding:
 def references(patient: Patient) -> Finding:
     """The verifier accepts the data set's own answers and solutions, and not those of other problems."""
     config = patient.config
-    prompts, answers = patient.answered(NUM_REFERENCES)
+    _, answers = patient.answered(NUM_REFERENCES)
     if not config.data.verifier or not answers:
         return Finding(Verdict.skipped, "the prompts have no answers, or data.verifier is empty: nothing is judged")
-    texts = [patient.tokenizers[0].decode(list(prompt.student_tokens)) for prompt in prompts]
-    copied = [
-        text
-        for text, answer in zip(texts, answers, strict=True)
-        if answer in text and len(answer.split()) >= LONG_ANSWER
-    ]
+    texts = _questions(patient)
+    copied = [answer for answer in answers if answer.strip() in texts]
     column, ids = config.data.answer_column, set(patient.prompts.ids)
     if len(copied) > len(answers) / 2 or sum(answer in ids for answer in answers) > len(answers) / 2:
         kind = "repeats the prompt" if copied else "holds the problems' ids"
@@ -109,7 +104,9 @@ def references(patient: Patient) -> Finding:
         others = [answers[1:] + answers[:1], boxed[1:] + boxed[:1]]
         different = [i for i, (a, b) in enumerate(zip(answers, others[0], strict=True)) if a != b]
         wrong = [verifier.verify(others[1][i], answers[i]) for i in different]
-        ids_asked = [i for i, answer in zip(patient.prompts.ids, patient.prompts.answers, strict=True) if answer]
+        ids_asked = [
+            i for i, answer in zip(patient.prompts.ids, patient.prompts.answers, strict=True) if answer is not None
+        ]
         solved = [
             (i, verifier.verify(solutions[i], answer))
             for i, answer in zip(ids_asked, answers, strict=False)
@@ -146,6 +143,16 @@ def references(patient: Patient) -> Finding:
         )
     extra = f" and all of {len(solved)} reference solutions" if solved else ""
     return Finding(Verdict.ok, f"{config.data.verifier!r} accepts all of {len(answers)} reference answers{extra}")
+
+
+def _questions(patient: Patient) -> set[str]:
+    """The questions as the data set has them."""
+    data = patient.config.data
+    limit = min(data.limit or 1024, 1024)
+    problems = load_problems(
+        data.path, prompt_column=data.prompt_column, answer_column=None, split=data.split, limit=limit
+    )
+    return {problem.text.strip() for problem in problems}
 
 
 def _solutions(patient: Patient) -> dict[str, str]:

@@ -216,6 +216,14 @@ def test_an_answer_column_that_the_solutions_contradict(run: Callable[..., RunCo
     assert finding.verdict == Verdict.warning and "such as the solution of sum/0" in finding.text
 
 
+def test_answers_may_stand_in_the_prompt(run: Callable[..., RunConfig], tmp_path: Path) -> None:
+    rewrite(
+        tmp_path / "prompts.jsonl",
+        lambda row: row | {"problem": f"Which? A) all {row['id']} B) none", "answer": f"all {row['id']}"},
+    )
+    assert found(run("data.verifier=exact"), "verifier").verdict == Verdict.ok
+
+
 def test_answers_that_are_all_the_same(run: Callable[..., RunConfig], tmp_path: Path) -> None:
     rewrite(tmp_path / "prompts.jsonl", lambda row: row | {"answer": "5"})
     finding = found(run(), "verifier")
