@@ -123,7 +123,7 @@ class PairedEngine:
         Raises:
           ConfigurationError: the policy needs a teacher and the engine has none; numbers below 1; one answer does not
             fit into `cache_bytes`.
-          DataError: an empty prompt, or one that leaves no room in a model's context.
+          DataError: an empty prompt, one that leaves no room in a model's context, or a token it has no embedding for.
         """
         if policy.needs_teacher and not self.teachers:
             raise ConfigurationError(
@@ -135,7 +135,7 @@ class PairedEngine:
                 f"max_new_tokens is {max_new_tokens} and num_samples is {num_samples}; both must be at least 1."
             )
         ready = [p if isinstance(p, Prompt) else Prompt(list(p)) for p in prompts]
-        self._check_lengths(ready, max_new_tokens)
+        self._check_prompts(ready, max_new_tokens)
         if not ready:
             return []
         rollouts: list[Rollout] = []
@@ -220,7 +220,7 @@ class PairedEngine:
             )
         return min(self.max_rows, budget // row_bytes)
 
-    def _check_lengths(self, prompts: list[Prompt], max_new_tokens: int) -> None:
+    def _check_prompts(self, prompts: list[Prompt], max_new_tokens: int) -> None:
         for place, prompt in enumerate(prompts):
             teacher = self.teachers.get(prompt.teacher_name)
             for model, tokens in ((self.student, prompt.student_tokens), (teacher, prompt.teacher_tokens)):
@@ -233,6 +233,12 @@ class PairedEngine:
                     raise DataError(
                         f"prompt {place} has {len(tokens)} tokens and {max_new_tokens} may be added, more than the "
                         f"{limit} tokens of {model.name}. Shorten the prompts or lower `max_new_tokens`."
+                    )
+                if max(tokens) >= model.padded_vocabulary_size:
+                    raise DataError(
+                        f"prompt {place} has token {max(tokens)}, but {model.name} has embeddings for "
+                        f"{model.padded_vocabulary_size} tokens only: model and tokenizer do not belong together. Load "
+                        "the tokenizer that the model was trained with."
                     )
 
 

@@ -146,6 +146,8 @@ def test_refusals(engine: PairedEngine) -> None:
         student_only.generate(Student(), [[1], []], max_new_tokens=4)
     with pytest.raises(DataError, match="512 tokens"):
         student_only.generate(Student(), [[1] * 500], max_new_tokens=13)
+    with pytest.raises(DataError, match=r"prompt 0 has token 20, but .* has embeddings for 20 tokens only"):
+        student_only.generate(Student(), [[1, 20]], max_new_tokens=4)
     unscored = Rollout([1], [2], torch.zeros(1), torch.zeros(1))
     with pytest.raises(DataError, match="without the student's support"):
         engine.score([unscored])
