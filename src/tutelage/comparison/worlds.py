@@ -91,9 +91,9 @@ def scaled_horizons(table: Mapping[str, Any], before: int, now: int) -> tuple[di
             note(f"{key}.points", value["points"], copy["points"])
         if isinstance(copy.get("phase"), list):
             copy["phase"] = _moved_phases(copy["phase"], now / before)
-            for place, (old, new) in enumerate(zip(value["phase"], copy["phase"], strict=True)):
-                if "steps" in old:
-                    note(f"phase[{place}].steps", old["steps"], new["steps"])
+            for place, (old, new) in enumerate(zip(value["phase"], copy["phase"], strict=True), start=1):
+                if "steps" in old:  # named as `--set` names it
+                    note(f"phase.{old.get('name', place)}.steps", old["steps"], new["steps"])
         return copy
 
     def note(key: str, old: Any, new: Any) -> None:

@@ -46,7 +46,7 @@ def test_horizons_keep_their_share() -> None:
     assert moved["policy"]["other"]["points"] == [[0, 1.0], [2, 0.5], [3, 0.0], [30, 0.0]], "points still increase"
     assert [phase.get("steps") for phase in moved["phase"]] == [2, 13, None], "their ends, 15 and 100, are scaled"
     assert moved["phase"][1]["target"]["weight"]["steps"] == 1, "a horizon is never shorter than a step"
-    assert "policy.kl_radius.steps 50 -> 8" in changes and "phase[0].steps 15 -> 2" in changes
+    assert "policy.kl_radius.steps 50 -> 8" in changes and "phase.1.steps 15 -> 2" in changes
     assert table["policy"]["kl_radius"]["steps"] == 50 and table["phase"][0]["steps"] == 15, "the table is untouched"
 
 
