@@ -34,6 +34,7 @@ __all__ = [
     "tail_logprobs",
     "temper",
     "trust_region_blend",
+    "widest_dtype",
 ]
 
 NO_TOKEN = -1
@@ -404,7 +405,7 @@ def sample(logprobs_BV: Tensor, uniforms_B: Tensor) -> Tensor:
       tokens_B: int64, never a token of probability 0. Rows without any mass, or with a NaN, give NO_TOKEN: where that
         cannot be a row whose draw is thrown away, the caller refuses it when it reads the tokens.
     """
-    wide = _widest_dtype(logprobs_BV.device)
+    wide = widest_dtype(logprobs_BV.device)
     probs_BV = (_widened(logprobs_BV) - logprobs_BV.amax(-1, keepdim=True)).exp()
     # Zeroed where nothing can be drawn: a parallel sum may rise by rounding over a token of probability 0.
     cumulative_BV = probs_BV.cumsum(-1, dtype=wide).masked_fill_(probs_BV == 0, 0)
@@ -433,7 +434,7 @@ def _widened(tensor: Tensor) -> Tensor:
     return tensor.to(_wide_dtype(tensor))
 
 
-def _widest_dtype(device: torch.device) -> torch.dtype:
+def widest_dtype(device: torch.device) -> torch.dtype:
     """float64, except on Apple's MPS, which does not have it."""
     return torch.float32 if device.type == "mps" else torch.float64
 
@@ -455,4 +456,4 @@ def _radius_per_row(kl_radius: Tensor | float, logits_BV: Tensor) -> Tensor:
             f"kl_radius is {radius_B.min().item():g}; a KL radius is a number of nats and cannot be negative or NaN. "
             "Use 0 for pure student rollouts."
         )
-    return radius_B.to(logits_BV.device, _widest_dtype(logits_BV.device))
+    return radius_B.to(logits_BV.device, widest_dtype(logits_BV.device))

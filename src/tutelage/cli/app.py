@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from tutelage.cli.checks import refuse_unusable_file, set_threads
 from tutelage.cli.probe import probe_app
 from tutelage.errors import ConfigurationError, OutputExistsError, RunInterrupted, TutelageError
 
@@ -106,7 +107,7 @@ def train(
     from tutelage.training import train as run_training
 
     config = load_config(run_file, overrides or [])
-    _set_threads(config.runtime.threads)
+    set_threads(config.runtime.threads)
     run = build_run(config, resume=resume)
     with observer_for(config.name) as observer:
         for message in run.messages:
@@ -132,7 +133,7 @@ def doctor(
     from tutelage.doctor import Verdict, examine
 
     config = load_config(run_file, overrides or [])
-    _set_threads(config.runtime.threads)
+    set_threads(config.runtime.threads)
     console, findings = Console(highlight=False), []
     for finding in examine(config, quick=quick):
         print_finding(console, finding)
@@ -242,13 +243,11 @@ def generate(
 ) -> None:
     """Write answers of a run file's policy (--set policy=teacher for the teacher's own) as JSONL."""
     from tutelage.cli.generation import write_samples
-    from tutelage.config import load_config, refuse_unwritable
+    from tutelage.config import load_config
 
     config = load_config(run_file, overrides or [])
-    _set_threads(config.runtime.threads)
-    if output.exists():
-        raise OutputExistsError(f"{output} already exists; nothing is overwritten. Choose another file.")
-    refuse_unwritable(output)
+    set_threads(config.runtime.threads)
+    refuse_unusable_file(output)
     with Console(highlight=False).status("generating"):
         count, correct = write_samples(config, output, step=step, num_samples=samples, limit=limit)
     verdict = "" if correct is None else f", {correct} of them correct"
@@ -404,13 +403,6 @@ def _world(
             "embedded, or use --set steps=N."
         )
     return None if name is None else read_world(Path(name))
-
-
-def _set_threads(threads: int | None) -> None:
-    if threads is not None:
-        import torch
-
-        torch.set_num_threads(threads)
 
 
 def _last_checkpoint(folder: Path) -> str:

@@ -8,18 +8,17 @@ from pathlib import Path
 from tutelage.config import (
     RunConfig,
     build_engine,
-    build_phases,
     decoder_of,
     load_route_tokenizers,
     load_tokenizers,
     make_verifier,
+    policy_at,
     read_prompts,
     refuse_overlong_prompts,
 )
 from tutelage.files import write_whole
 from tutelage.rollout import derive_seed
 from tutelage.tasks import check_verifier
-from tutelage.training import phase_at
 
 __all__ = ["write_samples"]
 
@@ -32,7 +31,7 @@ def write_samples(
     Returns:
       number of samples written, and how many are correct (None where nothing can be verified).
     """
-    policy = phase_at(build_phases(config), step).recipe_at(step).policy
+    policy = policy_at(config, step)
     if config.data.verifier:
         check_verifier(config.data.verifier)
     tokenizers = load_tokenizers(config)

@@ -12,7 +12,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from tutelage.errors import ConfigurationError, OutputExistsError
+from tutelage.cli.checks import refuse_unusable_file, set_threads
+from tutelage.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from tutelage.config import RunConfig
@@ -43,13 +44,12 @@ def continuation(
     overrides: Overrides = None,
 ) -> None:
     """Are the policy's prefixes better to go on from than the student's own? Teacher and student continue both."""
-    from tutelage.config import build_phases
+    from tutelage.config import policy_at
     from tutelage.probes import ProbeParts, probe_continuation
-    from tutelage.training import phase_at
 
     kept = _numbers(lengths, "--lengths", int)
     config = _config(run_file, overrides, output)
-    policy = phase_at(build_phases(config), step).recipe_at(step).policy
+    policy = policy_at(config, step)
     with Console(highlight=False).status("probing"):
         parts = ProbeParts.of(config, limit=limit, student_path=student)
         gains = probe_continuation(parts, policy, kept, num_samples=samples, step=step)
@@ -77,17 +77,12 @@ def budget(
 
 
 def _config(run_file: Path, overrides: list[str] | None, output: Path | None) -> RunConfig:
-    from tutelage.config import load_config, refuse_unwritable
+    from tutelage.config import load_config
 
     if output is not None:
-        if output.exists():
-            raise OutputExistsError(f"{output} already exists; nothing is overwritten. Choose another file.")
-        refuse_unwritable(output)
+        refuse_unusable_file(output)
     config = load_config(run_file / "config.toml" if run_file.is_dir() else run_file, overrides or [])
-    if config.runtime.threads is not None:
-        import torch
-
-        torch.set_num_threads(config.runtime.threads)
+    set_threads(config.runtime.threads)
     return config
 
 

@@ -39,7 +39,7 @@ from tutelage.models import (
     context_length_of,
     load_tokenizer,
 )
-from tutelage.policies import POLICIES, Temperature
+from tutelage.policies import POLICIES, Policy, Temperature
 from tutelage.rollout import PairedEngine
 from tutelage.runtime import LocalRuntime
 from tutelage.targets import TARGETS
@@ -53,6 +53,7 @@ from tutelage.training import (
     RunFolder,
     chosen_trackers,
     find_resumable,
+    phase_at,
     read_state,
 )
 from tutelage.types import Prompt, Rollout
@@ -68,6 +69,7 @@ __all__ = [
     "load_evaluation_problems",
     "load_tokenizers",
     "make_verifier",
+    "policy_at",
     "read_prompts",
     "refuse_contradictions",
     "refuse_overlong",
@@ -219,6 +221,11 @@ def _refuse_own_tokens(recipe: Recipe) -> None:
             f"divergence {recipe.divergence} imitates the sampled tokens, but the policy {recipe.policy} draws them "
             "without the teacher, so there is nothing to learn from them. Set policy = 'teacher'."
         )
+
+
+def policy_at(config: RunConfig, step: int) -> Policy:
+    """Who picks the tokens at a step of the run, with its schedules resolved."""
+    return phase_at(build_phases(config), step).recipe_at(step).policy
 
 
 def build_engine(

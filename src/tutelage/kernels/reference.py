@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tutelage.distributions import NO_TOKEN
+from tutelage.distributions import NO_TOKEN, widest_dtype
 from tutelage.kernels.noise import TILE, exponentials, keys
 from tutelage.kernels.solve import BlendPoint, Ends, solve, whole_and_price
 
@@ -71,7 +71,7 @@ class _TorchRows:
 
     def __init__(self, student_BV: Tensor, teacher_BV: Tensor) -> None:
         self.student_BV, self.teacher_BV = student_BV, teacher_BV
-        self.wide = torch.float32 if student_BV.device.type == "mps" else torch.float64
+        self.wide = widest_dtype(student_BV.device)
         self.has_holes = False
 
     def ends(self) -> Ends:

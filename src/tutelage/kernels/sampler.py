@@ -11,6 +11,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from tutelage.distributions import widest_dtype
 from tutelage.errors import ConfigurationError, VocabularyMismatchError
 from tutelage.kernels import reference
 from tutelage.kernels.solve import BlendPoint
@@ -42,7 +43,7 @@ def blend_point(student_logits_BV: Tensor, teacher_logits_BV: Tensor, kl_radius:
     _refuse_two_vocabularies(student_logits_BV, teacher_logits_BV)
     *leading, vocabulary_size = student_logits_BV.shape
     device = student_logits_BV.device
-    wide = torch.float32 if device.type == "mps" else torch.float64
+    wide = widest_dtype(device)
     if isinstance(kl_radius, Tensor):
         radius_B = kl_radius.to(device, wide).expand(leading).reshape(-1)
     else:
