@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["probe_app"]
 
 Number = TypeVar("Number", int, float)
+INTERVAL = "_interval"
 
 probe_app = typer.Typer(help="Small experiments on a run's policy, without training.", no_args_is_help=True)
 
@@ -30,6 +31,7 @@ Samples = Annotated[int, typer.Option(help="Answers per prompt.", min=1)]
 Limit = Annotated[int | None, typer.Option(help="Only the first prompts.", min=1)]
 Student = Annotated[str | None, typer.Option(help="A checkpoint in place of the run's initial student.")]
 Output = Annotated[Path | None, typer.Option(help="A JSON file to write.")]
+Figure = Annotated[Path | None, typer.Option(help="A figure to draw: FILE.svg, .png or .pdf.")]
 
 
 @probe_app.command()
@@ -41,19 +43,21 @@ def continuation(
     limit: Limit = 64,
     student: Student = None,
     output: Output = None,
+    figure: Figure = None,
     overrides: Overrides = None,
 ) -> None:
     """Are the policy's prefixes better to go on from than the student's own? Teacher and student continue both."""
     from tutelage.config import policy_at
     from tutelage.probes import ProbeParts, probe_continuation
+    from tutelage.report import plot_continuation
 
     kept = _numbers(lengths, "--lengths", int)
-    config = _config(run_file, overrides, output)
+    config = _config(run_file, overrides, output, figure)
     policy = policy_at(config, step)
     with Console(highlight=False).status("probing"):
         parts = ProbeParts.of(config, limit=limit, student_path=student)
         gains = probe_continuation(parts, policy, kept, num_samples=samples, step=step)
-    _show([asdict(gain) for gain in gains], output)
+    _show([asdict(gain) for gain in gains], output, figure, plot_continuation)
 
 
 @probe_app.command()
@@ -64,23 +68,29 @@ def budget(
     limit: Limit = 64,
     student: Student = None,
     output: Output = None,
+    figure: Figure = None,
     overrides: Overrides = None,
 ) -> None:
     """What does a KL budget buy? Teacher support, reward and AUROC of a trust region's rollouts at each budget."""
     from tutelage.probes import ProbeParts, probe_budget
+    from tutelage.report import plot_budget
 
     budgets = _numbers(radii, "--radii", float)
-    config = _config(run_file, overrides, output)
+    config = _config(run_file, overrides, output, figure)
     with Console(highlight=False).status("probing"):
         points = probe_budget(ProbeParts.of(config, limit=limit, student_path=student), budgets, num_samples=samples)
-    _show([asdict(point) for point in points], output)
+    _show([asdict(point) for point in points], output, figure, plot_budget)
 
 
-def _config(run_file: Path, overrides: list[str] | None, output: Path | None) -> RunConfig:
+def _config(run_file: Path, overrides: list[str] | None, output: Path | None, figure: Path | None) -> RunConfig:
     from tutelage.config import load_config
+    from tutelage.report import refuse_figure_format
 
-    if output is not None:
-        refuse_unusable_file(output)
+    for file in (output, figure):
+        if file is not None:
+            refuse_unusable_file(file)
+    if figure is not None:
+        refuse_figure_format(figure)
     config = load_config(run_file / "config.toml" if run_file.is_dir() else run_file, overrides or [])
     set_threads(config.runtime.threads)
     return config
@@ -96,22 +106,30 @@ def _numbers(text: str, option: str, kind: Callable[[str], Number]) -> list[Numb
         ) from None
 
 
-def _show(records: Sequence[dict[str, Any]], output: Path | None) -> None:
+def _show(
+    records: Sequence[dict[str, Any]],
+    output: Path | None,
+    figure: Path | None,
+    plot: Callable[[Sequence[dict[str, Any]], Path], Path],
+) -> None:
     from tutelage.files import write_whole
 
-    table = Table(*records[0])
+    names = [name for name in records[0] if not name.endswith(INTERVAL)]
+    table = Table(*(name.replace("_", " ") for name in names))
     for record in records:
-        table.add_row(*(_cell(value) for value in record.values()))
+        table.add_row(*(_cell(record[name], record.get(name + INTERVAL)) for name in names))
     Console(highlight=False).print(table)
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
         write_whole(output, json.dumps(records, indent=2) + "\n")
-        Console(highlight=False, soft_wrap=True).print(f"written   {output}")
+    if figure is not None:
+        plot(records, figure)
+    for file in (output, figure):
+        if file is not None:
+            Console(highlight=False, soft_wrap=True).print(f"written   {file}")
 
 
-def _cell(value: Any) -> str:
-    if value is None:
-        return "-"
-    if isinstance(value, tuple):
-        return " to ".join(_cell(each) for each in value)
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+def _cell(value: Any, interval: tuple[float, float] | None) -> str:
+    """A number, its interval below it."""
+    shown = "-" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)
+    return shown if interval is None else f"{shown}\n[{interval[0]:.2g}, {interval[1]:.2g}]"

@@ -92,7 +92,7 @@ RECIPES = {
     "teacher": Recipe(192, 4, 6, 2, 512, steps_of_phases=(700, 300), shares=None),
     "student": Recipe(96, 3, 3, 1, 256, steps_of_phases=(950,), shares=NOISY),
     # Not packaged: a weaker student that loses its way more often, for studies in which early answers matter more.
-    "drifter": Recipe(96, 3, 3, 1, 256, steps_of_phases=(600,), shares=Shares(clean=0.15, careless=0.2, guess=0.1)),
+    "drifter": Recipe(96, 3, 3, 1, 256, steps_of_phases=(950,), shares=Shares(clean=0.15, careless=0.2, guess=0.1)),
 }
 PAIR = ("teacher", "student")
 

@@ -3,6 +3,15 @@
 from tutelage.diagnostics.details import detail_metrics
 from tutelage.diagnostics.metrics import rollout_metrics
 from tutelage.diagnostics.table import METRICS, POSITIONS, Metric
-from tutelage.diagnostics.teacher_support import teacher_support_auroc
+from tutelage.diagnostics.teacher_support import auroc, support_score, teacher_support_auroc
 
-__all__ = ["METRICS", "POSITIONS", "Metric", "detail_metrics", "rollout_metrics", "teacher_support_auroc"]
+__all__ = [
+    "METRICS",
+    "POSITIONS",
+    "Metric",
+    "auroc",
+    "detail_metrics",
+    "rollout_metrics",
+    "support_score",
+    "teacher_support_auroc",
+]

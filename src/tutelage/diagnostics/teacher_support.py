@@ -9,7 +9,7 @@ import torch
 from tutelage.errors import DataError
 from tutelage.types import Rollout
 
-__all__ = ["support_score", "teacher_support_auroc"]
+__all__ = ["auroc", "support_score", "teacher_support_auroc"]
 
 
 def support_score(rollout: Rollout) -> float:
@@ -38,20 +38,26 @@ def teacher_support_auroc(rollouts: Sequence[Rollout], correct: Sequence[bool]) 
         raise DataError(
             f"Got {len(correct)} verdicts for {len(rollouts)} rollouts; expected one each. Pass them in rollout order."
         )
-    scores: dict[bool, list[float]] = {True: [], False: []}
-    for rollout, is_correct in zip(rollouts, correct, strict=True):
+    for rollout in rollouts:
         if rollout.teacher_logprobs is None:
             raise DataError(
                 f"Sample {rollout.sample_index} of prompt {rollout.prompt_index} has no teacher log-probabilities; its "
                 f"score compares teacher and student. Score the rollouts with the teacher first."
             )
-        score = support_score(rollout)
-        if score == score:  # NaN, the one number unlike itself: no token, or log 0 - log 0
-            scores[bool(is_correct)].append(score)
-    if not scores[True] or not scores[False]:
+    return auroc([support_score(rollout) for rollout in rollouts], correct)
+
+
+def auroc(scores: Sequence[float], correct: Sequence[bool]) -> float | None:
+    """P(score of a correct one > score of an incorrect one) + P(equal) / 2 over all pairs of the two.
+
+    Scores that are NaN are left out; None where either class has no score.
+    """
+    # NaN is the one number unlike itself: no token, or log 0 - log 0.
+    known = [(score, bool(label)) for score, label in zip(scores, correct, strict=True) if score == score]
+    of_correct = torch.tensor([score for score, label in known if label], dtype=torch.float64)
+    of_others = torch.tensor([score for score, label in known if not label], dtype=torch.float64).sort().values
+    if not len(of_correct) or not len(of_others):
         return None
-    correct_scores = torch.tensor(scores[True], dtype=torch.float64)
-    incorrect_scores = torch.tensor(scores[False], dtype=torch.float64).sort().values
-    num_below = torch.searchsorted(incorrect_scores, correct_scores, right=False)
-    num_below_or_equal = torch.searchsorted(incorrect_scores, correct_scores, right=True)
-    return float((num_below + num_below_or_equal).double().mean() / (2 * len(incorrect_scores)))
+    num_below = torch.searchsorted(of_others, of_correct, right=False)
+    num_below_or_equal = torch.searchsorted(of_others, of_correct, right=True)
+    return float((num_below + num_below_or_equal).double().mean() / (2 * len(of_others)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from tutelage.rollout.scoring import tokens_per_chunk
 from tutelage.runtime import LocalRuntime
 from tutelage.training import accumulate_gradient
 
-__all__ = ["forecast", "machine_bytes", "memory", "time_per_step"]
+__all__ = ["disk", "forecast", "machine_bytes", "memory", "time_per_step"]
 
 GIB = 2**30
 NUM_PROMPTS = 4  # of the measured step
@@ -97,6 +98,24 @@ def forecast(patient: Patient) -> dict[str, dict[str, int]]:
         "scoring": {**resident, "activations": scoring, "logits": logits(scored)},
         "update": {**resident, "gradients": trained, "activations": learning, "logits": logits(learned)},
     }
+
+
+def disk(patient: Patient) -> Finding:
+    """Bytes of all checkpoints that stay, and of the one being written, against what is free."""
+    settings, config = patient.config.checkpoint, patient.config
+    weights = _weights(patient.outlines["student"])
+    one = 3 * weights  # with AdamW's two moments
+    at_once = min(settings.keep_last, -(-config.steps // settings.every)) + bool(config.evaluation.sets) + 1
+    folder = Path(config.output_folder).absolute()
+    free = shutil.disk_usage(next(place for place in (folder, *folder.parents) if place.exists())).free
+    text = f"checkpoints of {_size(one)} each, {at_once} of them at most; {_size(free)} are free"
+    if at_once * one <= TIGHT * free:
+        return Finding(Verdict.ok, text)
+    return Finding(
+        Verdict.error if at_once * one > free else Verdict.warning,
+        text,
+        "Make room, lower checkpoint.keep_last, or choose another place with --set output=FOLDER.",
+    )
 
 
 def machine_bytes(device: str) -> int:

@@ -21,7 +21,7 @@ from tutelage.runtime import LocalRuntime
 from tutelage.tasks import Verifier, load_problems
 from tutelage.training import RunFolder
 
-__all__ = ["contexts", "lengths", "references", "run_file"]
+__all__ = ["contexts", "contamination", "lengths", "references", "run_file"]
 
 NUM_REFERENCES = 64
 SOLUTION_COLUMN = "solution"
@@ -53,6 +53,26 @@ def contexts(patient: Patient) -> Finding:
         refuse_overlong(config.student, None, problems.prompts, tokens, "evaluation.max_new_tokens")
     names = "".join(f", {len(problems.prompts)} of {problems.name!r}" for problems in sets)
     return Finding(Verdict.ok, f"{len(patient.prompts.prompts)} prompts for training{names} fit, with their answers")
+
+
+def contamination(patient: Patient) -> Finding:
+    """No problem that is evaluated on is a training prompt as well."""
+    config, trained = patient.config, {tuple(prompt.student_tokens) for prompt in patient.prompts.prompts}
+    sets = build_evaluation_sets(config.evaluation.sets, config.data, patient.tokenizers[0])
+    shared = {
+        problems.name: (sum(tuple(prompt.student_tokens) in trained for prompt in problems.prompts), problems)
+        for problems in sets
+    }
+    seen = [f"{num} of {len(problems.prompts)} in {name!r}" for name, (num, problems) in shared.items() if num]
+    if seen:
+        return Finding(
+            Verdict.warning,
+            f"problems that are training prompts too: {', '.join(seen)}; what is measured on them is partly memory",
+            "Evaluate on other problems, or take these out of the training data.",
+        )
+    return Finding(
+        Verdict.ok, "no problem of an evaluation set is a training prompt" if sets else "nothing is evaluated"
+    )
 
 
 def lengths(patient: Patient) -> Finding:

@@ -30,7 +30,9 @@ CHEAP: Mapping[str, Check] = {
     "contexts": data.contexts,
     "lengths": data.lengths,
     "verifier": data.references,
+    "contamination": data.contamination,
     "memory": budget.memory,
+    "disk": budget.disk,
 }
 """Checks that read files and no weights."""
 
@@ -43,7 +45,7 @@ COSTLY: Mapping[str, Check] = {
 """Checks that load both models."""
 
 # What `train` looks at by itself, on the first prompts: the cheap checks that are not refusals of its own.
-EARLY = ("vocabulary", "stop ids", "prompts", "end of answer", "lengths", "verifier", "memory")
+EARLY = ("vocabulary", "stop ids", "prompts", "end of answer", "lengths", "verifier", "memory", "disk")
 EARLY_PROMPTS = 256
 OWN_VERIFIERS = ("math", "exact")  # a user's function is not called before the run calls it
 

@@ -8,7 +8,14 @@ from tutelage.evaluation.results import (
     summarise,
     write_evaluation,
 )
-from tutelage.evaluation.statistics import bootstrap_interval, pass_at_k, relative_gain_interval, t_interval, t_quantile
+from tutelage.evaluation.statistics import (
+    bootstrap_interval,
+    interval_of,
+    pass_at_k,
+    relative_gain_interval,
+    t_interval,
+    t_quantile,
+)
 
 __all__ = [
     "GREEDY_SUFFIX",
@@ -17,6 +24,7 @@ __all__ = [
     "EvaluationSet",
     "bootstrap_interval",
     "evaluate",
+    "interval_of",
     "pass_at_k",
     "relative_gain_interval",
     "rich_table",

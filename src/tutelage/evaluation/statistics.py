@@ -6,7 +6,7 @@ and who marked them, is left to the caller.
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeAlias, overload
 
 import numpy as np
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from tutelage.errors import ConfigurationError, DataError
 
-__all__ = ["bootstrap_interval", "pass_at_k", "relative_gain_interval", "t_interval", "t_quantile"]
+__all__ = ["bootstrap_interval", "interval_of", "pass_at_k", "relative_gain_interval", "t_interval", "t_quantile"]
 
 IntArray: TypeAlias = NDArray[np.integer] | Sequence[int]
 
@@ -122,6 +122,28 @@ def relative_gain_interval(
     # Not between two gains: the mean of a number and infinity is no gain at all.
     low, high = np.quantile(gains - 1, [(1 - confidence) / 2, (1 + confidence) / 2], method="inverted_cdf")
     return (float(low), float(high)) if math.isfinite(high) else None
+
+
+def interval_of(
+    statistic: Callable[[NDArray[np.integer]], float | None],
+    num_problems: int,
+    confidence: float = 0.95,
+    num_resamples: int = 1000,
+) -> tuple[float, float] | None:
+    """Percentile bootstrap interval over problems of a statistic that is no mean, such as an AUROC.
+
+    Args:
+      statistic: places of the drawn problems, [P] with repeats -> its value, or None where it has none.
+    Returns:
+      (low, high); None where more than one resample in twenty has no value, since the others would be a selection.
+    """
+    generator = np.random.default_rng(0)
+    values = [statistic(generator.integers(num_problems, size=num_problems)) for _ in range(num_resamples)]
+    known = [value for value in values if value is not None]
+    if len(known) < 0.95 * num_resamples:
+        return None
+    low, high = np.quantile(known, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)
 
 
 def t_interval(values_S: Sequence[float], confidence: float = 0.95) -> tuple[float, float] | None:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from statistics import fmean
 
-from tutelage.diagnostics import rollout_metrics, teacher_support_auroc
+import numpy as np
+from numpy.typing import NDArray
+
+from tutelage.diagnostics import auroc, rollout_metrics, support_score
 from tutelage.errors import ConfigurationError
-from tutelage.evaluation import bootstrap_interval
+from tutelage.evaluation import interval_of
 from tutelage.policies import TrustRegion
 from tutelage.probes.parts import ProbeParts
 from tutelage.rollout import derive_seed
+from tutelage.types import Rollout
 
 __all__ = ["BudgetPoint", "probe_budget"]
 
@@ -24,9 +27,7 @@ class BudgetPoint:
       kl_radius: the budget, nats per token; 0 = the student's own rollouts.
       teacher_logprob, reward, kl_used, blend_mean: means; the last two None at budget 0.
       teacher_support_auroc: over all rollouts at once; None where all are right or all wrong.
-      teacher_logprob_interval: 95% bootstrap interval over prompts of the mean over prompts (each prompt as heavy as
-        another, while `teacher_logprob` weighs tokens); None where the teacher rules out a sampled token.
-      reward_interval: the same of the reward.
+      ..._interval: 95% bootstrap interval over prompts; None where it cannot be said.
     """
 
     kl_radius: float
@@ -35,6 +36,7 @@ class BudgetPoint:
     reward: float
     reward_interval: tuple[float, float]
     teacher_support_auroc: float | None
+    teacher_support_auroc_interval: tuple[float, float] | None
     kl_used: float | None
     blend_mean: float | None
 
@@ -64,20 +66,33 @@ def _point(parts: ProbeParts, policy: TrustRegion, num_samples: int) -> BudgetPo
         rollouts = parts.engine.score(rollouts)
     correct = parts.judge(rollouts)
     metrics = rollout_metrics(rollouts, rewards=[float(each) for each in correct])
-    rewards: dict[int, list[float]] = {}
-    support: dict[int, list[float]] = {}
-    for rollout, is_correct in zip(rollouts, correct, strict=True):
-        assert rollout.teacher_logprobs is not None
-        rewards.setdefault(rollout.prompt_index, []).append(float(is_correct))
-        support.setdefault(rollout.prompt_index, []).extend(rollout.teacher_logprobs.double().tolist())
+    samples: dict[int, list[int]] = {}
+    for place, rollout in enumerate(rollouts):
+        samples.setdefault(rollout.prompt_index, []).append(place)
+    by_prompt = [np.array(places) for places in samples.values()]
+    sums, counts = np.array([_support(rollout) for rollout in rollouts]).T
+    scores, right = np.array([support_score(rollout) for rollout in rollouts]), np.array(correct, dtype=bool)
+
+    def interval(statistic: Callable[[NDArray[np.integer]], float | None]) -> tuple[float, float] | None:
+        return interval_of(lambda drawn_P: statistic(np.concatenate([by_prompt[i] for i in drawn_P])), len(by_prompt))
+
     is_finite = "teacher_logprob" in metrics
+    reward_interval = interval(lambda drawn: float(right[drawn].mean()))
+    assert reward_interval is not None
     return BudgetPoint(
         kl_radius=float(policy.kl_radius),  # type: ignore[arg-type]  # a number: the probe made it from one
         teacher_logprob=metrics.get("teacher_logprob"),
-        teacher_logprob_interval=bootstrap_interval([fmean(each) for each in support.values()]) if is_finite else None,
+        teacher_logprob_interval=interval(lambda drawn: sums[drawn].sum() / counts[drawn].sum()) if is_finite else None,
         reward=metrics["reward"],
-        reward_interval=bootstrap_interval([fmean(each) for each in rewards.values()]),
-        teacher_support_auroc=teacher_support_auroc(rollouts, correct),
+        reward_interval=reward_interval,
+        teacher_support_auroc=auroc(scores.tolist(), correct),
+        teacher_support_auroc_interval=interval(lambda drawn: auroc(scores[drawn].tolist(), right[drawn].tolist())),
         kl_used=metrics.get("kl_used"),
         blend_mean=metrics.get("blend_mean"),
     )
+
+
+def _support(rollout: Rollout) -> tuple[float, int]:
+    """Sum of the teacher's log-probabilities of a rollout, and its tokens."""
+    assert rollout.teacher_logprobs is not None
+    return float(rollout.teacher_logprobs.double().sum()), len(rollout)

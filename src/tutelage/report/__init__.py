@@ -3,8 +3,10 @@
 from tutelage.report.bands import Point, plot_methods, plot_sweep
 from tutelage.report.curves import plot_run, plot_runs
 from tutelage.report.page import Report, default_path, watch_report, write_report
+from tutelage.report.probes import plot_budget, plot_continuation
 from tutelage.report.records import Curve, pass_at_1_curve, read_jsonl
 from tutelage.report.sparkline import sparkline
+from tutelage.report.style import refuse_figure_format
 
 __all__ = [
     "Curve",
@@ -12,11 +14,14 @@ __all__ = [
     "Report",
     "default_path",
     "pass_at_1_curve",
+    "plot_budget",
+    "plot_continuation",
     "plot_methods",
     "plot_run",
     "plot_runs",
     "plot_sweep",
     "read_jsonl",
+    "refuse_figure_format",
     "sparkline",
     "watch_report",
     "write_report",

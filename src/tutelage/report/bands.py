@@ -6,17 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from tutelage.files import written_whole
 from tutelage.report.records import Curve, RunRecords, curve, greedy_names, mean_and_spread, pass_at_1_curve, read_run
-from tutelage.report.style import INK, MUTED, TEXT_SIZE, Stroke, dress, name_strokes, stroke
+from tutelage.report.style import INK, MUTED, TEXT_SIZE, Stroke, dress, name_strokes, saved, stroke
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 __all__ = ["Point", "plot_methods", "plot_sweep"]
 
-DOTS_PER_INCH = 130
 BAND_ALPHA = 0.15
 
 
@@ -54,7 +51,7 @@ def plot_methods(methods: Mapping[str, Sequence[Path]], path: Path) -> Path:
             _band(axes, [line for line in map(curve_of, group) if len(line)], strokes[name])
         axes.set_xlabel("optimiser step", color=MUTED, fontsize=TEXT_SIZE)
     name_strokes(figure, strokes, "mean over seeds, band: one standard deviation")
-    return _saved(figure, path)
+    return saved(figure, path)
 
 
 def plot_sweep(
@@ -99,7 +96,7 @@ def plot_sweep(
         axes.set_xticks(range(len(values)), [f"{x}" for x in values])
         axes.set_xlabel(x_label, color=MUTED, fontsize=TEXT_SIZE)
     name_strokes(figure, strokes, title)
-    return _saved(figure, path)
+    return saved(figure, path)
 
 
 def _band(axes: Axes, lines: Sequence[Curve], how: Stroke) -> None:
@@ -111,10 +108,3 @@ def _band(axes: Axes, lines: Sequence[Curve], how: Stroke) -> None:
     )
     marker = how.marker if len(mean) < 30 else ""
     axes.plot(mean.steps, mean.values, color=how.color, linestyle=how.linestyle, linewidth=1.8, marker=marker, ms=4.5)
-
-
-def _saved(figure: Figure, path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(path) as partial:
-        figure.savefig(partial, format=path.suffix[1:].lower(), dpi=DOTS_PER_INCH)
-    return path

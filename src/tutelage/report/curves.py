@@ -9,11 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tutelage.errors import ConfigurationError, DataError
-from tutelage.files import written_whole
+from tutelage.errors import DataError
 from tutelage.report import panels
 from tutelage.report.records import RunRecords, read_run
-from tutelage.report.style import INK, MUTED, TEXT_SIZE, name_strokes, stroke
+from tutelage.report.style import INK, MUTED, TEXT_SIZE, name_strokes, refuse_figure_format, saved, stroke
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,8 +21,6 @@ if TYPE_CHECKING:
 __all__ = ["plot_run", "plot_runs"]
 
 FIGURE_INCHES = (14.0, 7.8)
-DOTS_PER_INCH = 130
-FIGURE_FORMATS = (".png", ".pdf", ".svg")
 
 
 def plot_run(run_folder: Path) -> Path:
@@ -45,17 +42,10 @@ def plot_runs(runs: Mapping[str, Path], path: Path) -> Path:
     Returns:
       The path.
     """
-    if path.suffix.lower() not in FIGURE_FORMATS:
-        raise ConfigurationError(
-            f"The figure is to be written to {path}; its name must end in {' or '.join(FIGURE_FORMATS)}. Rename it."
-        )
+    refuse_figure_format(path)
     if not runs:
         raise DataError("Got no run to draw; expected at least one. Name a folder that has a metrics.jsonl.")
-    figure = _draw({label: read_run(folder) for label, folder in runs.items()})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(path) as partial:
-        figure.savefig(partial, format=path.suffix[1:].lower(), dpi=DOTS_PER_INCH)
-    return path
+    return saved(_draw({label: read_run(folder) for label, folder in runs.items()}), path)
 
 
 def _draw(runs: Mapping[str, RunRecords]) -> Figure:

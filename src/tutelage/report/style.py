@@ -6,13 +6,30 @@ Everything is set on the axes it is given; the global settings of matplotlib are
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+from tutelage.errors import ConfigurationError
+from tutelage.files import written_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["GRID", "INK", "MUTED", "SHADE", "TEXT_SIZE", "Stroke", "dress", "label_right", "name_strokes", "stroke"]
+__all__ = [
+    "GRID",
+    "INK",
+    "MUTED",
+    "SHADE",
+    "TEXT_SIZE",
+    "Stroke",
+    "dress",
+    "label_right",
+    "name_strokes",
+    "refuse_figure_format",
+    "saved",
+    "stroke",
+]
 
 INK = "#222222"
 MUTED = "#6e6e6e"
@@ -26,6 +43,8 @@ MARKERS = ("o", "s", "^", "D", "v")
 
 TITLE_SIZE = 11
 TEXT_SIZE = 9
+DOTS_PER_INCH = 130
+FIGURE_FORMATS = (".png", ".pdf", ".svg")
 LABEL_GAP = 0.075  # least distance between two labels, as a share of the height of a full panel
 
 
@@ -104,3 +123,19 @@ def name_strokes(figure: Figure, strokes: Mapping[str, Stroke], title: str = "",
         text.set_parse_math(False)  # a folder's name may hold $ or begin with _, which a legend would take as commands
         text.set_text(label)
         text.set_color(INK)
+
+
+def refuse_figure_format(path: Path) -> None:
+    """Refuse a file whose ending is no format of a figure."""
+    if path.suffix.lower() not in FIGURE_FORMATS:
+        raise ConfigurationError(
+            f"The figure is to be written to {path}; its name must end in {' or '.join(FIGURE_FORMATS)}. Rename it."
+        )
+
+
+def saved(figure: Figure, path: Path) -> Path:
+    """Write a figure whole or not at all, in the format that the path's ending names; returns the path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with written_whole(path) as partial:
+        figure.savefig(partial, format=path.suffix[1:].lower(), dpi=DOTS_PER_INCH)
+    return path

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -27,8 +28,13 @@ OPENING = "{{- '<|im_start|>assistant\n' -}}"
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., RunConfig]:
-    """The tiny pair's run with some fields set; an answer fits into 10 tokens."""
+    """The tiny pair's run with some fields set, evaluated on problems of its own; an answer fits into 10 tokens."""
     path = write_run_file(tmp_path)
+    problems = [{"problem": f"What is {i} + 1?", "answer": str(i + 1)} for i in range(50, 53)]
+    (tmp_path / "problems.jsonl").write_text("".join(json.dumps(row) + "\n" for row in problems))
+    evaluated = f'path = "{tmp_path / "prompts.jsonl"}"'
+    assert evaluated in path.read_text()
+    path.write_text(path.read_text().replace(evaluated, f'path = "{tmp_path / "problems.jsonl"}"'))
     monkeypatch.chdir(tmp_path)
     return lambda *overrides: load_config(path, list(overrides))
 
@@ -185,7 +191,8 @@ def test_an_output_folder_that_exists(run: Callable[..., RunConfig], tmp_path: P
 
 
 def test_answers_that_do_not_fit(run: Callable[..., RunConfig]) -> None:
-    (finding,) = [f for f in examine(run("rollout.max_new_tokens=9999"), quick=True) if f.verdict != Verdict.ok]
+    findings = examine(run("rollout.max_new_tokens=9999"), quick=True)
+    (finding,) = [f for f in findings if f.verdict != Verdict.ok]
     assert (finding.check, finding.verdict) == ("contexts", Verdict.error)
     finding = found(run("rollout.max_new_tokens=1"), "lengths")
     assert finding.verdict == Verdict.warning and "100% of the reference answers would be cut" in finding.text
@@ -263,6 +270,24 @@ def test_outlines_are_the_models_without_their_weights(run: Callable[..., RunCon
         shapes = [(key, value.shape, value.dtype) for key, value in model.module.named_parameters()]
         assert [(key, value.shape, value.dtype) for key, value in outline.module.named_parameters()] == shapes
         assert outline.device.type == "meta"
+
+
+def test_problems_that_were_trained_on(run: Callable[..., RunConfig], tmp_path: Path) -> None:
+    lines = (tmp_path / "prompts.jsonl").read_text().splitlines()
+    (tmp_path / "seen.jsonl").write_text("\n".join([*lines[:2], '{"problem": "1 + 1 + 1?", "answer": "3"}']) + "\n")
+    finding = found(run("evaluation.sets=['seen.jsonl']", "data.verifier=exact"), "contamination")
+    assert finding.verdict == Verdict.warning and "2 of 3 in 'seen'" in finding.text
+    assert found(run("evaluation.sets=[]"), "contamination").verdict == Verdict.ok
+
+
+def test_a_disk_that_is_too_small(run: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch) -> None:
+    config = run("steps=10", "checkpoint.every=2", "checkpoint.keep_last=3", "evaluation.sets=[]")
+    # Weights and two moments; three that stay and one that is being written.
+    student = Patient(config).outlines["student"].module
+    needed = 4 * 3 * sum(parameter.numel() * parameter.element_size() for parameter in student.parameters())
+    for free, verdict in ((needed - 1, Verdict.error), (needed + 1, Verdict.warning), (2 * needed, Verdict.ok)):
+        monkeypatch.setattr(budget.shutil, "disk_usage", lambda place, free=free: SimpleNamespace(free=free))
+        assert found(config, "disk").verdict == verdict
 
 
 def test_what_can_be_forecast_exactly_is(run: Callable[..., RunConfig]) -> None:

@@ -5,7 +5,14 @@ import numpy as np
 import pytest
 
 from tutelage.errors import ConfigurationError, DataError
-from tutelage.evaluation import bootstrap_interval, pass_at_k, relative_gain_interval, t_interval, t_quantile
+from tutelage.evaluation import (
+    bootstrap_interval,
+    interval_of,
+    pass_at_k,
+    relative_gain_interval,
+    t_interval,
+    t_quantile,
+)
 from tutelage.evaluation import statistics as module
 
 
@@ -176,3 +183,17 @@ def test_there_is_no_relative_gain_over_nothing():
     assert relative_gain_interval([0.5, 1.0], [0.0, 0.5]) is None
     with pytest.raises(DataError, match="2 values and 1 of the baseline"):
         relative_gain_interval([0.5, 1.0], [0.5])
+
+
+def test_an_interval_of_a_mean_is_the_bootstrap_interval() -> None:
+    values = np.random.default_rng(1).random(40)
+    mine = interval_of(lambda drawn: float(values[drawn].mean()), 40, num_resamples=20_000)
+    assert mine == pytest.approx(bootstrap_interval(values), abs=0.003)
+
+
+def test_an_interval_of_what_often_has_no_value_is_none() -> None:
+    def largest_but_three(drawn: np.ndarray) -> float | None:
+        return None if 3 in drawn else float(drawn.max())
+
+    assert interval_of(largest_but_three, 5) is None
+    assert interval_of(lambda drawn: float(drawn.max()), 5) is not None

@@ -12,7 +12,7 @@ from tests.conftest import make_model
 from tests.tiny_run import write_run_file
 from tutelage.cli import app
 from tutelage.diagnostics import teacher_support_auroc
-from tutelage.errors import ConfigurationError
+from tutelage.errors import ConfigurationError, OutputExistsError
 from tutelage.policies import Student, Teacher, TrustRegion
 from tutelage.probes import ProbeParts, probe_budget, probe_continuation
 from tutelage.probes.continuation import continued
@@ -101,18 +101,26 @@ def test_a_budget_point_is_what_its_rollouts_say(parts: ProbeParts) -> None:
     assert own.reward == pytest.approx(np.mean(correct))
     assert own.teacher_logprob == pytest.approx(float(torch.cat([r.teacher_logprobs for r in rollouts]).mean()), 1e-5)
     assert own.teacher_support_auroc == teacher_support_auroc(rollouts, correct)
-    assert own.reward_interval[0] <= own.reward <= own.reward_interval[1]
+    for number in ("reward", "teacher_logprob", "teacher_support_auroc"):
+        low, high = getattr(own, f"{number}_interval")
+        assert low <= getattr(own, number) <= high and low < high, number
 
 
 def test_both_commands(tmp_path: Path) -> None:
     run_file = str(write_run_file(tmp_path))
     common = ["--limit", "3", "--samples", "2", "--set", "data.verifier=exact", "--output"]
     for command, option, count in (("continuation", ["--lengths", "2,4"], 4), ("budget", ["--radii", "0,0.1"], 2)):
-        output = tmp_path / f"{command}.json"
-        done = CliRunner().invoke(app, ["probe", command, run_file, *option, *common, str(output)])
+        output, figure = tmp_path / f"{command}.json", tmp_path / f"{command}.svg"
+        files = [*common, str(output), "--figure", str(figure)]
+        done = CliRunner().invoke(app, ["probe", command, run_file, *option, *files])
         assert done.exit_code == 0, done.output
         assert len(json.loads(output.read_text())) == count
+        assert "</svg>" in figure.read_text()
+        again = CliRunner().invoke(app, ["probe", command, run_file, "--figure", str(figure)])
+        assert isinstance(again.exception, OutputExistsError)
     wrong = CliRunner().invoke(app, ["probe", "budget", run_file, "--radii", "a"])
     assert isinstance(wrong.exception, ConfigurationError) and "--radii 0,0.001" in str(wrong.exception)
+    shapeless = CliRunner().invoke(app, ["probe", "budget", run_file, "--figure", str(tmp_path / "figure.gif")])
+    assert isinstance(shapeless.exception, ConfigurationError) and ".svg" in str(shapeless.exception)
     unjudged = CliRunner().invoke(app, ["probe", "budget", run_file, "--set", "data.verifier="])
     assert isinstance(unjudged.exception, ConfigurationError) and "data.verifier is empty" in str(unjudged.exception)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import importlib.machinery
 import importlib.util
 import json
+import sqlite3
 import sys
 import types
 from pathlib import Path
@@ -203,3 +204,38 @@ def test_tensorboard_shows_a_resumed_run_once(tmp_path: Path) -> None:
     assert [event.step for event in events.Scalars("loss")] == list(range(9))
     assert events.Scalars("loss")[2].value == 3.0
     assert [(event.step, event.value) for event in events.Scalars("sums/pass_at_1")] == [(4, 0.5)]
+
+
+def _told_in_two_parts(tmp_path: Path, name: str) -> str:
+    """A run of seven steps that is resumed at step 4 and goes on to the ninth; returns its id."""
+    folder = RunFolder(tmp_path / "run")
+    folder.path.mkdir()
+    steps(Tracking(Listener(), folder, {name: True}, name="tiny", project="sums"), range(7))
+    listener = Listener()
+    steps(Tracking(listener, folder, {name: True}, name="tiny", project="sums", is_resumed=True), range(4, 9))
+    assert listener.messages == []
+    return str(json.loads((folder.path / "trackers.json").read_text())["id"])
+
+
+@pytest.mark.skipif(importlib.util.find_spec("wandb") is None, reason="wandb is not installed")
+@pytest.mark.filterwarnings("ignore")
+def test_the_real_wandb_keeps_one_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    identity = _told_in_two_parts(tmp_path, "wandb")
+    written = list((tmp_path / "run" / "wandb").glob("offline-run-*/run-*.wandb"))
+    assert {path.name for path in written} == {f"run-{identity}.wandb"}
+    assert all(b"loss" in path.read_bytes() for path in written)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("trackio") is None, reason="trackio is not installed")
+@pytest.mark.filterwarnings("ignore")
+def test_the_real_trackio_keeps_one_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    identity = _told_in_two_parts(tmp_path, "trackio")
+    with sqlite3.connect(tmp_path / "trackio" / "sums.db") as database:
+        rows = database.execute("select run_name, step, metrics from metrics order by step, id").fetchall()
+    assert {run for run, _, _ in rows} == {f"tiny-{identity}"}
+    # What is written again after a resume is there twice, and the same.
+    assert [step for _, step, _ in rows] == [0, 1, 2, 3, 4, 4, 5, 5, 6, 6, 7, 8]
+    assert {json.loads(metrics)["loss"] for _, step, metrics in rows if step == 4} == {0.2}
