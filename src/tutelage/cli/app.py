@@ -82,10 +82,12 @@ def main() -> None:
     try:
         app()
     except RunInterrupted as problem:
-        errors.print(f"[yellow]{_plain(str(problem))}[/]")
+        if not problem.is_said:
+            errors.print(f"[yellow]{_plain(str(problem))}[/]")
         sys.exit(130)
     except (TutelageError, OSError) as problem:  # an OSError (disk full, permissions) names its file
-        errors.print(f"[red]error:[/] {_plain(str(problem))}")
+        if not getattr(problem, "is_said", False):
+            errors.print(f"[red]error:[/] {_plain(str(problem))}")
         sys.exit(2)
     except SystemExit as leaving:
         if leaving.code == 130:  # what typer makes of Ctrl-C
@@ -104,17 +106,26 @@ def train(
     from tutelage.config import build_run, load_config
     from tutelage.doctor import early_warnings
     from tutelage.report import plot_run
+    from tutelage.runtime import joined
+    from tutelage.training import Observer
     from tutelage.training import train as run_training
 
-    config = load_config(run_file, overrides or [])
-    set_threads(config.runtime.threads)
-    run = build_run(config, resume=resume)
-    with observer_for(config.name) as observer:
-        for message in run.messages:
-            observer.on_message(message)
-        for message in early_warnings(config):
-            observer.on_message(f"warning: {message} (tutelage doctor shows more)")
-        run_training(run, observer)
+    with joined() as processes:
+        is_first = processes is None or processes.rank == 0
+        if not is_first:
+            warnings.showwarning = lambda *_: None  # rank 0 says it
+        config = load_config(run_file, overrides or [])
+        set_threads(config.runtime.threads)
+        run = build_run(config, resume=resume, processes=processes)
+        if not is_first:
+            run_training(run, Observer())
+            return
+        with observer_for(config.name) as observer:
+            for message in run.messages:
+                observer.on_message(message)
+            for message in early_warnings(config):
+                observer.on_message(f"warning: {message} (tutelage doctor shows more)")
+            run_training(run, observer)
     console = Console(highlight=False, soft_wrap=True)
     console.print(f"run       {run.folder.path}")
     console.print(f"student   {run.folder.checkpoints / _last_checkpoint(run.folder.checkpoints)}")
