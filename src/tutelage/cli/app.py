@@ -7,6 +7,7 @@ imports wait until a command needs them, so that `--help` answers at once.
 from __future__ import annotations
 
 import json
+import os
 import sys
 import warnings
 from enum import StrEnum
@@ -102,6 +103,8 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in its output folder.")] = False,
 ) -> None:
     """Distil the student that a run file describes."""
+    if "WORLD_SIZE" in os.environ:  # of a broken connection torch prints its stack; we say who is gone
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from tutelage.cli.progress import observer_for
     from tutelage.config import build_run, load_config
     from tutelage.doctor import early_warnings

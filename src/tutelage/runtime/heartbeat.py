@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Heartbeat"]
+__all__ = ["CONNECT_SECONDS", "Heartbeat", "farewell"]
 
 SECONDS_PER_BEAT = 1.0
 # Longer than a thread is kept from running by a busy machine, shorter than launchers wait before they kill.
@@ -24,6 +24,7 @@ LOST_AFTER_SECONDS = 20.0
 # What the main thread, stuck in a collective that cannot end, is given to notice by itself.
 GRACE_SECONDS = 10.0
 FAREWELL_SECONDS = 5.0
+CONNECT_SECONDS = 5.0
 
 
 @dataclass
@@ -85,8 +86,8 @@ class Heartbeat(threading.Thread):
             return
 
     def verdict(self) -> str | None:
-        """Who is lost; waits until that can be known."""
-        patience = time.monotonic() + LOST_AFTER_SECONDS + 3 * SECONDS_PER_BEAT
+        """Who is lost; waits until that can be known, less than half a minute."""
+        patience = time.monotonic() + LOST_AFTER_SECONDS + CONNECT_SECONDS + 2 * SECONDS_PER_BEAT
         while self.lost is None and time.monotonic() < patience:
             time.sleep(SECONDS_PER_BEAT / 10)
         return self.lost

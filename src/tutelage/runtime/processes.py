@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 
 from tutelage.errors import ConfigurationError, RunInterrupted, TutelageError, WorkerLostError
-from tutelage.runtime.heartbeat import Heartbeat, farewell
+from tutelage.runtime.heartbeat import CONNECT_SECONDS, Heartbeat, farewell
 
 __all__ = ["Processes", "joined"]
 
@@ -30,6 +30,7 @@ T = TypeVar("T")
 NAMES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 MEETING_SECONDS = 300  # in which all processes of a run must have been started
 SECONDS_PER_LOOK = 0.002
+SECONDS_FOR_RANK_0 = 0.5
 
 
 class Processes:
@@ -138,6 +139,8 @@ class Processes:
 
     def _says_first(self, text: str) -> bool:
         key = "said/" + hashlib.sha256(text.encode()).hexdigest()
+        if self.rank:
+            time.sleep(SECONDS_FOR_RANK_0)  # its output is where people look
         try:
             return int(self._store.add(key, 1)) == 1
         except RuntimeError:
@@ -166,7 +169,7 @@ def joined() -> Iterator[Processes | None]:
     patience = timedelta(seconds=MEETING_SECONDS)
 
     def connect() -> Any:
-        short = timedelta(seconds=10)
+        short = timedelta(seconds=CONNECT_SECONDS)
         own = dist.TCPStore(host, port, is_master=False, timeout=short, wait_for_workers=False)
         return dist.PrefixStore(f"tutelage/{again}", own)
 
