@@ -98,7 +98,7 @@ class Heartbeat(threading.Thread):
                 self._tell()
                 self._listen()
                 self._reached = time.monotonic()
-            except RuntimeError:  # torch's network errors
+            except (RuntimeError, OSError):  # torch's network errors, and ours
                 self._reconnect()
             self._end_if_stuck()
 
@@ -134,7 +134,7 @@ class Heartbeat(threading.Thread):
             return
         try:
             self._store = self.connect()
-        except RuntimeError:
+        except (RuntimeError, OSError):
             return
 
     def _lose(self, reason: str) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import hashlib
 import os
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -51,7 +52,9 @@ class Processes:
         atexit.register(self._leave_if_lost)
 
     def connect(self, device: str, timeout_seconds: float) -> None:
-        """Open the ways to the others; `timeout_seconds` bounds every wait from here on."""
+        """Open the ways to the others, once; `timeout_seconds` bounds every wait from here on."""
+        if self._is_connected:
+            return
         is_cuda = device.startswith("cuda")
         with self.waiting():
             dist.init_process_group(
@@ -169,6 +172,7 @@ def joined() -> Iterator[Processes | None]:
     patience = timedelta(seconds=MEETING_SECONDS)
 
     def connect() -> Any:
+        socket.create_connection((host, port), CONNECT_SECONDS).close()  # torch's own attempt fails with a stack of C++
         short = timedelta(seconds=CONNECT_SECONDS)
         own = dist.TCPStore(host, port, is_master=False, timeout=short, wait_for_workers=False)
         return dist.PrefixStore(f"tutelage/{again}", own)
