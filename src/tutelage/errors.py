@@ -11,6 +11,7 @@
     ├── EmptyBatchError             (ValueError)       no response token to learn from
     ├── ZeroMassError               (ValueError)       a distribution without any mass where some is needed
     ├── NonFiniteError              (ArithmeticError)  a loss or gradient is NaN or infinite
+    ├── WorkerLostError             (RuntimeError)     another process of the run is gone
     └── RunInterrupted              (RuntimeError)     Ctrl-C or SIGTERM, after the run was saved
 
 A message has three parts: what we got, what we expected, what to do about it. Each class also inherits the builtin
@@ -29,12 +30,15 @@ __all__ = [
     "TutelageError",
     "UnsupportedArchitectureError",
     "VocabularyMismatchError",
+    "WorkerLostError",
     "ZeroMassError",
 ]
 
 
 class TutelageError(Exception):
     """Root of the tree: catch this to catch everything that Tutelage raises on purpose."""
+
+    is_said = False  # another process of the run has told the user already
 
 
 class ConfigurationError(TutelageError, ValueError):
@@ -75,6 +79,10 @@ class ZeroMassError(TutelageError, ValueError):
 
 class NonFiniteError(TutelageError, ArithmeticError):
     """A loss or a gradient became NaN or infinite; no update was made from it."""
+
+
+class WorkerLostError(TutelageError, RuntimeError):
+    """Another process of the run has ended, or cannot be reached."""
 
 
 class RunInterrupted(TutelageError, RuntimeError):

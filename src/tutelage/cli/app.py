@@ -7,6 +7,7 @@ imports wait until a command needs them, so that `--help` answers at once.
 from __future__ import annotations
 
 import json
+import os
 import sys
 import warnings
 from enum import StrEnum
@@ -82,10 +83,12 @@ def main() -> None:
     try:
         app()
     except RunInterrupted as problem:
-        errors.print(f"[yellow]{_plain(str(problem))}[/]")
+        if not problem.is_said:
+            errors.print(f"[yellow]{_plain(str(problem))}[/]")
         sys.exit(130)
     except (TutelageError, OSError) as problem:  # an OSError (disk full, permissions) names its file
-        errors.print(f"[red]error:[/] {_plain(str(problem))}")
+        if not getattr(problem, "is_said", False):
+            errors.print(f"[red]error:[/] {_plain(str(problem))}")
         sys.exit(2)
     except SystemExit as leaving:
         if leaving.code == 130:  # what typer makes of Ctrl-C
@@ -100,21 +103,32 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in its output folder.")] = False,
 ) -> None:
     """Distil the student that a run file describes."""
+    if "WORLD_SIZE" in os.environ:  # of a broken connection torch prints its stack; we say who is gone
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from tutelage.cli.progress import observer_for
     from tutelage.config import build_run, load_config
     from tutelage.doctor import early_warnings
     from tutelage.report import plot_run
+    from tutelage.runtime import joined
+    from tutelage.training import Observer
     from tutelage.training import train as run_training
 
-    config = load_config(run_file, overrides or [])
-    set_threads(config.runtime.threads)
-    run = build_run(config, resume=resume)
-    with observer_for(config.name) as observer:
-        for message in run.messages:
-            observer.on_message(message)
-        for message in early_warnings(config):
-            observer.on_message(f"warning: {message} (tutelage doctor shows more)")
-        run_training(run, observer)
+    with joined() as processes:
+        is_first = processes is None or processes.rank == 0
+        if not is_first:
+            warnings.showwarning = lambda *_: None  # rank 0 says it
+        config = load_config(run_file, overrides or [])
+        set_threads(config.runtime.threads)
+        run = build_run(config, resume=resume, processes=processes)
+        if not is_first:
+            run_training(run, Observer())
+            return
+        with observer_for(config.name) as observer:
+            for message in run.messages:
+                observer.on_message(message)
+            for message in early_warnings(config):
+                observer.on_message(f"warning: {message} (tutelage doctor shows more)")
+            run_training(run, observer)
     console = Console(highlight=False, soft_wrap=True)
     console.print(f"run       {run.folder.path}")
     console.print(f"student   {run.folder.checkpoints / _last_checkpoint(run.folder.checkpoints)}")

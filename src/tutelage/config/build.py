@@ -41,7 +41,7 @@ from tutelage.models import (
 )
 from tutelage.policies import POLICIES, Policy, Temperature
 from tutelage.rollout import PairedEngine
-from tutelage.runtime import LocalRuntime
+from tutelage.runtime import LocalRuntime, Processes, runtime_for
 from tutelage.targets import TARGETS
 from tutelage.tasks import BENCHMARKS, Problem, Verifier, check_verifier, load_problems, render_all, short_name
 from tutelage.training import (
@@ -89,27 +89,27 @@ class Prompts:
     answers: Sequence[str | None]
 
 
-def build_run(config: RunConfig, *, resume: bool = False) -> Run:
+def build_run(config: RunConfig, *, resume: bool = False, processes: Processes | None = None) -> Run:
     """Put a run together, or refuse it before any compute is spent.
 
     Args:
       resume: continue the run in the output folder from its newest whole checkpoint.
+      processes: those that share the run, see `runtime.joined`; None = this one is alone.
     Raises:
       OutputExistsError: the output folder exists and `resume` is False.
       CheckpointError: `resume`, and there is no checkpoint that can be used.
       ConfigurationError, DataError, ModelError: one clear message each.
     """
-    folder = RunFolder(Path(config.output_folder))
-    if folder.path.exists() and not resume:
-        raise OutputExistsError(
-            f"the output folder {folder.path} already exists, and a run never overwrites one. Choose another with "
-            "--set output=FOLDER, or continue that run with --resume."
+    runtime = build_runtime(config, processes)
+    folder = RunFolder(Path(config.output_folder), writes=runtime.is_first)
+    checkpoint, messages = runtime.from_first(lambda: _beginning(config, folder, resume))
+    if checkpoint is not None and not checkpoint.is_dir():
+        raise CheckpointError(
+            f"--resume: {checkpoint} is not to be seen by this process. Put the output folder on a file system that "
+            "all machines of the run share."
         )
-    refuse_unwritable(folder.path)
-    checkpoint, messages = _resumable(config, folder) if resume else (None, [])
     trackers = chosen_trackers(config.logging.trackers)
     phases = build_phases(config)
-    runtime = LocalRuntime(config.runtime.device)
     refuse_contradictions(config, phases)
     student_tokenizer, teacher_tokenizer = load_tokenizers(config)
     prompts = read_prompts(config.data, student_tokenizer, teacher_tokenizer, load_route_tokenizers(config))
@@ -121,13 +121,15 @@ def build_run(config: RunConfig, *, resume: bool = False) -> Run:
 
     path = str(checkpoint) if checkpoint else None
     has_reference = any(phase.recipe.target.needs is not None for phase in phases)
-    engine = build_engine(config, student_tokenizer, teacher_tokenizer, path, with_reference=has_reference)
+    engine = build_engine(
+        config, student_tokenizer, teacher_tokenizer, path, with_reference=has_reference, runtime=runtime
+    )
     # Refused now, if one answer at the limit does not fit into the caches, and not when the first step needs it.
     asks_teacher = any(phase.recipe.policy.needs_teacher for phase in phases)
     engine.rows_that_fit(prompts.prompts, config.rollout.max_new_tokens, with_teacher=asks_teacher)
-    if resume:
+    if resume and runtime.is_first:
         _keep_changes(config, folder)
-    else:
+    elif not resume:
         folder.create(to_toml(config))
     return Run(
         phases=phases,
@@ -167,6 +169,36 @@ def build_run(config: RunConfig, *, resume: bool = False) -> Run:
         resume_from=checkpoint,
         messages=messages,
     )
+
+
+def build_runtime(config: RunConfig, processes: Processes | None) -> LocalRuntime:
+    """Where the run runs; every process of it must have been given the same run file."""
+    settings = config.runtime
+    if settings.shard_teacher and (config.teacher.experts or config.teacher.routes or config.rollout.compile):
+        raise ConfigurationError(
+            "runtime.shard_teacher is true, which works for a single teacher that decodes uncompiled; there are "
+            "teacher.experts, teacher.routes or rollout.compile. Drop these, or runtime.shard_teacher."
+        )
+    runtime = runtime_for(
+        processes,
+        device=settings.device,
+        strategy=settings.strategy,
+        shard_teacher=settings.shard_teacher,
+        timeout_seconds=settings.timeout_seconds,
+    )
+    runtime.check_equal("the run file", to_toml(config))
+    return runtime
+
+
+def _beginning(config: RunConfig, folder: RunFolder, resume: bool) -> tuple[Path | None, list[str]]:
+    """The checkpoint to continue from (None = there is none), and what to tell the user."""
+    if folder.path.exists() and not resume:
+        raise OutputExistsError(
+            f"the output folder {folder.path} already exists, and a run never overwrites one. Choose another with "
+            "--set output=FOLDER, or continue that run with --resume."
+        )
+    refuse_unwritable(folder.path)
+    return _resumable(config, folder) if resume else (None, [])
 
 
 def refuse_contradictions(config: RunConfig, phases: Sequence[Phase]) -> None:
@@ -235,11 +267,13 @@ def build_engine(
     student_path: str | None = None,
     *,
     with_reference: bool = False,
+    runtime: LocalRuntime | None = None,
 ) -> PairedEngine:
     """Load the models and put them side by side; `student_path` replaces the student's weights (a checkpoint)."""
-    device = LocalRuntime(config.runtime.device).device
+    runtime = runtime or LocalRuntime(config.runtime.device)
+    device = runtime.device
     student = load_model(config.student, student_tokenizer, device, student_path)
-    teacher = load_teacher(config.teacher, teacher_tokenizer, device)
+    teacher = runtime.placed_teacher(lambda place: load_teacher(config.teacher, teacher_tokenizer, place))
     routes = {name: load_model(model, tokenizer_of(model), device) for name, model in config.teacher.routes.items()}
     reference = None
     if with_reference:
@@ -381,8 +415,9 @@ def _resumable(config: RunConfig, folder: RunFolder) -> tuple[Path | None, list[
         raise CheckpointError(
             f"--resume: {folder.path} holds no run (no config.toml). Start it without --resume, or set output=FOLDER."
         )
-    # More steps and more frequent looks are a continuation; anything else would be another run.
-    free = ("steps", "evaluation.", "checkpoint.", "logging.", "output")
+    # More steps, more frequent looks and other processes are a continuation; anything else would be another run.
+    shared = ("runtime.strategy", "runtime.shard_teacher", "runtime.timeout_seconds")
+    free = ("steps", "evaluation.", "checkpoint.", "logging.", "output", *shared)
     before, now = (flattened(to_toml(each)) for each in (load_config(saved), config))
     changed = [
         f"{key} is {now.get(key)!r}, was {before.get(key)!r}"

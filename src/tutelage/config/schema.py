@@ -164,6 +164,9 @@ class RuntimeConfig(Section):
     device: str = "auto"
     threads: int | None = Field(default=None, ge=1)
     micro_batch_tokens: int = Field(default=16_384, ge=1)
+    strategy: Literal["ddp", "fsdp2"] = "ddp"
+    shard_teacher: bool = False
+    timeout_seconds: float = Field(default=1800, gt=0)
 
 
 class LoggingConfig(Section):

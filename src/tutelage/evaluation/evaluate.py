@@ -9,13 +9,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from tutelage.errors import ConfigurationError
 from tutelage.evaluation.results import EvaluationResult, EvaluationSample, summarise
 from tutelage.policies import Policy
-from tutelage.rollout import PairedEngine, derive_seed
+from tutelage.rollout import PairedEngine, Spread, answers_to_share, derive_seed, whole_share
 from tutelage.types import Prompt, Rollout
 
 __all__ = ["GREEDY_SUFFIX", "EvaluationSet", "evaluate"]
@@ -51,6 +52,7 @@ def evaluate(
     temperature: float,
     max_new_tokens: int,
     seed: int,
+    spread: Spread[Any] = whole_share,
 ) -> tuple[EvaluationResult, list[EvaluationSample]]:
     """Judge a policy's answers: pass@1, unbiased pass@k, a 95% interval over problems, truncation and length.
 
@@ -61,22 +63,31 @@ def evaluate(
       decode: token ids to text, for the samples.
       num_samples: n per problem.
       seed: of the run; the random streams are derived from it, and shared with no training step.
+      spread: shares the problems among processes.
     Returns:
       the result, and one record per sample.
     """
     if not problems.prompts:
         raise ConfigurationError(f"evaluation set {problems.name!r} has no problem left to evaluate on.")
     started = time.perf_counter()
-    rollouts = engine.generate(
-        policy,
-        problems.prompts,
-        max_new_tokens=max_new_tokens,
-        num_samples=num_samples,
-        seed=derive_seed(seed, f"evaluation/{problems.name}"),
-        records_statistics=False,
-    )
+
+    def judged(share: slice) -> list[tuple[Rollout, bool]]:
+        rollouts = answers_to_share(
+            engine,
+            policy,
+            problems.prompts,
+            share,
+            max_new_tokens=max_new_tokens,
+            num_samples=num_samples,
+            seed=derive_seed(seed, f"evaluation/{problems.name}"),
+            records_statistics=False,
+        )
+        verdicts = verify(rollouts, [problems.answers[rollout.prompt_index] for rollout in rollouts])
+        return list(zip(rollouts, verdicts, strict=True))
+
+    drawn = spread(len(problems.prompts), judged)
+    rollouts, correct = [rollout for rollout, _ in drawn], [is_correct for _, is_correct in drawn]
     answers = [problems.answers[rollout.prompt_index] for rollout in rollouts]
-    correct = verify(rollouts, answers)
     shape = (len(problems.prompts), num_samples)
     result = summarise(
         np.array(correct, dtype=bool).reshape(shape),

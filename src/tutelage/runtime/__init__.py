@@ -1,5 +1,37 @@
-"""Where does it run?  One process on one device for now; several processes plug in behind the same four names."""
+"""Where does it run?  One process on one device, or several that share each step; the loop does not ask which."""
 
-from tutelage.runtime.local import LocalRuntime
+from __future__ import annotations
 
-__all__ = ["LocalRuntime"]
+import warnings
+
+from tutelage.runtime.local import Learner, LocalRuntime
+from tutelage.runtime.processes import Processes, joined
+
+__all__ = ["Learner", "LocalRuntime", "Processes", "joined", "runtime_for"]
+
+
+def runtime_for(
+    processes: Processes | None, *, device: str, strategy: str, shard_teacher: bool, timeout_seconds: float
+) -> LocalRuntime:
+    """The runtime of this process among the others (see `joined`), or of the only one, for which nothing is shared.
+
+    Raises:
+      ConfigurationError: there is no such device, or not one for each process.
+    """
+    if processes is None:
+        for name, is_set in (("strategy", strategy != "ddp"), ("shard_teacher", shard_teacher)):
+            if is_set:
+                warnings.warn(
+                    f"runtime.{name} has no effect in a single process. Start several with torchrun, or drop it.",
+                    stacklevel=2,
+                )
+        return LocalRuntime(device)
+    from tutelage.runtime.several import SharedRuntime  # FSDP takes a second to import
+
+    return SharedRuntime(
+        device=device,
+        processes=processes,
+        strategy=strategy,
+        shards_teacher=shard_teacher,
+        timeout_seconds=timeout_seconds,
+    )

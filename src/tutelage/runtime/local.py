@@ -1,20 +1,48 @@
-"""One process, one device."""
+"""One process, one device; and the model that is trained there."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from tutelage.errors import ConfigurationError, NonFiniteError
+from tutelage.models import LanguageModel
 
-__all__ = ["LocalRuntime"]
+__all__ = ["Learner", "LocalRuntime"]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Learner:
+    """The model whose parameters are trained, and what depends on where they lie. Here: the student itself, whole."""
+
+    model: LanguageModel
+
+    def backward(self, passes: Sequence[Callable[[], Tensor]]) -> None:
+        """Add the gradient of every pass's loss; a pass is one forward, made when it is called."""
+        for loss in passes:
+            loss().backward()  # type: ignore[no-untyped-call]
+
+    def publish(self) -> None:
+        """Give the weights as they are now to the student that decodes and is saved."""
+
+    def moments(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        """The optimizer's state, whole: the same however many processes share it."""
+        return optimizer.state_dict()
+
+    def load_moments(self, optimizer: torch.optim.Optimizer, moments: Mapping[str, Any]) -> None:
+        """Give an optimizer the state that `moments` returned."""
+        optimizer.load_state_dict(dict(moments))
 
 
 @dataclass(frozen=True)
 class LocalRuntime:
-    """Runs everything here; sums over processes are the identity.
+    """Runs everything here; what concerns several processes is the identity.
 
     Fields:
       device: "auto" picks CUDA, then Apple's MPS, then the CPU.
@@ -32,9 +60,62 @@ class LocalRuntime:
         if kind == "cuda" and not torch.cuda.is_available():
             raise ConfigurationError("runtime.device is 'cuda', but no CUDA device is visible. Use 'auto' or 'cpu'.")
 
+    @property
+    def is_alone(self) -> bool:
+        """There is no other process."""
+        return True
+
+    @property
+    def is_first(self) -> bool:
+        """This process writes the run's files and speaks for all."""
+        return True
+
+    def share(self, count: int) -> slice:
+        """Which of `count` things are this process's to do: neighbours, as many as any other's give or take one."""
+        return slice(0, count)
+
     def all_sum(self, value: float) -> float:
         """The sum over all processes."""
         return value
+
+    def gather(self, items: list[T]) -> list[T]:
+        """Everybody's items, those of the first process first."""
+        return items
+
+    def from_first(self, find: Callable[[], T]) -> T:
+        """What the first process finds, or raises, everywhere; the others do not look."""
+        return find()
+
+    def agree(self, reason: str | None) -> str | None:
+        """Wait for all processes; why one of them wants to stop, or None if none does."""
+        return reason
+
+    def check_equal(self, what: str, value: object) -> None:
+        """Refuse a run whose processes do not have the same."""
+
+    def tell_stop(self, reason: str) -> None:
+        """Let the others know that this process was asked to stop. May be called by a signal handler."""
+
+    @property
+    def stop_asked(self) -> str | None:
+        """Why another process was asked to stop."""
+        return None
+
+    def on_news(self, ring: Callable[[], None]) -> None:
+        """Have `ring` called, on another thread, when another process was asked to stop, or is gone."""
+
+    @property
+    def reads_teacher_together(self) -> bool:
+        """The teacher's forwards need all processes at once, so none may leave in the middle of one."""
+        return False
+
+    def learner(self, student: LanguageModel) -> Learner:
+        """Prepare the student for training."""
+        return Learner(student)
+
+    def placed_teacher(self, load: Callable[[str], LanguageModel]) -> LanguageModel:
+        """The teacher, which learns nothing, where it is to be read. `load`: device -> model."""
+        return load(self.device)
 
     def update(self, optimizer: torch.optim.Optimizer, max_grad_norm: float) -> float:
         """Clip the gradients, step, clear them; returns the gradient norm before clipping.
@@ -45,10 +126,15 @@ class LocalRuntime:
         parameters: list[Tensor] = [
             p for group in optimizer.param_groups for p in group["params"] if p.grad is not None
         ]
-        norm = float(torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm))
+        norm = whole_number(torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm))
         if not torch.isfinite(torch.tensor(norm)):
             optimizer.zero_grad(set_to_none=True)
             raise NonFiniteError(f"the gradient norm is {norm}")
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         return norm
+
+
+def whole_number(number: Any) -> float:
+    """A number that may be spread over processes."""
+    return float(number.full_tensor() if hasattr(number, "full_tensor") else number)

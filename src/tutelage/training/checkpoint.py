@@ -19,7 +19,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,12 +89,12 @@ class Checkpoints:
         state: TrainerState,
         student: LanguageModel,
         vocabulary: Vocabulary,
-        optimizer: torch.optim.Optimizer,
+        moments: Mapping[str, Any],
         past: LanguageModel | None = None,
     ) -> Path:
         """Write the checkpoint of `state.step`, then drop the ones that need not stay.
 
-        `past`: the student of an earlier step, if the run cannot do without it.
+        `moments`: the optimizer's state. `past`: the student of an earlier step, if the run cannot do without it.
 
         Raises:
           CheckpointError: it could not be written (disk full, permissions); earlier checkpoints are untouched.
@@ -106,7 +106,7 @@ class Checkpoints:
             shutil.rmtree(beside, ignore_errors=True)  # left by a run that was killed while writing
             beside.mkdir()
             save_student(student, vocabulary, beside)
-            torch.save(optimizer.state_dict(), beside / OPTIMIZER)
+            torch.save(moments, beside / OPTIMIZER)
             if past is not None:
                 torch.save(past.module.state_dict(), beside / PAST)
             _write_json(beside / TRAINER, vars(state))
@@ -168,9 +168,10 @@ def read_state(path: Path) -> TrainerState:
     return TrainerState(**json.loads((path / TRAINER).read_text()))
 
 
-def load_optimizer(path: Path, optimizer: torch.optim.Optimizer) -> None:
-    """Give an optimizer the moments it had."""
-    optimizer.load_state_dict(torch.load(path / OPTIMIZER, weights_only=True, map_location="cpu"))
+def read_moments(path: Path) -> Mapping[str, Any]:
+    """The optimizer's state of a checkpoint."""
+    moments: Mapping[str, Any] = torch.load(path / OPTIMIZER, weights_only=True, map_location="cpu")
+    return moments
 
 
 def load_past(path: Path, past: LanguageModel) -> None:

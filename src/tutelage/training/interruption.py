@@ -3,10 +3,15 @@
 A signal interrupts at once, in the middle of a rollout if need be: nothing of a step is kept until its update, so the
 state before the step is whole. Only the update and the writing of files are protected; a signal that comes then is
 raised right after. A second Ctrl-C is Python's own KeyboardInterrupt again, for those who cannot wait.
+
+Where several processes share a run, a signal to one is one to all, and they stop at the same step: each interrupts what
+it does apart from the others, and they leave together. All else waits for others, and is protected. There a second
+Ctrl-C changes nothing, since launchers pass on a signal that the terminal has sent already.
 """
 
 from __future__ import annotations
 
+import _thread
 import signal
 import threading
 from collections.abc import Iterator
@@ -14,6 +19,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from tutelage.errors import RunInterrupted
+from tutelage.runtime import LocalRuntime
 
 __all__ = ["Interruption"]
 
@@ -21,18 +27,21 @@ __all__ = ["Interruption"]
 class Interruption:
     """Context manager that owns SIGINT and SIGTERM while a run is in progress (main thread only)."""
 
-    def __init__(self) -> None:
-        self.signal_name: str | None = None
-        self._protected = 0
+    def __init__(self, runtime: LocalRuntime | None = None) -> None:
+        self.runtime = runtime or LocalRuntime("cpu")
+        self.reason: str | None = None
+        self._protected = 0 if self.runtime.is_alone else 1
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> Interruption:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._previous[number] = signal.signal(number, self._on_signal)
+        self.runtime.on_news(self._pass_on)
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.runtime.on_news(lambda: None)
         for number, handler in self._previous.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
         self._previous.clear()
@@ -43,18 +52,56 @@ class Interruption:
         self._protected += 1
         try:
             yield
+        except RunInterrupted as problem:  # from a display whose reader went away
+            if self.runtime.is_alone:
+                raise
+            self._ask(str(problem))
         finally:
             self._protected -= 1
         self._raise_if_asked()
 
+    @contextmanager
+    def apart(self) -> Iterator[None]:
+        """What is inside needs no other process, and may be interrupted; all processes leave it together.
+
+        Raises:
+          RunInterrupted: in all of them, if one was asked to stop.
+        """
+        if self.runtime.is_alone:
+            yield
+            return
+        protected = self._protected
+        try:
+            if not self.runtime.reads_teacher_together:
+                self._protected -= 1
+            self._raise_if_asked()
+            yield
+        except RunInterrupted as problem:
+            self._ask(str(problem))
+        finally:
+            self._protected = protected
+        agreed = self.runtime.agree(self.reason)
+        if agreed is not None:
+            raise RunInterrupted(agreed)
+
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self.signal_name is not None and number == signal.SIGINT:
+        if self.reason is not None and number == signal.SIGINT and self.runtime.is_alone:
             raise KeyboardInterrupt
-        self.signal_name = signal.Signals(number).name
+        self._ask(self.runtime.stop_asked or f"stopped by {signal.Signals(number).name}")
         self._raise_if_asked()
 
+    def _ask(self, reason: str) -> None:
+        if self.reason is None:
+            self.reason = reason
+            self.runtime.tell_stop(reason)
+
+    def _pass_on(self) -> None:
+        """Interrupt the main thread, from another one, because of what another process did."""
+        if self.reason is None:
+            _thread.interrupt_main(signal.SIGTERM)
+
     def _raise_if_asked(self) -> None:
-        if self.signal_name is not None and self._protected == 0:
+        if self.reason is not None and self._protected == 0:
             # Raised once; from here on the loop is saving, and must not be interrupted by its own exception.
             self._protected += 1
-            raise RunInterrupted(f"stopped by {self.signal_name}")
+            raise RunInterrupted(self.reason)

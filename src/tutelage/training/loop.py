@@ -17,9 +17,9 @@ from tutelage.diagnostics import detail_metrics
 from tutelage.errors import ConfigurationError, NonFiniteError, RunInterrupted
 from tutelage.evaluation import GREEDY_SUFFIX, EvaluationSet, evaluate
 from tutelage.policies import Policy
-from tutelage.rollout import PairedEngine
+from tutelage.rollout import PairedEngine, Spread
 from tutelage.runtime import LocalRuntime
-from tutelage.training.checkpoint import Checkpoints, CheckpointSettings, TrainerState, load_optimizer, read_state
+from tutelage.training.checkpoint import Checkpoints, CheckpointSettings, TrainerState, read_moments, read_state
 from tutelage.training.data import PromptOrder
 from tutelage.training.interruption import Interruption
 from tutelage.training.observer import Observer
@@ -111,7 +111,7 @@ def train(run: Run, observer: Observer) -> TrainerState:
     with Tracking(
         observer,
         run.folder,
-        run.trackers,
+        run.trackers if run.runtime.is_first else {},
         name=run.name,
         project=run.project,
         settings=run.settings,
@@ -124,13 +124,14 @@ def _train(run: Run, observer: Observer) -> TrainerState:
     run.engine.student.module.requires_grad_(True)
     for model in run.engine.frozen:
         model.module.requires_grad_(False)
-    optimizer = run.phases[0].optimizer.make(run.engine.student.module)
+    learner = run.runtime.learner(run.engine.student)
+    optimizer = run.phases[0].optimizer.make(learner.model.module)
     checkpoints = Checkpoints(run.folder.checkpoints, run.checkpoint)
     past = PastSelf(run.engine.student, run.engine.reference, run.refresh_reference_every)
     state = TrainerState(seed=run.seed)
     if run.resume_from is not None:
         state = read_state(run.resume_from)
-        load_optimizer(run.resume_from, optimizer)
+        learner.load_moments(optimizer, read_moments(run.resume_from))
         past.restore(state.step, run.resume_from)
     if run.is_resumed:
         run.folder.cut_back(state.step)
@@ -139,15 +140,23 @@ def _train(run: Run, observer: Observer) -> TrainerState:
 
     def save() -> None:
         nonlocal saved_step
-        kept = past.to_save(state.step)
-        path = checkpoints.save(state, run.engine.student, run.engine.vocabulary, optimizer, kept)
+        moments = learner.moments(optimizer)
+        if run.runtime.is_first:
+            kept = past.to_save(state.step)
+            path = checkpoints.save(state, run.engine.student, run.engine.vocabulary, moments, kept)
+            observer.on_checkpoint(state.step, path)
         saved_step = state.step
-        observer.on_checkpoint(state.step, path)
 
-    with Interruption() as interruption:
+    with Interruption(run.runtime) as interruption:
+
+        def spread(count: int, work: Callable[[slice], list[Any]]) -> list[Any]:
+            with interruption.apart():
+                found = work(run.runtime.share(count))
+            return run.runtime.gather(found)
+
         try:
             while True:
-                is_best = _evaluate_if_due(run, state, observer, interruption)
+                is_best = _evaluate_if_due(run, state, observer, interruption, spread)
                 is_due = state.step % run.checkpoint.every == 0 and state.step > 0
                 if saved_step != state.step and (is_due or is_best or state.step == run.num_steps):
                     with interruption.protected():
@@ -168,6 +177,8 @@ def _train(run: Run, observer: Observer) -> TrainerState:
                     runtime=run.runtime,
                     micro_batch_tokens=run.micro_batch_tokens,
                     seed=run.seed,
+                    learner=learner,
+                    spread=spread,
                 )
                 # Weights, step and files move together: a signal that comes now is raised when all three have.
                 with interruption.protected():
@@ -200,11 +211,14 @@ def _train(run: Run, observer: Observer) -> TrainerState:
             ) from problem
 
 
-def _evaluate_if_due(run: Run, state: TrainerState, observer: Observer, interruption: Interruption) -> bool:
+def _evaluate_if_due(
+    run: Run, state: TrainerState, observer: Observer, interruption: Interruption, spread: Spread[Any]
+) -> bool:
     """Evaluate the present weights unless that is on file already; tells whether they are the best so far."""
     if not run.evaluation.is_due(state.step, run.num_steps):
         return False
-    on_file = {record["name"] for record in run.folder.read("evaluations.jsonl") if record["step"] == state.step}
+    records = run.runtime.from_first(lambda: run.folder.read("evaluations.jsonl"))
+    on_file = {record["name"] for record in records if record["step"] == state.step}
     for problems, policy, num_samples, temperature in run.evaluation.looks():
         if problems.name in on_file:
             continue
@@ -219,12 +233,13 @@ def _evaluate_if_due(run: Run, state: TrainerState, observer: Observer, interrup
             temperature=temperature,
             max_new_tokens=run.evaluation.max_new_tokens,
             seed=run.seed,
+            spread=spread,
         )
         with interruption.protected():
             run.folder.append("evaluations.jsonl", [{"step": state.step, **result.to_dict()}])
             run.folder.write_samples(state.step, problems.name, samples)
             observer.on_evaluation(state.step, result)
-    value = _mean_of_best_metric(run, state.step)
+    value = run.runtime.from_first(lambda: _mean_of_best_metric(run, state.step))
     if state.best_value is not None and value <= state.best_value:
         return False
     state.best_value, state.best_step = value, state.step

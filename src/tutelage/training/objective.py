@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -43,6 +44,11 @@ class BatchLoss:
     weight_mean: float = 1.0
 
 
+def _one_after_another(losses: Sequence[Callable[[], Tensor]]) -> None:
+    for loss in losses:
+        loss().backward()  # type: ignore[no-untyped-call]
+
+
 @dataclass(frozen=True)
 class Objective:
     """A target seen through a divergence, for one pair of models.
@@ -75,7 +81,12 @@ class Objective:
     reference_reads: str = "student"
 
     def backward(
-        self, rollouts: Sequence[Rollout], all_sum: Callable[[float], float] = lambda value: value
+        self,
+        rollouts: Sequence[Rollout],
+        all_sum: Callable[[float], float] = lambda value: value,
+        *,
+        own: Sequence[int] | None = None,
+        run: Callable[[Sequence[Callable[[], Tensor]]], None] = _one_after_another,
     ) -> BatchLoss:
         """Add the gradient of the batch's mean loss to the student's parameters.
 
@@ -84,29 +95,43 @@ class Objective:
         The weights are 1 unless the weighting says otherwise: a mean over all response tokens of the global batch. The
         stop token counts like any other; nothing behind it exists.
 
+        Args:
+          rollouts: the global batch.
+          all_sum: sums a number over the processes that share the batch.
+          own: places of the rollouts whose gradient is this process's to add; None = all. Weights and credits are
+            decided over the whole batch all the same.
+          run: adds the gradients of losses, each the forward of one micro-batch.
         Raises:
           EmptyBatchError: there is no response token.
         """
-        num_tokens = int(all_sum(sum(len(rollout) for rollout in rollouts)))
+        num_tokens = sum(len(rollout) for rollout in rollouts)
         if num_tokens == 0:
             raise EmptyBatchError(
                 "the batch has no response token, so a mean loss does not exist. Check max_new_tokens and the prompts."
             )
         total, mismatch = 0.0, 0.0
-        sequences = [(rollout.prompt_tokens, rollout.response_tokens) for rollout in rollouts if len(rollout)]
+        own_places = set(range(len(rollouts)) if own is None else own)
         with_tokens = [rollout for rollout in rollouts if len(rollout)]
+        is_own = [place in own_places for place, rollout in enumerate(rollouts) if len(rollout)]
         plan = self._plan(TokenRecords(with_tokens))
-        total_weight = all_sum(sum(float(weights.double().sum()) for weights in plan["weights"]))
+        total_weight = sum(float(weights.double().sum()) for weights in plan["weights"])
+        plan = {name: [part for part, mine in zip(parts, is_own, strict=True) if mine] for name, parts in plan.items()}
+        with_tokens = [rollout for rollout, mine in zip(with_tokens, is_own, strict=True) if mine]
+        sequences = [(rollout.prompt_tokens, rollout.response_tokens) for rollout in with_tokens]
         denominator = total_weight or 1.0  # where every weight is 0 there is nothing to learn, and no mean
-        for batch in batches_by_tokens(sequences, self.micro_batch_tokens):
+
+        def loss_of(batch: list[int]) -> Tensor:
+            nonlocal total, mismatch
             planned = {name: torch.cat([parts[i] for i in batch]) for name, parts in plan.items()}
             values = self._per_token([with_tokens[i] for i in batch], planned)
             weights_N = planned["weights"].to(values["divergence"])
             # What does not count must not count when it is infinite either.
             loss = (weights_N * values["divergence"].masked_fill(weights_N == 0, 0)).sum() / denominator
-            loss.backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
             mismatch += float(values["logprob_mismatch"].sum()) / num_tokens
+            return loss
+
+        run([partial(loss_of, batch) for batch in batches_by_tokens(sequences, self.micro_batch_tokens)])
         return BatchLoss(all_sum(total), num_tokens, all_sum(mismatch), total_weight / num_tokens)
 
     def _plan(self, records: TokenRecords) -> dict[str, list[Tensor]]:

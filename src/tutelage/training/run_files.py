@@ -26,10 +26,13 @@ __all__ = ["RunFolder"]
 
 
 class RunFolder:
-    """One run's folder: new for a new run, cut back to the checkpoint for a resumed one."""
+    """One run's folder: new for a new run, cut back to the checkpoint for a resumed one.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    `writes`: False = another process of the run writes its files, and everything here that would does nothing.
+    """
+
+    def __init__(self, path: Path, *, writes: bool = True) -> None:
+        self.path, self.writes = path, writes
 
     @property
     def checkpoints(self) -> Path:
@@ -47,6 +50,8 @@ class RunFolder:
         Raises:
           OutputExistsError: something is already there.
         """
+        if not self.writes:
+            return
         try:
             self.path.mkdir(parents=True)
         except FileExistsError:
@@ -58,6 +63,8 @@ class RunFolder:
 
     def append(self, name: str, records: Iterable[dict[str, Any]]) -> None:
         """Add lines to one of the JSONL files."""
+        if not self.writes:
+            return
         text = "".join(json.dumps(record) + "\n" for record in records)
         with (self.path / name).open("a") as file:
             file.write(text)
@@ -75,6 +82,8 @@ class RunFolder:
 
     def write_samples(self, step: int, name: str, samples: Iterable[EvaluationSample]) -> None:
         """Keep every sample of one evaluation in a file of its own."""
+        if not self.writes:
+            return
         self.evaluations.mkdir(exist_ok=True)
         # The step was not on file when it was evaluated, so an existing file is the torn one of a killed run.
         path = self.evaluations / f"step-{step:06d}-{name}.jsonl"
@@ -85,6 +94,8 @@ class RunFolder:
 
         The lines are moved to `superseded.jsonl`, not deleted.
         """
+        if not self.writes:
+            return
         # A metric line of step k was made by the update from k to k + 1; an evaluation of step k, before it.
         after: dict[str, Callable[[dict[str, Any]], bool]] = {
             "metrics.jsonl": lambda record: record["step"] >= step,

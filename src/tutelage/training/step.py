@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 
@@ -17,8 +18,15 @@ from tutelage.diagnostics import rollout_metrics, teacher_support_auroc
 from tutelage.divergences import Divergence
 from tutelage.errors import ConfigurationError, NonFiniteError
 from tutelage.policies import Policy
-from tutelage.rollout import PairedEngine, draft_length_named
-from tutelage.runtime import LocalRuntime
+from tutelage.rollout import (
+    PairedEngine,
+    Spread,
+    answers_to_share,
+    draft_length_named,
+    whole_share,
+    without_hidden,
+)
+from tutelage.runtime import Learner, LocalRuntime
 from tutelage.targets import TargetRule
 from tutelage.training.objective import BatchLoss, Objective
 from tutelage.training.optimizer import OptimizerSettings
@@ -125,6 +133,7 @@ class PendingStep:
     correct: Sequence[bool] | None
     batch: BatchLoss
     watch: Stopwatch
+    learner: Learner
 
 
 def accumulate_gradient(
@@ -138,6 +147,8 @@ def accumulate_gradient(
     runtime: LocalRuntime,
     micro_batch_tokens: int,
     seed: int,
+    learner: Learner | None = None,
+    spread: Spread[Any] = whole_share,
 ) -> PendingStep:
     """Sample answers to `prompts`, let the teacher read them, and leave the loss's gradient on the student.
 
@@ -146,34 +157,50 @@ def accumulate_gradient(
     Args:
       step: k = 0, 1, ...; schedules and random streams depend on it. A recipe that is resolved already stays as it is.
       verify: right or wrong per rollout, for diagnostics only; it is not a reward that is learned from.
+      learner: what the gradient is left on; None = the engine's student.
+      spread: shares the prompts among processes; the batch is then that of all of them.
     Raises:
       NonFiniteError: the loss is NaN or infinite.
     """
     watch = Stopwatch()
     policy = recipe.policy.at(step)
-    rollouts = engine.generate(
-        policy,
-        prompts,
-        max_new_tokens=rollout.max_new_tokens,
-        num_samples=rollout.samples_per_prompt,
-        seed=seed,
-        step=step,
-    )
-    watch.lap("rollout")
+    learner = learner or Learner(engine.student)
+    own: dict[tuple[int, int], Rollout] = {}
 
-    if not rollouts[0].is_scored:
-        # A loss over all tokens needs what the head is applied to, and the teacher need not read twice for it.
-        rollouts = engine.score(rollouts, keep_hidden=recipe.divergence.needs_full_target)
-    if recipe.target.needs is not None and not recipe.divergence.needs_full_target:
-        rollouts = engine.score_reference(rollouts)
-    watch.lap("score")
+    def answered(share: slice) -> list[tuple[Rollout, bool | None]]:
+        rollouts = answers_to_share(
+            engine,
+            policy,
+            prompts,
+            share,
+            max_new_tokens=rollout.max_new_tokens,
+            num_samples=rollout.samples_per_prompt,
+            seed=seed,
+            step=step,
+        )
+        watch.lap("rollout")
 
-    correct = None if verify is None else verify(rollouts)
-    watch.lap("verify")
+        needs_hidden = recipe.divergence.needs_full_target
+        if rollouts and (not rollouts[0].is_scored or (needs_hidden and runtime.reads_teacher_together)):
+            # A loss over all tokens needs what the head is applied to, and the teacher need not read twice for it.
+            rollouts = engine.score(rollouts, keep_hidden=needs_hidden)
+        if recipe.target.needs is not None and not needs_hidden:
+            rollouts = engine.score_reference(rollouts)
+        watch.lap("score")
+
+        verdicts = [None] * len(rollouts) if verify is None else verify(rollouts)
+        watch.lap("verify")
+        own.update({(made.prompt_index, made.sample_index): made for made in rollouts})
+        return [(without_hidden(made), verdict) for made, verdict in zip(rollouts, verdicts, strict=True)]
+
+    drawn = spread(len(prompts), answered)
+    rollouts = [own.get((made.prompt_index, made.sample_index), made) for made, _ in drawn]
+    correct = None if verify is None else [bool(verdict) for _, verdict in drawn]
+    watch.lap("rollout")  # whoever is done waits for the others' rollouts
 
     target = recipe.target.at(step)
     objective = Objective(
-        engine.student,
+        learner.model,
         engine.teacher,
         engine.vocabulary,
         target,
@@ -186,10 +213,11 @@ def accumulate_gradient(
         reference=engine.reference,
         reference_reads=engine.reference_reads,
     )
-    batch = objective.backward(rollouts, runtime.all_sum)
+    places = [place for place, made in enumerate(rollouts) if (made.prompt_index, made.sample_index) in own]
+    batch = objective.backward(rollouts, runtime.all_sum, own=places, run=learner.backward)
     if not math.isfinite(batch.loss):
         raise NonFiniteError(f"the loss is {batch.loss}")
-    return PendingStep(step, policy, rollouts, correct, batch, watch)
+    return PendingStep(step, policy, rollouts, correct, batch, watch, learner)
 
 
 def apply_update(
@@ -204,6 +232,7 @@ def apply_update(
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
     grad_norm = runtime.update(optimizer, settings.max_grad_norm)
+    pending.learner.publish()
     pending.watch.lap("update")
 
     policy, rollouts, correct, batch = pending.policy, pending.rollouts, pending.correct, pending.batch

@@ -108,18 +108,17 @@ def test_one_batch_of_eight_equals_eight_of_one(engine, rollouts, divergence) ->
 
 
 def test_two_processes_share_one_denominator(engine, rollouts) -> None:
-    """Each half of the batch, told the global count, contributes its share of the whole gradient."""
-    _, whole_gradient = gradients(engine, rollouts, divergence=ReverseKL())
-    halves = [rollouts[:3], rollouts[3:]]
-    total_tokens = sum(len(rollout) for rollout in rollouts)
+    """Each process sees the batch and adds the gradient of its own part of it: together, the whole gradient."""
+    whole, whole_gradient = gradients(engine, rollouts, divergence=ReverseKL())
     summed: dict[str, torch.Tensor] = {}
-    for half in halves:
+    losses = []
+    for own in (range(3), range(3, len(rollouts))):
         engine.student.module.zero_grad()
         objective = Objective(engine.student, engine.teacher, engine.vocabulary, Teacher(), ReverseKL())
-        own = sum(len(rollout) for rollout in half)
-        objective.backward(half, all_sum=lambda value, own=own: total_tokens if value == own else value)
+        losses.append(objective.backward(rollouts, own=own).loss)
         for name, parameter in engine.student.module.named_parameters():
             summed[name] = summed.get(name, 0) + parameter.grad
+    assert sum(losses) == pytest.approx(whole.loss, abs=1e-12)
     for name, gradient in whole_gradient.items():
         torch.testing.assert_close(summed[name], gradient, rtol=1e-6, atol=2e-8)
 

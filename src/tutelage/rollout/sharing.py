@@ -1,0 +1,43 @@
+"""A batch of prompts cut into shares: who samples which answers, so that together they are the batch's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import fields, replace
+from typing import Any, TypeVar
+
+from tutelage.policies import Policy
+from tutelage.rollout.paired import PairedEngine
+from tutelage.types import Prompt, Rollout
+
+__all__ = ["Spread", "answers_to_share", "whole_share", "without_hidden"]
+
+T = TypeVar("T")
+
+Spread = Callable[[int, Callable[[slice], list[T]]], list[T]]
+"""(count, work) -> what the work of all processes, each on its share of `count` things, comes to"""
+
+
+def whole_share(count: int, work: Callable[[slice], list[T]]) -> list[T]:
+    """The spread of a process that is alone."""
+    return work(slice(0, count))
+
+
+def answers_to_share(
+    engine: PairedEngine, policy: Policy, prompts: Sequence[Prompt], share: slice, **settings: Any
+) -> list[Rollout]:
+    """Answers to some of a batch's prompts, with the tokens and numbers that they have when all are answered at once.
+
+    Args:
+      share: which prompts.
+      settings: of `engine.generate`.
+    """
+    own = [p if p.stream is not None else replace(p, stream=place) for place, p in enumerate(prompts)][share]
+    made = engine.generate(policy, own, **settings)
+    return [replace(rollout, prompt_index=share.start + rollout.prompt_index) for rollout in made]
+
+
+def without_hidden(rollout: Rollout) -> Rollout:
+    """The rollout without hidden states, which are large and stay where the loss needs them."""
+    left_out: dict[str, Any] = {item.name: None for item in fields(rollout) if item.name.endswith("_hidden")}
+    return replace(rollout, **left_out)

@@ -1,0 +1,190 @@
+"""Several processes, each with its share of a step's prompts, that make one update together.
+
+"ddp": every process holds the whole student, the gradient and AdamW's moments. Gradients are added up once per update,
+in buckets. That is what DistributedDataParallel does under `no_sync`, without its wrapper: our losses are divided by
+the token count of the global batch, so gradients are summed and not averaged, and a process may have no answer at all.
+
+"fsdp2": see `sharded`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+
+from tutelage.errors import ConfigurationError
+from tutelage.models import LanguageModel
+from tutelage.runtime.local import Learner, LocalRuntime
+from tutelage.runtime.processes import Processes
+from tutelage.runtime.sharded import JointReading, ShardedLearner, shard_frozen
+
+__all__ = ["SharedRuntime"]
+
+T = TypeVar("T")
+
+BUCKET_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharedRuntime(LocalRuntime):
+    """This process's part of a run on several.
+
+    Fields:
+      device: "auto" and "cuda" are this process's own GPU where there are any.
+      processes: this one among the others.
+      strategy: "ddp" or "fsdp2".
+      shards_teacher: each process keeps a part of the teacher's layers, and gathers one at a time.
+      timeout_seconds: longest wait for another process.
+    """
+
+    processes: Processes
+    strategy: str = "ddp"
+    shards_teacher: bool = False
+    timeout_seconds: float = 1800.0
+    _readings: list[JointReading] = field(default_factory=list, repr=False)
+
+    def __post_init__(self) -> None:
+        local_rank = self.processes.local_rank
+        if self.device == "auto" and not torch.cuda.is_available():
+            object.__setattr__(self, "device", "cpu")
+        super().__post_init__()
+        kind, _, number = self.device.partition(":")
+        if kind == "mps" or number:
+            raise ConfigurationError(
+                f"runtime.device is {self.device!r}, and there are {self.processes.size} processes; each takes a GPU "
+                "of its own, or the CPU. Use 'auto', 'cuda' or 'cpu'."
+            )
+        if kind == "cuda":
+            if local_rank >= torch.cuda.device_count():
+                raise ConfigurationError(
+                    f"this machine has {torch.cuda.device_count()} GPUs and no one for process {local_rank + 1} on it. "
+                    "Start as many processes as there are GPUs (--nproc-per-node)."
+                )
+            object.__setattr__(self, "device", f"cuda:{local_rank}")
+            torch.cuda.set_device(local_rank)
+        self.processes.connect(self.device, self.timeout_seconds)
+
+    @property
+    def is_alone(self) -> bool:
+        return False
+
+    @property
+    def is_first(self) -> bool:
+        return self.processes.rank == 0
+
+    @property
+    def reads_teacher_together(self) -> bool:
+        return bool(self._readings)
+
+    @property
+    def stop_asked(self) -> str | None:
+        return self.processes.heartbeat.stop_asked
+
+    def on_news(self, ring: Callable[[], None]) -> None:
+        self.processes.heartbeat.on_news = ring
+
+    def tell_stop(self, reason: str) -> None:
+        self.processes.heartbeat.tell_stop(reason)
+
+    def share(self, count: int) -> slice:
+        rank, size = self.processes.rank, self.processes.size
+        return slice(count * rank // size, count * (rank + 1) // size)
+
+    def all_sum(self, value: float) -> float:
+        return self.processes.all_sum(value)
+
+    def gather(self, items: list[T]) -> list[T]:
+        return [item for part in self.processes.gather(items) for item in part]
+
+    def from_first(self, find: Callable[[], T]) -> T:
+        return self.processes.from_first(find)
+
+    def agree(self, reason: str | None) -> str | None:
+        for reading in self._readings:
+            reading.attend()
+        (num_asked,) = self.processes.exchange([int(reason is not None)], patiently=True)
+        if not num_asked:
+            return None
+        return next(said for said in self.processes.gather(reason) if said is not None)
+
+    def check_equal(self, what: str, value: object) -> None:
+        """Refuse a run whose processes do not have the same.
+
+        Raises:
+          ConfigurationError: names the first process that has something else than rank 0.
+        """
+        first, *others = self.processes.gather(value)
+        for rank, other in enumerate(others, start=1):
+            if other != first:
+                raise ConfigurationError(
+                    f"{what} of rank {rank} is not that of rank 0. Start all processes of a run with the same command, "
+                    "run file and model files."
+                )
+
+    def learner(self, student: LanguageModel) -> Learner:
+        self.check_equal("the student", _fingerprint(student.module))
+        if self.strategy == "ddp":
+            return Learner(student)
+        return ShardedLearner.of(student, self._mesh(), self.processes)
+
+    def placed_teacher(self, load: Callable[[str], LanguageModel]) -> LanguageModel:
+        if not self.shards_teacher:
+            return load(self.device)
+        # Loaded on the CPU, from where its layers go to the device one by one: whole, it need not fit there.
+        teacher = shard_frozen(load("cpu"), self._mesh())
+        self._readings.append(JointReading(teacher, self.processes))
+        return teacher
+
+    def update(self, optimizer: torch.optim.Optimizer, max_grad_norm: float) -> float:
+        with self.processes.waiting():
+            _sum_gradients([p for group in optimizer.param_groups for p in group["params"]])
+            return super().update(optimizer, max_grad_norm)
+
+    def _mesh(self) -> Any:
+        return init_device_mesh(self.device.partition(":")[0], (self.processes.size,))
+
+
+def _sum_gradients(parameters: Sequence[Tensor]) -> None:
+    """Replace each gradient by the sum of all processes' gradients; sharded ones are sums already."""
+    whole = [p for p in parameters if not hasattr(p, "full_tensor")]
+    if not whole:
+        return
+    # A process without an answer has no gradient; a parameter that nobody used keeps none, as in a single process.
+    used = torch.tensor([p.grad is not None for p in whole], dtype=torch.int32)
+    dist.all_reduce(used)
+    for p, count in zip(whole, used.tolist(), strict=True):
+        if count and p.grad is None:
+            p.grad = torch.zeros_like(p)
+    for bucket in _buckets([p.grad for p in whole if p.grad is not None]):
+        flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
+        dist.all_reduce(flat)
+        for gradient, total in zip(bucket, torch.split(flat, [g.numel() for g in bucket]), strict=True):
+            gradient.copy_(total.view_as(gradient))
+
+
+def _buckets(gradients: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Neighbours of one type, together as large as pays for one message."""
+    bucket: list[Tensor] = []
+    for gradient in gradients:
+        if bucket and (
+            bucket[0].dtype != gradient.dtype or sum(g.nbytes for g in bucket) + gradient.nbytes > BUCKET_BYTES
+        ):
+            yield bucket
+            bucket = []
+        bucket.append(gradient)
+    if bucket:
+        yield bucket
+
+
+@torch.no_grad()
+def _fingerprint(module: nn.Module) -> list[tuple[str, float]]:
+    """Names and sizes of all weights and buffers, to as many digits as any two machines agree in."""
+    norms = {name: float(torch.linalg.vector_norm(value.float())) for name, value in module.state_dict().items()}
+    return [(name, float(f"{norm:.4g}") if math.isfinite(norm) else math.inf) for name, norm in norms.items()]

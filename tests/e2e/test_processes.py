@@ -1,0 +1,187 @@
+"""Several processes: the same run as one process makes, whatever is shared, and an end when one of them is gone."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.tiny_run import write_run_file
+from tests.two_ranks import build
+from tutelage.training import Observer, train
+
+ROOT = Path(__file__).parents[2]
+FLOAT64 = '[student]\npath = "STUDENT"\ndtype = "float64"\n[teacher]\npath = "TEACHER"\ndtype = "float64"\n'
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run file in float64, in which the order of additions is all that may differ."""
+    folder = tmp_path_factory.mktemp("processes")
+    text = write_run_file(folder).read_text()
+    student, teacher = folder / "student", folder / "teacher"
+    kept = [line for line in text.splitlines() if not line.startswith(("student =", "teacher ="))]
+    models = FLOAT64.replace("STUDENT", str(student)).replace("TEACHER", str(teacher))
+    (folder / "run.toml").write_text("\n".join(kept) + "\n" + models)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ended(folder: Path) -> Iterator[list[subprocess.CompletedProcess[str]]]:
+    """Both processes of `tests.two_ranks`, started by hand as on two machines, beside the same runs made by one."""
+    started = []
+    port = str(free_port())
+    for rank in range(2):
+        environment = {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        started.append(start([sys.executable, "-m", "tests.two_ranks", str(folder)], environment))
+    try:
+        for name in ("ddp", "fsdp2", "uneven"):
+            train(
+                build(
+                    folder,
+                    name,
+                    f"output={folder / 'alone' / name}",
+                    "runtime.strategy=ddp",
+                    "runtime.shard_teacher=false",
+                    processes=None,
+                ),
+                Observer(),
+            )
+        train(build(folder, "resumed", f"output={folder / 'alone' / 'resumed'}", processes=None), Observer())
+        yield [finish(process) for process in started]
+    finally:
+        for process in started:
+            process.kill()
+
+
+def start(command: list[str], environment: dict[str, str]) -> subprocess.Popen[str]:
+    path = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
+    everything = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **environment}
+    return subprocess.Popen(
+        command, env=everything, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> subprocess.CompletedProcess[str]:
+    output, _ = process.communicate(timeout=240)
+    return subprocess.CompletedProcess(process.args, process.returncode, output)
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def lines(folder: Path, name: str = "metrics.jsonl") -> list[dict]:
+    return [json.loads(line) for line in (folder / name).read_text().splitlines()]
+
+
+def compare(shared: Path, alone: Path, tolerance: float) -> None:
+    """The same tokens; losses, weights and moments to a tolerance."""
+    assert [r["response"] for r in lines(shared, "samples.jsonl")] == [
+        r["response"] for r in lines(alone, "samples.jsonl")
+    ]
+    metrics, expected = lines(shared), lines(alone)
+    assert len(metrics) == len(expected)
+    for ours, theirs in zip(metrics, expected, strict=True):
+        assert ours.keys() == theirs.keys()
+        for name in ("loss", "grad_norm", "teacher_logprob", "student_entropy", "reward", "response_tokens_total"):
+            assert ours[name] == pytest.approx(
+                theirs[name], rel=0, abs=10 * tolerance if name == "grad_norm" else tolerance
+            ), name
+    last = json.loads((alone / "checkpoints" / "index.json").read_text())["last"]
+    ours, theirs = (load_file(run / "checkpoints" / last / "model.safetensors") for run in (shared, alone))
+    for name, weight in theirs.items():
+        torch.testing.assert_close(ours[name], weight, rtol=0, atol=tolerance)
+    ours, theirs = (
+        torch.load(run / "checkpoints" / last / "optimizer.pt", weights_only=True) for run in (shared, alone)
+    )
+    assert ours["param_groups"] == theirs["param_groups"]
+    assert ours["state"].keys() == theirs["state"].keys()
+    for place, moments in theirs["state"].items():
+        for name, moment in moments.items():
+            torch.testing.assert_close(ours["state"][place][name], moment, rtol=0, atol=tolerance)
+
+
+# Our own forward and the module's differ by rounding, as its norms are in float32 whatever the model is.
+@pytest.mark.parametrize(
+    ("name", "alone", "tolerance"),
+    [("ddp", "ddp", 1e-9), ("fsdp2", "fsdp2", 1e-7), ("uneven", "uneven", 1e-9), ("uneven-sharded", "uneven", 1e-7)],
+)
+def test_two_processes_equal_one(ended, folder: Path, name: str, alone: str, tolerance: float) -> None:
+    """Also with 3 prompts for 2 processes, and with 1, where a process has none; weights decided over all tokens."""
+    compare(folder / name, folder / "alone" / alone, tolerance)
+    ours, theirs = (lines(run, "evaluations.jsonl") for run in (folder / name, folder / "alone" / alone))
+    assert [{**r, "seconds": 0} for r in ours] == [{**r, "seconds": 0} for r in theirs]
+
+
+def test_a_run_may_go_on_with_other_processes(ended, folder: Path) -> None:
+    """Two steps on two processes, two on one, and two on two that share the weights."""
+    compare(folder / "resumed", folder / "alone" / "resumed", 1e-7)
+
+
+def test_a_nan_ends_all_with_the_same_words(ended, folder: Path) -> None:
+    first, second = ((folder / f"nan.{rank}.txt").read_text() for rank in range(2))
+    assert first == second and first.startswith("NonFiniteError: step 0: the loss is nan")
+
+
+def test_different_run_files_are_refused(ended, folder: Path) -> None:
+    first, second = ((folder / f"different.{rank}.txt").read_text() for rank in range(2))
+    assert first == second and "the run file of rank 1 is not that of rank 0" in first
+    assert not (folder / "different").exists()
+
+
+def test_a_signal_to_one_stops_all_at_the_same_step(ended, folder: Path) -> None:
+    first, second = ((folder / f"asked.{rank}.txt").read_text() for rank in range(2))
+    assert first == second and first.startswith("RunInterrupted: stopped by SIGTERM after 2 of 6 steps")
+    assert (folder / "asked" / "checkpoints" / "step-000002").is_dir()
+
+
+def test_a_killed_process_ends_the_run_and_loses_nothing(ended, folder: Path) -> None:
+    first, second = ended
+    assert second.returncode == -9
+    assert first.returncode == 2
+    assert "WorkerLostError: rank 1 of 2 has given no sign of life for 6 seconds" in first.stdout
+    goes_on_alone(folder, "killed")
+
+
+def test_two_nodes_meet_and_end_together(folder: Path, ended) -> None:
+    """torchrun on two "nodes" of this machine, of which one loses its process."""
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nnodes",
+        "2",
+        "--nproc-per-node",
+        "1",
+        "--rdzv-backend",
+    ]
+    command += ["c10d", "--rdzv-id", "tiny", "--rdzv-endpoint", f"localhost:{free_port()}"]
+    module = ["-m", "tests.two_ranks", str(folder), "killed"]
+    nodes = [start([*command, "--node-rank", str(node), *module], {}) for node in range(2)]
+    try:
+        outputs = [finish(node) for node in nodes]
+    finally:
+        for node in nodes:
+            node.kill()
+    assert all(node.returncode for node in outputs)
+    said = "".join(node.stdout for node in outputs)
+    assert "WorkerLostError: rank 1 of 2 has given no sign of life" in said
+    goes_on_alone(folder, "nodes")
+
+
+def goes_on_alone(folder: Path, name: str) -> None:
+    """From the checkpoint before the kill, to what an undisturbed run comes to."""
+    assert json.loads((folder / name / "checkpoints" / "index.json").read_text())["last"] == "step-000002"
+    train(build(folder, name, processes=None, resume=True), Observer())
+    compare(folder / name, folder / "alone" / "resumed", 1e-9)

@@ -1,0 +1,112 @@
+"""One of two processes that go through several small runs together: `python -m tests.two_ranks FOLDER` with RANK set.
+
+With "killed" behind it, there is only the run that ends by a kill.
+
+Starting processes is dear, so all runs that must succeed, and the one that ends by a kill, share two of them. What is
+found is left in FOLDER for `tests/e2e/test_processes.py`.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tutelage.config import build_run, load_config
+from tutelage.errors import TutelageError
+from tutelage.runtime import Processes, heartbeat, joined
+from tutelage.training import Observer, Run, train
+
+RUNS: dict[str, list[str]] = {
+    "ddp": ["steps=5"],
+    "fsdp2": ["steps=5", "runtime.strategy=fsdp2", "runtime.shard_teacher=true"],
+    "uneven": ["steps=3", "rollout.prompts_per_step=1", "weighting=tip", "divergence.support=union_top_k"],
+    "uneven-sharded": [],
+}
+"""overrides by name; the first three are also made in one process"""
+RUNS["uneven-sharded"] = [*RUNS["uneven"], "runtime.strategy=fsdp2", "runtime.shard_teacher=true"]
+
+
+def overrides(folder: Path, name: str) -> list[str]:
+    return [f"output={folder / name}", *RUNS.get(name, ["steps=6"])]
+
+
+def build(folder: Path, name: str, *more: str, processes: Processes | None, resume: bool = False) -> Run:
+    config = load_config(folder / "run.toml", [*overrides(folder, name), *more])
+    return build_run(config, processes=processes, resume=resume)
+
+
+def refused(folder: Path, name: str, rank: int, run: Any) -> None:
+    """Note why a run ended."""
+    try:
+        train(run() if callable(run) else run, Observer())
+    except TutelageError as problem:
+        (folder / f"{name}.{rank}.txt").write_text(f"{type(problem).__name__}: {problem}")
+
+
+def go(folder: Path, processes: Processes) -> None:
+    rank = processes.rank
+    for name in RUNS:
+        train(build(folder, name, processes=processes), Observer())
+
+    train(build(folder, "resumed", "steps=2", processes=processes), Observer())
+    if rank == 0:
+        train(build(folder, "resumed", "steps=4", processes=None, resume=True), Observer())
+    processes.gather(None)
+    train(build(folder, "resumed", "runtime.strategy=fsdp2", processes=processes, resume=True), Observer())
+
+    refused(folder, "different", rank, lambda: build(folder, "different", f"seed={rank}", processes=processes))
+
+    run = build(folder, "nan", "policy=student", processes=processes)
+    if rank == 1:
+        score = run.engine.score
+        run.engine.score = lambda made, **settings: [spoilt(each) for each in score(made, **settings)]  # type: ignore[method-assign]
+    refused(folder, "nan", rank, run)
+
+    run = build(folder, "asked", processes=processes)
+    before_rollouts(run, 2, rank == 1, signal.SIGTERM)
+    refused(folder, "asked", rank, run)
+
+    killed(folder, "killed", processes)
+
+
+def killed(folder: Path, name: str, processes: Processes) -> None:
+    """A run whose second process is killed as it begins step 3, one step after a checkpoint."""
+    heartbeat.LOST_AFTER_SECONDS = 6.0
+    run = build(folder, name, processes=processes)
+    before_rollouts(run, 3, processes.rank == 1, signal.SIGKILL)
+    train(run, Observer())
+
+
+def spoilt(rollout: Any) -> Any:
+    rollout.teacher_support_logprobs = torch.full_like(rollout.teacher_support_logprobs, torch.nan)
+    return rollout
+
+
+def before_rollouts(run: Run, step: int, is_here: bool, number: int) -> None:
+    """Send a signal to this process when it begins to sample for a step."""
+    generate = run.engine.generate
+
+    def generate_or_not(*given: Any, **settings: Any) -> Any:
+        if is_here and settings.get("step") == step and settings.get("records_statistics", True):
+            os.kill(os.getpid(), number)
+        return generate(*given, **settings)
+
+    run.engine.generate = generate_or_not  # type: ignore[method-assign]
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    try:
+        with joined() as joined_processes:
+            assert joined_processes is not None
+            if sys.argv[2:] == ["killed"]:
+                killed(Path(sys.argv[1]), "nodes", joined_processes)
+            else:
+                go(Path(sys.argv[1]), joined_processes)
+    except TutelageError as problem:
+        sys.exit(f"{type(problem).__name__}: {problem}")
