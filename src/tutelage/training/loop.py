@@ -121,9 +121,9 @@ def train(run: Run, observer: Observer) -> TrainerState:
 
 
 def _train(run: Run, observer: Observer) -> TrainerState:
-    run.engine.student.module.requires_grad_(True)
     for model in run.engine.frozen:
         model.module.requires_grad_(False)
+    run.engine.student.let_learn()  # afterwards: a reference may share its backbone
     optimizer = run.phases[0].optimizer.make(run.engine.student.module)
     checkpoints = Checkpoints(run.folder.checkpoints, run.checkpoint)
     past = PastSelf(run.engine.student, run.engine.reference, run.refresh_reference_every)
