@@ -64,7 +64,8 @@ def in_world(table: Mapping[str, Any], world: World) -> tuple[dict[str, Any], li
             moved[key] = deepcopy(tables[key])
             changes.append(key)
     if adapter is not None:  # what learns is part of the method; its rate is a multiple of the world's
-        moved["student"].setdefault("adapter", adapter)
+        student = moved["student"]
+        moved["student"] = {**({"path": student} if isinstance(student, str) else student), "adapter": adapter}
     for key in MERGED:
         for name, value in tables.get(key, {}).items():
             before = moved.setdefault(key, {}).get(name)

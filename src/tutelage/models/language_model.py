@@ -121,7 +121,9 @@ class LanguageModel:
             heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
             size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
             widths = [2 * heads * size] * int(config.num_hidden_layers)
-        return sum(width for width in widths if width is not None) * self.module.dtype.itemsize
+        # Under autocast our own forward keeps what attention reads.
+        dtype = self.autocast if self.autocast is not None and self._lean_forward is not None else self.module.dtype
+        return sum(width for width in widths if width is not None) * dtype.itemsize
 
     def refuse_settings(self) -> None:
         """Refuse settings under which this model cannot be computed, before the first step needs them.
