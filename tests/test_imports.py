@@ -42,6 +42,7 @@ ONLY = {
 HOMES: dict[str, set[str]] = {
     "transformers": {"models", "tasks", "demo"},
     "accelerate": {"runtime"},
+    "peft": {"models"},
     "matplotlib": {"report"},
     "triton": {"kernels"},
     "vllm": set(),

@@ -50,7 +50,7 @@ def one_step_per_phase(recipe: Path) -> list[str]:
 def test_there_are_recipes() -> None:
     of_the_comparison = {"opd", "trb", "fixed_budget", "skd", "temperature_warmup", "sft_warmup", "veto"}
     neighbours = {"gkd", "minillm_single_step", "thinking_machines_pg", "exopd", "eopd", "tip", "tropd"}
-    assert of_the_comparison | neighbours == {path.stem for path in RECIPES}
+    assert of_the_comparison | neighbours | {"lora"} == {path.stem for path in RECIPES}
 
 
 @each_recipe
@@ -86,6 +86,7 @@ def test_a_recipe_opens_with_what_it_is(recipe: Path) -> None:
         ("minillm_single_step", {"policy", "divergence"}),
         ("tropd", {"policy", "divergence"}),
         ("tip", {"divergence", "weighting"}),
+        ("lora", {"student"}),
     ],
 )
 def test_recipes_differ_from_plain_distillation_in_their_method_only(name: str, keys: set[str]) -> None:
@@ -125,4 +126,5 @@ def test_a_recipe_takes_a_step(recipe: Path, problems: Path, tmp_path: Path) -> 
     assert [line.get("phase") for line in lines] == [phase.name for phase in run.phases]
     for metrics in lines:
         assert math.isfinite(metrics["loss"]) and metrics["grad_norm"] > 0
-    assert (tmp_path / f"run/checkpoints/step-{len(lines):06d}/model.safetensors").is_file()
+    weights = "model" if run.engine.student.adapter is None else "adapter_model"
+    assert (tmp_path / f"run/checkpoints/step-{len(lines):06d}/{weights}.safetensors").is_file()

@@ -34,6 +34,7 @@ from tutelage.config import (
 from tutelage.diagnostics import METRICS
 from tutelage.divergences import DIVERGENCES
 from tutelage.evaluation import EvaluationSample
+from tutelage.models import AdapterSettings
 from tutelage.policies import POLICIES
 from tutelage.schedules import SCHEDULES
 from tutelage.targets import TARGETS
@@ -111,7 +112,7 @@ def keys_of(schema: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 KEYS = dict(keys_of(RunConfig)) | dict(keys_of(EvaluationSetConfig, "evaluation.sets."))
-KEYS |= dict(keys_of(PhaseConfig, "phase."))
+KEYS |= dict(keys_of(PhaseConfig, "phase.")) | dict(keys_of(AdapterSettings, "student.adapter."))
 
 
 @pytest.mark.parametrize("key", KEYS)

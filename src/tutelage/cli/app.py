@@ -247,6 +247,24 @@ def evaluate(
 
 
 @app.command()
+def export(
+    model: Annotated[str, typer.Argument(help="A run's folder, one of its checkpoints, or any model or adapter.")],
+    output: Annotated[Path, typer.Option(help="A new folder for the model.")],
+    checkpoint: Annotated[CheckpointRule, typer.Option(help="Which checkpoint of a run.")] = CheckpointRule.last,
+    dtype: Annotated[Precision, typer.Option(help="Type of the written weights.")] = Precision.float32,
+) -> None:
+    """Write a trained student as a plain model directory; an adapter is merged into its base."""
+    from tutelage.cli.export import write_model
+    from tutelage.config import refuse_unwritable
+
+    if output.exists():
+        raise OutputExistsError(f"the output folder {output} already exists; nothing is overwritten. Choose another.")
+    refuse_unwritable(output)
+    exported = write_model(model, output, checkpoint.value, dtype.value)
+    Console(highlight=False, soft_wrap=True).print(f"exported  {_plain(exported)}\nto        {_plain(str(output))}")
+
+
+@app.command()
 def generate(
     run_file: RunFile,
     output: Annotated[Path, typer.Argument(help="JSONL file to write.")],

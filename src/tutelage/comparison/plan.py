@@ -46,7 +46,7 @@ SHARED = (
     "rollout.max_new_tokens",
 )
 # What makes a method, and what belongs to the single run.
-OWN = ("name", "output", "seed", "policy", "target", "divergence", "weighting", "phase", "reference")
+OWN = ("name", "output", "seed", "policy", "target", "divergence", "weighting", "phase", "reference", "student.adapter")
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ from tutelage.errors import ConfigurationError
 
 __all__ = ["World", "in_world", "read_world", "scaled_horizons"]
 
-# Tables that say which models, prompts and problems there are: a world's own take the place of all of the recipe's.
+# Tables that say which models, prompts and problems there are: a world's own take the place of all of the recipe's, but
+# for `student.adapter`, which stays.
 REPLACED = ("student", "teacher", "teachers", "reference", "data", "evaluation")
 # Tables of sizes and numbers: a world's keys go over the recipe's, the others stay.
 MERGED = ("rollout", "optimizer", "checkpoint", "runtime", "logging")
@@ -53,6 +54,8 @@ def in_world(table: Mapping[str, Any], world: World) -> tuple[dict[str, Any], li
         moved, scaled = scaled_horizons(moved, before, tables["steps"])
         moved["steps"] = tables["steps"]
         changes += [f"steps {before} -> {tables['steps']}", *scaled]
+    own = moved.get("student")
+    adapter = own.get("adapter") if isinstance(own, Mapping) else None
     for key in REPLACED:
         if key in moved and key not in tables:
             changes.append(f"{key} left out")
@@ -60,6 +63,9 @@ def in_world(table: Mapping[str, Any], world: World) -> tuple[dict[str, Any], li
         if key in tables:
             moved[key] = deepcopy(tables[key])
             changes.append(key)
+    if adapter is not None:  # what learns is part of the method; its rate is a multiple of the world's
+        student = moved["student"]
+        moved["student"] = {**({"path": student} if isinstance(student, str) else student), "adapter": adapter}
     for key in MERGED:
         for name, value in tables.get(key, {}).items():
             before = moved.setdefault(key, {}).get(name)

@@ -19,7 +19,7 @@ from tutelage.config.build import (
     refuse_unwritable,
 )
 from tutelage.config.load import flattened, load_config, read_run_file, resolve_config, to_toml
-from tutelage.config.models import load_route_tokenizers, other_models, reference_of
+from tutelage.config.models import load_route_tokenizers, other_models
 from tutelage.config.parts import part_from
 from tutelage.config.schema import DataConfig, EvaluationSetConfig, ModelConfig, PhaseConfig, RunConfig
 
@@ -47,7 +47,6 @@ __all__ = [
     "part_from",
     "read_prompts",
     "read_run_file",
-    "reference_of",
     "refuse_contradictions",
     "refuse_overlong",
     "refuse_overlong_prompts",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,11 @@ from tutelage.config.load import flattened, load_config, to_toml
 from tutelage.config.models import (
     load_model,
     load_route_tokenizers,
+    load_student,
     load_teacher,
     other_models,
-    reference_of,
     refuse_unknown_teachers,
+    refuse_unlearnable,
     refuse_wrong_reference,
     tokenizer_of,
 )
@@ -179,6 +180,12 @@ def build_runtime(config: RunConfig, processes: Processes | None) -> LocalRuntim
             "runtime.shard_teacher is true, which works for a single teacher that decodes uncompiled; there are "
             "teacher.experts, teacher.routes or rollout.compile. Drop these, or runtime.shard_teacher."
         )
+    if processes is not None and settings.strategy == "fsdp2" and (config.student.adapter or settings.compile):
+        key = "student.adapter" if config.student.adapter else "runtime.compile"
+        raise ConfigurationError(
+            f"runtime.strategy is 'fsdp2', which shares out all weights of a student that learns as a whole, and {key} "
+            f"is set. Use runtime.strategy = 'ddp', or drop {key}."
+        )
     runtime = runtime_for(
         processes,
         device=settings.device,
@@ -203,6 +210,7 @@ def _beginning(config: RunConfig, folder: RunFolder, resume: bool) -> tuple[Path
 
 def refuse_contradictions(config: RunConfig, phases: Sequence[Phase]) -> None:
     """Refuse what two keys of a run file cannot both ask for, and a verifier that does not work."""
+    refuse_unlearnable(config.student, config.runtime.autocast, LocalRuntime(config.runtime.device).device)
     if config.data.verifier:
         check_verifier(config.data.verifier)
     if config.evaluation.sets:
@@ -241,7 +249,10 @@ def build_phases(config: RunConfig) -> list[Phase]:
             if tables.name is None:
                 raise
             raise ConfigurationError(f"phase {tables.name!r}: {problem}") from problem
-        phases.append(Phase(recipe, tables.config.optimizer, tables.first_step, tables.name))
+        optimizer, adapter = tables.config.optimizer, config.student.adapter
+        if adapter is not None:
+            optimizer = replace(optimizer, learning_rate=optimizer.learning_rate * adapter.learning_rate_factor)
+        phases.append(Phase(recipe, optimizer, tables.first_step, tables.name))
     refuse_wrong_reference(config.reference, [phase.recipe.target for phase in phases])
     return phases
 
@@ -272,14 +283,17 @@ def build_engine(
     """Load the models and put them side by side; `student_path` replaces the student's weights (a checkpoint)."""
     runtime = runtime or LocalRuntime(config.runtime.device)
     device = runtime.device
-    student = load_model(config.student, student_tokenizer, device, student_path)
+    student, first_self = load_student(config, student_tokenizer, device, student_path)
     teacher = runtime.placed_teacher(lambda place: load_teacher(config.teacher, teacher_tokenizer, place))
     routes = {name: load_model(model, tokenizer_of(model), device) for name, model in config.teacher.routes.items()}
     reference = None
-    if with_reference:
-        model = reference_of(config)
-        reference = load_model(model, tokenizer_of(model), device)
-    for decoded in (student, *teacher.members, *routes.values()):
+    if with_reference and config.reference.path is None:
+        # The student's initial weights, computed as the student is.
+        reference = first_self or load_model(config.student, student_tokenizer, device)
+        reference.autocast = student.autocast
+    elif with_reference:
+        reference = load_model(config.reference, tokenizer_of(config.reference), device)
+    for decoded in (*teacher.members, *routes.values()):
         decoded.compile = config.rollout.compile
     return PairedEngine(
         student,

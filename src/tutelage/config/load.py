@@ -9,7 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from datetime import date, time
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, get_args
 
 import tomli_w
 from pydantic import BaseModel, ValidationError
@@ -177,6 +178,8 @@ def _refuse_unknown(table: Mapping[str, Any], schema: Any, prefix: str) -> None:
 
 
 def _fields_of(schema: Any) -> dict[str, Any]:
+    if isinstance(schema, UnionType):  # a table that may be left out
+        schema = get_args(schema)[0]
     if isinstance(schema, type) and issubclass(schema, BaseModel):
         return {name: field.annotation for name, field in schema.model_fields.items()}
     if is_dataclass(schema):

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from tutelage.config.schema import ModelConfig, ReferenceConfig, RunConfig, TeacherConfig
+from tutelage.config.schema import ModelConfig, ReferenceConfig, RunConfig, StudentConfig, TeacherConfig
 from tutelage.errors import ConfigurationError
 from tutelage.models import (
+    DTYPES,
     DynamicFusion,
     FixedFusion,
     FusedTeacher,
     LanguageModel,
+    base_of,
+    check_quantization,
+    earlier_self,
     load_language_model,
     load_tokenizer,
 )
@@ -21,10 +26,11 @@ from tutelage.tasks import Problem
 __all__ = [
     "load_model",
     "load_route_tokenizers",
+    "load_student",
     "load_teacher",
     "other_models",
-    "reference_of",
     "refuse_unknown_teachers",
+    "refuse_unlearnable",
     "refuse_wrong_reference",
     "tokenizer_of",
 ]
@@ -48,11 +54,6 @@ def _base_of(expert: ModelConfig, path: str) -> ModelConfig:
     return ModelConfig(**(kept | {"path": path, "revision": None}))
 
 
-def reference_of(config: RunConfig) -> ModelConfig:
-    """What the reference is loaded from: the student's initial weights, unless it has a path."""
-    return config.student if config.reference.path is None else config.reference
-
-
 def tokenizer_of(model: ModelConfig) -> Any:
     """The tokenizer that comes with a model."""
     return load_tokenizer(model.path, revision=model.revision, trust_remote_code=model.trust_remote_code)
@@ -63,8 +64,10 @@ def load_route_tokenizers(config: RunConfig) -> dict[str, Any]:
     return {name: tokenizer_of(model) for name, model in config.teacher.routes.items()}
 
 
-def load_model(model: ModelConfig, tokenizer: Any, device: str, path: str | None = None) -> LanguageModel:
-    """A model as its table says; `path` replaces its weights (a checkpoint)."""
+def load_model(
+    model: ModelConfig, tokenizer: Any, device: str, path: str | None = None, **learning: Any
+) -> LanguageModel:
+    """A model as its table says; `path` replaces its weights (a checkpoint), `learning` is what makes it a student."""
     return load_language_model(
         path or model.path,
         tokenizer,
@@ -74,7 +77,33 @@ def load_model(model: ModelConfig, tokenizer: Any, device: str, path: str | None
         trust_remote_code=model.trust_remote_code,
         allow_pickle=model.allow_pickle,
         attention=model.attention,
+        **learning,
     )
+
+
+def load_student(
+    config: RunConfig, tokenizer: Any, device: str, checkpoint: str | None = None
+) -> tuple[LanguageModel, LanguageModel | None]:
+    """The student as the run begins, or as a checkpoint has it, and its first self where that costs no second model.
+
+    Raises:
+      ConfigurationError: it cannot be computed as [runtime] and [rollout] say.
+    """
+    student, runtime = config.student, config.runtime
+    learning = {"adapter": student.adapter, "quantization": student.quantization, "seed": config.seed}
+    if student.adapter is None and base_of(student.path) is None:
+        model, first_self = load_model(student, tokenizer, device, checkpoint), None
+    else:
+        model = load_model(student, tokenizer, device, **learning)
+        assert model.adapter is not None
+        first_self = earlier_self(model)
+        if checkpoint is not None:
+            model.adapter.load(Path(checkpoint))
+    model.compile = config.rollout.compile
+    model.autocast = None if runtime.autocast is None else DTYPES[runtime.autocast]
+    model.checkpoints_gradient, model.compiles_update = runtime.gradient_checkpointing, runtime.compile
+    model.refuse_settings()
+    return model, first_self
 
 
 def load_teacher(teacher: TeacherConfig, tokenizer: Any, device: str) -> LanguageModel:
@@ -96,6 +125,22 @@ def load_teacher(teacher: TeacherConfig, tokenizer: Any, device: str) -> Languag
         dynamic = DynamicFusion(teacher.largest_dynamic_weight, teacher.dynamic_weight_increment)
         return FusedTeacher(members, dynamic)
     return FusedTeacher(members, FixedFusion(tuple(weights)))
+
+
+def refuse_unlearnable(student: StudentConfig, autocast: str | None, device: str) -> None:
+    """Refuse a student that could not learn as its table says, before anything is loaded."""
+    if student.adapter is not None and base_of(student.path) is not None:
+        raise ConfigurationError(
+            f"student.path {student.path!r} is an adapter, and [student.adapter] asks for a second one. Drop "
+            f"[student.adapter] to train the first one on, or merge it: tutelage export {student.path} --output DIR"
+        )
+    if student.quantization is not None:
+        check_quantization(student.quantization, device)
+    if autocast is not None and student.adapter is None and student.dtype != "float32":
+        raise ConfigurationError(
+            f"runtime.autocast is {autocast!r} and student.dtype {student.dtype!r}; autocast is for weights that stay "
+            "in float32. Set student.dtype = 'float32', or drop runtime.autocast."
+        )
 
 
 def refuse_wrong_reference(reference: ReferenceConfig, targets: Sequence[TargetRule]) -> None:

@@ -11,6 +11,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from tutelage.errors import ConfigurationError
+from tutelage.models import AdapterSettings
 from tutelage.training import CheckpointSettings, OptimizerSettings, RolloutSettings
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "ReferenceConfig",
     "RunConfig",
     "RuntimeConfig",
+    "StudentConfig",
     "TeacherConfig",
 ]
 
@@ -48,6 +50,22 @@ class ModelConfig(Section):
     trust_remote_code: bool = False
     allow_pickle: bool = False
     attention: str | None = None
+
+
+class StudentConfig(ModelConfig):
+    """[student]: a model, and what of it learns: all of it, or an adapter on top of it."""
+
+    adapter: AdapterSettings | None = None
+    quantization: Literal["4bit"] | None = None
+
+    @model_validator(mode="after")
+    def _can_learn(self) -> Self:
+        if self.quantization is not None and self.adapter is None:
+            raise ConfigurationError(
+                "student.quantization is set, but 4-bit weights cannot learn. Add [student.adapter], which learns on "
+                "top of them, or drop student.quantization."
+            )
+        return self
 
 
 class ExpertConfig(ModelConfig):
@@ -167,6 +185,9 @@ class RuntimeConfig(Section):
     strategy: Literal["ddp", "fsdp2"] = "ddp"
     shard_teacher: bool = False
     timeout_seconds: float = Field(default=1800, gt=0)
+    autocast: Literal["bfloat16"] | None = None
+    gradient_checkpointing: bool = False
+    compile: bool = False
 
 
 class LoggingConfig(Section):
@@ -210,7 +231,7 @@ class RunConfig(Section):
     output: str | None = None
     seed: int = Field(default=0, ge=0, lt=2**63)
     steps: int = Field(default=400, ge=1)
-    student: ModelConfig
+    student: StudentConfig
     teacher: TeacherConfig
     reference: ReferenceConfig = ReferenceConfig()
     data: DataConfig

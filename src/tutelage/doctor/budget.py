@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from tutelage.doctor.finding import Finding, Verdict
 from tutelage.doctor.patient import Patient
@@ -24,6 +26,7 @@ GIB = 2**30
 NUM_PROMPTS = 4  # of the measured step
 TIGHT = 0.85  # share of the machine's memory from which on the forecast, being one, may be wrong
 LIVE_LOGITS = 5  # float32 copies of a chunk's logits that are alive at once in the backward pass
+QUANTISED_BITS = 4.5  # of a weight in NF4 with its share of the quantised scales, rounded up
 LIVE_BLEND = 6  # float64-sized rows of both models while a policy picks a token
 
 
@@ -44,7 +47,7 @@ def memory(patient: Patient) -> Finding:
     largest = max(parts, key=lambda name: parts[name])
     remedies = {
         "caches": "Set rollout.cache_gib, or lower rollout.max_rows.",
-        "activations": "Lower runtime.micro_batch_tokens.",
+        "activations": "Set runtime.gradient_checkpointing = true, or lower runtime.micro_batch_tokens.",
         "logits": "Lower runtime.micro_batch_tokens.",
     }
     remedy = remedies.get(largest, "Load the models in bfloat16 (student.dtype, teacher.dtype), or use smaller ones.")
@@ -61,15 +64,16 @@ def forecast(patient: Patient) -> dict[str, dict[str, int]]:
     """Part of a step -> what takes memory then -> bytes.
 
     Weights, gradients and AdamW's two moments are exact, and so are the caches at their fullest; activations and logits
-    are estimates: 10 widths and 4 inner widths per token and layer, and a handful of copies of a chunk of logits.
+    are estimates: 10 widths and 4 inner widths per token and layer, and a handful of copies of a chunk of logits. With
+    an adapter, gradients and moments are its own; quantised weights are taken at 4.5 bits, scales included.
     """
     config, outlines = patient.config, dict(patient.outlines)
-    student, rollout = outlines["student"], config.rollout
-    if patient.needs_reference and "reference" not in outlines:
-        outlines["reference"] = student  # a copy of it
-    trained = _weights(student)
+    student, rollout, runtime = outlines["student"], config.rollout, config.runtime
+    if patient.needs_reference and "reference" not in outlines and student.adapter is None:
+        outlines["reference"] = student  # a copy of it; an adapter's is the same backbone
+    trained = _weights(student) if student.adapter is None else _size_of(student.adapter.weights.values())
     others = {"teacher": sum(_weights(model) for name, model in outlines.items() if name != "student")}
-    resident = {"student": trained, **others, "moments": 2 * trained}
+    resident = {"student": _weights(student, config.student.quantization), **others, "moments": 2 * trained}
     asks_teacher = any(phase.recipe.policy.needs_teacher for phase in patient.phases)
     prompts, size = patient.prompts.prompts, patient.vocabulary.size
     longest = max(max(len(prompt.student_tokens), len(prompt.teacher_tokens or ())) for prompt in prompts)
@@ -92,9 +96,16 @@ def forecast(patient: Patient) -> dict[str, dict[str, int]]:
     learned, scored = at_once(config.runtime.micro_batch_tokens), at_once(rollout.score_tokens)
     largest = max(teachers, key=_layer_numbers)
     scoring = scored * _layer_numbers(largest) * largest.module.dtype.itemsize
-    learning = learned * _layer_numbers(student) * int(student.config.num_hidden_layers) * student.module.dtype.itemsize
+    # Under autocast, and with a copy of the weights in its type while decoding, most numbers are of that type.
+    itemsize = student.module.dtype.itemsize if runtime.autocast is None else 2
+    copies = {} if runtime.autocast is None else {"weights in bfloat16": _weights(student) // 2}
+    num_layers, width = int(student.config.num_hidden_layers), int(student.config.hidden_size)
+    per_token = num_layers * _layer_numbers(student) * itemsize
+    if runtime.gradient_checkpointing:  # every layer's input, and one layer while it is computed again
+        per_token = num_layers * width * student.module.dtype.itemsize + _layer_numbers(student) * itemsize
+    learning = learned * per_token
     return {
-        "rollout": {**resident, "caches": caches, "logits": rows * size * 8 * LIVE_BLEND},
+        "rollout": {**resident, **copies, "caches": caches, "logits": rows * size * 8 * LIVE_BLEND},
         "scoring": {**resident, "activations": scoring, "logits": logits(scored)},
         "update": {**resident, "gradients": trained, "activations": learning, "logits": logits(learned)},
     }
@@ -159,8 +170,20 @@ def time_per_step(patient: Patient) -> Finding:
     )
 
 
-def _weights(model: LanguageModel) -> int:
-    return sum(parameter.numel() * parameter.element_size() for parameter in model.module.parameters())
+def _weights(model: LanguageModel, quantization: str | None = None) -> int:
+    """Bytes of all weights; of quantised ones, matrices but for embeddings and head, and adapters are left alone."""
+    named = dict(model.module.named_parameters())
+    quantised = [
+        weight
+        for name, weight in named.items()
+        if quantization is not None and weight.ndim == 2 and ".layers." in f".{name}" and "lora_" not in name
+    ]
+    full = _size_of(named.values()) - _size_of(quantised)
+    return full + int(sum(weight.numel() for weight in quantised) * QUANTISED_BITS / 8)
+
+
+def _size_of(weights: Iterable[Tensor]) -> int:
+    return sum(weight.numel() * weight.element_size() for weight in weights)
 
 
 def _layer_numbers(model: LanguageModel) -> int:

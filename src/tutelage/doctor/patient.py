@@ -19,7 +19,7 @@ from tutelage.config import (
     other_models,
     read_prompts,
 )
-from tutelage.models import LanguageModel, Vocabulary, align, outline_of
+from tutelage.models import AdapterSettings, LanguageModel, Vocabulary, align, outline_of
 from tutelage.policies import Student
 from tutelage.rollout import PairedEngine, derive_seed
 from tutelage.training import Phase
@@ -61,7 +61,7 @@ class Patient:
         """Every model of the run without its weights, by its key in the run file."""
         student_tokenizer, teacher_tokenizer = self.tokenizers
         pair = {
-            "student": _outline(self.config.student, student_tokenizer),
+            "student": _outline(self.config.student, student_tokenizer, self.config.student.adapter),
             "teacher": _outline(self.config.teacher, teacher_tokenizer),
         }
         # Their tokenizers were found equal to the student's.
@@ -84,6 +84,7 @@ class Patient:
         engine = build_engine(self.config, *self.tokenizers, with_reference=self.needs_reference)
         for model in engine.frozen:
             model.module.requires_grad_(False)
+        engine.student.let_learn()
         return engine
 
     @cached_property
@@ -114,7 +115,7 @@ class Patient:
         return make_verifier(self.config.data.verifier, self.engine.student)(rollouts, answers)
 
 
-def _outline(model: ModelConfig, tokenizer: Any) -> LanguageModel:
+def _outline(model: ModelConfig, tokenizer: Any, adapter: AdapterSettings | None = None) -> LanguageModel:
     return outline_of(
         model.path,
         tokenizer,
@@ -122,4 +123,5 @@ def _outline(model: ModelConfig, tokenizer: Any) -> LanguageModel:
         revision=model.revision,
         trust_remote_code=model.trust_remote_code,
         allow_pickle=model.allow_pickle,
+        adapter=adapter,
     )

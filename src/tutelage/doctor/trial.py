@@ -54,7 +54,7 @@ def own_teacher(patient: Patient) -> Finding:
         f"the student learning from itself on {batch.num_tokens} tokens: loss {batch.loss:.1e}, log-probabilities "
         f"{gap:.1e} nats apart"
     )
-    if not max(abs(batch.loss), gap) <= TOLERANCES[student.module.dtype]:
+    if not max(abs(batch.loss), gap) <= TOLERANCES[student.autocast or student.module.dtype]:
         return Finding(
             Verdict.error,
             f"{text}; both should be 0 up to rounding",

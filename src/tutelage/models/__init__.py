@@ -1,10 +1,12 @@
 """How do we talk to a language model?  Loading, one shared vocabulary, one stop event, a ragged key/value cache."""
 
+from tutelage.models.adapters import AdapterSettings, base_of
 from tutelage.models.cache import RaggedCache
 from tutelage.models.fused_teacher import FusedTeacher
 from tutelage.models.fusion import DynamicFusion, FixedFusion, Fusion
 from tutelage.models.language_model import LanguageModel, as_language_model
 from tutelage.models.loading import (
+    DTYPES,
     check_distinct,
     check_files,
     context_length_of,
@@ -12,25 +14,34 @@ from tutelage.models.loading import (
     load_tokenizer,
 )
 from tutelage.models.outline import outline_of
-from tutelage.models.saving import save_student
+from tutelage.models.quantised import check_quantization
+from tutelage.models.saving import export_model, save_student
 from tutelage.models.serving import check_servable
+from tutelage.models.shared_backbone import SharedBackbone, earlier_self
 from tutelage.models.vocabulary import Vocabulary, align, check_same_tokenizer
 
 __all__ = [
+    "DTYPES",
+    "AdapterSettings",
     "DynamicFusion",
     "FixedFusion",
     "FusedTeacher",
     "Fusion",
     "LanguageModel",
     "RaggedCache",
+    "SharedBackbone",
     "Vocabulary",
     "align",
     "as_language_model",
+    "base_of",
     "check_distinct",
     "check_files",
+    "check_quantization",
     "check_same_tokenizer",
     "check_servable",
     "context_length_of",
+    "earlier_self",
+    "export_model",
     "load_language_model",
     "load_tokenizer",
     "outline_of",

@@ -58,8 +58,9 @@ class RaggedLayer(CacheLayerMixin):
         """What a `transformers` layer calls: write at the announced positions, return all that a query may look at."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        self.keys[self.rows_B1, :, self.positions_BT] = key_states.transpose(1, 2)
-        self.values[self.rows_B1, :, self.positions_BT] = value_states.transpose(1, 2)
+        # Under autocast the two come in types of their own.
+        self.keys[self.rows_B1, :, self.positions_BT] = key_states.transpose(1, 2).to(self.dtype)
+        self.values[self.rows_B1, :, self.positions_BT] = value_states.transpose(1, 2).to(self.dtype)
         return self.keys[:, :, : self.extent], self.values[:, :, : self.extent]
 
     def reserve(self, capacity: int) -> None:

@@ -8,13 +8,17 @@ the hidden states come from a forward of our own; everywhere else from the modul
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from tutelage.errors import ConfigurationError, ModelError
+from tutelage.models.adapters import Adapter
 from tutelage.models.cache import RaggedCache
 from tutelage.models.compiled_step import CompiledStep
 from tutelage.models.llama_forward import LlamaForward
@@ -35,6 +39,10 @@ class LanguageModel:
       lean: use our own forward where it knows the architecture; False = always the module's. Our forward also steps
         aside while the module checkpoints gradients, drops attention out, or uses a flash or flex kernel.
       compile: decode through `torch.compile` (on CUDA with CUDA graphs); needs our own forward.
+      adapter: what learns in place of the module's own weights; None = those do.
+      autocast: type in which matrix products are computed, whatever the weights' own; None = the weights' own.
+      checkpoints_gradient: keep each layer's input only, and compute the layer again in backward.
+      compiles_update: read whole sequences through `torch.compile` where there is a gradient; needs our own forward.
     """
 
     module: Any
@@ -43,6 +51,10 @@ class LanguageModel:
     name: str = "model"
     lean: bool = True
     compile: bool = False
+    adapter: Adapter | None = None
+    autocast: torch.dtype | None = None
+    checkpoints_gradient: bool = False
+    compiles_update: bool = False
     _head: nn.Module = field(init=False, repr=False)
     _own_forward: LlamaForward | None = field(init=False, repr=False)
     _compiled: CompiledStep | None = field(init=False, repr=False, default=None)
@@ -109,7 +121,68 @@ class LanguageModel:
             heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
             size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
             widths = [2 * heads * size] * int(config.num_hidden_layers)
-        return sum(width for width in widths if width is not None) * self.module.dtype.itemsize
+        # Under autocast our own forward keeps what attention reads.
+        dtype = self.autocast if self.autocast is not None and self._lean_forward is not None else self.module.dtype
+        return sum(width for width in widths if width is not None) * dtype.itemsize
+
+    def refuse_settings(self) -> None:
+        """Refuse settings under which this model cannot be computed, before the first step needs them.
+
+        Raises:
+          ConfigurationError: names the key of the run file.
+        """
+        if self.adapter is not None and self.adapter.is_dora and (self.compile or self.compiles_update):
+            key = "rollout.compile" if self.compile else "runtime.compile"
+            raise ConfigurationError(
+                f"{key} is on, but {self.name} has a DoRA adapter, whose norms torch.compile cannot follow. Set "
+                f"{key} = false, or student.adapter.method = 'lora'."
+            )
+        if self.checkpoints_gradient and not hasattr(self.module.base_model, "layers"):
+            raise ConfigurationError(
+                f"runtime.gradient_checkpointing is on, but {self.name} ({type(self.module).__name__}) does not show "
+                "its layers. Set runtime.gradient_checkpointing = false."
+            )
+        _ = self.is_lean  # asks for our own forward, where it is needed
+
+    def learned(self) -> dict[str, Tensor]:
+        """The weights that learn, by name: the adapter's, or all."""
+        if self.adapter is not None:
+            return {name: weight.data for name, weight in self.adapter.weights.items()}
+        return dict(self.module.state_dict())
+
+    def load_learned(self, weights: Mapping[str, Tensor]) -> None:
+        """Take over weights that `learned` gave."""
+        if self.adapter is None:
+            self.module.load_state_dict(weights)
+            return
+        for name, weight in self.adapter.weights.items():
+            weight.data.copy_(weights[name])
+
+    def let_learn(self) -> None:
+        """Let a gradient reach what learns, and nothing else."""
+        self.module.requires_grad_(self.adapter is None)
+        for weight in () if self.adapter is None else self.adapter.weights.values():
+            weight.requires_grad_(True)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Promise that no weight changes meanwhile, as while answers are decoded: what follows from weights is kept.
+
+        That is their copies in the type of `autocast`, and the norms of DoRA.
+        """
+        with ExitStack() as stack:
+            if self.autocast is not None:
+                # PyTorch forgets its copies at the end of the outermost context, be it one that casts nothing.
+                stack.enter_context(torch.autocast(self.device.type, enabled=False))
+            if self.adapter is not None:
+                stack.enter_context(self.adapter.held())
+            yield
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        """The context that matrix products of this model are computed in."""
+        if self.autocast is None:
+            return nullcontext()
+        return torch.autocast(self.device.type, self.autocast)
 
     def new_cache(self, num_rows: int, capacity: int) -> RaggedCache:
         """An empty cache of `num_rows` rows and `capacity` slots; the slots grow when a forward needs more."""
@@ -117,7 +190,7 @@ class LanguageModel:
             capacity = CompiledStep.bucket(capacity)
         cache = RaggedCache(int(self.config.num_hidden_layers), num_rows, capacity)
         if self._lean_forward is not None:
-            self._lean_forward.allocate(cache)
+            self._lean_forward.allocate(cache, self.autocast)
         return cache
 
     @torch.no_grad()
@@ -140,7 +213,8 @@ class LanguageModel:
             chosen = [unique[row] for row in batch]
             if own is not None:
                 packing = pack(chosen, [len(sequence) for sequence in chosen], self.device)
-                own.fill(packing, rows_R[packing.rows_N], cache)
+                with self._precision():
+                    own.fill(packing, rows_R[packing.rows_N], cache)
                 continue
             tokens_BT = _padded(chosen, self.device)
             part = self.new_cache(len(chosen), tokens_BT.shape[1])
@@ -164,10 +238,15 @@ class LanguageModel:
         if sum(map(len, sequences)) == sum(begins):
             weight = next(self._head.parameters())
             return weight.new_zeros(0, weight.shape[1])
+        keeps_less = self.checkpoints_gradient and torch.is_grad_enabled()
         if self._lean_forward is not None:
-            return self._lean_forward.read(pack(sequences, begins, self.device))
+            packing = pack(sequences, begins, self.device)
+            is_compiled = self.compiles_update and torch.is_grad_enabled()
+            with self._precision():
+                return self._lean_forward.read(packing, checkpoints=keeps_less, compiles=is_compiled)
         # No mask is needed: attention is causal, and what a padding position computes is never read.
-        output = self.module.base_model(input_ids=_padded(sequences, self.device), use_cache=False)
+        with self._precision(), checkpointing(self.module) if keeps_less else nullcontext():
+            output = self.module.base_model(input_ids=_padded(sequences, self.device), use_cache=False)
         rows = zip(output.last_hidden_state, sequences, begins, strict=True)
         return torch.cat([hidden_TD[start : len(sequence)] for hidden_TD, sequence, start in rows])
 
@@ -183,16 +262,19 @@ class LanguageModel:
         if own is not None:
             if self.compile and not torch.is_grad_enabled():
                 self._compiled = self._compiled or CompiledStep(own)
-                return self._compiled(tokens_BT, positions_BT, cache, extent)
-            return own.decode(tokens_BT, positions_BT, cache, extent)
+                with self._precision():
+                    return self._compiled(tokens_BT, positions_BT, cache, extent)
+            with self._precision():
+                return own.decode(tokens_BT, positions_BT, cache, extent)
         cache.begin(positions_BT, extent)
-        output = self.module.base_model(
-            input_ids=tokens_BT,
-            position_ids=positions_BT,
-            attention_mask=self._masks(positions_BT, extent),
-            past_key_values=cache,
-            use_cache=True,
-        )
+        with self._precision():
+            output = self.module.base_model(
+                input_ids=tokens_BT,
+                position_ids=positions_BT,
+                attention_mask=self._masks(positions_BT, extent),
+                past_key_values=cache,
+                use_cache=True,
+            )
         return output.last_hidden_state
 
     @property
@@ -200,17 +282,19 @@ class LanguageModel:
         """Our own forward, if it is wanted, knows the architecture, and does what the module is set to do."""
         if self.lean and self._own_forward is not None and self._own_forward.is_usable:
             return self._own_forward
-        if self.compile:
+        if self.compile or self.compiles_update:
+            key = "rollout.compile" if self.compile else "runtime.compile"
             raise ConfigurationError(
-                f"rollout.compile is on, but {self.name} ({type(self.module).__name__}) decodes through its own forward"
+                f"{key} is on, but {self.name} ({type(self.module).__name__}) computes through its own forward"
                 ", which is not compiled; a Llama, Mistral without window, Qwen2 or Qwen3 with SDPA attention is "
-                "expected. Set rollout.compile = false."
+                f"expected. Set {key} = false."
             )
         return None
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Head and final soft-capping: [..., D] -> [..., padded V], in the model's type."""
-        logits: Tensor = self._head(hidden)
+        """Head and final soft-capping: [..., D] -> [..., padded V], in the model's type, or that of `autocast`."""
+        with self._precision():
+            logits: Tensor = self._head(hidden)
         cap = getattr(self.config, "final_logit_softcapping", None)
         return logits if cap is None else cap * torch.tanh(logits / cap)
 
@@ -234,6 +318,22 @@ class LanguageModel:
         # Eager attention adds its mask to the scores.
         dtype = self.module.dtype
         return torch.zeros_like(allowed_B1TS, dtype=dtype).masked_fill_(~allowed_B1TS, torch.finfo(dtype).min)
+
+
+@contextmanager
+def checkpointing(module: Any) -> Iterator[None]:
+    """Let the layers of a `transformers` model keep their inputs only, for the forwards made inside.
+
+    `transformers` itself does so in training mode alone, which would also turn dropout on.
+    """
+    layers = module.base_model.layers
+    for layer in layers:
+        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward  # the class has its own
 
 
 def _projection_widths(layer: Any) -> int | None:

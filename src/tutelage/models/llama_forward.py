@@ -14,13 +14,15 @@ own forward.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from tutelage.models.cache import RaggedCache
 from tutelage.models.packing import Layout, Packing
@@ -49,6 +51,7 @@ class LlamaForward:
     head_size: int
     scale: float
     _tables: tuple[Tensor, Tensor] | None = field(default=None, repr=False)
+    _compiled_parts: tuple[Any, Any] | None = field(default=None, repr=False)
 
     @classmethod
     def recognise(cls, decoder: Any, config: Any) -> LlamaForward | None:
@@ -84,9 +87,9 @@ class LlamaForward:
             and not (self.decoder.training and getattr(config, "attention_dropout", 0.0))
         )
 
-    def allocate(self, cache: RaggedCache) -> None:
-        """Reserve the cache's memory now instead of at its first forward."""
-        shape, like = (self.num_heads, self.head_size), self.decoder.norm.weight
+    def allocate(self, cache: RaggedCache, dtype: torch.dtype | None = None) -> None:
+        """Reserve the cache's memory now instead of at its first forward; in the weights' type, or another."""
+        shape, like = (self.num_heads, self.head_size), self.decoder.norm.weight.new_empty(0, dtype=dtype)
         for layer in cache.layers:
             layer.allocate(shape, shape, like)
 
@@ -115,8 +118,8 @@ class LlamaForward:
         for layer, (keys, values) in zip(self.decoder.layers, states, strict=True):
             queries, new_keys, new_values = self._projected(layer, _normalised(layer.input_layernorm, hidden))
             both = _rotated(torch.cat((queries, new_keys), dim=2), cos, sin)
-            keys[rows_B1, :, positions_BT] = both[:, :, -num_heads:]
-            values[rows_B1, :, positions_BT] = new_values
+            keys[rows_B1, :, positions_BT] = both[:, :, -num_heads:].to(keys.dtype)
+            values[rows_B1, :, positions_BT] = new_values.to(values.dtype)
             queries = both[:, :, :-num_heads].unflatten(2, (num_heads, groups)).permute(0, 2, 3, 1, 4)
             queries = queries.reshape(num_rows, num_heads, groups * num_new, size)
             seen = F.scaled_dot_product_attention(
@@ -128,23 +131,61 @@ class LlamaForward:
 
     # --- reading whole sequences: tokens laid end to end ---
 
-    def read(self, packing: Packing) -> Tensor:
-        """Hidden states [n, E] of the sequences' tails, end to end; differentiable."""
+    def read(self, packing: Packing, *, checkpoints: bool = False, compiles: bool = False) -> Tensor:
+        """Hidden states [n, E] of the sequences' tails, end to end; differentiable.
+
+        Args:
+          checkpoints: keep each layer's input only, and compute the layer again in backward; the same numbers.
+          compiles: all but attention through `torch.compile`; the same up to rounding.
+        """
+        parts = self._compiled() if compiles else (self._entered, self._finished)
         *layers, last = self.decoder.layers
         hidden, rotation = self._embedded(packing)
+
+        def through(layer: Any, hidden: Tensor) -> Tensor:
+            return self._through(layer, hidden, rotation, packing, parts)
+
+        def through_last(layer: Any, hidden: Tensor) -> Tensor:
+            return self._through_last(layer, hidden, rotation, packing, parts[1])
+
         for layer in layers:
-            queries, keys, values = self._projected(layer, _normalised(layer.input_layernorm, hidden))
-            queries, keys = _rotated(queries, *rotation), _rotated(keys, *rotation)
-            hidden = self._finished(layer, hidden, self._attend(queries, keys, values, packing.layout))
-        # Nobody looks at what the last layer computes for heads, except at their keys and values.
-        normalised = _normalised(last.input_layernorm, hidden)
-        keys, values = self._keys_and_values(last, normalised)
+            hidden = _checkpointed(through, layer, hidden) if checkpoints else through(layer, hidden)
+        hidden = _checkpointed(through_last, last, hidden) if checkpoints else through_last(last, hidden)
+        return _normalised(self.decoder.norm, hidden)
+
+    def _through(
+        self, layer: Any, hidden: Tensor, rotation: tuple[Tensor, Tensor], packing: Packing, parts: tuple[Any, Any]
+    ) -> Tensor:
+        """One layer for all packed tokens."""
+        entered, finished = parts
+        queries, keys, values = entered(layer, hidden, *rotation)
+        done: Tensor = finished(layer, hidden, self._attend(queries, keys, values, packing.layout))
+        return done
+
+    def _through_last(
+        self,
+        layer: Any,
+        hidden: Tensor,
+        rotation: tuple[Tensor, Tensor],
+        packing: Packing,
+        finished: Callable[[Any, Tensor, Tensor], Tensor],
+    ) -> Tensor:
+        """The last layer for the tails: nobody looks at what it computes for heads, except at their keys and values."""
+        normalised = _normalised(layer.input_layernorm, hidden)
+        keys, values = self._keys_and_values(layer, normalised)
         tails = packing.tails_n
-        queries = self._queries(last, normalised.index_select(0, tails))
+        queries = self._queries(layer, normalised.index_select(0, tails))
         keys = _rotated(keys, *rotation)
         queries = _rotated(queries, *(table.index_select(0, tails) for table in rotation))
         seen = self._attend(queries, keys, values, packing.tail_layout)
-        return _normalised(self.decoder.norm, self._finished(last, hidden.index_select(0, tails), seen))
+        return finished(layer, hidden.index_select(0, tails), seen)
+
+    def _compiled(self) -> tuple[Any, Any]:
+        """What comes before and after attention, compiled once for all layers and any number of tokens."""
+        if self._compiled_parts is None:
+            compiled = partial(torch.compile, dynamic=True, fullgraph=True)
+            self._compiled_parts = compiled(self._entered), compiled(self._finished)
+        return self._compiled_parts
 
     def fill(self, packing: Packing, rows_N: Tensor, cache: RaggedCache) -> None:
         """Write keys and values of all packed tokens into rows of a cache; nothing else is computed."""
@@ -154,8 +195,8 @@ class LlamaForward:
             normalised = _normalised(layer.input_layernorm, hidden)
             keys, values = self._keys_and_values(layer, normalised)
             keys = _rotated(keys, *rotation)
-            cached.keys[rows_N, :, packing.positions_N] = keys
-            cached.values[rows_N, :, packing.positions_N] = values
+            cached.keys[rows_N, :, packing.positions_N] = keys.to(cached.keys.dtype)
+            cached.values[rows_N, :, packing.positions_N] = values.to(cached.values.dtype)
             if i + 1 < len(cache.layers):
                 queries = _rotated(self._queries(layer, normalised), *rotation)
                 hidden = self._finished(layer, hidden, self._attend(queries, keys, values, packing.layout))
@@ -191,6 +232,11 @@ class LlamaForward:
         cos, sin = self.rotations(packing.extent)
         positions_N = packing.positions_N
         return self.decoder.embed_tokens(packing.tokens_N), (cos[positions_N][:, None], sin[positions_N][:, None])
+
+    def _entered(self, layer: Any, hidden: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What one layer hands to attention: rotated queries and keys, and values."""
+        queries, keys, values = self._projected(layer, _normalised(layer.input_layernorm, hidden))
+        return _rotated(queries, cos, sin), _rotated(keys, cos, sin), values
 
     def _projected(self, layer: Any, normalised: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values of one layer, [..., heads, D], not rotated yet."""
@@ -233,6 +279,11 @@ class LlamaForward:
     def _known_rotations(self) -> tuple[Tensor, Tensor]:
         assert self._tables is not None
         return self._tables
+
+
+def _checkpointed(layer_forward: Callable[[Any, Tensor], Tensor], layer: Any, hidden: Tensor) -> Tensor:
+    done: Tensor = checkpoint(layer_forward, layer, hidden, use_reentrant=False, preserve_rng_state=False)
+    return done
 
 
 def _rotated(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

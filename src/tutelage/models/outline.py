@@ -7,12 +7,14 @@ the real model, worked out by the same code, and nothing can be computed with it
 from __future__ import annotations
 
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from tutelage.errors import ModelError
+from tutelage.models.adapters import AdapterSettings, Base, add_adapter, base_of, place_adapter
 from tutelage.models.language_model import LanguageModel, stop_ids_of
 from tutelage.models.loading import DTYPES, check_files
 
@@ -27,24 +29,34 @@ def outline_of(
     revision: str | None = None,
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
+    adapter: AdapterSettings | None = None,
 ) -> LanguageModel:
     """The model that `load_language_model` would load, without weights; hub ids cost two small files.
 
     Raises:
       ModelError: nothing is there, or no causal language model can be made of its configuration.
+      ConfigurationError: an adapter for modules that are not there.
     """
     check_files(path, allow_pickle=allow_pickle)
+    noted = base_of(path)
+    base = Base(path, revision) if noted is None else noted
     try:
-        config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
+        config = AutoConfig.from_pretrained(base.path, revision=base.revision, trust_remote_code=trust_remote_code)
         with torch.device("meta"):
             module: Any = AutoModelForCausalLM.from_config(
                 config, dtype=DTYPES[dtype], trust_remote_code=trust_remote_code
             )
     except (OSError, ValueError, KeyError, RuntimeError) as problem:
         raise ModelError(
-            f"no model can be made of the configuration in {path!r}: {str(problem).splitlines()[0]}. Give a model "
+            f"no model can be made of the configuration in {base.path!r}: {str(problem).splitlines()[0]}. Give a model "
             "directory or hub id of a causal language model."
         ) from problem
     with suppress(OSError):  # without one, it stops where its configuration says
         module.generation_config = GenerationConfig.from_pretrained(path, revision=revision or "main")
-    return LanguageModel(module, tokenizer, stop_ids_of(module, tokenizer), name=path)
+    fitted = None
+    with torch.device("meta"):
+        if noted is not None:
+            fitted = place_adapter(module, Path(path), base)
+        elif adapter is not None:
+            fitted = add_adapter(module, adapter, base, seed=0)
+    return LanguageModel(module, tokenizer, stop_ids_of(module, tokenizer), name=path, adapter=fitted)

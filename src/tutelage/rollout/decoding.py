@@ -155,6 +155,10 @@ class Decoding:
 
     def run(self) -> list[Rollout]:
         """Decode everything."""
+        with self.student.model.held():
+            return self._run()
+
+    def _run(self) -> list[Rollout]:
         while self.num_started < self.task.num_rollouts or bool(self.is_alive_B.any()):
             num_finished = len(self.is_alive_B) - int(self.is_alive_B.sum())
             if num_finished >= max(1, SHARE_WORTH_MOVING * len(self.is_alive_B)):

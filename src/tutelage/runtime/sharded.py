@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -67,7 +67,7 @@ class ShardedLearner(Learner):
             inner.set_force_sum_reduction_for_comms(True)
         student.module.requires_grad_(False)
         # Layers gather themselves when they are called, which our own forward does not do.
-        model = LanguageModel(module, student.tokenizer, student.stop_ids, student.name, lean=False)
+        model = replace(student, module=module, lean=False, compile=False)
         return cls(model, student, root, processes)
 
     def backward(self, passes: Sequence[Callable[[], Tensor]]) -> None:

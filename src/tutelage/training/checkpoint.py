@@ -1,7 +1,8 @@
 """Checkpoints that cannot be half there.
 
     checkpoints/
-      step-000020/            a plain Hugging Face model directory (config, safetensors, tokenizer), plus
+      step-000020/            a plain Hugging Face model directory (config, safetensors, tokenizer), or with an adapter
+                              that alone (adapter_config, adapter_model, base.json), plus
         optimizer.pt          AdamW's moments
         past.pt               weights of the student at an earlier step, where a target looks back at it
         trainer.json          step, data cursor, seed, scores so far
@@ -108,7 +109,7 @@ class Checkpoints:
             save_student(student, vocabulary, beside)
             torch.save(moments, beside / OPTIMIZER)
             if past is not None:
-                torch.save(past.module.state_dict(), beside / PAST)
+                torch.save(past.learned(), beside / PAST)
             _write_json(beside / TRAINER, vars(state))
             _write_json(beside / MANIFEST, {path.name: _fingerprint(path) for path in sorted(beside.iterdir())})
             for path in (*beside.iterdir(), beside):
@@ -176,7 +177,7 @@ def read_moments(path: Path) -> Mapping[str, Any]:
 
 def load_past(path: Path, past: LanguageModel) -> None:
     """Give a copy of the student the weights that `save` got as `past`."""
-    past.module.load_state_dict(torch.load(path / PAST, weights_only=True, map_location="cpu"))
+    past.load_learned(torch.load(path / PAST, weights_only=True, map_location="cpu"))
 
 
 def _complete(folder: Path) -> Iterator[tuple[int, Path]]:

@@ -121,9 +121,9 @@ def train(run: Run, observer: Observer) -> TrainerState:
 
 
 def _train(run: Run, observer: Observer) -> TrainerState:
-    run.engine.student.module.requires_grad_(True)
     for model in run.engine.frozen:
         model.module.requires_grad_(False)
+    run.engine.student.let_learn()  # afterwards: a reference may share its backbone
     learner = run.runtime.learner(run.engine.student)
     optimizer = run.phases[0].optimizer.make(learner.model.module)
     checkpoints = Checkpoints(run.folder.checkpoints, run.checkpoint)

@@ -43,4 +43,4 @@ class PastSelf:
     def refresh(self, step: int) -> None:
         """Copy the student if this step is one to do so. Call it before the step's rollouts."""
         if self.reference is not None and self.every and step % self.every == 0:
-            self.reference.module.load_state_dict(self.student.module.state_dict())
+            self.reference.load_learned(self.student.learned())

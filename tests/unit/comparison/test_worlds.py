@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tutelage.comparison.worlds import World, in_world, read_world, scaled_horizons
-from tutelage.config import build_recipe, read_run_file, resolve_config
+from tutelage.config import build_phases, build_recipe, read_run_file, resolve_config
 from tutelage.demo.embedded import embedded_world
 from tutelage.errors import ConfigurationError
 
@@ -23,6 +23,7 @@ def test_every_recipe_keeps_its_method_in_the_embedded_world(recipe: Path, tmp_p
     assert {key: moved.get(key) for key in ("policy", "target", "divergence", "phase")} == {
         key: table.get(key) for key in ("policy", "target", "divergence", "phase")
     }
+    assert moved["student"].get("adapter") == table["student"].get("adapter"), "what learns is part of the method"
     config = resolve_config(moved)
     build_recipe(config)
     assert config.rollout.max_new_tokens == 90 and config.evaluation.greedy and config.student.path != "Qwen/Qwen3-1.7B"
@@ -55,6 +56,15 @@ def test_phases_that_fill_the_run_still_do() -> None:
     for now in (7, 10, 55, 400):
         moved, _ = scaled_horizons({"phase": phases}, 100, now)
         assert sum(phase["steps"] for phase in moved["phase"]) == now
+
+
+def test_an_adapter_stays_and_its_rate_follows_the_worlds(tmp_path: Path) -> None:
+    adapter = {"rank": 4, "learning_rate_factor": 10}
+    table = {"student": {"path": "big", "adapter": adapter}, "optimizer": {"learning_rate": 1e-5}}
+    moved, _ = in_world(table, World("w", {**SMALL, "optimizer": {"learning_rate": 2e-4}}, {}))
+    assert moved["student"] == {"path": "s", "adapter": adapter}
+    (phase,) = build_phases(resolve_config(moved))
+    assert phase.optimizer.learning_rate == pytest.approx(2e-3)
 
 
 def test_what_is_replaced_is_told(tmp_path: Path) -> None:

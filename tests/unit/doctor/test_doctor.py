@@ -313,6 +313,29 @@ def test_what_can_be_forecast_exactly_is(run: Callable[..., RunConfig]) -> None:
     assert budget.forecast(Patient(run("policy=student")))["rollout"]["caches"] < slots * cache
 
 
+def test_the_forecast_knows_adapters_and_precision(run: Callable[..., RunConfig]) -> None:
+    """An adapter's own gradients and moments, no second backbone for a reference, less to keep for backward."""
+    plain, target = budget.forecast(Patient(run()))["update"], ["target.name=extrapolated"]
+    patient = Patient(run("student.adapter.rank=4", "student.adapter.method=dora", *target))
+    update, adapter = budget.forecast(patient)["update"], patient.engine.student.adapter
+    assert adapter is not None
+    learned = sum(weight.nbytes for weight in adapter.weights.values())
+    assert (update["gradients"], update["moments"]) == (learned, 2 * learned)
+    assert update["student"] == plain["student"] + learned and update["teacher"] == plain["teacher"]
+    assert budget.forecast(Patient(run(*target)))["update"]["teacher"] == plain["teacher"] + plain["student"]
+
+    checkpointed = budget.forecast(Patient(run("runtime.gradient_checkpointing=true")))["update"]
+    assert checkpointed["activations"] < 0.7 * plain["activations"]
+    autocast = budget.forecast(Patient(run("runtime.autocast=bfloat16")))
+    assert autocast["update"]["activations"] == plain["activations"] / 2
+    assert autocast["rollout"]["weights in bfloat16"] == plain["student"] / 2
+
+
+def test_a_student_that_cannot_learn_so_is_a_line(run: Callable[..., RunConfig]) -> None:
+    finding = found(run("student.quantization=4bit", "student.adapter.rank=4", "runtime.device=cpu"), "run file")
+    assert finding.verdict == Verdict.error and "bitsandbytes" in finding.text
+
+
 def test_a_machine_that_is_too_small(run: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch) -> None:
     most = max(sum(parts.values()) for parts in budget.forecast(Patient(run())).values())
     for there, verdict in ((most - 1, Verdict.error), (most + 1, Verdict.warning), (2 * most, Verdict.ok)):

@@ -189,3 +189,78 @@ def test_a_slot_costs_what_it_says() -> None:
         cache = model.prefill([[1, 2, 3, 4]])
         size = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
         assert size == 4 * model.cache_bytes_per_slot
+
+
+# --- what an update may save -----------------------------------------------------------------------------------------
+
+
+def update(model: LanguageModel) -> tuple[torch.Tensor, dict[str, torch.Tensor], int]:
+    """Hidden states, gradients, and the bytes that autograd kept for backward, each storage counted once."""
+    storages: dict[int, int] = {}
+
+    def kept(tensor: torch.Tensor) -> torch.Tensor:
+        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    weights = sum(weight.untyped_storage().nbytes() for weight in model.module.parameters())
+    model.module.zero_grad()
+    with torch.autograd.graph.saved_tensors_hooks(kept, lambda tensor: tensor):
+        hidden = model.hidden_packed(SEQUENCES * 20, [3, 0, 1, 3, 3] * 20)
+    (hidden * torch.linspace(-1, 1, hidden.numel(), dtype=hidden.dtype).view_as(hidden)).sum().backward()
+    gradients = {name: weight.grad.clone() for name, weight in model.module.base_model.named_parameters()}
+    return hidden.detach(), gradients, sum(storages.values()) - weights
+
+
+def test_a_checkpointed_gradient_is_the_same_and_keeps_less(architecture: str) -> None:
+    lean, plain = pair(architecture, torch.float32)
+    for model in (lean, plain):
+        hidden, gradients, kept = update(model)
+        model.checkpoints_gradient = True
+        same_hidden, same_gradients, kept_now = update(model)
+        assert torch.equal(hidden, same_hidden)
+        assert all(torch.equal(gradient, same_gradients[name]) for name, gradient in gradients.items())
+        assert kept_now < kept / 4
+        model.checkpoints_gradient = False
+        assert torch.equal(update(model)[0], hidden) and update(model)[2] == kept, "nothing of it stays behind"
+
+
+@pytest.mark.parametrize("keeps_less", [False, True])
+def test_autocast_decodes_and_reads_alike(architecture: str, keeps_less: bool) -> None:
+    """Products in bfloat16 on weights in float32; the cache of our own forward holds what attention reads."""
+    module = make_model(architecture, seed=4, dtype=torch.float32, initializer_range=0.1)
+    exact = LanguageModel(module).hidden_packed([SEQUENCES[0]]).detach()
+    model = LanguageModel(module, autocast=torch.bfloat16, checkpoints_gradient=keeps_less)
+    read = model.hidden_packed([SEQUENCES[0]])
+    read.sum().backward()
+    assert {weight.grad.dtype for weight in module.base_model.parameters() if weight.grad is not None} == {
+        torch.float32
+    }
+    with torch.no_grad(), model.held():
+        cache = model.prefill([SEQUENCES[0][:4]])
+        decoded = model.hidden_cached(torch.tensor([SEQUENCES[0][4:]]), torch.tensor([[4, 5, 6]]), cache, 7)
+        assert model.logits(decoded).dtype == torch.bfloat16
+        assert not torch.is_autocast_enabled("cpu"), "nobody else's products are touched"
+    assert cache.layers[0].keys.dtype == (torch.bfloat16 if model.is_lean else torch.float32)
+    scale = float(exact.abs().max())
+    assert 0 < float((read - exact).detach().abs().max()) < 0.1 * scale
+    torch.testing.assert_close(decoded[0], read[4:].detach(), rtol=0, atol=0.03 * scale)
+
+
+@pytest.mark.slow
+def test_a_compiled_update_is_the_same_up_to_rounding() -> None:
+    """One compilation for all layers and lengths: 20 seconds on an idle core."""
+    model = LanguageModel(make_model("qwen3", seed=4, dtype=torch.float32, num_hidden_layers=3))
+    hidden, gradients, _ = update(model)
+    model.compiles_update = True
+    for keeps_less in (False, True):
+        model.checkpoints_gradient = keeps_less
+        found, found_gradients, _ = update(model)
+        torch.testing.assert_close(found, hidden, rtol=1e-5, atol=1e-5)
+        for name, gradient in gradients.items():
+            torch.testing.assert_close(found_gradients[name], gradient, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(
+        model.hidden_packed([[7] * 30, [2]]),
+        LanguageModel(model.module).hidden_packed([[7] * 30, [2]]),
+        rtol=1e-5,
+        atol=1e-5,
+    )
