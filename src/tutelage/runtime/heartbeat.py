@@ -74,7 +74,7 @@ class Heartbeat(threading.Thread):
     def close(self, ended: str) -> None:
         """Say goodbye: "" after the last step, or what went wrong."""
         self._closing.set()
-        self.join(timeout=2 * SECONDS_PER_BEAT)
+        self.join(timeout=2 * CONNECT_SECONDS)
         self._told["ended"] = ended
         try:
             self._tell()

@@ -87,7 +87,8 @@ class ShardedLearner(Learner):
         whole = dict(self.student.module.named_parameters())
         with self.processes.waiting():
             for name, part in self.model.module.named_parameters():
-                whole[name].copy_(part.full_tensor())
+                if part.requires_grad:
+                    whole[name].copy_(part.full_tensor())
 
     def moments(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         """The state that an optimizer over the whole student would have, on the CPU; empty but on rank 0."""

@@ -140,12 +140,13 @@ def _train(run: Run, observer: Observer) -> TrainerState:
 
     def save() -> None:
         nonlocal saved_step
-        moments = learner.moments(optimizer)
-        if run.runtime.is_first:
-            kept = past.to_save(state.step)
-            path = checkpoints.save(state, run.engine.student, run.engine.vocabulary, moments, kept)
-            observer.on_checkpoint(state.step, path)
+        kept, moments = past.to_save(state.step), learner.moments(optimizer)
+        # All wait for it: a launcher that sees one process gone would end the one that writes.
+        path = run.runtime.from_first(
+            lambda: checkpoints.save(state, run.engine.student, run.engine.vocabulary, moments, kept)
+        )
         saved_step = state.step
+        observer.on_checkpoint(state.step, path)
 
     with Interruption(run.runtime) as interruption:
 
