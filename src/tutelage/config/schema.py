@@ -164,6 +164,7 @@ class RuntimeConfig(Section):
     device: str = "auto"
     threads: int | None = Field(default=None, ge=1)
     micro_batch_tokens: int = Field(default=16_384, ge=1)
+    loss: Literal["auto", "chunked", "tiled", "recomputed"] = "auto"
 
 
 class LoggingConfig(Section):

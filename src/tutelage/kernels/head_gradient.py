@@ -50,21 +50,22 @@ class HeadGradient:
             # A gradient on the stop event reaches every way of stopping in proportion to its share.
             stops_nS = gradient_nm[:, place, None] * rows.stops_nS.softmax(-1)
             gradient_nm[:, place] = 0
-            self._add(block, rows, torch.tensor(rows.columns.stop_ids), stops_nS, rows.stops_nS)
+            ids_S = torch.tensor(rows.columns.stop_ids, device=gradient_nm.device)
+            self._add(block, rows, ids_S, stops_nS, rows.stops_nS)
         self._add(block, rows, tile, gradient_nm, rows.raw(tile))
 
     def _add(self, block: slice, rows: Rows, ids: slice | Tensor, gradient_nm: Tensor, logits_nm: Tensor) -> None:
         cap = self.head.softcap
         if cap is not None:
             gradient_nm = gradient_nm * (1 - (logits_nm.to(gradient_nm.dtype) / cap).square())
-        ids = ids if isinstance(ids, slice) else ids.to(gradient_nm.device)
         narrow_nm = gradient_nm.to(rows.hidden_nD.dtype)
         if self.hidden_ND is not None:
             _add_product(self.hidden_ND[block], narrow_nm, self.head.weight_VD[ids])
-        if self.weight_VD is not None and isinstance(ids, slice):
-            _add_product(self.weight_VD[ids], narrow_nm.T, rows.hidden_nD)
-        elif self.weight_VD is not None:
-            self.weight_VD.index_add_(0, ids, (narrow_nm.T @ rows.hidden_nD).to(self.weight_VD))
+        if self.weight_VD is not None:
+            if isinstance(ids, slice):
+                _add_product(self.weight_VD[ids], narrow_nm.T, rows.hidden_nD)
+            else:
+                self.weight_VD.index_add_(0, ids, gradient_nm.T @ rows.hidden_nD.to(gradient_nm))
         if self.bias_V is not None:
             self.bias_V[ids] += gradient_nm.sum(0)
 
@@ -103,8 +104,10 @@ def _zeros(like: Tensor | None) -> Tensor | None:
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """total += left @ right, without a temporary where the types allow it."""
-    if total.dtype == left.dtype == right.dtype and not torch.is_autocast_enabled(total.device.type):
-        total.addmm_(left, right)
-    else:
+    """total += left @ right, summed up in the total's type, without a temporary where the types allow it."""
+    if torch.is_autocast_enabled(total.device.type):
         total += left @ right
+    elif total.device.type == "cuda" and left.dtype != total.dtype:
+        total += torch.mm(left, right, out_dtype=total.dtype)
+    else:
+        total.addmm_(left.to(total.dtype), right.to(total.dtype))

@@ -78,7 +78,7 @@ class Columns:
         """Where in a tile the merged event stands."""
         if not self.merges or self.stop_id is None or not tile.start <= self.stop_id < tile.stop:
             return None
-        return self.stop_id - tile.start
+        return int(self.stop_id - tile.start)
 
 
 @dataclass(frozen=True)
@@ -212,7 +212,7 @@ class Rows:
             found_nK = torch.where(is_inside_nK, self.raw(tile).gather(1, places_nK).to(found_nK), found_nK)
         if self.columns.is_hidden_V is not None:
             found_nK.masked_fill_(self.columns.is_hidden_V[ids_nK], float("-inf"))
-        if self.stop_n is not None:
+        if self.stop_n is not None and self.columns.stop_id is not None:
             found_nK = torch.where(ids_nK == self.columns.stop_id, self.stop_n[:, None], found_nK)
         return _merged(parts), found_nK
 

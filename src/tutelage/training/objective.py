@@ -60,8 +60,8 @@ class Objective:
       reference: the third model, where the target needs one; asked only where the teacher is.
       reference_reads: whose prompt the reference reads, "student" or "teacher".
       chunk_tokens: response tokens that go through the head at once; None = as many as make 256 MiB of logits. A number
-        turns loss = "auto" into "chunked".
-      loss: the form that it is computed in, see `training.loss_form`.
+        turns form = "auto" into "chunked".
+      form: how it is computed, see `training.loss_form`.
     """
 
     student: LanguageModel
@@ -77,7 +77,7 @@ class Objective:
     routes: Mapping[str, LanguageModel] = field(default_factory=dict)
     reference: LanguageModel | None = None
     reference_reads: str = "student"
-    loss: str = "auto"
+    form: str = "auto"
 
     def backward(
         self, rollouts: Sequence[Rollout], all_sum: Callable[[float], float] = lambda value: value
@@ -206,7 +206,7 @@ class Objective:
         """Which form of the loss these rollouts get: "chunked", "tiled" or "recomputed"."""
         teachers = self._readers(rollouts)[0] if self.divergence.needs_full_target else []
         distinct = list({id(teacher): teacher for teacher in teachers}.values())
-        return loss_form(self.loss, self.divergence, self.target, self.student, distinct, is_one_chunk=is_one_chunk)
+        return loss_form(self.form, self.divergence, self.target, self.student, distinct, is_one_chunk=is_one_chunk)
 
     def _readers(
         self, rollouts: Sequence[Rollout]

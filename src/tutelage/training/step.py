@@ -138,6 +138,7 @@ def accumulate_gradient(
     runtime: LocalRuntime,
     micro_batch_tokens: int,
     seed: int,
+    loss_form: str = "auto",
 ) -> PendingStep:
     """Sample answers to `prompts`, let the teacher read them, and leave the loss's gradient on the student.
 
@@ -146,6 +147,7 @@ def accumulate_gradient(
     Args:
       step: k = 0, 1, ...; schedules and random streams depend on it. A recipe that is resolved already stays as it is.
       verify: right or wrong per rollout, for diagnostics only; it is not a reward that is learned from.
+      loss_form: see `training.loss_form`.
     Raises:
       NonFiniteError: the loss is NaN or infinite.
     """
@@ -185,6 +187,7 @@ def accumulate_gradient(
         routes=engine.routes,
         reference=engine.reference,
         reference_reads=engine.reference_reads,
+        form=loss_form,
     )
     batch = objective.backward(rollouts, runtime.all_sum)
     if not math.isfinite(batch.loss):
