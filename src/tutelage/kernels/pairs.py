@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from typing import ClassVar
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from tutelage.kernels.tiles import LogMass, Rows
 
-__all__ = ["Between", "Pair"]
+__all__ = ["Between", "Pair", "pair_for"]
 
 Between = Callable[[Tensor, Tensor], Tensor]
 
@@ -23,6 +24,7 @@ class Pair:
       student_mass, target_mass: their log masses.
       between: (log p, log q) of a tile -> [n]; see `kernels.tiled_loss`.
       is_learning: slopes are wanted.
+      jsd_share: `between` is the generalised Jensen-Shannon divergence with this share of the target; None = it is not.
     """
 
     rows_class: ClassVar[type[Rows]] = Rows
@@ -35,10 +37,11 @@ class Pair:
         target_mass: LogMass,
         between: Between,
         is_learning: bool,
+        jsd_share: float | None = None,
     ) -> None:
         self.student, self.student_mass = student, student_mass
         self.target, self.target_mass = target, target_mass
-        self.between, self.is_learning = between, is_learning
+        self.between, self.is_learning, self.jsd_share = between, is_learning, jsd_share
         self._slopes: dict[int, Tensor] = {}
 
     def sums(self, tile: slice) -> tuple[Tensor, Tensor]:
@@ -71,3 +74,12 @@ class Pair:
             value_n = self.between(logprobs_nm.requires_grad_(), target_nm)
             (slopes_nm,) = torch.autograd.grad(value_n.sum(), logprobs_nm)
         return value_n.detach(), slopes_nm
+
+
+def pair_for(device: torch.device, jsd_share: float | None) -> type[Pair]:
+    """Who computes on tiles: Triton is optional, so it is looked for where it is used."""
+    if jsd_share is not None and device.type == "cuda" and importlib.util.find_spec("triton") is not None:
+        from tutelage.kernels.triton_loss import TritonPair
+
+        return TritonPair
+    return Pair

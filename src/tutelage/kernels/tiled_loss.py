@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from tutelage.kernels.head_gradient import HeadGradient
-from tutelage.kernels.pairs import Between, Pair
+from tutelage.kernels.pairs import Between, pair_for
 from tutelage.kernels.tiles import Columns, Head, Rows, Tiling, inside, wide_dtype, without
 
 __all__ = ["Events", "tiled_full_loss", "tiled_support_loss"]
@@ -53,7 +53,7 @@ def tiled_full_loss(
     tokens_N: Tensor,
     weights_N: Tensor,
     tiling: Tiling,
-    pair_class: type[Pair] = Pair,
+    jsd_share: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """A divergence over the whole vocabulary, between two models that are given by hidden states and heads.
 
@@ -67,12 +67,13 @@ def tiled_full_loss(
       weights_N: what the values are weighed with in the loss, up to a common factor. A token of weight 0 has no
         gradient, whatever its value.
       tiling: how the work is cut.
-      pair_class: who computes on tiles.
+      jsd_share: `between` is the generalised Jensen-Shannon divergence with this share of the target, reverse (1) and
+        forward KL (0) among them; None = it is not. There are kernels for these.
     Returns:
       values_N, with a graph to hidden states and head for one backward pass, whose gradient must be a multiple of the
       weights; and log p of the sampled tokens, [N], without a graph.
     """
-    tiles = tiling.tiles(columns)
+    tiles, pair_class = tiling.tiles(columns), pair_for(hidden_ND.device, jsd_share)
     values_N, sampled_N = _empty(hidden_ND), _empty(hidden_ND)
     gradient = HeadGradient(head, hidden_ND)
     with torch.no_grad():
@@ -82,7 +83,7 @@ def tiled_full_loss(
             student_mass, sampled_n1 = student.survey(tiles, tokens_N[block, None])
             target_mass, _ = target.survey(tiles, tokens_N[block, None])
             sampled_N[block] = student_mass.normalised(sampled_n1)[:, 0]
-            pair = pair_class(student, student_mass, target, target_mass, between, gradient.is_wanted)
+            pair = pair_class(student, student_mass, target, target_mass, between, gradient.is_wanted, jsd_share)
             sums = [pair.sums(tile) for tile in tiles]
             values_N[block] = torch.stack([value_n for value_n, _ in sums]).sum(0)
             if gradient.is_wanted:

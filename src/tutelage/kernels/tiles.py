@@ -18,9 +18,11 @@ from torch.nn.functional import linear
 
 __all__ = ["Columns", "Head", "LogMass", "Rows", "Tiling", "inside", "softcapped", "wide_dtype", "without"]
 
-# Bytes of logits that a block of tokens may keep, student and teacher together: enough tokens to keep the
-# multiplications busy (441 of them at 152,000 words in float32), little beside a model.
-KEPT_BYTES = 2**29
+# Bytes of logits that a block of tokens may keep, student and teacher together: little beside a model, and enough
+# tokens to keep the multiplications busy. On a CPU 441 of them at 152,000 words in float32; elsewhere more, since the
+# gradient of the head, written once per block, would take as long there as the multiplication.
+KEPT_BYTES_CPU = 2**29
+KEPT_BYTES_ELSEWHERE = 2**30
 
 # Entries of a tile: on a CPU few enough to stay near its caches, elsewhere enough to keep the device busy.
 TILE_ENTRIES_CPU = 2**19
@@ -29,8 +31,8 @@ TILE_ENTRIES_ELSEWHERE = 2**23
 # Tokens of a block whose tiles are computed again: the head's weights are read once per block and pass.
 RECOMPUTED_TOKENS = 1024
 
-# Tensors as large as a block's rows that live at once where a divergence is taken on whole rows, in autograd.
-LIVE_ON_WHOLE_ROWS = 12
+# How many times what is kept lives at once where a divergence is taken on whole rows, in autograd.
+LIVE_ON_WHOLE_ROWS = 6
 
 # Stands for the peak of a tile without any possible token: -inf minus -inf would be NaN.
 LOWEST_PEAK = -1e30
@@ -97,21 +99,24 @@ class Tiling:
     keeps: bool = True
 
     @classmethod
-    def fitting(cls, columns: Columns, hidden_ND: Tensor, *, keeps: bool = True, whole_rows: bool = False) -> Tiling:
+    def fitting(
+        cls, columns: Columns, hidden_ND: Tensor, entry_bytes: int, *, keeps: bool = True, whole_rows: bool = False
+    ) -> Tiling:
         """Blocks whose logits stay within `KEPT_BYTES`, tiles that suit the device.
 
         Args:
-          hidden_ND: for how many tokens, in which type and where.
+          hidden_ND: for how many tokens, and where.
+          entry_bytes: kept of a column of a token.
           keeps: see the fields.
-          whole_rows: a tile must have all columns.
+          whole_rows: a tile must have all columns, and autograd goes through it.
         """
-        itemsize = torch.promote_types(hidden_ND.dtype, torch.float32).itemsize
-        row_bytes = columns.size * itemsize * (LIVE_ON_WHOLE_ROWS if whole_rows else 2)
-        tokens = KEPT_BYTES // row_bytes if keeps else RECOMPUTED_TOKENS
+        is_cpu = hidden_ND.device.type == "cpu"
+        row_bytes = columns.size * entry_bytes * (LIVE_ON_WHOLE_ROWS if whole_rows else 1)
+        tokens = (KEPT_BYTES_CPU if is_cpu else KEPT_BYTES_ELSEWHERE) // row_bytes if keeps else RECOMPUTED_TOKENS
         tokens = max(1, min(tokens, hidden_ND.shape[0]))
         if whole_rows:
             return cls(tokens, columns.size, keeps)
-        entries = TILE_ENTRIES_CPU if hidden_ND.device.type == "cpu" else TILE_ENTRIES_ELSEWHERE
+        entries = TILE_ENTRIES_CPU if is_cpu else TILE_ENTRIES_ELSEWHERE
         return cls(tokens, min(columns.size, max(128, entries // tokens // 128 * 128)), keeps)
 
     def blocks(self, num_tokens: int) -> Iterator[slice]:

@@ -174,7 +174,10 @@ class Objective:
             if self.divergence.needs_full_target:
                 ((teacher, target_hidden_ND, _),) = self._read(*self._readers(rollouts), rollouts, device)
                 is_local = is_sum_over_events(self.divergence, self.target)
-                values_N, now_N = learner.against(teacher, target_hidden_ND, compared, is_local=is_local)
+                share = self.divergence.generalised_jsd_share if self.target.is_teacher else None
+                values_N, now_N = learner.against(
+                    teacher, target_hidden_ND, compared, is_local=is_local, jsd_share=share
+                )
             else:
                 values_N, now_N = learner.on_record(
                     self.divergence.window,

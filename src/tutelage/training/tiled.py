@@ -63,19 +63,28 @@ class TiledLoss:
 
         ids_NK = window.recorded_ids(recorded(targets, slice(None)), self.vocabulary.size)
         columns = self.vocabulary.columns(self.hidden_ND.device)
-        tiling = Tiling.fitting(columns, self.hidden_ND, keeps=self.keeps)
+        tiling = Tiling.fitting(columns, self.hidden_ND, self.hidden_ND.itemsize, keeps=self.keeps)
         return tiled_support_loss(
             self.hidden_ND, self._head, columns, of_events, ids_NK, self.tokens_N, self.weights_N, tiling
         )
 
     def against(
-        self, teacher: LanguageModel, teacher_hidden_ND: Tensor, compared: Compared, *, is_local: bool
+        self,
+        teacher: LanguageModel,
+        teacher_hidden_ND: Tensor,
+        compared: Compared,
+        *,
+        is_local: bool,
+        jsd_share: float | None,
     ) -> tuple[Tensor, Tensor]:
         """Loss and log p of every token, [N] each, on the whole vocabulary.
 
         Args:
           is_local: the loss is a sum over events, so that a tile need not have all of them.
+          jsd_share: see `kernels.tiled_full_loss`.
         """
+        # Slopes, in float32 or wider, take the place of the teacher's logits.
+        entry_bytes = self.hidden_ND.itemsize + max(4, self.hidden_ND.itemsize, teacher_hidden_ND.itemsize)
         columns = self.vocabulary.columns(self.hidden_ND.device)
         assert teacher.head is not None
         nothing_n, nowhere = torch.empty(0), slice(0)
@@ -88,7 +97,8 @@ class TiledLoss:
             lambda student, target: compared(student, target, None, nothing_n, nowhere),
             self.tokens_N,
             self.weights_N,
-            Tiling.fitting(columns, self.hidden_ND, keeps=self.keeps, whole_rows=not is_local),
+            Tiling.fitting(columns, self.hidden_ND, entry_bytes, keeps=self.keeps, whole_rows=not is_local),
+            jsd_share,
         )
 
     @property

@@ -87,10 +87,9 @@ def naive_full(world: World, divergence: Divergence) -> Found:
 
 
 def tiled_full(world: World, divergence: Divergence, tiling: Tiling) -> Found:
-    columns = world.vocabulary.columns(torch.device("cpu"))
-    return learned(
-        *tiled_full_loss(*world[:4], columns, divergence.between, world.tokens_N, world.weights_N, tiling), world
-    )
+    columns = world.vocabulary.columns(world.hidden_ND.device)
+    common = (columns, divergence.between, world.tokens_N, world.weights_N, tiling, divergence.generalised_jsd_share)
+    return learned(*tiled_full_loss(*world[:4], *common), world)
 
 
 def assert_same(found: Found, expected: Found, tolerance: float) -> None:
@@ -362,7 +361,7 @@ def used(num_tokens: int, size: int, tiling: Tiling | None) -> Memory:
 
 
 def test_nothing_wider_than_a_tile_is_held() -> None:
-    size, num_tokens = 2000, 300
+    size, num_tokens = 1000, 150
     naive, memory = used(num_tokens, size, None), used(num_tokens, size, Tiling(32, 100, keeps=False))
     assert naive.largest >= num_tokens * size
     assert memory.largest == size * D  # the head's own gradient
@@ -380,8 +379,8 @@ def test_memory_of_kept_rows_does_not_grow_with_the_tokens() -> None:
 
 def test_default_tiles_keep_their_promise() -> None:
     columns = Vocabulary(151_936).columns(torch.device("cpu"))
-    tiling = Tiling.fitting(columns, torch.empty(32_768, 8))
-    assert tiling.keeps and 2 * tiling.tokens * columns.size * 4 <= 2**29 < 2 * (tiling.tokens + 1) * columns.size * 4
+    tiling = Tiling.fitting(columns, torch.empty(32_768, 8), 8)
+    assert tiling.keeps and tiling.tokens * columns.size * 8 <= 2**29 < (tiling.tokens + 1) * columns.size * 8
     assert tiling.tokens * tiling.vocabulary <= 2**19
-    assert Tiling.fitting(columns, torch.empty(5, 8)).tokens == 5
-    assert Tiling.fitting(columns, torch.empty(5, 8), whole_rows=True).vocabulary == columns.size
+    assert Tiling.fitting(columns, torch.empty(5, 8), 8).tokens == 5
+    assert Tiling.fitting(columns, torch.empty(5, 8), 8, whole_rows=True).vocabulary == columns.size

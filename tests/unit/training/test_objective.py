@@ -198,7 +198,7 @@ TILED_MEMBERS = [
 @pytest.mark.parametrize("tiling", [Tiling(5, 7), Tiling(5, 7, keeps=False)], ids=str)
 @pytest.mark.parametrize("divergence", TILED_MEMBERS, ids=repr)
 def test_tiles_give_what_chunks_give(engine, rollouts, divergence, tiling, monkeypatch) -> None:
-    def fitting(columns, hidden_ND, *, keeps, whole_rows=False):
+    def fitting(columns, hidden_ND, entry_bytes, *, keeps, whole_rows=False):
         return Tiling(tiling.tokens, columns.size if whole_rows else tiling.vocabulary, keeps)
 
     monkeypatch.setattr(Tiling, "fitting", fitting)
