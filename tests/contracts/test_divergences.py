@@ -150,6 +150,25 @@ def test_every_member_is_here() -> None:
     assert not any(member.needs_rollouts for member in MEMBERS)
 
 
+@pytest.mark.parametrize("member", MEMBERS + WITH_FROZEN_WEIGHT, ids=repr)
+def test_a_sum_over_events_may_be_added_up_over_parts(member: Divergence) -> None:
+    """And what says nothing of the kind is none, so that nobody waits for tiles who could have them."""
+    student, target = (logits.log_softmax(-1) for logits in rows())
+    parts = [member.between(student[..., part], target[..., part]) for part in (slice(0, 3), slice(3, 7))]
+    is_sum = torch.allclose(parts[0] + parts[1], member.between(student, target), rtol=1e-12)
+    has_constant_weight = isinstance(member, Balanced) and (member.sharpness == 0 or member.forward_share in (0, 1))
+    assert is_sum == (member.is_sum_over_events or has_constant_weight)
+
+
+@pytest.mark.parametrize("member", MEMBERS, ids=repr)
+def test_members_of_the_jensen_shannon_family_say_so(member: Divergence) -> None:
+    share = member.generalised_jsd_share
+    if share is not None:
+        student, target = rows(holes=0.2)
+        same = JensenShannon(target_share=share, support="full")
+        torch.testing.assert_close(replace(member, support="full")(student, target), same(student, target))
+
+
 @every_view
 def test_is_never_negative(divergence: Divergence) -> None:
     for seed in range(3):

@@ -56,6 +56,7 @@ from tutelage.training import (
     find_resumable,
     phase_at,
     read_state,
+    refuse_other_than_chunked,
 )
 from tutelage.types import Prompt, Rollout
 from tutelage.weighting import WEIGHTINGS
@@ -128,6 +129,9 @@ def build_run(config: RunConfig, *, resume: bool = False, processes: Processes |
     # Refused now, if one answer at the limit does not fit into the caches, and not when the first step needs it.
     asks_teacher = any(phase.recipe.policy.needs_teacher for phase in phases)
     engine.rows_that_fit(prompts.prompts, config.rollout.max_new_tokens, with_teacher=asks_teacher)
+    for recipe in (phase.recipe for phase in phases):
+        teachers = [each for each in (engine.teacher, *engine.routes.values()) if each is not None]
+        refuse_other_than_chunked(config.runtime.loss, recipe.divergence, recipe.target, engine.student, teachers)
     if resume and runtime.is_first:
         _keep_changes(config, folder)
     elif not resume:
@@ -155,6 +159,7 @@ def build_run(config: RunConfig, *, resume: bool = False, processes: Processes |
         num_steps=config.steps,
         seed=config.seed,
         micro_batch_tokens=config.runtime.micro_batch_tokens,
+        loss_form=config.runtime.loss,
         folder=folder,
         verify=make_verifier(config.data.verifier, engine.student) if config.data.verifier else None,
         decode=decoder_of(engine.student),

@@ -188,6 +188,7 @@ class RuntimeConfig(Section):
     autocast: Literal["bfloat16"] | None = None
     gradient_checkpointing: bool = False
     compile: bool = False
+    loss: Literal["auto", "chunked", "tiled", "recomputed"] = "auto"
 
 
 class LoggingConfig(Section):

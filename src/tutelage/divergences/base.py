@@ -25,12 +25,16 @@ class Divergence(ABC):
       rest: what becomes of the others, see `divergences.support`.
 
     What a member may say of itself, besides `between`:
+      is_sum_over_events: it is a sum of terms that each look at one event, so it may be added up over parts of them.
+      generalised_jsd_share: the `target_share` of the generalised Jensen-Shannon divergence that it is, reverse (1) and
+        forward KL (0) among them; None if it is none. There are kernels for these.
       is_zero_at_equality: on the whole vocabulary it is 0 where both distributions are equal, and only there.
       needs_rollouts: it is taken on the sampled tokens, through `on_sampled`, and not on distributions alone.
       imitates_tokens: it looks at the sampled tokens only, and at no target; who draws them must know better.
       min_samples_per_prompt: how many answers to a prompt it needs.
     """
 
+    is_sum_over_events: ClassVar[bool] = False
     is_zero_at_equality: ClassVar[bool] = True
     needs_rollouts: ClassVar[bool] = False
     imitates_tokens: ClassVar[bool] = False
@@ -51,6 +55,10 @@ class Divergence(ABC):
     @property
     def min_samples_per_prompt(self) -> int:
         return 1
+
+    @property
+    def generalised_jsd_share(self) -> float | None:
+        return None
 
     @property
     def tokens_per_group(self) -> int | None:

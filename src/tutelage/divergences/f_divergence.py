@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -88,6 +88,8 @@ class FDivergence(Divergence):
       generator: a key of `GENERATORS`; forward_kl is KL(target || student), chi2_forward is sum (q - p)^2 / p.
     """
 
+    is_sum_over_events: ClassVar[bool] = True
+
     generator: str = "jensen_shannon"
 
     def __post_init__(self) -> None:
@@ -110,6 +112,8 @@ class AlphaDivergence(Divergence):
       order: a; 0.5 is twice the squared Hellinger distance.
     """
 
+    is_sum_over_events: ClassVar[bool] = True
+
     order: float = 0.5
 
     def __post_init__(self) -> None:
@@ -123,6 +127,8 @@ class AlphaDivergence(Divergence):
 @dataclass(frozen=True)
 class TotalVariation(Divergence):
     """sum_e |p - q| / 2 per token, at most 1; its gradient knows the sign of the difference only."""
+
+    is_sum_over_events: ClassVar[bool] = True
 
     def between(self, student_logprobs: Tensor, target_logprobs: Tensor) -> Tensor:
         return _summed(GENERATORS["total_variation"], student_logprobs, target_logprobs)

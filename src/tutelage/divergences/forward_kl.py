@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -17,6 +18,12 @@ __all__ = ["ForwardKL", "forward_kl"]
 @dataclass(frozen=True)
 class ForwardKL(Divergence):
     """KL(target || student) per token: mode-covering, paid where the target puts its mass."""
+
+    is_sum_over_events: ClassVar[bool] = True
+
+    @property
+    def generalised_jsd_share(self) -> float:
+        return 0.0
 
     def between(self, student_logprobs: Tensor, target_logprobs: Tensor) -> Tensor:
         return kl_divergence(target_logprobs, student_logprobs)

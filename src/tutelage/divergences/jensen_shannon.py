@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -25,11 +26,17 @@ class JensenShannon(Divergence):
       target_share: b in [0, 1], beta of GKD.
     """
 
+    is_sum_over_events: ClassVar[bool] = True
+
     target_share: float = 0.5
 
     def __post_init__(self) -> None:
         super().__post_init__()
         refuse_not_a_share(self.target_share, "target_share")
+
+    @property
+    def generalised_jsd_share(self) -> float:
+        return self.target_share
 
     def between(self, student_logprobs: Tensor, target_logprobs: Tensor) -> Tensor:
         share = self.target_share

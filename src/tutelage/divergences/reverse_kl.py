@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -17,6 +18,12 @@ __all__ = ["ReverseKL", "reverse_kl"]
 @dataclass(frozen=True)
 class ReverseKL(Divergence):
     """KL(student || target) per token: mode-seeking, paid where the student puts its mass."""
+
+    is_sum_over_events: ClassVar[bool] = True
+
+    @property
+    def generalised_jsd_share(self) -> float:
+        return 1.0
 
     def between(self, student_logprobs: Tensor, target_logprobs: Tensor) -> Tensor:
         return kl_divergence(student_logprobs, target_logprobs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -21,6 +22,8 @@ class SkewKL(Divergence):
     Fields:
       skew: s in [0, 1), the first distribution's share in the mixture; 0 is the plain KL. At most -log s nats.
     """
+
+    is_sum_over_events: ClassVar[bool] = True
 
     skew: float = 0.1
 

@@ -110,8 +110,14 @@ class TopK(Support):
             is_repeated = _repeats(ids)
             student_kept = student_kept.masked_fill(is_repeated, float("-inf"))
             target_kept = target_kept.masked_fill(is_repeated, float("-inf"))
+        student_tail = tail_logprobs(student_logprobs, ids) if self.rest == "tail" else None
+        return self._formed(student_kept, student_tail, target_kept, target_tail)
+
+    def _formed(
+        self, student_kept: Tensor, student_tail: Tensor | None, target_kept: Tensor, target_tail: Tensor
+    ) -> tuple[Tensor, Tensor]:
         if self.rest == "tail":
-            student_tail = tail_logprobs(student_logprobs, ids)
+            assert student_tail is not None
             return _with_tail(student_kept, student_tail), _with_tail(target_kept, target_tail)
         if self.rest == "renormalised":
             return _renormalised(student_kept, "student", self), _renormalised(target_kept, "target", self)
@@ -135,16 +141,31 @@ class StudentTopK(TopK):
         if isinstance(target, DenseTarget):
             return super().events(student_logits, target)
         student_logprobs = normalise(student_logits)
+        ids = self.recorded_ids(target, student_logprobs.shape[-1])
+        return self._on(ids, student_logprobs, *self._recorded(target))
+
+    def recorded_ids(self, target: SparseTarget, vocabulary_size: int) -> Tensor:
+        """The support of a record: [..., K]."""
         ids = target.support_ids[..., : self.k].long()
-        if ids.shape[-1] < min(self.k, student_logprobs.shape[-1]):
+        if ids.shape[-1] < min(self.k, vocabulary_size):
             raise ConfigurationError(
                 f"divergence.top_k is {self.k}, but the rollouts kept {ids.shape[-1]} tokens. "
                 "Set rollout.support_size to at least divergence.top_k."
             )
+        return ids
+
+    def events_on_record(
+        self, student_kept: Tensor, student_tail: Tensor, target: SparseTarget
+    ) -> tuple[Tensor, Tensor]:
+        """`events` of a student that is known on `recorded_ids`, [..., K], and on all others as one, [...], only."""
+        return self._formed(student_kept, student_tail, *self._recorded(target))
+
+    def _recorded(self, target: SparseTarget) -> tuple[Tensor, Tensor]:
+        """Log-probabilities of the target on `recorded_ids`, and on all others."""
         left_out = target.logprobs[..., self.k :]
         tails = torch.cat([left_out, target.tail_logprobs[..., None]], dim=-1)
         target_tail = torch.logsumexp(tails, dim=-1) if left_out.shape[-1] else target.tail_logprobs
-        return self._on(ids, student_logprobs, target.logprobs[..., : self.k], target_tail)
+        return target.logprobs[..., : self.k], target_tail
 
 
 @dataclass(frozen=True)

@@ -155,6 +155,7 @@ def time_per_step(patient: Patient) -> Finding:
         verify=(lambda made: patient.verify(made, [known[r.prompt_index] for r in made])) if can_verify else None,
         runtime=runtime,
         micro_batch_tokens=config.runtime.micro_batch_tokens,
+        loss_form=config.runtime.loss,
         seed=patient.seed,
     )
     patient.engine.student.module.zero_grad(set_to_none=True)

@@ -3,10 +3,29 @@
 `blend_point` finds where a trust region ends in two or three reads of the logits, `draw_blend` and `draw_residual` take
 one more each. On CUDA, with Triton installed, they run as kernels; anywhere else in plain torch, piece by piece. Both
 draw the same tokens.
+
+`tiled_full_loss` and `tiled_support_loss` take a loss and its gradient straight from hidden states and heads, in tiles
+of tokens and vocabulary.
 """
 
 from tutelage.kernels.noise import philox
 from tutelage.kernels.sampler import blend_point, draw_blend, draw_residual, sample_trust_region
 from tutelage.kernels.solve import BlendPoint
+from tutelage.kernels.tiled_loss import Events, tiled_full_loss, tiled_support_loss
+from tutelage.kernels.tiles import Columns, Head, Tiling, softcapped
 
-__all__ = ["BlendPoint", "blend_point", "draw_blend", "draw_residual", "philox", "sample_trust_region"]
+__all__ = [
+    "BlendPoint",
+    "Columns",
+    "Events",
+    "Head",
+    "Tiling",
+    "blend_point",
+    "draw_blend",
+    "draw_residual",
+    "philox",
+    "sample_trust_region",
+    "softcapped",
+    "tiled_full_loss",
+    "tiled_support_loss",
+]

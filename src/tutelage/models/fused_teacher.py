@@ -72,6 +72,10 @@ class FusedTeacher(LanguageModel):
         return all(part.is_lean for part in self.parts)
 
     @property
+    def head(self) -> None:
+        """There are several."""
+
+    @property
     def cache_bytes_per_slot(self) -> int:
         return sum(part.cache_bytes_per_slot for part in self.parts)
 

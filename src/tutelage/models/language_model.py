@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from tutelage.errors import ConfigurationError, ModelError
+from tutelage.kernels import Head, softcapped
 from tutelage.models.adapters import Adapter
 from tutelage.models.cache import RaggedCache
 from tutelage.models.compiled_step import CompiledStep
@@ -294,9 +295,23 @@ class LanguageModel:
     def logits(self, hidden: Tensor) -> Tensor:
         """Head and final soft-capping: [..., D] -> [..., padded V], in the model's type, or that of `autocast`."""
         with self._precision():
-            logits: Tensor = self._head(hidden)
-        cap = getattr(self.config, "final_logit_softcapping", None)
-        return logits if cap is None else cap * torch.tanh(logits / cap)
+            return softcapped(self._head(hidden), self._softcap)
+
+    @property
+    def head(self) -> Head | None:
+        """The same as numbers that can be taken apart; None where the head is more than one whole linear layer.
+
+        An adapter on it, quantised weights, shards of them or a type of their own for products must be gone through
+        as `logits` does.
+        """
+        head = self._head
+        if type(head) is not nn.Linear or type(head.weight) is not nn.Parameter or self.autocast is not None:
+            return None
+        return Head(head.weight, head.bias, self._softcap)
+
+    @property
+    def _softcap(self) -> float | None:
+        return getattr(self.config, "final_logit_softcapping", None)
 
     def _masks(self, positions_BT: Tensor, extent: int) -> Tensor | dict[str, Tensor]:
         """What each query may see: every slot up to its own position, or the last `window` of them."""

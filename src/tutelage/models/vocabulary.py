@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from tutelage.errors import ModelError, VocabularyMismatchError
+from tutelage.kernels import Columns
 from tutelage.models.language_model import LanguageModel
 
 __all__ = ["Vocabulary", "align", "check_same_tokenizer"]
@@ -60,6 +61,12 @@ class Vocabulary:
             assert self.stop_id is not None
             kept = torch.cat([kept[..., : self.stop_id], stop[..., None], kept[..., self.stop_id + 1 :]], dim=-1)
         return kept
+
+    def columns(self, device: torch.device) -> Columns:
+        """The same for kernels that see a part of the ids at a time."""
+        merged = self.stop_ids if len(self.stop_ids) > 1 else ()
+        hides = bool(merged or self.padding_ids)
+        return Columns(self.size, merged, self.stop_id, self._hidden(device) if hides else None)
 
     def _hidden(self, device: torch.device) -> Tensor:
         """[V] True where no token of its own is left; made once per device."""

@@ -27,12 +27,14 @@ class TargetRule(ABC):
         student as it was, so the reference must be one that is refreshed), or None.
       is_normalised: the result sums to 1 over whatever events it gets, so these must be all there are: a partial sum
         over a support (`rest = "truncated"`) makes no sense then.
+      is_teacher: it is the teacher's distribution, untouched.
       acts_per_token: applied to the log-probabilities of single tokens, whose events do not sum to 1, it gives the
         target's own for these tokens, up to a constant of the prefix. A loss on sampled tokens needs that.
     """
 
     needs: ClassVar[str | None] = None
     is_normalised: ClassVar[bool] = False
+    is_teacher: ClassVar[bool] = False
     acts_per_token: ClassVar[bool] = False
 
     @property

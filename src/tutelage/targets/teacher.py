@@ -16,6 +16,7 @@ __all__ = ["Teacher"]
 class Teacher(TargetRule):
     """The teacher's own distribution q."""
 
+    is_teacher: ClassVar[bool] = True
     acts_per_token: ClassVar[bool] = True
 
     def __call__(

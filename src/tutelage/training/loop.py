@@ -86,6 +86,7 @@ class Run:
     folder: RunFolder
     verify: Callable[[Sequence[Rollout], Sequence[str]], Sequence[bool]] | None
     decode: Callable[[Sequence[int]], str]
+    loss_form: str = "auto"
     samples_per_log: int = 4
     steps_per_log: int = 1
     diagnostics_every: int = 10
@@ -177,6 +178,7 @@ def _train(run: Run, observer: Observer) -> TrainerState:
                     verify=_verifier_of(run, chosen),
                     runtime=run.runtime,
                     micro_batch_tokens=run.micro_batch_tokens,
+                    loss_form=run.loss_form,
                     seed=run.seed,
                     learner=learner,
                     spread=spread,

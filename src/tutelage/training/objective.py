@@ -20,6 +20,8 @@ from tutelage.models import LanguageModel, Vocabulary
 from tutelage.rollout.scoring import batches_by_tokens, response_hidden, tokens_per_chunk
 from tutelage.rollout.streams import derive_seed, uniforms
 from tutelage.targets import TargetRule
+from tutelage.training.loss_form import is_sum_over_events, loss_form
+from tutelage.training.tiled import TiledLoss
 from tutelage.types import DenseTarget, Rollout, SampledTokens, SparseTarget, Target, TokenRecords
 from tutelage.weighting import UNIFORM, Weighting
 
@@ -63,7 +65,9 @@ class Objective:
       routes: further teachers by the name that a rollout calls its own; `teacher` is for those without a name.
       reference: the third model, where the target needs one; asked only where the teacher is.
       reference_reads: whose prompt the reference reads, "student" or "teacher".
-      chunk_tokens: response tokens that go through the head at once; None = as many as make 256 MiB of logits.
+      chunk_tokens: response tokens that go through the head at once; None = as many as make 256 MiB of logits. A number
+        turns form = "auto" into "chunked".
+      form: how it is computed, see `training.loss_form`.
     """
 
     student: LanguageModel
@@ -79,6 +83,7 @@ class Objective:
     routes: Mapping[str, LanguageModel] = field(default_factory=dict)
     reference: LanguageModel | None = None
     reference_reads: str = "student"
+    form: str = "auto"
 
     def backward(
         self,
@@ -171,10 +176,43 @@ class Objective:
         device = hidden_ND.device
         tokens_N = torch.tensor([token for r in rollouts for token in r.response_tokens], device=device)
         sampled_N = torch.cat([r.student_logprobs for r in rollouts]).to(device)
-        targets = self._targets(rollouts, device)
-        references = None if self.target.needs is None else self._references(rollouts, device)
         planned = {name: values_N.to(device) for name, values_N in planned.items()}
         behaviour_N = torch.cat([r.behaviour_logprobs for r in rollouts]).to(device)
+
+        def compared(student: Tensor, teacher: Tensor, reference: Tensor | None, now_n: Tensor, span: slice) -> Tensor:
+            """The loss per token from log-probabilities on the same events, and those of the sampled tokens."""
+            # What to imitate is a fixed point of this update: no gradient flows into it, unless the target says so.
+            target = self.target(student.detach() if self.target.is_constant else student, teacher, reference)
+            if not self.divergence.needs_rollouts:
+                return self.divergence.between(student, target)
+            of_target_n, credits_n, uniforms_n = (
+                planned[name][span] for name in ("target_logprobs", "credits", "uniforms")
+            )
+            sampled = SampledTokens(now_n, sampled_N[span], behaviour_N[span], of_target_n, credits_n, uniforms_n)
+            return self.divergence.on_sampled(sampled, student, target)
+
+        chunk = self.chunk_tokens or tokens_per_chunk(self.vocabulary)
+        form = self._form(rollouts, is_one_chunk=bool(self.chunk_tokens) or len(hidden_ND) <= chunk)
+        if form != "chunked":
+            weights_N = planned.get("weights", torch.ones(len(hidden_ND), device=device))
+            learner = TiledLoss(self.student, self.vocabulary, hidden_ND, tokens_N, weights_N, keeps=form == "tiled")
+            if self.divergence.needs_full_target:
+                ((teacher, target_hidden_ND, _),) = self._read(*self._readers(rollouts), rollouts, device)
+                is_local = is_sum_over_events(self.divergence, self.target)
+                share = self.divergence.generalised_jsd_share if self.target.is_teacher else None
+                values_N, now_N = learner.against(
+                    teacher, target_hidden_ND, compared, is_local=is_local, jsd_share=share
+                )
+            else:
+                values_N, now_N = learner.on_record(
+                    self.divergence.window,
+                    self._targets(rollouts, device),
+                    self._references(rollouts, device),
+                    compared,
+                )
+            return {"divergence": values_N, "logprob_mismatch": (now_N - sampled_N).abs()}
+
+        targets, references = self._targets(rollouts, device), self._references(rollouts, device)
 
         def per_token(hidden_nD: Tensor, span: slice) -> dict[str, Tensor]:
             logits_nV = self.vocabulary.canonical(self.student.logits(hidden_nD))
@@ -182,31 +220,26 @@ class Objective:
             reference_logprobs = None
             if references is not None:
                 _, reference_logprobs = self.divergence.window.events(logits_nV.detach(), references(span))
-            # What to imitate is a fixed point of this update: no gradient flows into it, unless the target says so.
-            seen_logprobs = student_logprobs.detach() if self.target.is_constant else student_logprobs
-            target_logprobs = self.target(seen_logprobs, teacher_logprobs, reference_logprobs)
             with torch.set_grad_enabled(self.divergence.needs_rollouts and torch.is_grad_enabled()):
                 now_n = gather_logprobs(normalise(logits_nV), tokens_N[span])
-            if self.divergence.needs_rollouts:
-                of_target_n, credits_n, uniforms_n = (
-                    planned[name][span] for name in ("target_logprobs", "credits", "uniforms")
-                )
-                sampled = SampledTokens(now_n, sampled_N[span], behaviour_N[span], of_target_n, credits_n, uniforms_n)
-                divergence_n = self.divergence.on_sampled(sampled, student_logprobs, target_logprobs)
-            else:
-                divergence_n = self.divergence.between(student_logprobs, target_logprobs)
+            divergence_n = compared(student_logprobs, teacher_logprobs, reference_logprobs, now_n, span)
             return {"divergence": divergence_n, "logprob_mismatch": (now_n.detach() - sampled_N[span]).abs()}
 
-        chunk = self.chunk_tokens or tokens_per_chunk(self.vocabulary)
         group = self.divergence.tokens_per_group
         if group is not None:  # what is compared together stays together, and nothing else joins it
             return chunked_divergence(per_token, hidden_ND, group, [len(rollout) for rollout in rollouts])
         return chunked_divergence(per_token, hidden_ND, chunk)
 
-    def _targets(self, rollouts: Sequence[Rollout], device: torch.device) -> Callable[[slice], Target]:
-        """The teacher at a span of the response tokens: as recorded where that suffices, asked otherwise."""
-        if not self.divergence.needs_full_target:
-            return _recorded_targets(rollouts, device)
+    def _form(self, rollouts: Sequence[Rollout], *, is_one_chunk: bool) -> str:
+        """Which form of the loss these rollouts get: "chunked", "tiled" or "recomputed"."""
+        teachers = self._readers(rollouts)[0] if self.divergence.needs_full_target else []
+        distinct = list({id(teacher): teacher for teacher in teachers}.values())
+        return loss_form(self.form, self.divergence, self.target, self.student, distinct, is_one_chunk=is_one_chunk)
+
+    def _readers(
+        self, rollouts: Sequence[Rollout]
+    ) -> tuple[list[LanguageModel], list[Sequence[int]], list[Tensor | None]]:
+        """Whose whole distribution each rollout is compared with, what that teacher reads, and what it has read."""
         if self.teacher is None and not self.routes:
             raise ConfigurationError(
                 f"divergence.support is {self.divergence.support!r}, which needs the teacher's whole distribution, but "
@@ -214,11 +247,20 @@ class Objective:
             )
         models = {None: self.teacher} | dict(self.routes)
         readers = [models[rollout.teacher_name] for rollout in rollouts]
-        kept = [r.teacher_hidden for r in rollouts]
-        return self._asked(readers, [r.tokens_for_teacher for r in rollouts], rollouts, kept, device)
+        named = [reader for reader in readers if reader is not None]
+        assert len(named) == len(readers), "a rollout names no teacher, and there is none without a name"
+        return named, [r.tokens_for_teacher for r in rollouts], [r.teacher_hidden for r in rollouts]
 
-    def _references(self, rollouts: Sequence[Rollout], device: torch.device) -> Callable[[slice], Target]:
-        """The reference at a span of the response tokens: as recorded where that suffices, asked otherwise."""
+    def _targets(self, rollouts: Sequence[Rollout], device: torch.device) -> Callable[[slice], Target]:
+        """The teacher at a span of the response tokens: as recorded where that suffices, asked otherwise."""
+        if not self.divergence.needs_full_target:
+            return _recorded_targets(rollouts, device)
+        return self._asked(*self._readers(rollouts), rollouts, device)
+
+    def _references(self, rollouts: Sequence[Rollout], device: torch.device) -> Callable[[slice], Target] | None:
+        """The same of the reference, if the target needs one."""
+        if self.target.needs is None:
+            return None
         if not self.divergence.needs_full_target:
             return _recorded_targets(rollouts, device, "reference")
         if self.reference is None:
@@ -227,26 +269,25 @@ class Objective:
             )
         prompts = [r.tokens_for_teacher if self.reference_reads == "teacher" else r.prompt_tokens for r in rollouts]
         nothing = [None] * len(rollouts)
-        return self._asked([self.reference] * len(rollouts), prompts, rollouts, nothing, device)
+        return self._asked([self.reference] * len(rollouts), prompts, nothing, rollouts, device)
 
-    def _asked(
+    def _read(
         self,
-        readers: Sequence[LanguageModel | None],
+        readers: Sequence[LanguageModel],
         prompts: Sequence[Sequence[int]],
-        rollouts: Sequence[Rollout],
         kept: Sequence[Tensor | None],
+        rollouts: Sequence[Rollout],
         device: torch.device,
-    ) -> Callable[[slice], Target]:
-        """Whole distributions at a span of the response tokens, from the model that reads each rollout.
+    ) -> list[tuple[LanguageModel, Tensor, Tensor]]:
+        """Each model, the hidden states of the tokens that are its own, and which these are.
 
-        `kept`: hidden states that its head turns into them, where they are known, so that it need not read again.
+        `kept`: hidden states that its head turns into distributions, where known, so that it need not read again.
         """
         owners_N = torch.tensor([place for place, r in enumerate(rollouts) for _ in r.response_tokens], device=device)
         read: list[tuple[LanguageModel, Tensor, Tensor]] = []
         for identity in dict.fromkeys(map(id, readers)):
             mine = [place for place, reader in enumerate(readers) if id(reader) == identity]
             reader = readers[mine[0]]
-            assert reader is not None, "a rollout names no teacher, and there is none without a name"
             # Hidden states are kept and not logits: [N, D] instead of [N, V].
             known = [hidden for i in mine if (hidden := kept[i]) is not None]
             if len(known) == len(mine):
@@ -255,6 +296,18 @@ class Objective:
                 with torch.no_grad():
                     hidden_ND = response_hidden(reader, [(prompts[i], rollouts[i].response_tokens) for i in mine])
             read.append((reader, hidden_ND, torch.isin(owners_N, torch.tensor(mine, device=device))))
+        return read
+
+    def _asked(
+        self,
+        readers: Sequence[LanguageModel],
+        prompts: Sequence[Sequence[int]],
+        kept: Sequence[Tensor | None],
+        rollouts: Sequence[Rollout],
+        device: torch.device,
+    ) -> Callable[[slice], Target]:
+        """Whole distributions at a span of the response tokens, from the model that reads each rollout."""
+        read = self._read(readers, prompts, kept, rollouts, device)
 
         def asked(span: slice) -> Target:
             with torch.no_grad():

@@ -149,6 +149,7 @@ def accumulate_gradient(
     seed: int,
     learner: Learner | None = None,
     spread: Spread[Any] = whole_share,
+    loss_form: str = "auto",
 ) -> PendingStep:
     """Sample answers to `prompts`, let the teacher read them, and leave the loss's gradient on the student.
 
@@ -159,6 +160,7 @@ def accumulate_gradient(
       verify: right or wrong per rollout, for diagnostics only; it is not a reward that is learned from.
       learner: what the gradient is left on; None = the engine's student.
       spread: shares the prompts among processes; the batch is then that of all of them.
+      loss_form: see `training.loss_form`.
     Raises:
       NonFiniteError: the loss is NaN or infinite.
     """
@@ -212,6 +214,7 @@ def accumulate_gradient(
         routes=engine.routes,
         reference=engine.reference,
         reference_reads=engine.reference_reads,
+        form=loss_form,
     )
     places = [place for place, made in enumerate(rollouts) if (made.prompt_index, made.sample_index) in own]
     batch = objective.backward(rollouts, runtime.all_sum, own=places, run=learner.backward)

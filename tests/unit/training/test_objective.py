@@ -1,15 +1,20 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from tests.conftest import make_model
 from tutelage.divergences import DIVERGENCES, ReverseKL, SampledNLL, SampledReverseKL, Sinkhorn, TrustSplit
 from tutelage.errors import ConfigurationError, EmptyBatchError
+from tutelage.kernels import Tiling
 from tutelage.policies import Student, TrustRegion
 from tutelage.rollout import PairedEngine
 from tutelage.targets import TargetRule, Teacher
 from tutelage.training import Objective, Recipe
+from tutelage.training import objective as objective_module
+from tutelage.training.tiled import TiledLoss
 from tutelage.types import Prompt, Rollout
 from tutelage.weighting import PositionDecay, Tip, Tropd, Uniform
 
@@ -178,6 +183,76 @@ def test_no_member_depends_on_how_the_batch_is_cut(engine, rollouts, divergence)
     assert cut.loss == pytest.approx(whole.loss, abs=1e-6) and whole.loss != 0
     for name, gradient in whole_gradient.items():
         torch.testing.assert_close(cut_gradient[name], gradient, rtol=1e-5, atol=5e-8)
+
+
+FORMS = ("chunked", "tiled", "recomputed")
+TILED_MEMBERS = [
+    replace(member, support=support, top_k=4)
+    for member in MEMBERS
+    for support in ("student_top_k", "full")
+    if not (member.imitates_tokens or member.tokens_per_group or (support == "full" and member.needs_rollouts))
+] + [SampledNLL()]
+
+
+@pytest.mark.parametrize("tiling", [Tiling(5, 7), Tiling(5, 7, keeps=False)], ids=str)
+@pytest.mark.parametrize("divergence", TILED_MEMBERS, ids=repr)
+def test_tiles_give_what_chunks_give(engine, rollouts, divergence, tiling, monkeypatch) -> None:
+    def fitting(columns, hidden_ND, entry_bytes, *, keeps, whole_rows=False):
+        return Tiling(tiling.tokens, columns.size if whole_rows else tiling.vocabulary, keeps)
+
+    monkeypatch.setattr(Tiling, "fitting", fitting)
+    settings = {"divergence": divergence, "weighting": Tip(share=0.7), "micro_batch_tokens": 60}
+    expected, expected_gradient = gradients(engine, rollouts, form="chunked", **settings)
+    if not tiling.keeps and divergence.support == "full" and not divergence.is_sum_over_events:
+        with pytest.raises(ConfigurationError, match=r"runtime\.loss is 'recomputed', but .* is not a sum over events"):
+            gradients(engine, rollouts, form="recomputed", **settings)
+        return
+    found, gradient = gradients(engine, rollouts, form="tiled" if tiling.keeps else "recomputed", **settings)
+    assert found.loss == pytest.approx(expected.loss, rel=1e-7)
+    assert found.logprob_mismatch == pytest.approx(expected.logprob_mismatch, abs=1e-9)
+    for name, other in expected_gradient.items():
+        torch.testing.assert_close(gradient[name], other, rtol=1e-6, atol=2e-8)
+
+
+@pytest.mark.parametrize(
+    ("divergence", "reason"),
+    [
+        (Sinkhorn(group_tokens=4), "the divergence Sinkhorn compares several tokens with each other"),
+        (ReverseKL(support="teacher_top_k"), "divergence.support is 'teacher_top_k', which looks for tokens"),
+        (SampledReverseKL(support="full"), "the divergence SampledReverseKL is taken on sampled tokens"),
+    ],
+    ids=repr,
+)
+def test_what_has_no_tiles_is_chunked_or_refused(engine, rollouts, divergence, reason, monkeypatch) -> None:
+    with pytest.raises(ConfigurationError, match=f"runtime.loss is 'tiled', but {reason}.*Use runtime.loss = 'auto'"):
+        gradients(engine, rollouts, divergence=divergence, form="tiled")
+    monkeypatch.setattr(objective_module, "tokens_per_chunk", lambda vocabulary: 3)
+    assert gradients(engine, rollouts, divergence=divergence)[0].loss == pytest.approx(
+        gradients(engine, rollouts, divergence=divergence, form="chunked")[0].loss
+    )
+    with pytest.raises(ConfigurationError, match="runtime.loss is 'fused'; expected one of auto, chunked"):
+        gradients(engine, rollouts, divergence=divergence, form="fused")
+
+
+def test_tiles_are_taken_where_one_chunk_is_not_enough(engine, rollouts, monkeypatch) -> None:
+    asked = []
+    tiled = TiledLoss.on_record
+    monkeypatch.setattr(TiledLoss, "on_record", lambda *given: asked.append(None) or tiled(*given))
+    for tokens, expected in ((1000, 0), (len(rollouts[0].response_tokens) - 1, 1)):
+        monkeypatch.setattr(objective_module, "tokens_per_chunk", lambda vocabulary, tokens=tokens: tokens)
+        gradients(engine, rollouts[:1], divergence=ReverseKL())
+        assert len(asked) == expected
+
+
+def test_an_adapter_on_the_backbone_leaves_the_head_alone(engine, rollouts) -> None:
+    student = make_model("qwen3", vocab_size=24, stop_ids=7, seed=1, tie=False)
+    untied = PairedEngine(student, engine.teacher)
+    untied.student.module.lm_head.requires_grad_(False)
+    found = [gradients(untied, rollouts, divergence=ReverseKL(support="full"), form=form)[1] for form in FORMS]
+    assert all("lm_head.weight" not in each and each.keys() == found[0].keys() for each in found)
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(found[1][name], gradient, rtol=1e-6, atol=2e-8)
+        torch.testing.assert_close(found[2][name], gradient, rtol=1e-6, atol=2e-8)
 
 
 @pytest.mark.parametrize(

@@ -75,8 +75,15 @@ def test_the_reference_reads_what_it_should(engine: PairedEngine, rollouts: list
 @pytest.mark.parametrize(
     "target", [Extrapolated(1.25), SelfPast(0.4), Bridge(0.6), Bridge(0.6, detach=False)], ids=repr
 )
-def test_loss_and_gradient_against_the_naive_form(engine, rollouts, target: TargetRule, divergence: ReverseKL) -> None:
-    loss, found = backward(engine, rollouts, target, divergence, chunk_tokens=4)
+@pytest.mark.parametrize("settings", [{"chunk_tokens": 4}, {"form": "tiled"}], ids=str)
+def test_loss_and_gradient_against_the_naive_form(
+    engine, rollouts, target: TargetRule, divergence: ReverseKL, settings
+) -> None:
+    if "form" in settings and divergence is FULL and target.needs:
+        with pytest.raises(ConfigurationError, match="looks at a third model's whole distribution"):
+            backward(engine, rollouts, target, divergence, **settings)
+        return
+    loss, found = backward(engine, rollouts, target, divergence, **settings)
     module = engine.student.module
     module.zero_grad()
     total, count = torch.zeros((), dtype=torch.float64), 0

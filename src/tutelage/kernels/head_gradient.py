@@ -1,0 +1,113 @@
+"""The way back through a language-model head: from gradients on tiles of logits to those of hidden states and head.
+
+Axis letters: as in `kernels.tiles`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tutelage.kernels.tiles import Head, Rows, wide_dtype
+
+__all__ = ["HeadGradient"]
+
+# How far the gradient that comes in may be from a multiple of the weights, relative to its largest entry.
+PROPORTIONAL = 1e-4
+
+
+class HeadGradient:
+    """Gradients of hidden states and head, summed up tile by tile in float32 or wider.
+
+    Args:
+      head: the student's; what of it needs no gradient gets none.
+      hidden_ND: all hidden states.
+    """
+
+    def __init__(self, head: Head, hidden_ND: Tensor) -> None:
+        self.head = head
+        self.hidden_ND, self.weight_VD, self.bias_V = map(_zeros, (hidden_ND, head.weight_VD, head.bias_V))
+
+    @property
+    def is_wanted(self) -> bool:
+        """Something is learned from the loss."""
+        return any(total is not None for total in (self.hidden_ND, self.weight_VD, self.bias_V))
+
+    def attached(self, values_N: Tensor, weights_N: Tensor, hidden_ND: Tensor) -> Tensor:
+        """The values, with a graph through which these gradients flow to hidden states and head, once."""
+        if not self.is_wanted:
+            return values_N
+        attached_N: Tensor = _Attached.apply(self, values_N, weights_N, hidden_ND, *self.head[:2])  # type: ignore[no-untyped-call]
+        return attached_N
+
+    def add(self, block: slice, rows: Rows, tile: slice, gradient_nm: Tensor) -> None:
+        """The loss's gradient on the canonical logits of a tile, which is used up."""
+        place = rows.columns.place_of_stop(tile)
+        if place is not None:
+            assert rows.stops_nS is not None
+            # A gradient on the stop event reaches every way of stopping in proportion to its share.
+            stops_nS = gradient_nm[:, place, None] * rows.stops_nS.softmax(-1)
+            gradient_nm[:, place] = 0
+            ids_S = torch.tensor(rows.columns.stop_ids, device=gradient_nm.device)
+            self._add(block, rows, ids_S, stops_nS, rows.stops_nS)
+        self._add(block, rows, tile, gradient_nm, rows.raw(tile))
+
+    def _add(self, block: slice, rows: Rows, ids: slice | Tensor, gradient_nm: Tensor, logits_nm: Tensor) -> None:
+        cap = self.head.softcap
+        if cap is not None:
+            gradient_nm = gradient_nm * (1 - (logits_nm.to(gradient_nm.dtype) / cap).square())
+        narrow_nm = gradient_nm.to(rows.hidden_nD.dtype)
+        if self.hidden_ND is not None:
+            _add_product(self.hidden_ND[block], narrow_nm, self.head.weight_VD[ids])
+        if self.weight_VD is not None:
+            if isinstance(ids, slice):
+                _add_product(self.weight_VD[ids], narrow_nm.T, rows.hidden_nD)
+            else:
+                self.weight_VD.index_add_(0, ids, gradient_nm.T @ rows.hidden_nD.to(gradient_nm))
+        if self.bias_V is not None:
+            self.bias_V[ids] += gradient_nm.sum(0)
+
+
+class _Attached(torch.autograd.Function):
+    """Values whose gradients were taken together with them."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, gradient: HeadGradient, values_N: Tensor, weights_N: Tensor, *inputs: Tensor | None
+    ) -> Tensor:
+        ctx.gradient, ctx.types = gradient, [None if each is None else each.dtype for each in inputs]
+        ctx.save_for_backward(weights_N)
+        return values_N.clone()
+
+    @staticmethod
+    def backward(ctx: Any, incoming_N: Tensor) -> tuple[Tensor | None, ...]:
+        (weights_N,) = ctx.saved_tensors
+        totals = (ctx.gradient.hidden_ND, ctx.gradient.weight_VD, ctx.gradient.bias_V)
+        assert any(total is not None for total in totals), "a tiled loss can be gone through backwards once only"
+        weights_N = weights_N.to(incoming_N)
+        factor = (incoming_N * weights_N).sum() / weights_N.square().sum().clamp_min(torch.finfo(weights_N.dtype).tiny)
+        miss, size = (incoming_N - factor * weights_N).abs().amax(), incoming_N.abs().amax()
+        assert not bool(miss > PROPORTIONAL * size), "a tiled loss was told other weights than it is weighed with"
+        # In place, since the head's is as large as the head; and let go of, so that no copy of it stays.
+        scaled = [None if total is None else total.mul_(factor) for total in totals]
+        ctx.gradient.hidden_ND = ctx.gradient.weight_VD = ctx.gradient.bias_V = None
+        pairs = zip(scaled, ctx.types, strict=True)
+        return None, None, None, *(None if total is None else total.to(dtype) for total, dtype in pairs)
+
+
+def _zeros(like: Tensor | None) -> Tensor | None:
+    """Where a gradient is summed up in float32 or wider; None = none is wanted."""
+    is_wanted = like is not None and like.requires_grad and torch.is_grad_enabled()
+    return torch.zeros_like(like, dtype=wide_dtype(like)) if is_wanted else None  # type: ignore[arg-type]
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """total += left @ right, summed up in the total's type, without a temporary where the types allow it."""
+    if torch.is_autocast_enabled(total.device.type):
+        total += left @ right
+    elif total.device.type == "cuda" and left.dtype != total.dtype:
+        total += torch.mm(left, right, out_dtype=total.dtype)
+    else:
+        total.addmm_(left.to(total.dtype), right.to(total.dtype))

@@ -1,0 +1,156 @@
+"""A loss straight from hidden states and heads, whose gradient is taken in the same passes, tile by tile.
+
+With z the canonical logits of a token, log p = z - log Σ exp z, and a divergence D that is a sum over events,
+
+    ∂D / ∂z_v = g_v - p_v Σ_u g_u,     g_v = ∂D / ∂log p_v
+
+g_v is local to an event. So three passes suffice: log masses; D and Σ g; gradients of hidden states and head. Over a
+support, D is a function of K kept logits and of the log mass R of the rest, a few numbers that autograd handles, and
+
+    ∂D / ∂z_v = ∂D / ∂R · exp(z_v - R)     for every v of the rest,
+
+so two passes suffice. What each token's value is weighed with in the loss is known beforehand (`weights_N`); hence
+the gradients are complete when the values are, and no logits wait for a backward pass or are computed again in it.
+
+The divergence comes as a function of log-probabilities and is differentiated by autograd inside a tile: no formula is
+written here. Axis letters: N all tokens, K kept events; the others as in `kernels.tiles`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from tutelage.kernels.head_gradient import HeadGradient
+from tutelage.kernels.pairs import Between, pair_for
+from tutelage.kernels.tiles import Columns, Head, Rows, Tiling, inside, wide_dtype, without
+
+__all__ = ["Events", "tiled_full_loss", "tiled_support_loss"]
+
+
+class Events(NamedTuple):
+    """Log-probabilities of a student on the K events of a support, on the rest, and on the sampled token.
+
+    Fields:
+      kept_nK, rest_n, sampled_n: normalised over the whole vocabulary; rest_n is summed over the rest itself.
+    """
+
+    kept_nK: Tensor
+    rest_n: Tensor
+    sampled_n: Tensor
+
+
+def tiled_full_loss(
+    hidden_ND: Tensor,
+    head: Head,
+    target_hidden_ND: Tensor,
+    target_head: Head,
+    columns: Columns,
+    between: Between,
+    tokens_N: Tensor,
+    weights_N: Tensor,
+    tiling: Tiling,
+    jsd_share: float | None = None,
+) -> tuple[Tensor, Tensor]:
+    """A divergence over the whole vocabulary, between two models that are given by hidden states and heads.
+
+    Args:
+      hidden_ND, head: the student's.
+      target_hidden_ND, target_head: the other model's, of any width; no gradient reaches it.
+      columns: the vocabulary that both share.
+      between: (log p, log q), [n, m] each -> [n], a sum over the m events. It need not be one where a tile has the
+        whole vocabulary. Differentiated in its first argument.
+      tokens_N: the sampled tokens.
+      weights_N: what the values are weighed with in the loss, up to a common factor. A token of weight 0 has no
+        gradient, whatever its value.
+      tiling: how the work is cut.
+      jsd_share: `between` is the generalised Jensen-Shannon divergence with this share of the target, reverse (1) and
+        forward KL (0) among them; None = it is not. There are kernels for these.
+    Returns:
+      values_N, with a graph to hidden states and head for one backward pass, whose gradient must be a multiple of the
+      weights; and log p of the sampled tokens, [N], without a graph.
+    """
+    tiles, pair_class = tiling.tiles(columns), pair_for(hidden_ND.device, jsd_share)
+    values_N, sampled_N = _empty(hidden_ND), _empty(hidden_ND)
+    gradient = HeadGradient(head, hidden_ND)
+    with torch.no_grad():
+        for block in tiling.blocks(len(hidden_ND)):
+            student = pair_class.rows_class(head, columns, hidden_ND[block], tiling.keeps)
+            target = pair_class.rows_class(target_head, columns, target_hidden_ND[block], tiling.keeps)
+            student_mass, sampled_n1 = student.survey(tiles, tokens_N[block, None])
+            target_mass, _ = target.survey(tiles, tokens_N[block, None])
+            sampled_N[block] = student_mass.normalised(sampled_n1)[:, 0]
+            pair = pair_class(student, student_mass, target, target_mass, between, gradient.is_wanted, jsd_share)
+            sums = [pair.sums(tile) for tile in tiles]
+            values_N[block] = torch.stack([value_n for value_n, _ in sums]).sum(0)
+            if gradient.is_wanted:
+                slope_n = torch.stack([slope_n for _, slope_n in sums]).sum(0)
+                for tile in tiles:
+                    gradient.add(block, student, tile, pair.gradient(tile, slope_n, weights_N[block]))
+                    student.forget(tile)
+                    target.forget(tile)
+    return gradient.attached(values_N, weights_N, hidden_ND), sampled_N
+
+
+def tiled_support_loss(
+    hidden_ND: Tensor,
+    head: Head,
+    columns: Columns,
+    of_events: Callable[[Events, slice], Tensor],
+    ids_NK: Tensor,
+    tokens_N: Tensor,
+    weights_N: Tensor,
+    tiling: Tiling,
+) -> tuple[Tensor, Tensor]:
+    """A loss on the events of a support and their rest, from hidden states and a head.
+
+    Args:
+      of_events: (events of a block, the block) -> [n]; any function that autograd can differentiate.
+      ids_NK: the support, K different ids per token.
+      (the others as in `tiled_full_loss`)
+    Returns:
+      as `tiled_full_loss`.
+    """
+    tiles = tiling.tiles(columns)
+    values_N, sampled_N = _empty(hidden_ND), _empty(hidden_ND)
+    gradient = HeadGradient(head, hidden_ND)
+    with torch.no_grad():
+        for block in tiling.blocks(len(hidden_ND)):
+            rows = Rows(head, columns, hidden_ND[block], tiling.keeps)
+            ids_nK, weights_n = ids_NK[block], weights_N[block]
+            picked_ids_nK = torch.cat([ids_nK, tokens_N[block, None]], dim=-1)
+            rest, picked_nK = rows.survey(tiles, picked_ids_nK, ids_nK)
+            # Only differences matter, and logits may lie far from 0.
+            shift_n = torch.maximum(rest.peak_n, picked_nK.amax(-1))
+            rest_n = (rest.peak_n - shift_n) + rest.log_sum_n
+            with torch.enable_grad():
+                picked_nK = (picked_nK - shift_n[:, None]).requires_grad_()
+                rest_n.requires_grad_()
+                kept_nK = picked_nK[:, :-1]
+                mass_n = torch.cat([kept_nK, rest_n[:, None]], dim=-1).logsumexp(-1)
+                events = Events(kept_nK - mass_n[:, None], rest_n - mass_n, picked_nK[:, -1] - mass_n)
+                values_n = of_events(events, block)
+                if gradient.is_wanted:
+                    # What does not count must not count when it is infinite either.
+                    counted = (weights_n * values_n.masked_fill(weights_n == 0, 0)).sum()
+                    slopes_nK, rest_slope_n = torch.autograd.grad(
+                        counted, (picked_nK, rest_n), allow_unused=True, materialize_grads=True
+                    )
+            values_N[block], sampled_N[block] = values_n.detach(), events.sampled_n.detach()
+            # An empty rest has no slope, and exp(-inf - 0) is 0 where exp(-inf - -inf) would be NaN.
+            rest_n = rest_n.detach().masked_fill(rest_n == float("-inf"), 0)
+            for tile in tiles if gradient.is_wanted else ():
+                logits_nm = without(rows.canonical(tile), ids_nK, tile)
+                gradient_nm = (logits_nm - shift_n[:, None]).sub_(rest_n[:, None]).exp_().mul_(rest_slope_n[:, None])
+                places_nK, is_inside_nK = inside(picked_ids_nK, tile)
+                gradient_nm.scatter_add_(1, places_nK, slopes_nK.masked_fill(~is_inside_nK, 0))
+                gradient.add(block, rows, tile, gradient_nm)
+                rows.forget(tile)
+    return gradient.attached(values_N, weights_N, hidden_ND), sampled_N
+
+
+def _empty(hidden_ND: Tensor) -> Tensor:
+    return torch.empty(len(hidden_ND), dtype=wide_dtype(hidden_ND), device=hidden_ND.device)

@@ -1,0 +1,245 @@
+"""One model's logits at a block of tokens, a tile of the vocabulary at a time.
+
+A tile is a stretch of columns of the shared vocabulary. Whatever `models.Vocabulary` settles on whole rows is settled
+here on tiles: ids that stand for no token are impossible, and all ways of stopping are one event at one id.
+
+Axis letters: n tokens of a block, m columns of a tile, D hidden, V vocabulary, S ways of stopping.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+__all__ = ["Columns", "Head", "LogMass", "Rows", "Tiling", "inside", "softcapped", "wide_dtype", "without"]
+
+# Bytes of logits that a block of tokens may keep, student and teacher together: little beside a model, and enough
+# tokens to keep the multiplications busy. On a CPU 441 of them at 152,000 words in float32; elsewhere more, since the
+# gradient of the head, written once per block, would take as long there as the multiplication.
+KEPT_BYTES_CPU = 2**29
+KEPT_BYTES_ELSEWHERE = 2**30
+
+# Entries of a tile: on a CPU few enough to stay near its caches, elsewhere enough to keep the device busy.
+TILE_ENTRIES_CPU = 2**19
+TILE_ENTRIES_ELSEWHERE = 2**23
+
+# Tokens of a block whose tiles are computed again: the head's weights are read once per block and pass.
+RECOMPUTED_TOKENS = 1024
+
+# How many times what is kept lives at once where a divergence is taken on whole rows, in autograd.
+LIVE_ON_WHOLE_ROWS = 6
+
+# Stands for the peak of a tile without any possible token: -inf minus -inf would be NaN.
+LOWEST_PEAK = -1e30
+
+
+class Head(NamedTuple):
+    """A language-model head: logits = cap(hidden · weightᵀ + bias), cap(x) = softcap · tanh(x / softcap)."""
+
+    weight_VD: Tensor
+    bias_V: Tensor | None = None
+    softcap: float | None = None
+
+    def logits(self, hidden_nD: Tensor, ids: slice | Tensor) -> Tensor:
+        """[n, ids], in the head's own type."""
+        bias = None if self.bias_V is None else self.bias_V[ids]
+        return softcapped(linear(hidden_nD, self.weight_VD[ids], bias), self.softcap)
+
+
+def softcapped(logits: Tensor, cap: float | None) -> Tensor:
+    """cap · tanh(logits / cap); None = as they are."""
+    return logits if cap is None else cap * torch.tanh(logits / cap)
+
+
+@dataclass(frozen=True)
+class Columns:
+    """What the columns of a head stand for; see `models.Vocabulary`, which makes it.
+
+    Fields:
+      size: V, leading columns that are used.
+      stop_ids: ids whose mass is one event at `stop_id`; fewer than two = every id is its own event.
+      is_hidden_V: [V] bool, ids without an event of their own; None = there is no such id.
+    """
+
+    size: int
+    stop_ids: tuple[int, ...] = ()
+    stop_id: int | None = None
+    is_hidden_V: Tensor | None = None
+
+    @property
+    def merges(self) -> bool:
+        """Several ids are one event."""
+        return len(self.stop_ids) > 1
+
+    def place_of_stop(self, tile: slice) -> int | None:
+        """Where in a tile the merged event stands."""
+        if not self.merges or self.stop_id is None or not tile.start <= self.stop_id < tile.stop:
+            return None
+        return int(self.stop_id - tile.start)
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How the work is cut.
+
+    Fields:
+      tokens: of a block.
+      vocabulary: columns of a tile.
+      keeps: a block's tiles are kept through its passes; False = they are computed again in each, so that nothing wider
+        than a tile is ever held.
+    """
+
+    tokens: int
+    vocabulary: int
+    keeps: bool = True
+
+    @classmethod
+    def fitting(
+        cls, columns: Columns, hidden_ND: Tensor, entry_bytes: int, *, keeps: bool = True, whole_rows: bool = False
+    ) -> Tiling:
+        """Blocks whose logits stay within `KEPT_BYTES`, tiles that suit the device.
+
+        Args:
+          hidden_ND: for how many tokens, and where.
+          entry_bytes: kept of a column of a token.
+          keeps: see the fields.
+          whole_rows: a tile must have all columns, and autograd goes through it.
+        """
+        is_cpu = hidden_ND.device.type == "cpu"
+        row_bytes = columns.size * entry_bytes * (LIVE_ON_WHOLE_ROWS if whole_rows else 1)
+        tokens = (KEPT_BYTES_CPU if is_cpu else KEPT_BYTES_ELSEWHERE) // row_bytes if keeps else RECOMPUTED_TOKENS
+        tokens = max(1, min(tokens, hidden_ND.shape[0]))
+        if whole_rows:
+            return cls(tokens, columns.size, keeps)
+        entries = TILE_ENTRIES_CPU if is_cpu else TILE_ENTRIES_ELSEWHERE
+        return cls(tokens, min(columns.size, max(128, entries // tokens // 128 * 128)), keeps)
+
+    def blocks(self, num_tokens: int) -> Iterator[slice]:
+        """The tokens."""
+        return _cut(num_tokens, self.tokens)
+
+    def tiles(self, columns: Columns) -> list[slice]:
+        """The vocabulary."""
+        return list(_cut(columns.size, self.vocabulary))
+
+
+def _cut(length: int, size: int) -> Iterator[slice]:
+    return (slice(first, min(first + size, length)) for first in range(0, length, size))
+
+
+class LogMass(NamedTuple):
+    """log Σ exp of rows, as peak + log_sum: two numbers, since their sum would round where logits lie far from 0."""
+
+    peak_n: Tensor
+    log_sum_n: Tensor
+
+    def normalised(self, logits_nm: Tensor) -> Tensor:
+        """Log-probabilities of a tile."""
+        return (logits_nm - self.peak_n[:, None]) - self.log_sum_n[:, None]
+
+
+def _merged(parts: Sequence[tuple[Tensor, Tensor]]) -> LogMass:
+    """The log mass of rows from each tile's peak and its mass relative to that."""
+    peaks_Pn, masses_Pn = (torch.stack(each) for each in zip(*parts, strict=True))
+    peak_n = peaks_Pn.amax(0)
+    return LogMass(peak_n, (masses_Pn * (peaks_Pn - peak_n).exp()).sum(0).log())
+
+
+class Rows:
+    """Canonical logits of one model at a block of tokens.
+
+    Args:
+      head, columns: of the model, and of the vocabulary that it shares with another.
+      hidden_nD: final hidden states.
+      keeps: keep every tile; False = only the latest.
+    """
+
+    def __init__(self, head: Head, columns: Columns, hidden_nD: Tensor, keeps: bool) -> None:
+        self.head, self.columns, self.hidden_nD, self.keeps = head, columns, hidden_nD, keeps
+        self._tiles: dict[int, Tensor] = {}
+        self.stops_nS: Tensor | None = None
+        self.stop_n: Tensor | None = None
+        if columns.merges:
+            self.stops_nS = _widened(head.logits(hidden_nD, torch.tensor(columns.stop_ids, device=hidden_nD.device)))
+            self.stop_n = torch.logsumexp(self.stops_nS, dim=-1)
+
+    def raw(self, tile: slice) -> Tensor:
+        """[n, m] what the head says, in its type; not to be written to."""
+        if tile.start not in self._tiles:
+            if not self.keeps:
+                self._tiles.clear()
+            self._tiles[tile.start] = self.head.logits(self.hidden_nD, tile)
+        return self._tiles[tile.start]
+
+    def forget(self, tile: slice) -> None:
+        """Let go of a tile that is not needed any more."""
+        self._tiles.pop(tile.start, None)
+
+    def canonical(self, tile: slice) -> Tensor:
+        """[n, m] as `Vocabulary.canonical` has it, in float32 or wider; not to be written to."""
+        logits_nm = _widened(self.raw(tile))
+        if self.columns.is_hidden_V is not None:
+            logits_nm = logits_nm.masked_fill(self.columns.is_hidden_V[tile], float("-inf"))
+        place = self.columns.place_of_stop(tile)
+        if place is not None:
+            assert self.stop_n is not None
+            logits_nm[:, place] = self.stop_n  # a copy already: merged ids are hidden ones
+        return logits_nm
+
+    def peak_and_mass(self, tile: slice, without_nK: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The tile's largest logit, and Σ exp of its logits relative to that; `without_nK`: ids that do not count."""
+        logits_nm = self.canonical(tile)
+        if without_nK is not None:
+            logits_nm = without(logits_nm, without_nK, tile)
+        peak_n = logits_nm.amax(-1).clamp_min(LOWEST_PEAK)
+        return peak_n, (logits_nm - peak_n[:, None]).exp_().sum(-1)
+
+    def survey(
+        self, tiles: Sequence[slice], ids_nK: Tensor, without_nK: Tensor | None = None
+    ) -> tuple[LogMass, Tensor]:
+        """Read the rows once: the log mass of each, and the canonical logits of single ids, [n, K].
+
+        Args:
+          tiles: the whole vocabulary.
+          ids_nK: which logits are asked for.
+          without_nK: ids whose mass does not count.
+        """
+        found_nK = torch.full(ids_nK.shape, float("-inf"), dtype=wide_dtype(self.hidden_nD), device=ids_nK.device)
+        parts = []
+        for tile in tiles:
+            parts.append(self.peak_and_mass(tile, without_nK))
+            places_nK, is_inside_nK = inside(ids_nK, tile)
+            found_nK = torch.where(is_inside_nK, self.raw(tile).gather(1, places_nK).to(found_nK), found_nK)
+        if self.columns.is_hidden_V is not None:
+            found_nK.masked_fill_(self.columns.is_hidden_V[ids_nK], float("-inf"))
+        if self.stop_n is not None and self.columns.stop_id is not None:
+            found_nK = torch.where(ids_nK == self.columns.stop_id, self.stop_n[:, None], found_nK)
+        return _merged(parts), found_nK
+
+
+def inside(ids_nK: Tensor, tile: slice) -> tuple[Tensor, Tensor]:
+    """Places of ids in a tile, and whether they are in it; those of the others are of no meaning."""
+    is_inside_nK = (ids_nK >= tile.start) & (ids_nK < tile.stop)
+    return (ids_nK - tile.start).clamp(0, tile.stop - tile.start - 1), is_inside_nK
+
+
+def without(logits_nm: Tensor, ids_nK: Tensor, tile: slice) -> Tensor:
+    """A copy of a tile in which some ids are impossible."""
+    places_nK, is_inside_nK = inside(ids_nK, tile)
+    # The smaller of what is there and -inf, for an id of this tile, or inf, for another, which changes nothing.
+    bounds_nK = torch.where(is_inside_nK, float("-inf"), float("inf")).to(logits_nm)
+    return logits_nm.scatter_reduce(1, places_nK, bounds_nK, "amin")
+
+
+def wide_dtype(tensor: Tensor) -> torch.dtype:
+    """float32, or the tensor's own type where that is wider."""
+    return torch.promote_types(tensor.dtype, torch.float32)
+
+
+def _widened(tensor: Tensor) -> Tensor:
+    return tensor.to(wide_dtype(tensor))
