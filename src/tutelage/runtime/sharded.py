@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -67,7 +67,7 @@ class ShardedLearner(Learner):
             inner.set_force_sum_reduction_for_comms(True)
         student.module.requires_grad_(False)
         # Layers gather themselves when they are called, which our own forward does not do.
-        model = LanguageModel(module, student.tokenizer, student.stop_ids, student.name, lean=False)
+        model = replace(student, module=module, lean=False, compile=False)
         return cls(model, student, root, processes)
 
     def backward(self, passes: Sequence[Callable[[], Tensor]]) -> None:
@@ -127,7 +127,7 @@ def shard_frozen(model: LanguageModel, mesh: Any) -> LanguageModel:
             inner._buffers[name] = None if buffer is None else buffer.to(device)
     # The root gathers nothing itself: it lets the next layer's parts travel while this one is computed.
     fully_shard(module.base_model, mesh=mesh, ignored_params=set(rest))
-    return LanguageModel(module, model.tokenizer, model.stop_ids, model.name)
+    return replace(model, module=module, lean=False)
 
 
 class JointReading:
