@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from tutelage.config import build_run, load_config
-from tutelage.errors import TutelageError
+from tutelage.errors import DataError, TutelageError
 from tutelage.runtime import Processes, heartbeat, joined
 from tutelage.training import Observer, Run, train
 
@@ -71,6 +71,11 @@ def go(folder: Path, processes: Processes) -> None:
     before_rollouts(run, 2, rank == 1, signal.SIGTERM)
     refused(folder, "asked", rank, run)
 
+    run = build(folder, "failed", processes=processes)
+    if rank == 1:
+        run.engine.generate = fail  # type: ignore[method-assign]
+    refused(folder, "failed", rank, run)
+
     killed(folder, "killed", processes)
 
 
@@ -80,6 +85,10 @@ def killed(folder: Path, name: str, processes: Processes) -> None:
     run = build(folder, name, processes=processes)
     before_rollouts(run, 3, processes.rank == 1, signal.SIGKILL)
     train(run, Observer())
+
+
+def fail(*_given: Any, **_settings: Any) -> Any:
+    raise DataError("no such prompt")
 
 
 def spoilt(rollout: Any) -> Any:

@@ -134,6 +134,10 @@ def test_a_nan_ends_all_with_the_same_words(ended, folder: Path) -> None:
     assert first == second and first.startswith("NonFiniteError: step 0: the loss is nan")
 
 
+def test_what_one_cannot_do_ends_all_with_its_words(ended, folder: Path) -> None:
+    assert [(folder / f"failed.{rank}.txt").read_text() for rank in range(2)] == ["DataError: no such prompt"] * 2
+
+
 def test_different_run_files_are_refused(ended, folder: Path) -> None:
     first, second = ((folder / f"different.{rank}.txt").read_text() for rank in range(2))
     assert first == second and "the run file of rank 1 is not that of rank 0" in first

@@ -7,6 +7,7 @@ written before everything has been built.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -199,6 +200,12 @@ def build_runtime(config: RunConfig, processes: Processes | None) -> LocalRuntim
         timeout_seconds=settings.timeout_seconds,
     )
     runtime.check_equal("the run file", to_toml(config))
+    if processes is not None and config.rollout.prompts_per_step < processes.size:
+        warnings.warn(
+            f"rollout.prompts_per_step is {config.rollout.prompts_per_step}, and there are {processes.size} processes: "
+            "some have nothing to do. Raise it, or start fewer.",
+            stacklevel=2,
+        )
     return runtime
 
 

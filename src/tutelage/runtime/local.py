@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from tutelage.errors import ConfigurationError, NonFiniteError
+from tutelage.errors import ConfigurationError, NonFiniteError, TutelageError
 from tutelage.models import LanguageModel
 
 __all__ = ["Learner", "LocalRuntime"]
@@ -86,9 +86,9 @@ class LocalRuntime:
         """What the first process finds, or raises, everywhere; the others do not look."""
         return find()
 
-    def agree(self, reason: str | None) -> str | None:
-        """Wait for all processes; why one of them wants to stop, or None if none does."""
-        return reason
+    def agree(self, problem: TutelageError | None) -> TutelageError | None:
+        """Wait for all processes; why one of them cannot go on, or None if all can."""
+        return problem
 
     def check_equal(self, what: str, value: object) -> None:
         """Refuse a run whose processes do not have the same."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import hashlib
 import os
+import signal
 import socket
 import sys
 import time
@@ -188,6 +189,8 @@ def joined() -> Iterator[Processes | None]:
     try:
         yield processes
     except BaseException as problem:
+        # Once the first process has gone, a launcher ends the others; what they have to say is still to be said.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         processes.close(problem)
         raise
     else:

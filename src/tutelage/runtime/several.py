@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 
-from tutelage.errors import ConfigurationError
+from tutelage.errors import ConfigurationError, RunInterrupted, TutelageError
 from tutelage.models import LanguageModel
 from tutelage.runtime.local import Learner, LocalRuntime
 from tutelage.runtime.processes import Processes
@@ -106,13 +106,15 @@ class SharedRuntime(LocalRuntime):
     def from_first(self, find: Callable[[], T]) -> T:
         return self.processes.from_first(find)
 
-    def agree(self, reason: str | None) -> str | None:
+    def agree(self, problem: TutelageError | None) -> TutelageError | None:
         for reading in self._readings:
             reading.attend()
-        (num_asked,) = self.processes.exchange([int(reason is not None)], patiently=True)
-        if not num_asked:
+        (num_problems,) = self.processes.exchange([int(problem is not None)], patiently=True)
+        if not num_problems:
             return None
-        return next(said for said in self.processes.gather(reason) if said is not None)
+        raised = [each for each in self.processes.gather(problem) if each is not None]
+        # Those that were asked to stop because of another's problem say so too.
+        return min(raised, key=lambda each: isinstance(each, RunInterrupted))
 
     def check_equal(self, what: str, value: object) -> None:
         """Refuse a run whose processes do not have the same.

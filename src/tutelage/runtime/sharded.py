@@ -127,7 +127,7 @@ def shard_frozen(model: LanguageModel, mesh: Any) -> LanguageModel:
             inner._buffers[name] = None if buffer is None else buffer.to(device)
     # The root gathers nothing itself: it lets the next layer's parts travel while this one is computed.
     fully_shard(module.base_model, mesh=mesh, ignored_params=set(rest))
-    return LanguageModel(module, model.tokenizer, model.stop_ids, model.name)
+    return replace(model, module=module, lean=False)
 
 
 class JointReading:

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from tutelage.errors import RunInterrupted
+from tutelage.errors import RunInterrupted, TutelageError
 from tutelage.runtime import LocalRuntime
 
 __all__ = ["Interruption"]
@@ -66,23 +66,29 @@ class Interruption:
 
         Raises:
           RunInterrupted: in all of them, if one was asked to stop.
+          TutelageError: in all of them, if one raised it inside.
         """
         if self.runtime.is_alone:
             yield
             return
-        protected = self._protected
+        protected, problem = self._protected, None
         try:
             if not self.runtime.reads_teacher_together:
                 self._protected -= 1
             self._raise_if_asked()
             yield
-        except RunInterrupted as problem:
-            self._ask(str(problem))
+        except RunInterrupted as raised:
+            self._ask(str(raised))
+        except TutelageError as raised:
+            problem = raised
+            self.runtime.tell_stop(str(raised))
         finally:
             self._protected = protected
-        agreed = self.runtime.agree(self.reason)
+        if problem is None and self.reason is not None:
+            problem = RunInterrupted(self.reason)
+        agreed = self.runtime.agree(problem)
         if agreed is not None:
-            raise RunInterrupted(agreed)
+            raise agreed
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.reason is not None and number == signal.SIGINT and self.runtime.is_alone:
