@@ -122,10 +122,13 @@ class Adapter:
     @contextmanager
     def held(self) -> Iterator[None]:
         """Promise that no weight changes meanwhile: DoRA then works out its norms once and not in every forward."""
+        if not self.is_dora:
+            yield
+            return
         from peft.helpers import DoraCaching
 
         try:
-            with DoraCaching(self.is_dora):
+            with DoraCaching():
                 yield
         finally:
             self.tuner.model.train()  # which is when peft forgets what it held

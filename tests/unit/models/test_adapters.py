@@ -173,6 +173,7 @@ def loaded(path: str, **settings: Any) -> LanguageModel:
 
 
 @each_method
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of peft's wrapper, which only this test makes
 def test_an_adapters_folder_opens_like_a_model(tmp_path: Path, base: str, method: Any) -> None:
     model = loaded(base, adapter=AdapterSettings(method, 4, 8), seed=7)
     shake(model)
