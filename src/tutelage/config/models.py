@@ -90,7 +90,7 @@ def load_student(
       ConfigurationError: it cannot be computed as [runtime] and [rollout] say.
     """
     student, runtime = config.student, config.runtime
-    learning = {"adapter": student.adapter, "quantization": student.quantization, "seed": config.seed}
+    learning: dict[str, Any] = {"adapter": student.adapter, "quantization": student.quantization, "seed": config.seed}
     if student.adapter is None and base_of(student.path) is None:
         model, first_self = load_model(student, tokenizer, device, checkpoint), None
     else:

@@ -10,6 +10,7 @@ and head, which the loss reads as plain weights.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
@@ -59,18 +60,18 @@ class AdapterSettings:
 
     method: Literal["lora", "rslora", "dora"] = "lora"
     rank: int = 16
-    alpha: float = 32.0
+    alpha: int = 32
     target_modules: str | tuple[str, ...] = "all-linear"
     learning_rate_factor: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise ConfigurationError(f"student.adapter.rank is {self.rank}; it must be at least 1.")
-        for name in ("alpha", "learning_rate_factor"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise ConfigurationError(
-                    f"student.adapter.{name} is {getattr(self, name)}; it must be a positive number."
-                )
+        for name in ("rank", "alpha"):
+            if getattr(self, name) < 1:
+                raise ConfigurationError(f"student.adapter.{name} is {getattr(self, name)}; it must be at least 1.")
+        if not 0 < self.learning_rate_factor < float("inf"):
+            raise ConfigurationError(
+                f"student.adapter.learning_rate_factor is {self.learning_rate_factor}; it must be a positive number."
+            )
 
 
 @dataclass(frozen=True)
@@ -121,10 +122,13 @@ class Adapter:
     @contextmanager
     def held(self) -> Iterator[None]:
         """Promise that no weight changes meanwhile: DoRA then works out its norms once and not in every forward."""
+        if not self.is_dora:
+            yield
+            return
         from peft.helpers import DoraCaching
 
         try:
-            with DoraCaching(self.is_dora):
+            with DoraCaching():
                 yield
         finally:
             self.tuner.model.train()  # which is when peft forgets what it held
@@ -154,7 +158,7 @@ class Adapter:
         _refuse_other_base(folder, self.base)
         try:
             state = {name.removeprefix(PREFIX): weight for name, weight in load_file(folder / WEIGHTS).items()}
-            found = set_peft_model_state_dict(self.tuner.model, state)
+            found: Any = set_peft_model_state_dict(self.tuner.model, state)
         except (OSError, SafetensorError, RuntimeError) as problem:
             raise ModelError(
                 f"the adapter in {str(folder)!r} cannot be put on {self.base.path!r}: {str(problem).splitlines()[0]}. "
@@ -167,6 +171,29 @@ class Adapter:
                 f"the adapter in {str(folder)!r} does not fit {self.base.path!r}: {named} is on one side only. Give "
                 "the folder of an adapter with the same method and modules."
             )
+
+    def merged_weights(self) -> dict[str, Tensor]:
+        """All weights by their names in the plain model: copies with the adapter merged in, and the others themselves.
+
+        Nothing in this model changes, not even by the rounding of a merge that is undone.
+        """
+        from peft.tuners.lora import LoraLayer
+
+        adapted: dict[str, Any] = {
+            name: part for name, part in self.tuner.model.named_modules() if isinstance(part, LoraLayer)
+        }
+        weights = {
+            name: weight.detach()
+            for name, weight in self.tuner.model.named_parameters()
+            if not any(name.startswith(f"{place}.") for place in adapted)
+        }
+        for place, part in adapted.items():
+            plain = copy.deepcopy(part)
+            plain.merge()
+            weights |= {
+                f"{place}.{name}": weight.detach() for name, weight in plain.get_base_layer().named_parameters()
+            }
+        return weights
 
     def merged(self) -> Any:
         """The model with the adapter in its weights, as a plain `transformers` model; the adapter is gone then."""
@@ -182,10 +209,10 @@ def add_adapter(module: Any, settings: AdapterSettings, base: Base, seed: int) -
     from peft import LoraConfig
 
     targets = settings.target_modules
-    config = LoraConfig(
+    config: Any = LoraConfig(
         task_type="CAUSAL_LM",
         r=settings.rank,
-        lora_alpha=settings.alpha,  # type: ignore[arg-type]
+        lora_alpha=settings.alpha,
         target_modules=targets if isinstance(targets, str) else list(targets),
         use_dora=settings.method == "dora",
         use_rslora=settings.method == "rslora",
@@ -252,7 +279,7 @@ def fingerprint(module: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, weight in sorted(module.named_parameters()):
         digest.update(f"{name} {list(weight.shape)}".encode())
-        digest.update(weight.detach().to("cpu", torch.bfloat16).contiguous().view(torch.uint8).numpy())
+        digest.update(weight.detach().to("cpu", torch.bfloat16).contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -267,6 +294,9 @@ def _injected(module: Any, config: Any, base: Base) -> Adapter:
             f"student.adapter.target_modules does not fit {base.path}: {str(problem).splitlines()[0]} Use "
             "'all-linear', or names such as ['q_proj', 'v_proj']."
         ) from problem
+    for weight in adapter.weights.values():  # half precision would lose small updates; not every peft sees to it
+        if weight.dtype in (torch.bfloat16, torch.float16):
+            weight.data = weight.data.float()
     ends = (module.get_input_embeddings(), module.get_output_embeddings())
     if any(isinstance(end, BaseTunerLayer) for end in ends):
         raise ConfigurationError(

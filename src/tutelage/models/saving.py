@@ -14,11 +14,14 @@ from tutelage.models.vocabulary import Vocabulary
 __all__ = ["export_model", "save_student"]
 
 
-def save_student(student: LanguageModel, vocabulary: Vocabulary, folder: Path) -> None:
+def save_student(student: LanguageModel, vocabulary: Vocabulary, folder: Path, *, merges: bool = False) -> None:
     """Write config, generation config, safetensors and tokenizer into `folder`; of an adapter, itself for the weights.
 
     The generation config lists every stop id of the shared vocabulary, the student's own first: the student was trained
     with all of them as one event, so it has to stop at each.
+
+    Args:
+      merges: write all weights also where an adapter learns, merged; the student stays as it is.
     """
     original = student.module.generation_config
     if vocabulary.stop_ids:
@@ -29,6 +32,8 @@ def save_student(student: LanguageModel, vocabulary: Vocabulary, folder: Path) -
     try:
         if student.adapter is None:
             student.module.save_pretrained(folder)
+        elif merges:
+            student.module.save_pretrained(folder, state_dict=student.adapter.merged_weights())
         else:
             student.adapter.save(folder)
             student.module.generation_config.save_pretrained(folder)

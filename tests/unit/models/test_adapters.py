@@ -36,7 +36,7 @@ each_method = pytest.mark.parametrize("method", ["lora", "rslora", "dora"])
 
 
 def adapted(module: Any, method: Any = "lora", seed: int = 0, **settings: Any) -> LanguageModel:
-    settings = {"rank": 4, "alpha": 8.0, **settings}
+    settings = {"rank": 4, "alpha": 8, **settings}
     adapter = add_adapter(module, AdapterSettings(method, **settings), Base("base", sha256=fingerprint(module)), seed)
     model = LanguageModel(module, adapter=adapter)
     model.let_learn()
@@ -173,8 +173,9 @@ def loaded(path: str, **settings: Any) -> LanguageModel:
 
 
 @each_method
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of peft's wrapper, which only this test makes
 def test_an_adapters_folder_opens_like_a_model(tmp_path: Path, base: str, method: Any) -> None:
-    model = loaded(base, adapter=AdapterSettings(method, 4, 8.0), seed=7)
+    model = loaded(base, adapter=AdapterSettings(method, 4, 8), seed=7)
     shake(model)
     for folder in (tmp_path / "saved", tmp_path / "again"):
         folder.mkdir()
@@ -204,6 +205,19 @@ def test_an_adapters_folder_opens_like_a_model(tmp_path: Path, base: str, method
     assert torch.equal(logprobs(LanguageModel(theirs.get_base_model())), logprobs(model))
 
 
+@each_method
+def test_a_student_can_be_written_merged_and_learn_on(tmp_path: Path, base: str, method: Any) -> None:
+    model = loaded(base, adapter=AdapterSettings(method, 4, 8))
+    shake(model)
+    before, state = logprobs(model), {name: weight.clone() for name, weight in model.module.state_dict().items()}
+    save_student(model, Vocabulary(259, (256,), 256), tmp_path / "plain", merges=True)
+    assert torch.equal(logprobs(model), before)
+    assert all(torch.equal(weight, state[name]) for name, weight in model.module.state_dict().items())
+    plain = loaded(str(tmp_path / "plain"))
+    assert plain.adapter is None and float((logprobs(plain) - before).abs().max()) < 1e-5
+    assert float((logprobs(plain) - logprobs(loaded(base))).abs().max()) > 1e-3
+
+
 def test_an_adapter_that_peft_wrote_opens_too(tmp_path: Path, base: str) -> None:
     module = transformers.AutoModelForCausalLM.from_pretrained(base)
     config = peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
@@ -219,7 +233,7 @@ def test_an_adapter_that_peft_wrote_opens_too(tmp_path: Path, base: str) -> None
 
 
 def test_what_does_not_fit_is_refused(tmp_path: Path, base: str) -> None:
-    model = loaded(base, adapter=AdapterSettings("lora", 4, 8.0))
+    model = loaded(base, adapter=AdapterSettings("lora", 4, 8))
     folder = tmp_path / "saved"
     folder.mkdir()
     save_student(model, Vocabulary(259, (256,), 256), folder)
@@ -276,7 +290,7 @@ def test_4_bit_weights_are_for_cuda_and_bitsandbytes(monkeypatch: pytest.MonkeyP
         quantised("4bit", torch.bfloat16, "cuda:0")
 
 
-@pytest.mark.parametrize(("field", "value"), [("rank", 0), ("alpha", 0.0), ("learning_rate_factor", float("inf"))])
+@pytest.mark.parametrize(("field", "value"), [("rank", 0), ("alpha", 0), ("learning_rate_factor", float("inf"))])
 def test_numbers_that_cannot_work_are_refused(field: str, value: float) -> None:
     with pytest.raises(ConfigurationError, match=f"student.adapter.{field} is"):
         AdapterSettings(**{field: value})

@@ -197,18 +197,20 @@ def test_a_slot_costs_what_it_says() -> None:
 def update(model: LanguageModel) -> tuple[torch.Tensor, dict[str, torch.Tensor], int]:
     """Hidden states, gradients, and the bytes that autograd kept for backward, each storage counted once."""
     storages: dict[int, int] = {}
+    weights = {weight.untyped_storage().data_ptr() for weight in model.module.parameters()}
 
     def kept(tensor: torch.Tensor) -> torch.Tensor:
-        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            storages[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    weights = sum(weight.untyped_storage().nbytes() for weight in model.module.parameters())
     model.module.zero_grad()
     with torch.autograd.graph.saved_tensors_hooks(kept, lambda tensor: tensor):
         hidden = model.hidden_packed(SEQUENCES * 20, [3, 0, 1, 3, 3] * 20)
     (hidden * torch.linspace(-1, 1, hidden.numel(), dtype=hidden.dtype).view_as(hidden)).sum().backward()
     gradients = {name: weight.grad.clone() for name, weight in model.module.base_model.named_parameters()}
-    return hidden.detach(), gradients, sum(storages.values()) - weights
+    return hidden.detach(), gradients, sum(storages.values())
 
 
 def test_a_checkpointed_gradient_is_the_same_and_keeps_less(architecture: str) -> None:
@@ -244,6 +246,17 @@ def test_autocast_decodes_and_reads_alike(architecture: str, keeps_less: bool) -
     scale = float(exact.abs().max())
     assert 0 < float((read - exact).detach().abs().max()) < 0.1 * scale
     torch.testing.assert_close(decoded[0], read[4:].detach(), rtol=0, atol=0.03 * scale)
+
+
+def test_what_cannot_be_compiled_or_checkpointed_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match=r"runtime\.compile is on, but model \(Gemma.* its own forward"):
+        LanguageModel(make_model("gemma"), compiles_update=True).refuse_settings()
+    model = LanguageModel(make_model("gemma"), checkpoints_gradient=True)
+    model.refuse_settings()
+    model.module.base_model.blocks = model.module.base_model.layers
+    del model.module.base_model.layers
+    with pytest.raises(ConfigurationError, match=r"gradient_checkpointing is on, .* does not show its layers"):
+        model.refuse_settings()
 
 
 @pytest.mark.slow
