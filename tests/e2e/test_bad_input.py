@@ -169,6 +169,10 @@ RUN = {
         ["divergence=sinkhorn", "divergence.support=student_top_k"],
         ["divergence.support is 'student_top_k'", "'full'"],
     ),
+    "tiles of tokens that are compared with each other": (
+        ["divergence=sinkhorn", "runtime.loss=tiled"],
+        ["runtime.loss is 'tiled'", "Sinkhorn compares several tokens", "runtime.loss = 'auto'"],
+    ),
     "unknown weighting": (["weighting=tips"], ["weighting.name is 'tips'", "position_decay, tip"]),
     "unknown device": (["runtime.device=abacus"], ["runtime.device is 'abacus'", "cpu"]),
     "no such student": (["student=/no/such/model"], ["'/no/such/model' does not exist", "Hugging Face hub id"]),

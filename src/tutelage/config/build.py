@@ -57,7 +57,8 @@ from tutelage.training import (
     find_resumable,
     phase_at,
     read_state,
-    refuse_other_than_chunked,
+    refuse_method,
+    refuse_models,
 )
 from tutelage.types import Prompt, Rollout
 from tutelage.weighting import WEIGHTINGS
@@ -130,9 +131,9 @@ def build_run(config: RunConfig, *, resume: bool = False, processes: Processes |
     # Refused now, if one answer at the limit does not fit into the caches, and not when the first step needs it.
     asks_teacher = any(phase.recipe.policy.needs_teacher for phase in phases)
     engine.rows_that_fit(prompts.prompts, config.rollout.max_new_tokens, with_teacher=asks_teacher)
-    for recipe in (phase.recipe for phase in phases):
-        teachers = [each for each in (engine.teacher, *engine.routes.values()) if each is not None]
-        refuse_other_than_chunked(config.runtime.loss, recipe.divergence, recipe.target, engine.student, teachers)
+    teachers = [each for each in (engine.teacher, *engine.routes.values()) if each is not None]
+    for phase in phases:
+        refuse_models(config.runtime.loss, phase.recipe.divergence, engine.student, teachers)
     if resume and runtime.is_first:
         _keep_changes(config, folder)
     elif not resume:
@@ -227,6 +228,8 @@ def refuse_contradictions(config: RunConfig, phases: Sequence[Phase]) -> None:
         check_verifier(config.data.verifier)
     if config.evaluation.sets:
         _refuse_unjudgeable(config)
+    for phase in phases:
+        refuse_method(config.runtime.loss, phase.recipe.divergence, phase.recipe.target)
     for divergence in [phase.recipe.divergence for phase in phases]:
         if not divergence.needs_full_target and config.rollout.support_size < divergence.top_k:
             raise ConfigurationError(

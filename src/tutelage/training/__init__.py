@@ -3,7 +3,7 @@
 from tutelage.training.checkpoint import Checkpoints, CheckpointSettings, TrainerState, find_resumable, read_state
 from tutelage.training.data import PromptOrder
 from tutelage.training.loop import EvaluationPlan, Run, train
-from tutelage.training.loss_form import refuse_other_than_chunked
+from tutelage.training.loss_form import refuse_method, refuse_models
 from tutelage.training.objective import BatchLoss, Objective
 from tutelage.training.observer import Observer
 from tutelage.training.optimizer import OptimizerSettings
@@ -35,6 +35,7 @@ __all__ = [
     "find_resumable",
     "phase_at",
     "read_state",
-    "refuse_other_than_chunked",
+    "refuse_method",
+    "refuse_models",
     "train",
 ]

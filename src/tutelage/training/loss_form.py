@@ -15,7 +15,7 @@ from tutelage.errors import ConfigurationError
 from tutelage.models import LanguageModel
 from tutelage.targets import TargetRule
 
-__all__ = ["LOSS_FORMS", "is_sum_over_events", "loss_form", "refuse_other_than_chunked"]
+__all__ = ["LOSS_FORMS", "is_sum_over_events", "loss_form", "refuse_method", "refuse_models"]
 
 LOSS_FORMS = ("auto", "chunked", "tiled", "recomputed")
 
@@ -38,37 +38,38 @@ def loss_form(
     Raises:
       ConfigurationError: another form than "chunked" is asked for by name, and the loss cannot be computed in it.
     """
+    of_method = obstacle_of_method("tiled" if wanted == "auto" else wanted, divergence, target)
+    reason = of_method or obstacle_of_models(divergence, student, teachers)
     if wanted == "auto":
-        can_be_tiled = not is_one_chunk and obstacle("tiled", divergence, target, student, teachers) is None
-        return "tiled" if can_be_tiled else "chunked"
-    refuse_other_than_chunked(wanted, divergence, target, student, teachers)
+        return "chunked" if is_one_chunk or reason is not None else "tiled"
+    _refuse(wanted, reason)
     return wanted
 
 
-def refuse_other_than_chunked(
-    wanted: str,
-    divergence: Divergence,
-    target: TargetRule,
-    student: LanguageModel,
-    teachers: Sequence[LanguageModel],
+def refuse_method(wanted: str, divergence: Divergence, target: TargetRule) -> None:
+    """Refuse a form that is asked for by name and that no models' loss of this method has."""
+    _refuse(wanted, obstacle_of_method(wanted, divergence, target))
+
+
+def refuse_models(
+    wanted: str, divergence: Divergence, student: LanguageModel, teachers: Sequence[LanguageModel]
 ) -> None:
-    """Refuse a form that is asked for by name and that this loss does not have; arguments as of `loss_form`."""
+    """Refuse a form that is asked for by name and that these models' loss does not have."""
+    _refuse(wanted, obstacle_of_models(divergence, student, teachers))
+
+
+def _refuse(wanted: str, reason: str | None) -> None:
     if wanted not in LOSS_FORMS:
         raise ConfigurationError(f"runtime.loss is {wanted!r}; expected one of {', '.join(LOSS_FORMS)}.")
-    reason = None if wanted in ("auto", "chunked") else obstacle(wanted, divergence, target, student, teachers)
-    if reason is not None:
+    if wanted in ("tiled", "recomputed") and reason is not None:
         raise ConfigurationError(
             f"runtime.loss is {wanted!r}, but {reason}. Use runtime.loss = 'auto', which takes tiles where it can."
         )
 
 
-def obstacle(
-    form: str, divergence: Divergence, target: TargetRule, student: LanguageModel, teachers: Sequence[LanguageModel]
-) -> str | None:
-    """Why a loss cannot be computed in tiles; None if it can."""
+def obstacle_of_method(form: str, divergence: Divergence, target: TargetRule) -> str | None:
+    """Why a divergence from a target cannot be computed in tiles; None if it can."""
     name = type(divergence).__name__
-    if student.head is None:
-        return f"the head of {student.name} is not one plain linear layer"
     if divergence.tokens_per_group is not None:
         return f"the divergence {name} compares several tokens with each other"
     if not divergence.needs_full_target:
@@ -79,10 +80,17 @@ def obstacle(
         return f"the divergence {name} is taken on sampled tokens and looks at whole distributions"
     if target.needs is not None:
         return f"the target {type(target).__name__} looks at a third model's whole distribution"
-    if len(teachers) != 1 or teachers[0].head is None:
-        return "the teacher is several models, or its head is not one plain linear layer"
     if form == "recomputed" and not is_sum_over_events(divergence, target):
         return f"the divergence {name} with the target {type(target).__name__} is not a sum over events"
+    return None
+
+
+def obstacle_of_models(divergence: Divergence, student: LanguageModel, teachers: Sequence[LanguageModel]) -> str | None:
+    """Why these models' loss cannot be computed in tiles; None if it can."""
+    if student.head is None:
+        return f"the head of {student.name} is not one plain linear layer"
+    if divergence.needs_full_target and (len(teachers) != 1 or teachers[0].head is None):
+        return "the teacher is several models, or its head is not one plain linear layer"
     return None
 
 
