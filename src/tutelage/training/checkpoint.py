@@ -127,6 +127,12 @@ class Checkpoints:
         self._drop_old(state)
         return place
 
+    def settle(self, state: TrainerState) -> None:
+        """Do what a kill right behind the newest checkpoint, that of `state.step`, left undone: index and old ones."""
+        if max(step for step, _ in _complete(self.folder)) == state.step:
+            self._write_index(state)
+            self._drop_old(state)
+
     def _drop_old(self, state: TrainerState) -> None:
         steps = sorted(step for step, _ in _complete(self.folder))
         keep = {*steps[-self.settings.keep_last :], state.step, state.best_step}

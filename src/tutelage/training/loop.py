@@ -132,6 +132,7 @@ def _train(run: Run, observer: Observer) -> TrainerState:
         state = read_state(run.resume_from)
         load_optimizer(run.resume_from, optimizer)
         past.restore(state.step, run.resume_from)
+        checkpoints.settle(state)
     if run.is_resumed:
         run.folder.cut_back(state.step)
     saved_step = state.step if run.resume_from is not None else None
@@ -221,8 +222,9 @@ def _evaluate_if_due(run: Run, state: TrainerState, observer: Observer, interrup
             seed=run.seed,
         )
         with interruption.protected():
-            run.folder.append("evaluations.jsonl", [{"step": state.step, **result.to_dict()}])
+            # The samples first: what is in evaluations.jsonl is not evaluated again after a kill.
             run.folder.write_samples(state.step, problems.name, samples)
+            run.folder.append("evaluations.jsonl", [{"step": state.step, **result.to_dict()}])
             observer.on_evaluation(state.step, result)
     value = _mean_of_best_metric(run, state.step)
     if state.best_value is not None and value <= state.best_value:

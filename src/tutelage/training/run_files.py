@@ -47,14 +47,19 @@ class RunFolder:
         Raises:
           OutputExistsError: something is already there.
         """
+        beside = self.path.with_name(f".{self.path.name}.partial")
         try:
-            self.path.mkdir(parents=True)
+            if self.path.exists():
+                raise FileExistsError
+            # Renamed into place, so that no kill leaves a folder that is neither a run nor free for one.
+            beside.mkdir(parents=True, exist_ok=True)
+            (beside / "config.toml").write_text(config_toml)
+            beside.rename(self.path)
         except FileExistsError:
             raise OutputExistsError(
                 f"the output folder {self.path} already exists, and a run never overwrites one. Choose another with "
                 "--set output=FOLDER, or continue that run with --resume."
             ) from None
-        (self.path / "config.toml").write_text(config_toml)
 
     def append(self, name: str, records: Iterable[dict[str, Any]]) -> None:
         """Add lines to one of the JSONL files."""
@@ -76,7 +81,7 @@ class RunFolder:
     def write_samples(self, step: int, name: str, samples: Iterable[EvaluationSample]) -> None:
         """Keep every sample of one evaluation in a file of its own."""
         self.evaluations.mkdir(exist_ok=True)
-        # The step was not on file when it was evaluated, so an existing file is the torn one of a killed run.
+        # The step was not on file when it was evaluated, so an existing file is that of a killed run.
         path = self.evaluations / f"step-{step:06d}-{name}.jsonl"
         write_whole(path, "".join(json.dumps(asdict(sample)) + "\n" for sample in samples))
 

@@ -1,0 +1,128 @@
+"""What goes wrong from outside: a kill at the worst moments, a full disk. `benchmarks/faults.py` kills at any moment."""
+
+from __future__ import annotations
+
+import os
+import signal
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.tiny_run import write_run_file
+from tutelage.config import build_run, load_config
+from tutelage.training import Checkpoints, Observer, RunFolder, checkpoint, loop, train
+
+# As short as a run can be that evaluates, saves and drops checkpoints on the way.
+SHORT = ["steps=3", "checkpoint.every=1", "checkpoint.keep_last=1", "evaluation.every=1", "evaluation.num_samples=1"]
+
+Patch = Callable[[pytest.MonkeyPatch], None]
+
+
+def run(path: Path, *, resume: bool = False) -> None:
+    train(build_run(load_config(path, SHORT), resume=resume), Observer())
+
+
+def is_killed(action: Callable[[], None], patch: Patch) -> bool:
+    """Whether SIGKILL ended `action`, in a process of its own in which `patch` sets the trap."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of Python 3.12, about threads, of which the child has one
+        child = os.fork()
+    if child == 0:
+        try:
+            patch(pytest.MonkeyPatch())
+            action()
+        finally:
+            os._exit(1)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+
+
+def dies(*_: object, **__: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def traced(owner: object, name: str, call: int, *, before: bool) -> Patch:
+    """A trap: the process dies at the given call of a function, before or after what it does."""
+
+    def patch(monkeypatch: pytest.MonkeyPatch) -> None:
+        original, calls = getattr(owner, name), []
+
+        def trap(*arguments, **keywords):
+            calls.append(None)
+            if before and len(calls) == call:
+                dies()
+            result = original(*arguments, **keywords)
+            if len(calls) == call:
+                dies()
+            return result
+
+        monkeypatch.setattr(owner, name, trap)
+
+    return patch
+
+
+def half_a_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    def save(content, place, *_):
+        Path(place).write_bytes(b"half of it")
+        dies()
+
+    monkeypatch.setattr(checkpoint.torch, "save", save)
+
+
+def snapshot(folder: Path) -> dict[str, object]:
+    """Everything a run leaves, the seconds aside; `superseded.jsonl` tells of the kill and is left out."""
+    found: dict[str, object] = {}
+    for path in sorted(folder.rglob("*")):
+        name = str(path.relative_to(folder))
+        if path.is_dir() or name in ("config.toml", "superseded.jsonl"):
+            continue
+        read = RunFolder(folder).read
+        is_timed = name in ("metrics.jsonl", "evaluations.jsonl")
+        found[name] = (
+            [{k: v for k, v in record.items() if "second" not in k} for record in read(name)]
+            if is_timed
+            else path.read_bytes()
+        )
+    return found
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    run(write_run_file(folder))
+    return snapshot(folder / "run")
+
+
+MOMENTS: dict[str, Patch] = {
+    "an evaluation was on file, and its samples?": traced(RunFolder, "append", 1, before=False),
+    "samples of an evaluation were written, and its result not": traced(RunFolder, "write_samples", 1, before=False),
+    "an update was made and not yet filed": traced(loop, "apply_update", 2, before=False),
+    "half a checkpoint was written": half_a_checkpoint,
+    "a checkpoint was in place and the index not written": traced(Checkpoints, "_write_index", 2, before=True),
+    "the last checkpoint was in place, the old ones not dropped": traced(Checkpoints, "_drop_old", 3, before=True),
+}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_killed_run_ends_in_the_same_bytes(undisturbed: dict[str, object], tmp_path: Path, moment: str) -> None:
+    path = write_run_file(tmp_path)
+    assert is_killed(lambda: run(path), MOMENTS[moment])
+    run(path, resume=True)
+    assert snapshot(tmp_path / "run") == undisturbed
+
+
+def test_a_run_is_killed_again_while_it_is_resumed(undisturbed: dict[str, object], tmp_path: Path) -> None:
+    path = write_run_file(tmp_path)
+    assert is_killed(lambda: run(path), MOMENTS["an update was made and not yet filed"])
+    assert is_killed(lambda: run(path, resume=True), traced(loop.RunFolder, "append", 1, before=False))
+    run(path, resume=True)
+    assert snapshot(tmp_path / "run") == undisturbed
+
+
+def test_a_run_killed_while_its_folder_is_made_starts_again(undisturbed: dict[str, object], tmp_path: Path) -> None:
+    path = write_run_file(tmp_path)
+    assert is_killed(lambda: run(path), traced(Path, "write_text", 1, before=False))
+    assert not (tmp_path / "run").exists(), "a folder without a run would be refused with --resume and without"
+    run(path)
+    assert snapshot(tmp_path / "run") == undisturbed
