@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["write_whole", "written_whole"]
+__all__ = ["named", "write_whole", "written_whole"]
 
 
 @contextmanager
@@ -14,10 +14,21 @@ def written_whole(path: Path) -> Iterator[Path]:
     """A path beside `path` to write to; renamed to `path` when the block ends well, removed when it does not."""
     partial = path.with_name(f".{path.name}.partial")
     try:
-        yield partial
-        partial.replace(path)
+        with named(path):
+            yield partial
+            partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def named(path: Path) -> Iterator[None]:
+    """Let an OSError of the block name the file that it is about, which one of a write (a full disk) does not."""
+    try:
+        yield
+    except OSError as problem:
+        problem.filename = problem.filename or str(path)
+        raise
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -1,9 +1,11 @@
-"""What goes wrong from outside: a kill at the worst moments, a full disk. `benchmarks/faults.py` kills at any moment."""
+"""What goes wrong from outside: kills at the worst moments, a full disk. `benchmarks/faults.py` kills at any moment."""
 
 from __future__ import annotations
 
 import os
+import resource
 import signal
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.tiny_run import write_run_file
+from tutelage import cli
 from tutelage.config import build_run, load_config
 from tutelage.training import Checkpoints, Observer, RunFolder, checkpoint, loop, train
 
@@ -24,18 +27,27 @@ def run(path: Path, *, resume: bool = False) -> None:
     train(build_run(load_config(path, SHORT), resume=resume), Observer())
 
 
-def is_killed(action: Callable[[], None], patch: Patch) -> bool:
-    """Whether SIGKILL ended `action`, in a process of its own in which `patch` sets the trap."""
+def exit_code(action: Callable[[], object], patch: Patch) -> int:
+    """How `action` ends in a process of its own in which `patch` sets the trap; negative = the signal that ended it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of Python 3.12, about threads, of which the child has one
         child = os.fork()
     if child == 0:
+        code = 99
         try:
             patch(pytest.MonkeyPatch())
             action()
+            code = 0
+        except SystemExit as leaving:
+            code = int(leaving.code or 0)
         finally:
-            os._exit(1)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def is_killed(action: Callable[[], object], patch: Patch) -> bool:
+    """Whether SIGKILL ended it."""
+    return exit_code(action, patch) == -signal.SIGKILL
 
 
 def dies(*_: object, **__: object) -> None:
@@ -125,4 +137,38 @@ def test_a_run_killed_while_its_folder_is_made_starts_again(undisturbed: dict[st
     assert is_killed(lambda: run(path), traced(Path, "write_text", 1, before=False))
     assert not (tmp_path / "run").exists(), "a folder without a run would be refused with --resume and without"
     run(path)
+    assert snapshot(tmp_path / "run") == undisturbed
+
+
+def command(path: Path, said: Path, *arguments: str) -> None:
+    """`tutelage train`, with what it says on stderr in a file."""
+    sys.argv = ["tutelage", "train", str(path), *(word for item in SHORT for word in ("--set", item)), *arguments]
+    with said.open("w") as sys.stderr:
+        cli.main()
+
+
+@pytest.mark.parametrize(
+    ("limit_bytes", "facts"),
+    [
+        (60_000, ["the checkpoint of step 1 could not be written", "File too large", "resume with --resume"]),
+        (150_000, ["the checkpoint of step 1 could not be written", "resume with --resume"]),
+        (2_500, ["File too large", "run/samples.jsonl"]),
+    ],
+    ids=["weights", "moments", "samples"],
+)
+def test_a_disk_that_is_full_ends_the_run_in_one_line_and_loses_nothing(
+    undisturbed: dict[str, object], tmp_path: Path, limit_bytes: int, facts: list[str]
+) -> None:
+    """No file may grow beyond a limit, so the system itself refuses the writing, as it does on a full disk."""
+    path, said = write_run_file(tmp_path), tmp_path / "said"
+
+    def limited(monkeypatch: pytest.MonkeyPatch) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, limit_bytes))
+
+    assert exit_code(lambda: command(path, said), limited) == 2
+    (line,) = said.read_text().splitlines()
+    assert line.startswith("error: ")
+    for fact in facts:
+        assert fact in line
+    run(path, resume=True)
     assert snapshot(tmp_path / "run") == undisturbed

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from tutelage.errors import CheckpointError, ConfigurationError
 from tutelage.files import write_whole
@@ -118,7 +119,7 @@ class Checkpoints:
             beside.rename(place)
             _flush(self.folder)
             self._write_index(state)
-        except (OSError, RuntimeError) as problem:  # torch.save reports a full disk as RuntimeError
+        except (OSError, RuntimeError, SafetensorError) as problem:  # a full disk, as each of the writers reports it
             shutil.rmtree(beside, ignore_errors=True)
             raise CheckpointError(
                 f"the checkpoint of step {state.step} could not be written to {self.folder}: {problem}. Earlier "

@@ -20,7 +20,7 @@ from typing import Any
 
 from tutelage.errors import OutputExistsError
 from tutelage.evaluation import EvaluationSample
-from tutelage.files import write_whole
+from tutelage.files import named, write_whole
 
 __all__ = ["RunFolder"]
 
@@ -64,7 +64,8 @@ class RunFolder:
     def append(self, name: str, records: Iterable[dict[str, Any]]) -> None:
         """Add lines to one of the JSONL files."""
         text = "".join(json.dumps(record) + "\n" for record in records)
-        with (self.path / name).open("a") as file:
+        path = self.path / name
+        with named(path), path.open("a") as file:
             file.write(text)
 
     def read(self, name: str) -> list[dict[str, Any]]:
