@@ -1,12 +1,13 @@
-"""Files that appear whole or not at all: written beside their place, then renamed into it."""
+"""Files that appear whole or not at all: written beside their place, then renamed into it; and known by their sums."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["named", "write_whole", "written_whole"]
+__all__ = ["named", "sha256_of", "write_whole", "written_whole"]
 
 
 @contextmanager
@@ -35,3 +36,9 @@ def write_whole(path: Path, text: str) -> None:
     """Write a text file so that a killed process leaves the old content or the new, never half of it."""
     with written_whole(path) as partial:
         partial.write_text(text, encoding="utf-8")
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file's content, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

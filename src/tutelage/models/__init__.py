@@ -1,6 +1,7 @@
 """How do we talk to a language model?  Loading, one shared vocabulary, one stop event, a ragged key/value cache."""
 
 from tutelage.models.cache import RaggedCache
+from tutelage.models.fingerprint import tokenizer_fingerprint, weights_fingerprint
 from tutelage.models.fused_teacher import FusedTeacher
 from tutelage.models.fusion import DynamicFusion, FixedFusion, Fusion
 from tutelage.models.language_model import LanguageModel, as_language_model
@@ -35,4 +36,6 @@ __all__ = [
     "load_tokenizer",
     "outline_of",
     "save_student",
+    "tokenizer_fingerprint",
+    "weights_fingerprint",
 ]

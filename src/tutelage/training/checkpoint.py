@@ -15,7 +15,6 @@ prompt, sample, position), and the schedules and the data cursor are functions o
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -28,7 +27,7 @@ import torch
 from safetensors import SafetensorError
 
 from tutelage.errors import CheckpointError, ConfigurationError
-from tutelage.files import write_whole
+from tutelage.files import sha256_of, write_whole
 from tutelage.models import LanguageModel, Vocabulary, save_student
 
 __all__ = ["CheckpointSettings", "Checkpoints", "TrainerState", "find_resumable"]
@@ -206,8 +205,7 @@ def _damage(path: Path) -> str | None:
 
 
 def _fingerprint(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    return {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

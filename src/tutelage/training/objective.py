@@ -180,6 +180,9 @@ class Objective:
 
     def _targets(self, rollouts: Sequence[Rollout], device: torch.device) -> Callable[[slice], Target]:
         """The teacher at a span of the response tokens: as recorded where that suffices, asked otherwise."""
+        looks_at_top = self.divergence.support == "teacher_top_k" or self.divergence.imitates_tokens
+        if looks_at_top and all(rollout.teacher_top_ids is not None for rollout in rollouts):
+            return _recorded_tops(rollouts, device)
         if not self.divergence.needs_full_target:
             return _recorded_targets(rollouts, device)
         if self.teacher is None and not self.routes:
@@ -255,3 +258,11 @@ def _recorded_targets(
     names = ("support_ids", f"{whose}_support_logprobs", f"{whose}_tail_logprobs")
     ids_NK, logprobs_NK, tail_N = (records.joined(name).to(device) for name in names)
     return lambda span: SparseTarget(ids_NK[span], logprobs_NK[span], tail_N[span])
+
+
+def _recorded_tops(rollouts: Sequence[Rollout], device: torch.device) -> Callable[[slice], Target]:
+    """The teacher on its own most probable tokens, as it wrote them down."""
+    records = TokenRecords(rollouts)
+    names = ("teacher_top_ids", "teacher_top_logprobs", "teacher_top_tail")
+    ids_NK, logprobs_NK, tail_N = (records.joined(name).to(device) for name in names)
+    return lambda span: SparseTarget(ids_NK[span], logprobs_NK[span], tail_N[span], whose="teacher")
