@@ -2,9 +2,10 @@
 
     python benchmarks/faults.py --runs 20 --output faults
 
-TRB on the packaged pair, with an evaluation and a checkpoint after every step. The undisturbed run gives bytes and
-wall time. Each other run gets SIGKILL at a moment drawn uniformly over that time, is resumed, is killed again with a
-probability of 1/3, and so on, until it ends by itself. Compared are the checkpoints (weights, moments, state, index),
+TRB on the packaged pair, with an evaluation and a checkpoint after every step. The undisturbed run gives the bytes and
+the time. Each other run gets SIGKILL at a moment drawn uniformly over that time, is resumed, is killed again with a
+probability of 1/3, and so on, until it ends by itself. Time is the processor's, where Linux tells it, so that on a busy
+machine not all kills fall into the beginning. Compared are the checkpoints (weights, moments, state, index),
 the samples, and the metrics and evaluations without their seconds. Prints where the kills struck and how many runs
 survived; exit code 1 unless all did. The outcome does not depend on the machine's speed, only where kills strike does.
 """
@@ -58,6 +59,25 @@ def started(run_file: Path, run: Path) -> subprocess.Popen[bytes]:
         )
 
 
+def ended_within(process: subprocess.Popen[bytes], seconds: float) -> bool:
+    """Whether a process ended before it had worked for that long."""
+    since = time.perf_counter()
+    while process.poll() is None:
+        if worked(process.pid, since) >= seconds:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+def worked(pid: int, since: float) -> float:
+    """Seconds that the processor spent on a process; the wall's since a moment where nobody tells."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return time.perf_counter() - since
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def where_it_struck(run: Path, steps: int) -> str:
     """What the files say that the run was doing."""
     if not run.exists():
@@ -100,15 +120,13 @@ def disturbed(run_file: Path, run: Path, seconds: float, steps: int, dice: rando
     while True:
         wants_kill = not struck or dice.random() < CHANCE_OF_ANOTHER_KILL
         process = started(run_file, run)
-        try:
-            code = process.wait(dice.uniform(0, seconds) if wants_kill else None)
-        except subprocess.TimeoutExpired:
+        if wants_kill and not ended_within(process, dice.uniform(0, seconds)):
             process.kill()
             process.wait()
             struck.append(where_it_struck(run, steps))
             continue
-        if code != 0:
-            raise SystemExit(f"{run} ended with code {code}: see {run.with_suffix('.log')}")
+        if process.wait() != 0:
+            raise SystemExit(f"{run} ended with code {process.returncode}: see {run.with_suffix('.log')}")
         if struck:
             return struck
         shutil.rmtree(run)  # it was faster than its kill
@@ -125,11 +143,14 @@ def main() -> None:
         raise SystemExit(f"{options.output} already exists; choose another with --output.")
 
     run_file = write_run_file(options.output, options.steps)
-    since = time.perf_counter()
-    calm = options.output / "undisturbed"
-    if started(run_file, calm).wait() != 0:
+    since, seconds, calm = time.perf_counter(), 0.0, options.output / "undisturbed"
+    process = started(run_file, calm)
+    while process.poll() is None:
+        seconds = max(seconds, worked(process.pid, since))
+        time.sleep(0.01)
+    if process.returncode != 0:
         raise SystemExit(f"the undisturbed run failed: see {calm.with_suffix('.log')}")
-    seconds, expected = time.perf_counter() - since, content(calm)
+    expected = content(calm)
     print(f"undisturbed: {options.steps} steps in {seconds:.0f} s, {len(expected)} files to compare", flush=True)
 
     dice, struck, survived = random.Random(options.seed), Counter[str](), 0

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from tests.tiny_run import write_run_file
 from tutelage import cli
@@ -172,3 +173,16 @@ def test_a_disk_that_is_full_ends_the_run_in_one_line_and_loses_nothing(
         assert fact in line
     run(path, resume=True)
     assert snapshot(tmp_path / "run") == undisturbed
+
+
+@pytest.mark.parametrize("role", ["student", "teacher"])
+def test_weights_that_are_nan_are_refused_before_the_run_begins(tmp_path: Path, role: str) -> None:
+    path, said = write_run_file(tmp_path), tmp_path / "said"
+    weights = tmp_path / role / "model.safetensors"
+    tensors = load_file(weights)
+    tensors["model.norm.weight"][0] = float("nan")
+    save_file(tensors, weights, {"format": "pt"})
+    assert exit_code(lambda: command(path, said), lambda _: None) == 2
+    (line,) = said.read_text().splitlines()
+    assert line.startswith(f"error: {tmp_path / role} ") and "its logits are NaN, so its weights are damaged" in line
+    assert not (tmp_path / "run").exists()

@@ -210,9 +210,7 @@ def test_a_scoring_that_is_killed_goes_on_with_the_next_shard(
         patch.setattr(ScoreCache, "write", dies)
         with pytest.raises(Killed):
             score(home, tmp_path / "scores")
-    with pytest.raises(
-        DataError, match=r"2 of 3 shards of .* shard-00001\.parquet, which was not written yet"
-    ):
+    with pytest.raises(DataError, match=r"2 of 3 shards of .* shard-00001\.parquet, which was not written yet"):
         build_run(config_of(home, *OFF_POLICY, f"data.scores={tmp_path / 'scores'}", f"output={tmp_path / 'run'}"))
     assert score(home, tmp_path / "scores", resume=True) == ["shard 2 of 3 written", "shard 3 of 3 written"]
     same = {path.name: path.read_bytes() for path in (home / "scores").iterdir()}

@@ -46,6 +46,7 @@ def read_answers(path: Path, config: RunConfig, tokenizers: tuple[Any, Any], voc
         ids = [problem.id for problem in load_problems(path, prompt_column=column, answer_column=None)]
     prompts = read_prompts(data, *tokenizers, routes)
     by_id = dict(zip(prompts.ids, prompts.prompts, strict=True))
+    known = set(range(vocabulary.size)) - set(vocabulary.padding_ids)
     rollouts = []
     for problem_id, (place, row) in zip(ids, rows, strict=True):
         where = f"{path}, {place}"
@@ -57,7 +58,7 @@ def read_answers(path: Path, config: RunConfig, tokenizers: tuple[Any, Any], voc
             )
         if prompt is None:
             continue  # too long, as the warning of `read_prompts` says
-        tokens, finished = _tokens(row, where, tokenizers[0], vocabulary)
+        tokens, finished = _tokens(row, where, tokenizers[0], vocabulary, known)
         unknown = torch.full((len(tokens),), torch.nan)
         rollouts.append(
             Rollout(
@@ -74,7 +75,7 @@ def read_answers(path: Path, config: RunConfig, tokenizers: tuple[Any, Any], voc
     return rollouts
 
 
-def _tokens(row: Any, where: str, tokenizer: Any, vocabulary: Vocabulary) -> tuple[list[int], bool]:
+def _tokens(row: Any, where: str, tokenizer: Any, vocabulary: Vocabulary, known: set[int]) -> tuple[list[int], bool]:
     """An answer's token ids, the stop token included, and whether it has one."""
     given, text = row.get(TOKENS), row.get(RESPONSE)
     if given is None and not isinstance(text, str):
@@ -83,7 +84,6 @@ def _tokens(row: Any, where: str, tokenizer: Any, vocabulary: Vocabulary) -> tup
             "token ids. Complete or remove the row."
         )
     tokens = list(tokenizer(text, add_special_tokens=False)["input_ids"] if given is None else given)
-    known = set(range(vocabulary.size)) - set(vocabulary.padding_ids)
     if wrong := [token for token in tokens if not isinstance(token, int) or token not in known]:
         raise DataError(f"{where} has the token {excerpt(wrong[0])}, which no model of the run knows. Remove the row.")
     if any(token in vocabulary.stop_ids for token in tokens[:-1]):
