@@ -1,12 +1,13 @@
-"""Files that appear whole or not at all: written beside their place, then renamed into it."""
+"""Files that appear whole or not at all: written beside their place, then renamed into it; and known by their sums."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["write_whole", "written_whole"]
+__all__ = ["named", "sha256_of", "write_whole", "written_whole"]
 
 
 @contextmanager
@@ -14,13 +15,30 @@ def written_whole(path: Path) -> Iterator[Path]:
     """A path beside `path` to write to; renamed to `path` when the block ends well, removed when it does not."""
     partial = path.with_name(f".{path.name}.partial")
     try:
-        yield partial
-        partial.replace(path)
+        with named(path):
+            yield partial
+            partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def named(path: Path) -> Iterator[None]:
+    """Let an OSError of the block name the file that it is about, which one of a write (a full disk) does not."""
+    try:
+        yield
+    except OSError as problem:
+        problem.filename = problem.filename or str(path)
+        raise
 
 
 def write_whole(path: Path, text: str) -> None:
     """Write a text file so that a killed process leaves the old content or the new, never half of it."""
     with written_whole(path) as partial:
         partial.write_text(text, encoding="utf-8")
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file's content, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -43,8 +43,9 @@ class Rollout:
 
     Fields:
       prompt_tokens, response_tokens: token ids the student reads and writes.
-      behaviour_logprobs: [T] log mu of each token under the distribution that sampled it.
-      student_logprobs: [T] log p of each token. At evaluation temperatures this stays the student at temperature 1.
+      behaviour_logprobs: [T] log mu of each token under the distribution that sampled it; NaN where nobody knows it.
+      student_logprobs: [T] log p of each token. At evaluation temperatures this stays the student at temperature 1. NaN
+        where the student was not asked, as in an answer that was given.
       teacher_logprobs: [T] log q of each token, or None.
       finished: the answer ended with a stop token; False = it was cut by the length limit.
       prompt_index, sample_index: which prompt of the call, which sample of that prompt.
@@ -59,6 +60,9 @@ class Rollout:
       teacher_tail_logprobs: [T] log of the teacher's mass outside the support, summed there and not as 1 - mass.
       support_overlap: [T] share of the support that is in the teacher's own top K.
       support_is_shared: [T, K] bool, which tokens of the support these are.
+      teacher_top_ids: [T, K] the teacher's own K most probable tokens, where a teacher wrote them down.
+      teacher_top_logprobs: [T, K] log q of them, normalised over the whole vocabulary.
+      teacher_top_tail: [T] log of the teacher's mass on all other tokens.
       teacher_hidden: [T, D] what the teacher's head turns into log q, kept where the loss will ask for all tokens.
       reference_logprobs: [T] log-probability of each token under the reference, where a target needs one.
       reference_support_logprobs, reference_tail_logprobs: as those of the teacher.
@@ -89,6 +93,9 @@ class Rollout:
     teacher_tail_logprobs: Tensor | None = None
     support_overlap: Tensor | None = None
     support_is_shared: Tensor | None = None
+    teacher_top_ids: Tensor | None = None
+    teacher_top_logprobs: Tensor | None = None
+    teacher_top_tail: Tensor | None = None
     teacher_hidden: Tensor | None = field(default=None, repr=False)
     replaced: Tensor | None = None
     teacher_forwards: int | None = None
@@ -103,7 +110,7 @@ class Rollout:
     @property
     def is_scored(self) -> bool:
         """The teacher has seen this rollout, so a sparse target can be read off it."""
-        return self.teacher_support_logprobs is not None
+        return self.teacher_support_logprobs is not None or self.teacher_top_logprobs is not None
 
     @property
     def tokens_for_teacher(self) -> list[int]:
@@ -168,11 +175,13 @@ class SparseTarget:
       support_ids: [..., K] token ids.
       logprobs: [..., K] target log-probability of each, normalised over the whole vocabulary.
       tail_logprobs: [...] log of the target's mass on all other tokens.
+      whose: most probable tokens they are, "student" or "teacher".
     """
 
     support_ids: Tensor
     logprobs: Tensor
     tail_logprobs: Tensor
+    whose: str = "student"
 
 
 @dataclass(frozen=True)

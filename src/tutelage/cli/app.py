@@ -287,6 +287,28 @@ def generate(
 
 
 @app.command()
+def score(
+    run_file: RunFile,
+    answers: Annotated[Path, typer.Option(help="JSONL or Parquet file of answers, such as `generate` writes.")],
+    output: Annotated[Path, typer.Option(help="Folder for the scores; data.scores of runs that learn from them.")],
+    overrides: Overrides = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on in the output folder; damaged shards anew.")] = False,
+    shard: Annotated[int, typer.Option(help="Answers per shard.", min=1)] = 256,
+) -> None:
+    """Let a run file's teacher read answers that exist, once, and keep what it says for off-policy training."""
+    from tutelage.cli.scoring import write_scores
+    from tutelage.config import load_config
+
+    config = load_config(run_file, overrides or [])
+    set_threads(config.runtime.threads)
+    console = Console(highlight=False, soft_wrap=True)
+    count = write_scores(
+        config, answers, output, answers_per_shard=shard, resume=resume, on_message=lambda text: console.print(text)
+    )
+    console.print(f"{count} answers scored in {_plain(str(output))}")
+
+
+@app.command()
 def demo(
     output: Annotated[Path | None, typer.Option(help="A new folder; default: demo-runs/1, 2, ...")] = None,
     steps: Annotated[int, typer.Option(help="Training steps of each run.", min=1)] = 60,

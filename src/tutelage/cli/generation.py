@@ -16,6 +16,7 @@ from tutelage.config import (
     read_prompts,
     refuse_overlong_prompts,
 )
+from tutelage.errors import ConfigurationError
 from tutelage.files import write_whole
 from tutelage.rollout import derive_seed
 from tutelage.tasks import check_verifier
@@ -32,6 +33,11 @@ def write_samples(
       number of samples written, and how many are correct (None where nothing can be verified).
     """
     policy = policy_at(config, step)
+    if policy.is_given:
+        raise ConfigurationError(
+            "the policy is 'given': its answers are those in data.scores, and there is nothing to generate. Choose "
+            "another with --set policy=teacher."
+        )
     if config.data.verifier:
         check_verifier(config.data.verifier)
     tokenizers = load_tokenizers(config)
@@ -60,6 +66,7 @@ def write_samples(
             "sample": rollout.sample_index,
             "prompt": decode(rollout.prompt_tokens),
             "response": decode(rollout.response_tokens),
+            "response_tokens": rollout.response_tokens,
             "answer": answers[place],
             "finished": rollout.finished,
             "num_tokens": len(rollout),

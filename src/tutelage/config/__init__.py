@@ -19,9 +19,10 @@ from tutelage.config.build import (
     refuse_unwritable,
 )
 from tutelage.config.load import flattened, load_config, read_run_file, resolve_config, to_toml
-from tutelage.config.models import load_route_tokenizers, other_models
+from tutelage.config.models import load_outline, load_route_tokenizers, other_models
 from tutelage.config.parts import part_from
 from tutelage.config.schema import DataConfig, EvaluationSetConfig, ModelConfig, PhaseConfig, RunConfig
+from tutelage.config.scores import given_answers
 
 __all__ = [
     "DataConfig",
@@ -37,8 +38,10 @@ __all__ = [
     "build_run",
     "decoder_of",
     "flattened",
+    "given_answers",
     "load_config",
     "load_evaluation_problems",
+    "load_outline",
     "load_route_tokenizers",
     "load_tokenizers",
     "make_verifier",

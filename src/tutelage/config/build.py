@@ -16,10 +16,12 @@ from typing import Any
 from tutelage.config.load import flattened, load_config, to_toml
 from tutelage.config.models import (
     load_model,
+    load_outline,
     load_route_tokenizers,
     load_student,
     load_teacher,
     other_models,
+    outline_teacher,
     refuse_unknown_teachers,
     refuse_unlearnable,
     refuse_wrong_reference,
@@ -28,6 +30,7 @@ from tutelage.config.models import (
 from tutelage.config.parts import part_from
 from tutelage.config.phases import phase_tables
 from tutelage.config.schema import DataConfig, EvaluationSetConfig, ModelConfig, RunConfig
+from tutelage.config.scores import given_answers, refuse_unfit_for_given
 from tutelage.divergences import DIVERGENCES
 from tutelage.errors import CheckpointError, ConfigurationError, OutputExistsError
 from tutelage.evaluation import GREEDY_SUFFIX, EvaluationResult, EvaluationSet
@@ -118,6 +121,9 @@ def build_run(config: RunConfig, *, resume: bool = False, processes: Processes |
     student_tokenizer, teacher_tokenizer = load_tokenizers(config)
     prompts = read_prompts(config.data, student_tokenizer, teacher_tokenizer, load_route_tokenizers(config))
     sets = build_evaluation_sets(config.evaluation.sets, config.data, student_tokenizer)
+    given = given_answers(config, phases, prompts.prompts, (student_tokenizer, teacher_tokenizer))
+    if given is None and config.data.scores is not None:
+        messages.append("data.scores is set, but no policy is 'given', so nobody reads it")
     refuse_overlong_prompts(config, prompts.prompts)
     evaluation_tokens = config.evaluation.max_new_tokens or config.rollout.max_new_tokens
     for problems in sets:
@@ -125,9 +131,17 @@ def build_run(config: RunConfig, *, resume: bool = False, processes: Processes |
 
     path = str(checkpoint) if checkpoint else None
     has_reference = any(phase.recipe.target.needs is not None for phase in phases)
+    is_read = not all(phase.recipe.policy.is_given for phase in phases)  # else all that the teacher says is on file
     engine = build_engine(
-        config, student_tokenizer, teacher_tokenizer, path, with_reference=has_reference, runtime=runtime
+        config,
+        student_tokenizer,
+        teacher_tokenizer,
+        path,
+        with_reference=has_reference,
+        with_teacher=is_read,
+        runtime=runtime,
     )
+    engine.given = given
     # Refused now, if one answer at the limit does not fit into the caches, and not when the first step needs it.
     asks_teacher = any(phase.recipe.policy.needs_teacher for phase in phases)
     engine.rows_that_fit(prompts.prompts, config.rollout.max_new_tokens, with_teacher=asks_teacher)
@@ -260,6 +274,7 @@ def build_phases(config: RunConfig) -> list[Phase]:
         try:
             recipe = build_recipe(tables.config)
             _refuse_own_tokens(recipe)
+            refuse_unfit_for_given(recipe)
         except ConfigurationError as problem:
             if tables.name is None:
                 raise
@@ -274,7 +289,7 @@ def build_phases(config: RunConfig) -> list[Phase]:
 
 def _refuse_own_tokens(recipe: Recipe) -> None:
     """Refuse to imitate sampled tokens in which the teacher had no say: their mean gradient is 0."""
-    if recipe.divergence.imitates_tokens and not recipe.policy.needs_teacher:
+    if recipe.divergence.imitates_tokens and not (recipe.policy.needs_teacher or recipe.policy.is_given):
         raise ConfigurationError(
             f"divergence {recipe.divergence} imitates the sampled tokens, but the policy {recipe.policy} draws them "
             "without the teacher, so there is nothing to learn from them. Set policy = 'teacher'."
@@ -293,14 +308,22 @@ def build_engine(
     student_path: str | None = None,
     *,
     with_reference: bool = False,
+    with_teacher: bool = True,
     runtime: LocalRuntime | None = None,
 ) -> PairedEngine:
-    """Load the models and put them side by side; `student_path` replaces the student's weights (a checkpoint)."""
+    """Load the models and put them side by side; `student_path` replaces the student's weights (a checkpoint).
+
+    Without a teacher's weights the vocabulary is still the one shared with it.
+    """
     runtime = runtime or LocalRuntime(config.runtime.device)
     device = runtime.device
     student, first_self = load_student(config, student_tokenizer, device, student_path)
-    teacher = runtime.placed_teacher(lambda place: load_teacher(config.teacher, teacher_tokenizer, place))
-    routes = {name: load_model(model, tokenizer_of(model), device) for name, model in config.teacher.routes.items()}
+    if with_teacher:
+        teacher = runtime.placed_teacher(lambda place: load_teacher(config.teacher, teacher_tokenizer, place))
+        routes = {name: load_model(model, tokenizer_of(model), device) for name, model in config.teacher.routes.items()}
+    else:
+        teacher = outline_teacher(config.teacher, teacher_tokenizer)
+        routes = {name: load_outline(model, tokenizer_of(model)) for name, model in config.teacher.routes.items()}
     reference = None
     if with_reference and config.reference.path is None:
         # The student's initial weights, computed as the student is.
@@ -312,8 +335,8 @@ def build_engine(
         decoded.compile = config.rollout.compile
     return PairedEngine(
         student,
-        teacher,
-        routes=routes,
+        teacher if with_teacher else None,
+        routes=routes if with_teacher else {},
         reference=reference,
         reference_reads=config.reference.reads,
         vocabulary=align(student, teacher, *routes.values(), reference),

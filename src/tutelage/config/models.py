@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from tutelage.config.schema import ModelConfig, ReferenceConfig, RunConfig, Stud
 from tutelage.errors import ConfigurationError
 from tutelage.models import (
     DTYPES,
+    AdapterSettings,
     DynamicFusion,
     FixedFusion,
     FusedTeacher,
@@ -19,15 +20,18 @@ from tutelage.models import (
     earlier_self,
     load_language_model,
     load_tokenizer,
+    outline_of,
 )
 from tutelage.targets import TARGETS, TargetRule
 from tutelage.tasks import Problem
 
 __all__ = [
     "load_model",
+    "load_outline",
     "load_route_tokenizers",
     "load_student",
     "load_teacher",
+    "outline_teacher",
     "other_models",
     "refuse_unknown_teachers",
     "refuse_unlearnable",
@@ -108,18 +112,40 @@ def load_student(
 
 def load_teacher(teacher: TeacherConfig, tokenizer: Any, device: str) -> LanguageModel:
     """The teacher, with its experts fused into it."""
-    loaded = load_model(teacher, tokenizer, device)
+    return _fused(teacher, tokenizer, lambda model, its_tokenizer: load_model(model, its_tokenizer, device))
+
+
+def load_outline(model: ModelConfig, tokenizer: Any, adapter: AdapterSettings | None = None) -> LanguageModel:
+    """A model as its table says, without its weights."""
+    return outline_of(
+        model.path,
+        tokenizer,
+        dtype=model.dtype,
+        revision=model.revision,
+        trust_remote_code=model.trust_remote_code,
+        allow_pickle=model.allow_pickle,
+        adapter=adapter,
+    )
+
+
+def outline_teacher(teacher: TeacherConfig, tokenizer: Any) -> LanguageModel:
+    """The teacher with its experts, without their weights."""
+    return _fused(teacher, tokenizer, load_outline)
+
+
+def _fused(teacher: TeacherConfig, tokenizer: Any, load: Callable[[ModelConfig, Any], LanguageModel]) -> LanguageModel:
+    loaded = load(teacher, tokenizer)
     if not teacher.experts:
         return loaded
     members, weights, is_dynamic = [loaded], [teacher.weight], False
     for expert in teacher.experts:
         is_dynamic |= expert.weight == "dynamic"
         weight = 1.0 if expert.weight == "dynamic" else expert.weight
-        members.append(load_model(expert, tokenizer_of(expert), device))
+        members.append(load(expert, tokenizer_of(expert)))
         weights.append(weight)
         if expert.base is not None:
             base = _base_of(expert, expert.base)
-            members.append(load_model(base, tokenizer_of(base), device))
+            members.append(load(base, tokenizer_of(base)))
             weights.append(-weight)
     if is_dynamic:
         dynamic = DynamicFusion(teacher.largest_dynamic_weight, teacher.dynamic_weight_increment)

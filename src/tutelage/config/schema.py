@@ -143,6 +143,7 @@ class DataConfig(Section):
     teacher_chat_template_kwargs: dict[str, Any] | None = None
     max_prompt_tokens: int = Field(default=1024, ge=1)
     verifier: str = "math"
+    scores: str | None = None
 
 
 class EvaluationSetConfig(Section):

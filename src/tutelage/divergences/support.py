@@ -101,6 +101,35 @@ class TopK(Support):
         target_tail = tail_logprobs(target_logprobs, ids)
         return self._on(ids, student_logprobs, target_logprobs.gather(-1, ids), target_tail)
 
+    def _on_record(self, student_logits: Tensor, target: SparseTarget) -> tuple[Tensor, Tensor]:
+        """On the first k tokens of a record; what it kept beyond them joins the rest."""
+        student_logprobs = normalise(student_logits)
+        ids = self.recorded_ids(target, student_logprobs.shape[-1])
+        return self._on(ids, student_logprobs, *self._recorded(target))
+
+    def recorded_ids(self, target: SparseTarget, vocabulary_size: int) -> Tensor:
+        """The support of a record: [..., K]."""
+        ids = target.support_ids[..., : self.k].long()
+        if ids.shape[-1] < min(self.k, vocabulary_size):
+            raise ConfigurationError(
+                f"divergence.top_k is {self.k}, but the rollouts kept {ids.shape[-1]} tokens. "
+                "Set rollout.support_size to at least divergence.top_k."
+            )
+        return ids
+
+    def events_on_record(
+        self, student_kept: Tensor, student_tail: Tensor, target: SparseTarget
+    ) -> tuple[Tensor, Tensor]:
+        """`events` of a student that is known on `recorded_ids`, [..., K], and on all others as one, [...], only."""
+        return self._formed(student_kept, student_tail, *self._recorded(target))
+
+    def _recorded(self, target: SparseTarget) -> tuple[Tensor, Tensor]:
+        """Log-probabilities of the target on `recorded_ids`, and on all others."""
+        left_out = target.logprobs[..., self.k :]
+        tails = torch.cat([left_out, target.tail_logprobs[..., None]], dim=-1)
+        target_tail = torch.logsumexp(tails, dim=-1) if left_out.shape[-1] else target.tail_logprobs
+        return target.logprobs[..., : self.k], target_tail
+
     def _on(
         self, ids: Tensor, student_logprobs: Tensor, target_kept: Tensor, target_tail: Tensor
     ) -> tuple[Tensor, Tensor]:
@@ -140,40 +169,23 @@ class StudentTopK(TopK):
     def events(self, student_logits: Tensor, target: Target) -> tuple[Tensor, Tensor]:
         if isinstance(target, DenseTarget):
             return super().events(student_logits, target)
-        student_logprobs = normalise(student_logits)
-        ids = self.recorded_ids(target, student_logprobs.shape[-1])
-        return self._on(ids, student_logprobs, *self._recorded(target))
-
-    def recorded_ids(self, target: SparseTarget, vocabulary_size: int) -> Tensor:
-        """The support of a record: [..., K]."""
-        ids = target.support_ids[..., : self.k].long()
-        if ids.shape[-1] < min(self.k, vocabulary_size):
-            raise ConfigurationError(
-                f"divergence.top_k is {self.k}, but the rollouts kept {ids.shape[-1]} tokens. "
-                "Set rollout.support_size to at least divergence.top_k."
-            )
-        return ids
-
-    def events_on_record(
-        self, student_kept: Tensor, student_tail: Tensor, target: SparseTarget
-    ) -> tuple[Tensor, Tensor]:
-        """`events` of a student that is known on `recorded_ids`, [..., K], and on all others as one, [...], only."""
-        return self._formed(student_kept, student_tail, *self._recorded(target))
-
-    def _recorded(self, target: SparseTarget) -> tuple[Tensor, Tensor]:
-        """Log-probabilities of the target on `recorded_ids`, and on all others."""
-        left_out = target.logprobs[..., self.k :]
-        tails = torch.cat([left_out, target.tail_logprobs[..., None]], dim=-1)
-        target_tail = torch.logsumexp(tails, dim=-1) if left_out.shape[-1] else target.tail_logprobs
-        return target.logprobs[..., : self.k], target_tail
+        return self._on_record(student_logits, target)
 
 
 @dataclass(frozen=True)
 class TeacherTopK(TopK):
-    """The teacher's K most probable tokens, whatever the student thinks of them."""
+    """The teacher's K most probable tokens, whatever the student thinks of them.
+
+    With a sparse target they are those that the teacher wrote down.
+    """
 
     needs_full_target = True
     whose = "teacher"
+
+    def events(self, student_logits: Tensor, target: Target) -> tuple[Tensor, Tensor]:
+        if isinstance(target, SparseTarget) and target.whose == "teacher":
+            return self._on_record(student_logits, target)
+        return super().events(student_logits, target)
 
     def choose(self, student_logprobs: Tensor, teacher_logprobs: Tensor) -> Tensor:
         return _most_probable(teacher_logprobs, self.k)

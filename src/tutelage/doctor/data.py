@@ -51,8 +51,11 @@ def contexts(patient: Patient) -> Finding:
     sets = build_evaluation_sets(config.evaluation.sets, config.data, patient.tokenizers[0])
     for problems in sets:
         refuse_overlong(config.student, None, problems.prompts, tokens, "evaluation.max_new_tokens")
+    scored = "" if patient.given is None else f", {sum(map(len, patient.given.places.values()))} given answers"
     names = "".join(f", {len(problems.prompts)} of {problems.name!r}" for problems in sets)
-    return Finding(Verdict.ok, f"{len(patient.prompts.prompts)} prompts for training{names} fit, with their answers")
+    return Finding(
+        Verdict.ok, f"{len(patient.prompts.prompts)} prompts for training{scored}{names} fit, with their answers"
+    )
 
 
 def contamination(patient: Patient) -> Finding:

@@ -8,20 +8,21 @@ from functools import cached_property
 from typing import Any
 
 from tutelage.config import (
-    ModelConfig,
     Prompts,
     RunConfig,
     build_engine,
     build_phases,
+    given_answers,
+    load_outline,
     load_route_tokenizers,
     load_tokenizers,
     make_verifier,
     other_models,
     read_prompts,
 )
-from tutelage.models import AdapterSettings, LanguageModel, Vocabulary, align, outline_of
+from tutelage.models import LanguageModel, Vocabulary, align
 from tutelage.policies import Student
-from tutelage.rollout import PairedEngine, derive_seed
+from tutelage.rollout import GivenAnswers, PairedEngine, derive_seed
 from tutelage.training import Phase
 from tutelage.types import Prompt, Rollout
 
@@ -61,11 +62,11 @@ class Patient:
         """Every model of the run without its weights, by its key in the run file."""
         student_tokenizer, teacher_tokenizer = self.tokenizers
         pair = {
-            "student": _outline(self.config.student, student_tokenizer, self.config.student.adapter),
-            "teacher": _outline(self.config.teacher, teacher_tokenizer),
+            "student": load_outline(self.config.student, student_tokenizer, self.config.student.adapter),
+            "teacher": load_outline(self.config.teacher, teacher_tokenizer),
         }
         # Their tokenizers were found equal to the student's.
-        return pair | {name: _outline(model, student_tokenizer) for name, model in other_models(self.config)}
+        return pair | {name: load_outline(model, student_tokenizer) for name, model in other_models(self.config)}
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
@@ -79,12 +80,18 @@ class Patient:
         return any(phase.recipe.target.needs is not None for phase in self.phases)
 
     @cached_property
+    def given(self) -> GivenAnswers | None:
+        """The scored answers of phases that learn from such; refused if they do not fit the run."""
+        return given_answers(self.config, self.phases, self.prompts.prompts, self.tokenizers)
+
+    @cached_property
     def engine(self) -> PairedEngine:
         """The models with their weights, the student's gradient on and all others' off."""
         engine = build_engine(self.config, *self.tokenizers, with_reference=self.needs_reference)
         for model in engine.frozen:
             model.module.requires_grad_(False)
         engine.student.let_learn()
+        engine.given = self.given
         return engine
 
     @cached_property
@@ -113,15 +120,3 @@ class Patient:
     def verify(self, rollouts: Sequence[Rollout], answers: Sequence[str]) -> Sequence[bool]:
         """Right or wrong, as the run's verifier says."""
         return make_verifier(self.config.data.verifier, self.engine.student)(rollouts, answers)
-
-
-def _outline(model: ModelConfig, tokenizer: Any, adapter: AdapterSettings | None = None) -> LanguageModel:
-    return outline_of(
-        model.path,
-        tokenizer,
-        dtype=model.dtype,
-        revision=model.revision,
-        trust_remote_code=model.trust_remote_code,
-        allow_pickle=model.allow_pickle,
-        adapter=adapter,
-    )

@@ -2,6 +2,7 @@
 
 from tutelage.models.adapters import AdapterSettings, base_of
 from tutelage.models.cache import RaggedCache
+from tutelage.models.fingerprint import tokenizer_fingerprint, weights_fingerprint
 from tutelage.models.fused_teacher import FusedTeacher
 from tutelage.models.fusion import DynamicFusion, FixedFusion, Fusion
 from tutelage.models.language_model import LanguageModel, as_language_model
@@ -46,4 +47,6 @@ __all__ = [
     "load_tokenizer",
     "outline_of",
     "save_student",
+    "tokenizer_fingerprint",
+    "weights_fingerprint",
 ]

@@ -8,6 +8,7 @@ here and not in a ruined run. Where our own forward is what disagrees, the model
 
 from __future__ import annotations
 
+import math
 import warnings
 
 import torch
@@ -60,6 +61,8 @@ def _disagreement(model: LanguageModel) -> str | None:
         if isinstance(problem, ConfigurationError):
             raise
         return f"decoding through the cache failed with {type(problem).__name__}: {problem}"
+    if math.isnan(error):
+        return f"its logits are NaN, so its weights are damaged or overflow in {model.module.dtype}"
     tolerance = TOLERANCES[model.module.dtype]
     if not error <= tolerance:
         return f"cached and plain decoding differ by {error:.2g} nats where {tolerance:g} is rounding"

@@ -6,6 +6,7 @@ one: a file beside the others, a line in `POLICIES`, a line in `tests/contracts/
 
 from tutelage.policies.base import Policy, Proposal
 from tutelage.policies.fixed_blend import FixedBlend
+from tutelage.policies.given import Given
 from tutelage.policies.interleaved import Interleaved
 from tutelage.policies.mixture import Mixture
 from tutelage.policies.student import Student
@@ -17,6 +18,7 @@ from tutelage.policies.trust_region import TrustRegion
 __all__ = [
     "POLICIES",
     "FixedBlend",
+    "Given",
     "Interleaved",
     "Mixture",
     "Policy",
@@ -37,4 +39,5 @@ POLICIES: dict[str, type[Policy]] = {
     "interleaved": Interleaved,
     "temperature": Temperature,
     "teacher_prefix": TeacherPrefix,
+    "given": Given,
 }

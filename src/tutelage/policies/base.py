@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -49,7 +50,13 @@ class Proposal:
 
 @dataclass(frozen=True)
 class Policy(ABC):
-    """Chooses the distribution that the next token is drawn from."""
+    """Chooses the distribution that the next token is drawn from.
+
+    What a member may say of itself:
+      is_given: it draws nothing; the answers exist already.
+    """
+
+    is_given: ClassVar[bool] = False
 
     @property
     @abstractmethod

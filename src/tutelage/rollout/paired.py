@@ -20,6 +20,7 @@ from tutelage.models import LanguageModel, Vocabulary, align, as_language_model
 from tutelage.policies import Policy
 from tutelage.rollout.decoding import Decoding, Task
 from tutelage.rollout.draft_length import LONGEST, Costs, DraftLength, draft_length_named
+from tutelage.rollout.given import GivenAnswers
 from tutelage.rollout.scoring import score, score_reference
 from tutelage.types import Prompt, Rollout
 
@@ -48,6 +49,7 @@ class PairedEngine:
       max_rows: most answers decoded at once; further ones take the place of those that end, with the same result.
       cache_bytes: most memory of the caches of both models. None = half of an accelerator's memory, no limit on a CPU.
       score_tokens: most tokens in one forward of the teacher over prompts or finished rollouts.
+      given: answers for the policy that samples none; None = there are none.
     Raises:
       VocabularyMismatchError: the models do not share a tokenizer.
       ConfigurationError: a number that cannot work.
@@ -67,6 +69,7 @@ class PairedEngine:
         max_rows: int = 256,
         cache_bytes: int | None = None,
         score_tokens: int = 16_384,
+        given: GivenAnswers | None = None,
     ) -> None:
         for name, value in (("support_size", support_size), ("max_rows", max_rows), ("score_tokens", score_tokens)):
             if value < 1:
@@ -86,6 +89,7 @@ class PairedEngine:
         self.max_rows = max_rows
         self.cache_bytes = cache_bytes
         self.score_tokens = score_tokens
+        self.given = given
 
     @property
     def teachers(self) -> dict[str | None, LanguageModel]:
@@ -135,6 +139,8 @@ class PairedEngine:
                 f"max_new_tokens is {max_new_tokens} and num_samples is {num_samples}; both must be at least 1."
             )
         ready = [p if isinstance(p, Prompt) else Prompt(list(p)) for p in prompts]
+        if policy.is_given and self.given is not None:
+            return self.given.generate(ready, num_samples=num_samples, seed=seed, step=step)
         self._check_prompts(ready, max_new_tokens)
         if not ready:
             return []

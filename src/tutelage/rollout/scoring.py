@@ -16,10 +16,10 @@ from torch import Tensor
 from tutelage.distributions import normalise
 from tutelage.errors import DataError
 from tutelage.models import LanguageModel, Vocabulary
-from tutelage.rollout.statistics import reference_statistics, teacher_statistics
+from tutelage.rollout.statistics import reference_statistics, teacher_statistics, teacher_top_statistics
 from tutelage.types import Rollout
 
-__all__ = ["batches_by_tokens", "response_hidden", "score", "score_reference", "tokens_per_chunk"]
+__all__ = ["batches_by_tokens", "response_hidden", "score", "score_reference", "score_top", "tokens_per_chunk"]
 
 # Logits of one chunk stay below this many numbers (at 4 bytes each, 256 MiB). A handful live at once in backward.
 CHUNK_NUMBERS = 64 * 2**20
@@ -66,6 +66,26 @@ def score_reference(
     """
     prompts = [r.tokens_for_teacher if reads == "teacher" else r.prompt_tokens for r in rollouts]
     return _read(reference, vocabulary, rollouts, prompts, reference_statistics, max_tokens)
+
+
+@torch.no_grad()
+def score_top(
+    teacher: LanguageModel, vocabulary: Vocabulary, rollouts: Sequence[Rollout], *, top_k: int, max_tokens: int
+) -> list[Rollout]:
+    """Copies of the rollouts with the teacher's own top K of every token, in the same order; no student is needed.
+
+    Args:
+      top_k: K.
+      (the others as in `score`; a student's support is not looked at)
+    """
+
+    def statistics(logprobs_NV: Tensor, tokens_N: Tensor, _: Tensor) -> dict[str, Tensor]:
+        return teacher_top_statistics(logprobs_NV, tokens_N, top_k)
+
+    blind = [replace(rollout, support_ids=torch.zeros(len(rollout), 0, dtype=torch.int32)) for rollout in rollouts]
+    prompts = [rollout.tokens_for_teacher for rollout in rollouts]
+    read = _read(teacher, vocabulary, blind, prompts, statistics, max_tokens)
+    return [replace(found, support_ids=own.support_ids) for found, own in zip(read, rollouts, strict=True)]
 
 
 def _read(

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from tutelage.distributions import entropy, gather_logprobs, tail_logprobs
 
-__all__ = ["reference_statistics", "student_statistics", "teacher_statistics"]
+__all__ = ["reference_statistics", "student_statistics", "teacher_statistics", "teacher_top_statistics"]
 
 
 def student_statistics(logprobs_NV: Tensor, tokens_N: Tensor, support_size: int) -> dict[str, Tensor]:
@@ -49,6 +49,26 @@ def teacher_statistics(logprobs_NV: Tensor, tokens_N: Tensor, support_ids_NK: Te
         "teacher_tail_logprobs": tail_logprobs(logprobs_NV, support_ids_NK),
         "support_overlap": shared_NK.to(logprobs_NV.dtype).mean(-1),
         "support_is_shared": shared_NK,
+    }
+
+
+def teacher_top_statistics(logprobs_NV: Tensor, tokens_N: Tensor, top_k: int) -> dict[str, Tensor]:
+    """The teacher's log-probability, entropy and own top K, which needs no student.
+
+    Args:
+      logprobs_NV: log q, normalised.
+      tokens_N: the token that is there.
+      top_k: K; never more than V tokens are kept.
+    Returns:
+      fields of `Rollout` by name, each [N] or [N, K].
+    """
+    top = logprobs_NV.topk(min(top_k, logprobs_NV.shape[-1]), dim=-1)
+    return {
+        "teacher_logprobs": gather_logprobs(logprobs_NV, tokens_N),
+        "teacher_entropy": entropy(logprobs_NV),
+        "teacher_top_ids": top.indices.int(),
+        "teacher_top_logprobs": top.values,
+        "teacher_top_tail": tail_logprobs(logprobs_NV, top.indices),
     }
 
 

@@ -3,7 +3,7 @@
 from tutelage.tasks.benchmarks import BENCHMARKS, Benchmark
 from tutelage.tasks.chat import DroppedPromptsWarning, RenderedPrompts, closing_text, render, render_all
 from tutelage.tasks.problems import Problem, load_problems
-from tutelage.tasks.sources import short_name
+from tutelage.tasks.sources import excerpt, rows_of, short_name
 from tutelage.tasks.verifiers import Verifier, VerifierWarning, check_verifier, verify
 
 __all__ = [
@@ -11,7 +11,9 @@ __all__ = [
     "Benchmark",
     "Problem",
     "closing_text",
+    "excerpt",
     "load_problems",
+    "rows_of",
     "short_name",
     "render",
     "render_all",

@@ -16,7 +16,6 @@ prompt, sample, position), and the schedules and the data cursor are functions o
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -26,9 +25,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from tutelage.errors import CheckpointError, ConfigurationError
-from tutelage.files import write_whole
+from tutelage.files import sha256_of, write_whole
 from tutelage.models import LanguageModel, Vocabulary, save_student
 
 __all__ = ["CheckpointSettings", "Checkpoints", "TrainerState", "find_resumable"]
@@ -119,7 +119,7 @@ class Checkpoints:
             beside.rename(place)
             _flush(self.folder)
             self._write_index(state)
-        except (OSError, RuntimeError) as problem:  # torch.save reports a full disk as RuntimeError
+        except (OSError, RuntimeError, SafetensorError) as problem:  # a full disk, as each of the writers reports it
             shutil.rmtree(beside, ignore_errors=True)
             raise CheckpointError(
                 f"the checkpoint of step {state.step} could not be written to {self.folder}: {problem}. Earlier "
@@ -127,6 +127,12 @@ class Checkpoints:
             ) from problem
         self._drop_old(state)
         return place
+
+    def settle(self, state: TrainerState) -> None:
+        """Do what a kill right behind the newest checkpoint, that of `state.step`, left undone: index and old ones."""
+        if max(step for step, _ in _complete(self.folder)) == state.step:
+            self._write_index(state)
+            self._drop_old(state)
 
     def _drop_old(self, state: TrainerState) -> None:
         steps = sorted(step for step, _ in _complete(self.folder))
@@ -201,8 +207,7 @@ def _damage(path: Path) -> str | None:
 
 
 def _fingerprint(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    return {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

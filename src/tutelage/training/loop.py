@@ -134,6 +134,7 @@ def _train(run: Run, observer: Observer) -> TrainerState:
         state = read_state(run.resume_from)
         learner.load_moments(optimizer, read_moments(run.resume_from))
         past.restore(state.step, run.resume_from)
+        checkpoints.settle(state)
     if run.is_resumed:
         run.folder.cut_back(state.step)
     saved_step = state.step if run.resume_from is not None else None
@@ -239,8 +240,9 @@ def _evaluate_if_due(
             spread=spread,
         )
         with interruption.protected():
-            run.folder.append("evaluations.jsonl", [{"step": state.step, **result.to_dict()}])
+            # The samples first: what is in evaluations.jsonl is not evaluated again after a kill.
             run.folder.write_samples(state.step, problems.name, samples)
+            run.folder.append("evaluations.jsonl", [{"step": state.step, **result.to_dict()}])
             observer.on_evaluation(state.step, result)
     value = run.runtime.from_first(lambda: _mean_of_best_metric(run, state.step))
     if state.best_value is not None and value <= state.best_value:

@@ -232,9 +232,16 @@ class Objective:
 
     def _form(self, rollouts: Sequence[Rollout], *, is_one_chunk: bool) -> str:
         """Which form of the loss these rollouts get: "chunked", "tiled" or "recomputed"."""
+        if self._reads_tops(rollouts):
+            return "chunked"
         teachers = self._readers(rollouts)[0] if self.divergence.needs_full_target else []
         distinct = list({id(teacher): teacher for teacher in teachers}.values())
         return loss_form(self.form, self.divergence, self.target, self.student, distinct, is_one_chunk=is_one_chunk)
+
+    def _reads_tops(self, rollouts: Sequence[Rollout]) -> bool:
+        """What the teacher wrote down of its own top tokens is all that is looked at."""
+        looks_at_top = self.divergence.support == "teacher_top_k" or self.divergence.imitates_tokens
+        return looks_at_top and all(rollout.teacher_top_ids is not None for rollout in rollouts)
 
     def _readers(
         self, rollouts: Sequence[Rollout]
@@ -253,6 +260,8 @@ class Objective:
 
     def _targets(self, rollouts: Sequence[Rollout], device: torch.device) -> Callable[[slice], Target]:
         """The teacher at a span of the response tokens: as recorded where that suffices, asked otherwise."""
+        if self._reads_tops(rollouts):
+            return _recorded_tops(rollouts, device)
         if not self.divergence.needs_full_target:
             return _recorded_targets(rollouts, device)
         return self._asked(*self._readers(rollouts), rollouts, device)
@@ -333,3 +342,11 @@ def _recorded_targets(
     names = ("support_ids", f"{whose}_support_logprobs", f"{whose}_tail_logprobs")
     ids_NK, logprobs_NK, tail_N = (records.joined(name).to(device) for name in names)
     return lambda span: SparseTarget(ids_NK[span], logprobs_NK[span], tail_N[span])
+
+
+def _recorded_tops(rollouts: Sequence[Rollout], device: torch.device) -> Callable[[slice], Target]:
+    """The teacher on its own most probable tokens, as it wrote them down."""
+    records = TokenRecords(rollouts)
+    names = ("teacher_top_ids", "teacher_top_logprobs", "teacher_top_tail")
+    ids_NK, logprobs_NK, tail_N = (records.joined(name).to(device) for name in names)
+    return lambda span: SparseTarget(ids_NK[span], logprobs_NK[span], tail_N[span], whose="teacher")

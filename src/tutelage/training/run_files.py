@@ -20,7 +20,7 @@ from typing import Any
 
 from tutelage.errors import OutputExistsError
 from tutelage.evaluation import EvaluationSample
-from tutelage.files import write_whole
+from tutelage.files import named, write_whole
 
 __all__ = ["RunFolder"]
 
@@ -52,21 +52,27 @@ class RunFolder:
         """
         if not self.writes:
             return
+        beside = self.path.with_name(f".{self.path.name}.partial")
         try:
-            self.path.mkdir(parents=True)
+            if self.path.exists():
+                raise FileExistsError
+            # Renamed into place, so that no kill leaves a folder that is neither a run nor free for one.
+            beside.mkdir(parents=True, exist_ok=True)
+            (beside / "config.toml").write_text(config_toml)
+            beside.rename(self.path)
         except FileExistsError:
             raise OutputExistsError(
                 f"the output folder {self.path} already exists, and a run never overwrites one. Choose another with "
                 "--set output=FOLDER, or continue that run with --resume."
             ) from None
-        (self.path / "config.toml").write_text(config_toml)
 
     def append(self, name: str, records: Iterable[dict[str, Any]]) -> None:
         """Add lines to one of the JSONL files."""
         if not self.writes:
             return
         text = "".join(json.dumps(record) + "\n" for record in records)
-        with (self.path / name).open("a") as file:
+        path = self.path / name
+        with named(path), path.open("a") as file:
             file.write(text)
 
     def read(self, name: str) -> list[dict[str, Any]]:
@@ -85,7 +91,7 @@ class RunFolder:
         if not self.writes:
             return
         self.evaluations.mkdir(exist_ok=True)
-        # The step was not on file when it was evaluated, so an existing file is the torn one of a killed run.
+        # The step was not on file when it was evaluated, so an existing file is that of a killed run.
         path = self.evaluations / f"step-{step:06d}-{name}.jsonl"
         write_whole(path, "".join(json.dumps(asdict(sample)) + "\n" for sample in samples))
 

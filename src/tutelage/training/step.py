@@ -248,7 +248,7 @@ def apply_update(
         "loss": batch.loss,
         "grad_norm": grad_norm,
         "learning_rate": learning_rate,
-        "logprob_mismatch": batch.logprob_mismatch,
+        **({} if math.isnan(batch.logprob_mismatch) else {"logprob_mismatch": batch.logprob_mismatch}),
         "weight_mean": batch.weight_mean,
         **policy_numbers,
         **rollout_metrics(rollouts, kl_radius=policy_numbers.get("kl_radius"), rewards=rewards),

@@ -30,7 +30,7 @@ def token_log(rollout: Rollout, decode: Callable[[Sequence[int]], str]) -> dict[
     columns: dict[str, Any] = {"text": pieces_of(rollout.response_tokens[:MOST_TOKENS], decode)}
     for name, field in FIELDS.items():
         values = getattr(rollout, field)
-        if values is not None:
+        if values is not None and not values.isnan().any():  # NaN: nobody knows
             columns[name] = [round(value, DIGITS) + 0.0 for value in values[:MOST_TOKENS].tolist()]
     if rollout.replaced is not None:
         columns["replaced"] = rollout.replaced[:MOST_TOKENS].int().tolist()

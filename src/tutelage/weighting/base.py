@@ -29,9 +29,11 @@ class Weighting(ABC):
 
     What a member may say of itself:
       is_random: it needs the tokens' random numbers.
+      asks_models: it looks at what student and teacher said of the tokens, and not at their places alone.
     """
 
     is_random: ClassVar[bool] = False
+    asks_models: ClassVar[bool] = True
 
     @abstractmethod
     def __call__(self, records: TokenRecords, uniforms_N: Tensor | None = None) -> Tensor:

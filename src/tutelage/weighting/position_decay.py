@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -20,6 +21,8 @@ class PositionDecay(Weighting):
     Fields:
       half_life: tokens after which a weight has halved; inf is uniform.
     """
+
+    asks_models: ClassVar[bool] = False
 
     half_life: float = 1024.0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -16,6 +17,8 @@ __all__ = ["UNIFORM", "Uniform"]
 @dataclass(frozen=True)
 class Uniform(Weighting):
     """w = 1."""
+
+    asks_models: ClassVar[bool] = False
 
     def __call__(self, records: TokenRecords, uniforms_N: Tensor | None = None) -> Tensor:
         return torch.ones(len(records))

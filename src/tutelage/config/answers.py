@@ -1,0 +1,115 @@
+"""From a file of answers to token ids that a teacher can read, put as training would put them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tutelage.config.build import read_prompts
+from tutelage.config.models import load_route_tokenizers
+from tutelage.config.schema import ModelConfig, RunConfig
+from tutelage.errors import DataError
+from tutelage.models import Vocabulary, context_length_of
+from tutelage.tasks import excerpt, load_problems, rows_of
+from tutelage.types import Rollout
+
+__all__ = ["read_answers"]
+
+RESPONSE, TOKENS = "response", "response_tokens"
+
+
+def read_answers(path: Path, config: RunConfig, tokenizers: tuple[Any, Any], vocabulary: Vocabulary) -> list[Rollout]:
+    """Every answer of a file with its prompt; nothing is known of its tokens yet.
+
+    Rows as `tutelage generate` writes them (`id`, `sample`) answer the prompts of `data.path`; any other row brings its
+    own, in `data.prompt_column` or `prompt`. The answer is `response_tokens` where a row has them, otherwise `response`
+    as text. A text gets a stop token, unless the row says `finished = false`.
+
+    Raises:
+      DataError: a row that cannot be used, or an answer that does not fit into a model's context.
+    """
+    if not path.is_file():
+        raise DataError(f"--answers: {path} is not there. Give a .jsonl, .json or .parquet file of answers.")
+    rows = list(rows_of(str(path), "train"))
+    if not rows:
+        raise DataError(f"--answers: {path} has no rows; expected at least one answer.")
+    is_generated = all("id" in row and "sample" in row for _, row in rows)
+    routes, data = load_route_tokenizers(config), config.data
+    if is_generated:
+        ids = [str(row["id"]) for _, row in rows]
+    else:
+        column = data.prompt_column if data.prompt_column in rows[0][1] else "prompt"
+        data = data.model_copy(update={"path": str(path), "prompt_column": column, "limit": None, "verifier": ""})
+        ids = [problem.id for problem in load_problems(path, prompt_column=column, answer_column=None)]
+    prompts = read_prompts(data, *tokenizers, routes)
+    by_id = dict(zip(prompts.ids, prompts.prompts, strict=True))
+    known = set(range(vocabulary.size)) - set(vocabulary.padding_ids)
+    rollouts = []
+    for problem_id, (place, row) in zip(ids, rows, strict=True):
+        where = f"{path}, {place}"
+        prompt = by_id.get(problem_id)
+        if prompt is None and is_generated:
+            raise DataError(
+                f"{where} answers the problem {problem_id!r}, which {data.path} does not have, or which is longer than "
+                "data.max_prompt_tokens. Score the answers with the data.path that they were generated from."
+            )
+        if prompt is None:
+            continue  # too long, as the warning of `read_prompts` says
+        tokens, finished = _tokens(row, where, tokenizers[0], vocabulary, known)
+        unknown = torch.full((len(tokens),), torch.nan)
+        rollouts.append(
+            Rollout(
+                list(prompt.student_tokens),
+                tokens,
+                behaviour_logprobs=unknown,
+                student_logprobs=unknown,
+                finished=finished,
+                teacher_prompt_tokens=None if prompt.teacher_tokens is None else list(prompt.teacher_tokens),
+                teacher_name=prompt.teacher_name,
+            )
+        )
+    _refuse_overlong(path, config, rollouts)
+    return rollouts
+
+
+def _tokens(row: Any, where: str, tokenizer: Any, vocabulary: Vocabulary, known: set[int]) -> tuple[list[int], bool]:
+    """An answer's token ids, the stop token included, and whether it has one."""
+    given, text = row.get(TOKENS), row.get(RESPONSE)
+    if given is None and not isinstance(text, str):
+        raise DataError(
+            f"{where} has {excerpt(text)} in column {RESPONSE!r} and no {TOKENS!r}; expected the answer as text or as "
+            "token ids. Complete or remove the row."
+        )
+    tokens = list(tokenizer(text, add_special_tokens=False)["input_ids"] if given is None else given)
+    if wrong := [token for token in tokens if not isinstance(token, int) or token not in known]:
+        raise DataError(f"{where} has the token {excerpt(wrong[0])}, which no model of the run knows. Remove the row.")
+    if any(token in vocabulary.stop_ids for token in tokens[:-1]):
+        raise DataError(f"{where} goes on behind a stop token; expected one at the end only. Cut the answer there.")
+    is_stopped = bool(tokens) and tokens[-1] in vocabulary.stop_ids
+    if is_stopped:
+        tokens.pop()
+    finished = is_stopped or bool(row.get("finished", given is None))
+    if finished and vocabulary.stop_id is not None:
+        tokens.append(vocabulary.stop_id)
+    if not tokens:
+        raise DataError(f"{where} has an empty answer without an end; there is nothing to learn. Remove the row.")
+    return tokens, finished
+
+
+def _refuse_overlong(path: Path, config: RunConfig, rollouts: Sequence[Rollout]) -> None:
+    teachers: list[tuple[str | None, ModelConfig]] = [(None, config.teacher), *config.teacher.routes.items()]
+    for name, model in teachers:
+        own = [rollout for rollout in rollouts if rollout.teacher_name == name]
+        for reader, lengths in (
+            (config.student, [len(r.prompt_tokens) + len(r) for r in own]),
+            (model, [len(r.tokens_for_teacher) + len(r) for r in own]),
+        ):
+            limit = context_length_of(reader.path, revision=reader.revision, trust_remote_code=reader.trust_remote_code)
+            if limit is not None and own and max(lengths) > limit:
+                raise DataError(
+                    f"an answer of {path} has {max(lengths)} tokens with its prompt, but {reader.path!r} "
+                    f"holds {limit}. Remove or cut answers that are longer."
+                )

@@ -1,0 +1,172 @@
+"""Do scores that were written earlier fit a run?  What they depend on, and the refusal if any of it is another."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tutelage.config.models import load_outline, load_route_tokenizers, outline_teacher
+from tutelage.config.schema import DataConfig, ModelConfig, RunConfig
+from tutelage.errors import ConfigurationError, DataError
+from tutelage.models import Vocabulary, align, context_length_of, tokenizer_fingerprint, weights_fingerprint
+from tutelage.rollout import GivenAnswers, ScoreCache
+from tutelage.tasks import excerpt
+from tutelage.training import Phase, Recipe
+from tutelage.types import Prompt
+
+__all__ = ["differences", "given_answers", "refuse_unfit_for_given", "score_key", "shared_vocabulary"]
+
+
+def shared_vocabulary(config: RunConfig, tokenizers: tuple[Any, Any]) -> Vocabulary:
+    """What student and teachers share, from their outlines."""
+    student, teacher = tokenizers
+    routes = load_route_tokenizers(config)
+    return align(
+        load_outline(config.student, student),
+        outline_teacher(config.teacher, teacher),
+        *(load_outline(model, routes[name]) for name, model in config.teacher.routes.items()),
+    )
+
+
+def score_key(config: RunConfig, tokenizers: tuple[Any, Any], vocabulary: Vocabulary) -> dict[str, Any]:
+    """All that a teacher's scores of given tokens depend on, as JSON has it."""
+    student, teacher = tokenizers
+    own = config.teacher
+    weights = {"model": _identity(own)}
+    for place, expert in enumerate(own.experts):
+        base = None if expert.base is None else weights_fingerprint(expert.base, allow_pickle=expert.allow_pickle)
+        weights[f"experts[{place}]"] = _identity(expert) | {"weight": expert.weight, "base": base}
+    if own.experts:
+        weights["fusion"] = {
+            "weight": own.weight,
+            "largest_dynamic_weight": own.largest_dynamic_weight,
+            "dynamic_weight_increment": own.dynamic_weight_increment,
+        }
+    weights |= {f"routes.{name}": _identity(model) for name, model in own.routes.items()}
+    routes = {f"teacher.routes.{name}": read for name, read in load_route_tokenizers(config).items()}
+    key = {
+        "teacher": weights,
+        "tokenizer": tokenizer_fingerprint(student),
+        "stop_ids": {"emitted": vocabulary.stop_id, "all": sorted(vocabulary.stop_ids)},
+        "vocabulary": {"size": vocabulary.size, "padding_ids": len(vocabulary.padding_ids)},
+        "template": {
+            "student": _template(config.data, student, is_teacher=False),
+            "teacher": _template(config.data, teacher, is_teacher=True),
+            **{name: _template(config.data, read, is_teacher=True) for name, read in routes.items()},
+        },
+    }
+    as_json: dict[str, Any] = json.loads(json.dumps(key, default=str))
+    return as_json
+
+
+def _identity(model: ModelConfig) -> dict[str, Any]:
+    return {
+        "weights": weights_fingerprint(
+            model.path,
+            revision=model.revision,
+            trust_remote_code=model.trust_remote_code,
+            allow_pickle=model.allow_pickle,
+        ),
+        "dtype": model.dtype,
+    }
+
+
+def _template(data: DataConfig, tokenizer: Any, *, is_teacher: bool) -> dict[str, Any]:
+    """How a side is asked; see `tasks.render_all`."""
+    system, keywords = data.system_prompt or None, data.chat_template_kwargs
+    if is_teacher and data.teacher_system_prompt is not None:
+        system = data.teacher_system_prompt
+    if is_teacher and data.teacher_chat_template_kwargs is not None:
+        keywords = data.teacher_chat_template_kwargs
+    return {
+        "chat_template": None if data.use_chat_template is False else tokenizer.chat_template,
+        "chat_template_kwargs": keywords,
+        "system_prompt": system,
+    }
+
+
+def differences(now: Mapping[str, Any], before: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """What is another in two nested tables, a line each, with its dotted name."""
+    found = []
+    for name in sorted(now.keys() | before.keys()):
+        mine, theirs = now.get(name), before.get(name)
+        if isinstance(mine, Mapping) and isinstance(theirs, Mapping):
+            found += differences(mine, theirs, f"{prefix}{name}.")
+        elif mine != theirs:
+            shown = excerpt(mine, 40), excerpt(theirs, 40)
+            values = "is another" if shown[0] == shown[1] else f"is {shown[0]}, was {shown[1]}"
+            found.append(f"{prefix}{name} {values}")
+    return found
+
+
+def given_answers(
+    config: RunConfig, phases: Sequence[Phase], prompts: Sequence[Prompt], tokenizers: tuple[Any, Any]
+) -> GivenAnswers | None:
+    """The scored answers that the phases with the policy 'given' learn from; None where there is no such phase.
+
+    Raises:
+      ConfigurationError, DataError: there are none, they do not fit the run, or some cannot be read.
+    """
+    recipes = [phase.recipe for phase in phases if phase.recipe.policy.is_given]
+    if not recipes:
+        return None
+    if config.data.scores is None:
+        raise ConfigurationError(
+            "the policy is 'given', but data.scores names no folder with answers. Write one with `tutelage score`, and "
+            "set data.scores to it."
+        )
+    cache = ScoreCache(Path(config.data.scores))
+    manifest = cache.manifest
+    changed = differences(score_key(config, tokenizers, shared_vocabulary(config, tokenizers)), manifest["key"])
+    if changed:
+        raise DataError(
+            f"data.scores: {cache.folder} was scored for another run ({'; '.join(changed)}); scores belong to one "
+            "teacher, tokenizer, template and set of stop ids. Undo the change, or score the answers again: tutelage "
+            "score RUN.toml --answers FILE --output NEW_FOLDER."
+        )
+    for divergence in [recipe.divergence for recipe in recipes]:
+        if divergence.top_k > manifest["top_k"]:
+            raise ConfigurationError(
+                f"divergence.top_k is {divergence.top_k}, but {cache.folder} keeps the teacher's {manifest['top_k']} "
+                "most probable tokens. Set it to at most that, or score again with a larger rollout.support_size."
+            )
+    given = GivenAnswers.of(cache)
+    given.refuse_missing(prompts, config.rollout.samples_per_prompt)
+    student = config.student
+    limit = context_length_of(student.path, revision=student.revision, trust_remote_code=student.trust_remote_code)
+    if limit is not None and given.longest > limit:
+        raise DataError(
+            f"an answer in {cache.folder} has {given.longest} tokens with its prompt, but the context of "
+            f"{student.path!r} holds {limit}. Score shorter answers, or choose another student."
+        )
+    return given
+
+
+def refuse_unfit_for_given(recipe: Recipe) -> None:
+    """Refuse what asks more of given answers than is known: who sampled them, and what the student thought of them."""
+    if not recipe.policy.is_given:
+        return
+    divergence = recipe.divergence
+    remedy = "Use divergence.support = 'teacher_top_k' with a divergence such as forward_kl, or sampled_nll."
+    if divergence.needs_rollouts and not divergence.imitates_tokens:
+        raise ConfigurationError(
+            f"the divergence {type(divergence).__name__} weighs tokens by the probability that they were sampled with, "
+            f"but the policy is 'given', and nobody knows it. {remedy}"
+        )
+    if not divergence.imitates_tokens and divergence.support != "teacher_top_k":
+        raise ConfigurationError(
+            f"divergence.support is {divergence.support!r}, but the policy is 'given', and the teacher wrote down its "
+            f"own most probable tokens. {remedy}"
+        )
+    if recipe.weighting.asks_models:
+        raise ConfigurationError(
+            f"the weighting {recipe.weighting} compares student and teacher at the rollout, but the policy is 'given', "
+            "and the student was not asked. Use weighting = 'uniform' or 'position_decay'."
+        )
+    if recipe.target.needs is not None:
+        raise ConfigurationError(
+            f"the target {recipe.target} compares with a third model, which has not read the answers that the policy "
+            "'given' takes. Use target = 'teacher', 'bridge' or 'proximal'."
+        )

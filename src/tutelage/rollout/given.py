@@ -1,0 +1,99 @@
+"""Answers that were given take the place of sampling: which of them belong to a step?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import count
+
+import torch
+
+from tutelage.errors import DataError
+from tutelage.rollout.score_cache import REMEDY, AnswerKey, ScoreCache
+from tutelage.rollout.streams import derive_seed, uniforms
+from tutelage.types import Prompt, Rollout
+
+__all__ = ["GivenAnswers"]
+
+
+@dataclass(frozen=True)
+class GivenAnswers:
+    """The answers of a score cache by the prompt that they answer.
+
+    Fields:
+      cache: where they lie; they are read when a step needs them.
+      places: prompt -> (shard, row) of its answers, in the order of their file.
+      longest: most tokens of a prompt, as either model reads it, and an answer together.
+    """
+
+    cache: ScoreCache
+    places: dict[AnswerKey, list[tuple[int, int]]]
+    longest: int
+
+    @classmethod
+    def of(cls, cache: ScoreCache) -> GivenAnswers:
+        """Look through a cache, once.
+
+        Raises:
+          DataError: shards are missing or damaged; the first is named.
+        """
+        found = ((shard, cache.damage(shard)) for shard in range(cache.num_shards))
+        bad = [(shard, problem) for shard, problem in found if problem is not None]
+        if bad:
+            shard, problem = bad[0]
+            raise DataError(
+                f"{len(bad)} of {cache.num_shards} shards of {cache.folder} cannot be used, first "
+                f"{cache.path(shard).name}, which {problem}. {REMEDY}"
+            )
+        places: dict[AnswerKey, list[tuple[int, int]]] = {}
+        longest = 0
+        for shard in range(cache.num_shards):
+            for row, (key, num_tokens) in zip(count(), cache.prompts(shard), strict=False):
+                places.setdefault(key, []).append((shard, row))
+                longest = max(longest, num_tokens + max(len(key[0]), len(key[1] or ())))
+        return cls(cache, places, longest)
+
+    def refuse_missing(self, prompts: Sequence[Prompt], num_samples: int) -> None:
+        """Refuse prompts without answers, or with fewer than a step takes.
+
+        Raises:
+          DataError: says how many, and what the first prompt has.
+        """
+        numbers = [len(self.places.get(_key(prompt), ())) for prompt in prompts]
+        missing = [place for place, number in enumerate(numbers) if not number]
+        if missing:
+            raise DataError(
+                f"{len(missing)} of {len(prompts)} prompts have no answer in {self.cache.folder}, first number "
+                f"{missing[0]} (from 0); it has answers to {len(self.places)} prompts. Point data.path to the prompts "
+                "that were answered, set data.limit, or score answers to these as well."
+            )
+        if min(numbers) < num_samples:
+            raise DataError(
+                f"rollout.samples_per_prompt is {num_samples}, but {self.cache.folder} has {min(numbers)} answers to "
+                f"prompt number {numbers.index(min(numbers))} (from 0). Set it to at most that, or score more answers."
+            )
+
+    def generate(self, prompts: Sequence[Prompt], *, num_samples: int, seed: int, step: int) -> list[Rollout]:
+        """The answers that belong to a step, ordered by prompt, then by their place in the file.
+
+        Where a prompt has more than `num_samples`, random numbers of (seed, step, prompt) choose among them, any set as
+        likely as another. Otherwise it is all of them, in every step.
+        """
+        rollouts = []
+        for index, prompt in enumerate(prompts):
+            places = self.places[_key(prompt)]
+            chosen = list(range(num_samples))
+            if len(places) > num_samples:
+                stream = torch.tensor([index if prompt.stream is None else prompt.stream])
+                everyone = torch.arange(len(places))
+                drawn_A = uniforms(derive_seed(seed, "given"), step, stream, torch.zeros(1).long(), everyone)[0][0]
+                chosen = sorted(drawn_A.argsort()[:num_samples].tolist())
+            for sample, place in enumerate(chosen):
+                read = self.cache.read(*places[place])
+                rollouts.append(replace(read, prompt_index=index, sample_index=sample))
+        return rollouts
+
+
+def _key(prompt: Prompt) -> AnswerKey:
+    reads = None if prompt.teacher_tokens is None else tuple(prompt.teacher_tokens)
+    return tuple(prompt.student_tokens), reads, prompt.teacher_name

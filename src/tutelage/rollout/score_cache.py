@@ -1,0 +1,173 @@
+"""Answers that a teacher has read, in a folder: what it said of every token, written once and read by many runs.
+
+    FOLDER/
+      manifest.json         what the scores depend on: models, tokenizer, templates, stop ids, K; and how many there are
+      shard-00000.parquet   so many answers each: tokens, and the teacher's own top K of every token
+      index.json            SHA-256 of every shard that is whole
+
+A shard is written beside its place, renamed and then entered in the index, so a scoring that is killed goes on with the
+next one. Whether the scores fit a run is for `config` to say; which answers a step gets, for `rollout.given`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from tutelage.errors import DataError
+from tutelage.files import sha256_of, write_whole, written_whole
+from tutelage.types import Rollout
+
+if TYPE_CHECKING:
+    import pyarrow.parquet
+
+__all__ = ["FORMAT", "AnswerKey", "ScoreCache"]
+
+FORMAT = 1
+MANIFEST, INDEX = "manifest.json", "index.json"
+TOKENS = ("prompt_tokens", "teacher_prompt_tokens", "response_tokens")
+PER_TOKEN = ("teacher_logprobs", "teacher_entropy", "teacher_top_tail")
+PER_TOP = ("teacher_top_ids", "teacher_top_logprobs")
+
+AnswerKey = tuple[tuple[int, ...], tuple[int, ...] | None, str | None]
+"""What both models read before an answer, and which of several teachers: the prompt that it answers."""
+
+
+@dataclass(frozen=True)
+class ScoreCache:
+    """One folder of scores.
+
+    Fields:
+      folder: where they lie.
+    """
+
+    folder: Path
+
+    @cached_property
+    def manifest(self) -> dict[str, Any]:
+        """What `create` got.
+
+        Raises:
+          DataError: there is none, or one of another format.
+        """
+        path = self.folder / MANIFEST
+        try:
+            manifest: dict[str, Any] = json.loads(path.read_text())
+        except (OSError, ValueError) as problem:
+            raise DataError(
+                f"{self.folder} holds no scores ({MANIFEST}: {problem}). Give the folder that `tutelage score` wrote."
+            ) from problem
+        if manifest.get("format") != FORMAT:
+            raise DataError(
+                f"{path} has the format {manifest.get('format')!r}; this version reads {FORMAT}. Score the answers "
+                "again."
+            )
+        return manifest
+
+    @property
+    def num_shards(self) -> int:
+        """Shards of the whole cache, written or not."""
+        return -(-int(self.manifest["num_answers"]) // int(self.manifest["answers_per_shard"]))
+
+    def create(self, manifest: dict[str, Any]) -> None:
+        """Begin a cache: `num_answers`, `answers_per_shard`, and anything that the scores depend on."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_whole(self.folder / MANIFEST, json.dumps({"format": FORMAT, **manifest}, indent=2) + "\n")
+
+    def path(self, shard: int) -> Path:
+        """Where a shard lies."""
+        return self.folder / f"shard-{shard:05d}.parquet"
+
+    def damage(self, shard: int) -> str | None:
+        """What is wrong with a shard; None = it is as it was written."""
+        path, index = self.path(shard), self._index()
+        if path.name not in index:
+            return "was not written yet"
+        try:
+            return None if index[path.name] == sha256_of(path) else "is not what was written"
+        except OSError as problem:
+            return f"cannot be read ({problem.strerror})"
+
+    def write(self, shard: int, rollouts: Sequence[Rollout]) -> None:
+        """Write a shard of answers that `rollout.scoring.score_top` has read, a row group each."""
+        import pyarrow.parquet
+
+        columns: dict[str, list[Any]] = {
+            name: [None if (ids := getattr(r, name)) is None else np.array(ids, np.int32) for r in rollouts]
+            for name in TOKENS
+        }
+        columns |= {name: [getattr(rollout, name) for rollout in rollouts] for name in ("teacher_name", "finished")}
+        columns |= {name: [_numbers(rollout, name) for rollout in rollouts] for name in (*PER_TOKEN, *PER_TOP)}
+        table = pyarrow.table({name: _column(name, values) for name, values in columns.items()})
+        path = self.path(shard)
+        with written_whole(path) as partial:
+            # A row group per answer: a step reads those that it needs, and no others.
+            pyarrow.parquet.write_table(table, partial, row_group_size=1, compression="zstd")
+        write_whole(self.folder / INDEX, json.dumps({**self._index(), path.name: sha256_of(path)}, indent=2) + "\n")
+
+    def prompts(self, shard: int) -> Iterator[tuple[AnswerKey, int]]:
+        """Of each answer of a shard, in order, the prompt and the answer's length in tokens."""
+        table = self._open(shard).read([*TOKENS, "teacher_name"])
+        columns = (table.column(name) for name in (*TOKENS, "teacher_name"))
+        for prompt, teacher_prompt, response, name in zip(*columns, strict=True):
+            reads = None if teacher_prompt.as_py() is None else tuple(teacher_prompt.as_py())
+            yield (tuple(prompt.as_py()), reads, name.as_py()), len(response)
+
+    def read(self, shard: int, row: int) -> Rollout:
+        """One answer with the teacher's fields; nobody knows who sampled it, nor what the student thinks of it."""
+        table = self._open(shard).read_row_group(row)
+        lists = {name: table.column(name).combine_chunks() for name in (*TOKENS, *PER_TOKEN, *PER_TOP)}
+        tokens: dict[str, Any] = {name: lists[name][0].as_py() for name in TOKENS}
+        num_tokens = len(tokens["response_tokens"])
+        numbers: dict[str, Any] = {
+            name: torch.from_numpy(lists[name].flatten().to_numpy().copy()) for name in (*PER_TOKEN, *PER_TOP)
+        }
+        numbers |= {name: numbers[name].view(num_tokens, -1) for name in PER_TOP}
+        unknown = torch.full((num_tokens,), torch.nan, dtype=numbers["teacher_logprobs"].dtype)
+        return Rollout(
+            **tokens,
+            behaviour_logprobs=unknown,
+            student_logprobs=unknown,
+            finished=table.column("finished")[0].as_py(),
+            teacher_name=table.column("teacher_name")[0].as_py(),
+            **numbers,
+        )
+
+    def _open(self, shard: int) -> pyarrow.parquet.ParquetFile:
+        import pyarrow.parquet
+
+        path = self.path(shard)
+        try:
+            return pyarrow.parquet.ParquetFile(path)
+        except (pyarrow.ArrowException, OSError) as problem:
+            raise DataError(f"{path} cannot be read ({problem}). {REMEDY}") from problem
+
+    def _index(self) -> dict[str, str]:
+        path = self.folder / INDEX
+        index: dict[str, str] = json.loads(path.read_text()) if path.exists() else {}
+        return index
+
+
+REMEDY = "The command that wrote it makes it again: tutelage score ... --resume."
+"""What helps against shards that are missing or damaged."""
+
+
+def _numbers(rollout: Rollout, name: str) -> Any:
+    values = getattr(rollout, name)
+    assert values is not None, f"the teacher has not read this answer: {name} is missing"
+    return values.flatten().numpy()
+
+
+def _column(name: str, values: list[Any]) -> pyarrow.Array:
+    import pyarrow
+
+    if name in TOKENS:
+        return pyarrow.array(values, pyarrow.list_(pyarrow.int32()))
+    return pyarrow.array(values, pyarrow.string()) if name == "teacher_name" else pyarrow.array(values)
