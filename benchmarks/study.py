@@ -10,7 +10,8 @@ What is done was fixed before any difference between methods was looked at:
    counts.
 
 packaged: the packaged pair. drifting: problems of four steps only, the longest there are, and a weaker student that
-loses its way more often; the teacher, the packaged one, has never seen that. It takes a quarter of an hour to make it.
+loses its way more often; the teacher, the packaged one, has never seen that. It was chosen by plain OPD alone, which
+should start low and get somewhere: from 2% to about 15% sampled. The student takes a quarter of an hour to make.
 
 Runs are processes of one thread, as many at once as there are cores. The same command with --resume goes on where it
 was stopped. OUTPUT/REGIME/results.md has the tables, OUTPUT/REGIME/compared/curves.png the curves.
