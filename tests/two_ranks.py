@@ -23,7 +23,7 @@ from tutelage.training import Observer, Run, train
 
 RUNS: dict[str, list[str]] = {
     "ddp": ["steps=5"],
-    "fsdp2": ["steps=5", "runtime.strategy=fsdp2", "runtime.shard_teacher=true"],
+    "fsdp2": ["steps=5", "runtime.strategy=fsdp2"],
     "uneven": ["steps=3", "rollout.prompts_per_step=1", "weighting=tip", "divergence.support=union_top_k"],
     "uneven-sharded": [],
 }

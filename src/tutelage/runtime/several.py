@@ -9,7 +9,6 @@ the token count of the global batch, so gradients are summed and not averaged, a
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -185,8 +184,10 @@ def _buckets(gradients: Sequence[Tensor]) -> Iterator[list[Tensor]]:
         yield bucket
 
 
-@torch.no_grad()
-def _fingerprint(module: nn.Module) -> list[tuple[str, float]]:
-    """Names and sizes of all weights and buffers, to as many digits as any two machines agree in."""
-    norms = {name: float(torch.linalg.vector_norm(value.float())) for name, value in module.state_dict().items()}
-    return [(name, float(f"{norm:.4g}") if math.isfinite(norm) else math.inf) for name, norm in norms.items()]
+def _fingerprint(module: nn.Module) -> list[tuple[str, int]]:
+    """Names of all weights and buffers, and the sums of their bits read as integers: exact, and in any order."""
+    integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    return [
+        (name, int(value.detach().contiguous().view(integers[value.itemsize]).sum(dtype=torch.int64)))
+        for name, value in module.state_dict().items()
+    ]
