@@ -227,7 +227,7 @@ def both_on_support(
         return divergence.between(*window.events_on_record(events.kept_nK, events.rest_n, part))
 
     ids_NK = window.recorded_ids(target, V)
-    columns = world.vocabulary.columns(torch.device("cpu"))
+    columns = world.vocabulary.columns(world.hidden_ND.device)
     common = (ids_NK, world.tokens_N, world.weights_N)
     return expected, [
         learned(*tiled_support_loss(world.hidden_ND, world.head, columns, of_events, *common, tiling), world)
