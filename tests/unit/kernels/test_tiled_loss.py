@@ -20,13 +20,13 @@ from tutelage.kernels import Events, Head, Tiling, tiled_full_loss, tiled_suppor
 from tutelage.models import Vocabulary
 from tutelage.types import SparseTarget
 
-N, D, WIDTH, V, PADDED = 23, 6, 9, 41, 45
+N, D, WIDTH, V, PADDED = 13, 6, 9, 41, 45
 PLAIN = Vocabulary(V)
 MERGED = Vocabulary(V, stop_ids=(7, 3, 40), stop_id=7, padding_ids=(5, 12))
 LOCAL = [member for member in MEMBERS if member.is_sum_over_events]
 
 # Neither tokens nor vocabulary are multiples of the first two.
-TILINGS = [Tiling(5, 7), Tiling(5, 7, keeps=False), Tiling(N, V)]
+TILINGS = [Tiling(5, 11), Tiling(5, 11, keeps=False), Tiling(N, V)]
 WHOLE_ROWS = Tiling(5, V)
 
 Found = tuple[Tensor, Tensor, list[Tensor | None]]
@@ -243,7 +243,7 @@ ANY = [member for member in MEMBERS + WITH_FROZEN_WEIGHT if member.tokens_per_gr
 def test_every_member_on_a_support(member: Divergence, rest: str) -> None:
     divergence = replace(member, support="student_top_k", top_k=4, rest=rest)
     for softcap, vocabulary in ((None, MERGED), (2.0, PLAIN)):
-        expected, found = both_on_support(world(vocabulary, softcap=softcap), divergence, 6, TILINGS)
+        expected, found = both_on_support(world(vocabulary, softcap=softcap), divergence, 6, TILINGS[:2])
         for each in found:
             assert_same(each, expected, 1e-10)
 
