@@ -384,3 +384,13 @@ def test_default_tiles_keep_their_promise() -> None:
     assert tiling.tokens * tiling.vocabulary <= 2**19
     assert Tiling.fitting(columns, torch.empty(5, 8), 8).tokens == 5
     assert Tiling.fitting(columns, torch.empty(5, 8), 8, whole_rows=True).vocabulary == columns.size
+
+
+def test_under_autocast_the_heads_are_multiplied_in_bfloat16() -> None:
+    """As the naive form does there: float32 weights, bfloat16 products."""
+    here = world(dtype=torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        naive, tiled = naive_full(here, ReverseKL()), tiled_full(here, ReverseKL(), TILINGS[0])
+    exact = tiled_full(here, ReverseKL(), TILINGS[0])
+    assert_same(tiled, naive, 2e-2)
+    assert not torch.allclose(tiled[0], exact[0], rtol=1e-4), "nothing was rounded"
