@@ -65,7 +65,8 @@ class HeadGradient:
             if isinstance(ids, slice):
                 _add_product(self.weight_VD[ids], narrow_nm.T, rows.hidden_nD)
             else:
-                self.weight_VD.index_add_(0, ids, gradient_nm.T @ rows.hidden_nD.to(gradient_nm))
+                product_SD = gradient_nm.T @ rows.hidden_nD.to(gradient_nm)
+                self.weight_VD.index_add_(0, ids, product_SD.to(self.weight_VD.dtype))
         if self.bias_V is not None:
             self.bias_V[ids] += gradient_nm.sum(0)
 

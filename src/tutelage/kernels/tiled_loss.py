@@ -75,6 +75,7 @@ def tiled_full_loss(
     """
     tiles, pair_class = tiling.tiles(columns), pair_for(hidden_ND.device, jsd_share)
     values_N, sampled_N = _empty(hidden_ND), _empty(hidden_ND)
+    weights_N = weights_N.to(values_N.dtype)
     gradient = HeadGradient(head, hidden_ND)
     with torch.no_grad():
         for block in tiling.blocks(len(hidden_ND)):
@@ -116,6 +117,7 @@ def tiled_support_loss(
     """
     tiles = tiling.tiles(columns)
     values_N, sampled_N = _empty(hidden_ND), _empty(hidden_ND)
+    weights_N = weights_N.to(values_N.dtype)
     gradient = HeadGradient(head, hidden_ND)
     with torch.no_grad():
         for block in tiling.blocks(len(hidden_ND)):

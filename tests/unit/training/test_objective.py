@@ -194,7 +194,7 @@ TILED_MEMBERS = [
 ] + [SampledNLL()]
 
 
-@pytest.mark.parametrize("tiling", [Tiling(5, 7), Tiling(5, 7, keeps=False)], ids=str)
+@pytest.mark.parametrize("tiling", [Tiling(7, 10), Tiling(7, 10, keeps=False)], ids=str)
 @pytest.mark.parametrize("divergence", TILED_MEMBERS, ids=repr)
 def test_tiles_give_what_chunks_give(engine, rollouts, divergence, tiling, monkeypatch) -> None:
     def fitting(columns, hidden_ND, entry_bytes, *, keeps, whole_rows=False):
