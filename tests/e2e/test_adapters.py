@@ -156,7 +156,7 @@ def test_gradient_checkpointing_changes_no_bit_and_autocast_stays_near(tmp_path:
     weights = [(tmp_path / name / "checkpoints/step-000002/model.safetensors").read_bytes() for name in names[:2]]
     assert weights[0] == weights[1] and plain == checkpointed
     for record in (*autocast, *both):
-        assert 0 < record["logprob_mismatch"] < 0.1
+        assert record["logprob_mismatch"] < 0.1
     assert autocast[0]["loss"] != plain[0]["loss"]
     assert autocast[0]["loss"] == pytest.approx(plain[0]["loss"], rel=0.5)
 
