@@ -15,6 +15,7 @@ from tests.tiny_run import make_tokenizer, save_model, write_prompts, write_run_
 from tutelage.cli.generation import write_samples
 from tutelage.cli.scoring import write_scores
 from tutelage.config import build_engine, build_run, load_config, load_tokenizers
+from tutelage.doctor import Verdict, examine
 from tutelage.errors import ConfigurationError, DataError, OutputExistsError, TutelageError
 from tutelage.rollout import GivenAnswers, ScoreCache
 from tutelage.training import Objective, Observer, train
@@ -114,6 +115,12 @@ def test_fine_tuning_on_given_answers_and_then_plain_distillation(home: Path, tm
 def test_scores_that_nobody_reads_are_mentioned(home: Path, tmp_path: Path) -> None:
     built = build_run(config_of(home, "policy=student", f"output={tmp_path / 'run'}"))
     assert built.messages == ["data.scores is set, but no policy is 'given', so nobody reads it"]
+
+
+def test_the_doctor_counts_them(home: Path, tmp_path: Path) -> None:
+    findings = list(examine(config_of(home, *OFF_POLICY, f"output={tmp_path / 'run'}"), quick=True))
+    assert not [finding for finding in findings if finding.verdict == Verdict.error]
+    assert any("12 prompts for training, 24 given answers" in finding.text for finding in findings)
 
 
 # Refusals ------------------------------------------------------------------------------------------------------------
