@@ -11,6 +11,7 @@
     ├── EmptyBatchError             (ValueError)       no response token to learn from
     ├── ZeroMassError               (ValueError)       a distribution without any mass where some is needed
     ├── NonFiniteError              (ArithmeticError)  a loss or gradient is NaN or infinite
+    ├── ServerError                 (ConnectionError)  a server or engine that computes for us is gone, or refuses
     └── RunInterrupted              (RuntimeError)     Ctrl-C or SIGTERM, after the run was saved
 
 A message has three parts: what we got, what we expected, what to do about it. Each class also inherits the builtin
@@ -26,6 +27,7 @@ __all__ = [
     "NonFiniteError",
     "OutputExistsError",
     "RunInterrupted",
+    "ServerError",
     "TutelageError",
     "UnsupportedArchitectureError",
     "VocabularyMismatchError",
@@ -75,6 +77,10 @@ class ZeroMassError(TutelageError, ValueError):
 
 class NonFiniteError(TutelageError, ArithmeticError):
     """A loss or a gradient became NaN or infinite; no update was made from it."""
+
+
+class ServerError(TutelageError, ConnectionError):
+    """A server or engine that computes for us does not answer, or refuses what it was asked."""
 
 
 class RunInterrupted(TutelageError, RuntimeError):

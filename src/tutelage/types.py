@@ -62,6 +62,12 @@ class Rollout:
       teacher_hidden: [T, D] what the teacher's head turns into log q, kept where the loss will ask for all tokens.
       reference_logprobs: [T] log-probability of each token under the reference, where a target needs one.
       reference_support_logprobs, reference_tail_logprobs: as those of the teacher.
+      reread_logprobs: [T] log mu of each token as our own forward has it, where another engine sampled; greedy tokens
+        are certain on both sides.
+      teacher_top_ids: [T, K] the teacher's own K most probable tokens, where it is a server; an id may stand there
+        again, without mass.
+      teacher_top_logprobs: [T, K] log q on them, normalised over the whole vocabulary.
+      teacher_top_tail_logprobs: [T] log of the teacher's mass on all others.
       teacher_name: which of several teachers answers for the prompt, see `Prompt`.
       replaced: [T] bool, the student's drafted token was refused there and this one drawn in its place; None where
         nothing was drafted.
@@ -96,6 +102,10 @@ class Rollout:
     reference_support_logprobs: Tensor | None = None
     reference_tail_logprobs: Tensor | None = None
     teacher_name: str | None = None
+    reread_logprobs: Tensor | None = None
+    teacher_top_ids: Tensor | None = None
+    teacher_top_logprobs: Tensor | None = None
+    teacher_top_tail_logprobs: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.response_tokens)
@@ -103,7 +113,7 @@ class Rollout:
     @property
     def is_scored(self) -> bool:
         """The teacher has seen this rollout, so a sparse target can be read off it."""
-        return self.teacher_support_logprobs is not None
+        return self.teacher_support_logprobs is not None or self.teacher_top_ids is not None
 
     @property
     def tokens_for_teacher(self) -> list[int]:
@@ -168,11 +178,13 @@ class SparseTarget:
       support_ids: [..., K] token ids.
       logprobs: [..., K] target log-probability of each, normalised over the whole vocabulary.
       tail_logprobs: [...] log of the target's mass on all other tokens.
+      whose: most probable tokens these are, "student" or "teacher".
     """
 
     support_ids: Tensor
     logprobs: Tensor
     tail_logprobs: Tensor
+    whose: str = "student"
 
 
 @dataclass(frozen=True)

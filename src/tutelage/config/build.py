@@ -26,6 +26,13 @@ from tutelage.config.models import (
 from tutelage.config.parts import part_from
 from tutelage.config.phases import phase_tables
 from tutelage.config.schema import DataConfig, EvaluationSetConfig, ModelConfig, RunConfig
+from tutelage.config.serving import (
+    make_served_teacher,
+    make_student_engine,
+    outline_of_teacher,
+    refuse_beyond_server,
+    refuse_short,
+)
 from tutelage.divergences import DIVERGENCES
 from tutelage.errors import CheckpointError, ConfigurationError, OutputExistsError
 from tutelage.evaluation import GREEDY_SUFFIX, EvaluationResult, EvaluationSet
@@ -122,6 +129,9 @@ def build_run(config: RunConfig, *, resume: bool = False) -> Run:
     path = str(checkpoint) if checkpoint else None
     has_reference = any(phase.recipe.target.needs is not None for phase in phases)
     engine = build_engine(config, student_tokenizer, teacher_tokenizer, path, with_reference=has_reference)
+    refuse_short(config, engine.served_teacher, prompts.prompts)
+    if config.rollout.engine == "vllm":
+        engine.student_engine = make_student_engine(config, engine.student, engine.vocabulary)
     # Refused now, if one answer at the limit does not fit into the caches, and not when the first step needs it.
     asks_teacher = any(phase.recipe.policy.needs_teacher for phase in phases)
     engine.rows_that_fit(prompts.prompts, config.rollout.max_new_tokens, with_teacher=asks_teacher)
@@ -210,6 +220,7 @@ def build_phases(config: RunConfig) -> list[Phase]:
                 raise
             raise ConfigurationError(f"phase {tables.name!r}: {problem}") from problem
         phases.append(Phase(recipe, tables.config.optimizer, tables.first_step, tables.name))
+    refuse_beyond_server(config, phases)
     refuse_wrong_reference(config.reference, [phase.recipe.target for phase in phases])
     return phases
 
@@ -239,26 +250,30 @@ def build_engine(
     """Load the models and put them side by side; `student_path` replaces the student's weights (a checkpoint)."""
     device = LocalRuntime(config.runtime.device).device
     student = load_model(config.student, student_tokenizer, device, student_path)
-    teacher = load_teacher(config.teacher, teacher_tokenizer, device)
+    is_served = config.teacher.server is not None
+    teacher = None if is_served else load_teacher(config.teacher, teacher_tokenizer, device)
     routes = {name: load_model(model, tokenizer_of(model), device) for name, model in config.teacher.routes.items()}
     reference = None
     if with_reference:
         model = reference_of(config)
         reference = load_model(model, tokenizer_of(model), device)
-    for decoded in (student, *teacher.members, *routes.values()):
+    for decoded in (student, *(teacher.members if teacher else ()), *routes.values()):
         decoded.compile = config.rollout.compile
+    known_teacher = outline_of_teacher(config, teacher_tokenizer) if teacher is None else teacher
+    vocabulary = align(student, known_teacher, *routes.values(), reference)
     return PairedEngine(
         student,
         teacher,
         routes=routes,
         reference=reference,
         reference_reads=config.reference.reads,
-        vocabulary=align(student, teacher, *routes.values(), reference),
+        vocabulary=vocabulary,
         support_size=config.rollout.support_size,
         draft_length=config.rollout.draft_length,
         max_rows=config.rollout.max_rows,
         cache_bytes=None if config.rollout.cache_gib is None else int(config.rollout.cache_gib * 2**30),
         score_tokens=config.rollout.score_tokens,
+        served_teacher=make_served_teacher(config, build_phases(config), vocabulary) if is_served else None,
     )
 
 
@@ -359,7 +374,7 @@ def decoder_of(student: LanguageModel) -> Callable[[Sequence[int]], str]:
 def load_tokenizers(config: RunConfig) -> tuple[Any, Any]:
     """The student's and the teacher's tokenizer; refused if they differ, or if there is no model beside one."""
     check_distinct(config.student.path, config.teacher.path, config.student.revision, config.teacher.revision)
-    for model in (config.student, config.teacher):
+    for model in (config.student, config.teacher) if config.teacher.server is None else (config.student,):
         check_files(model.path, allow_pickle=model.allow_pickle)
     loaded = [
         load_tokenizer(model.path, revision=model.revision, trust_remote_code=model.trust_remote_code)
@@ -382,7 +397,9 @@ def _resumable(config: RunConfig, folder: RunFolder) -> tuple[Path | None, list[
             f"--resume: {folder.path} holds no run (no config.toml). Start it without --resume, or set output=FOLDER."
         )
     # More steps and more frequent looks are a continuation; anything else would be another run.
-    free = ("steps", "evaluation.", "checkpoint.", "logging.", "output")
+    # So is the same work done elsewhere: a server may come back at another address.
+    elsewhere = ("vllm.", "teacher.server", "teacher.timeout_seconds", "teacher.retries")
+    free = ("steps", "evaluation.", "checkpoint.", "logging.", "output", *elsewhere)
     before, now = (flattened(to_toml(each)) for each in (load_config(saved), config))
     changed = [
         f"{key} is {now.get(key)!r}, was {before.get(key)!r}"

@@ -27,13 +27,18 @@ def outline_of(
     revision: str | None = None,
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
+    needs_weights: bool = True,
 ) -> LanguageModel:
     """The model that `load_language_model` would load, without weights; hub ids cost two small files.
 
+    Args:
+      needs_weights: refuse a directory that has none; off where the model runs somewhere else.
+      (the others as in `load_language_model`)
     Raises:
       ModelError: nothing is there, or no causal language model can be made of its configuration.
     """
-    check_files(path, allow_pickle=allow_pickle)
+    if needs_weights:
+        check_files(path, allow_pickle=allow_pickle)
     try:
         config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
         with torch.device("meta"):

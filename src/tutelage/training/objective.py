@@ -182,6 +182,8 @@ class Objective:
         """The teacher at a span of the response tokens: as recorded where that suffices, asked otherwise."""
         if not self.divergence.needs_full_target:
             return _recorded_targets(rollouts, device)
+        if rollouts[0].teacher_top_ids is not None:  # of a server, and all that it tells
+            return _recorded_teacher_top(rollouts, device)
         if self.teacher is None and not self.routes:
             raise ConfigurationError(
                 f"divergence.support is {self.divergence.support!r}, which needs the teacher's whole distribution, but "
@@ -255,3 +257,10 @@ def _recorded_targets(
     names = ("support_ids", f"{whose}_support_logprobs", f"{whose}_tail_logprobs")
     ids_NK, logprobs_NK, tail_N = (records.joined(name).to(device) for name in names)
     return lambda span: SparseTarget(ids_NK[span], logprobs_NK[span], tail_N[span])
+
+
+def _recorded_teacher_top(rollouts: Sequence[Rollout], device: torch.device) -> Callable[[slice], Target]:
+    records = TokenRecords(rollouts)
+    names = ("teacher_top_ids", "teacher_top_logprobs", "teacher_top_tail_logprobs")
+    ids_NK, logprobs_NK, tail_N = (records.joined(name).to(device) for name in names)
+    return lambda span: SparseTarget(ids_NK[span], logprobs_NK[span], tail_N[span], whose="teacher")
