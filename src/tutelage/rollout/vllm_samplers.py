@@ -21,6 +21,8 @@ __all__ = ["LocalVLLM", "Sampled", "SampledBy", "Sampling", "ServedVLLM", "serve
 
 # vLLM's largest change of a logit. What it forbids is left with e^-100 of its mass.
 FORBIDDEN_BIAS = -100.0
+# Compiling for a CPU takes minutes, and half a prompt with a seed of its own ends vLLM 0.32 there.
+ON_CPU = {"enforce_eager": True, "enable_chunked_prefill": False}
 
 
 @dataclass(frozen=True)
@@ -143,8 +145,8 @@ class LocalVLLM:
             "max_model_len": self.max_tokens,
             "max_num_seqs": self.max_rows,
             "gpu_memory_utilization": self.memory_share,
-            "enforce_eager": self.on_cpu,  # compiling for a CPU takes minutes, and graphs are CUDA's
             "logprobs_mode": "processed_logprobs",  # under the temperature that draws
+            **(ON_CPU if self.on_cpu else {}),
             **self.options,
         }
         try:
