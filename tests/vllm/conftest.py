@@ -1,4 +1,4 @@
-"""A real vLLM on the CPU, in its own environment (make test-vllm); one engine or server at a time, as small as can be."""
+"""A real vLLM on the CPU, in its own environment (make test-vllm); engines and servers as small as can be."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ HAS_VLLM = importlib.util.find_spec("vllm") is not None
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
 
-START_SECONDS = 240
+START_SECONDS = 900
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "tests/vllm" in item.path.as_posix():
             item.add_marker(pytest.mark.vllm)
-            item.add_marker(pytest.mark.timeout(900))
+            item.add_marker(pytest.mark.timeout(1800))
             if not HAS_VLLM:
                 item.add_marker(pytest.mark.skip(reason="needs vLLM in an environment of its own: make test-vllm"))
 
@@ -42,7 +42,15 @@ class Service:
         program = shutil.which("vllm", path=f"{Path(os.sys.executable).parent}:{os.environ['PATH']}")  # type: ignore[attr-defined]
         assert program is not None
         arguments = ["serve", str(model), "--port", str(self.port), "--host", "127.0.0.1", "--dtype", "float32"]
-        arguments += ["--enforce-eager", "--no-enable-chunked-prefill", "--max-model-len", "256", "--max-logprobs", "24", *options]
+        arguments += [
+            "--enforce-eager",
+            "--no-enable-chunked-prefill",
+            "--max-model-len",
+            "256",
+            "--max-logprobs",
+            "24",
+            *options,
+        ]
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
                 [program, *arguments],

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.tiny_run import save_pair
+from tests.tiny_run import make_tokenizer, save_model
 from tutelage.demo import make_problems, student_path
 from tutelage.distributions import normalise
 from tutelage.errors import ConfigurationError, ServerError
@@ -78,7 +78,9 @@ def test_the_records_are_those_of_the_paired_engine(engine: VLLMEngine, prompts:
     """Entropies, supports and all the rest: read off the same tokens."""
     rollouts = engine.generate(Temperature(0.7), prompts, max_new_tokens=12, num_samples=1, seed=2, step=0)
     paired = PairedEngine(engine.student, vocabulary=engine.vocabulary, support_size=8)
-    named = {n for n, v in vars(paired.generate(Temperature(0.7), prompts[:1], max_new_tokens=3)[0]).items() if v is not None}
+    named = {
+        n for n, v in vars(paired.generate(Temperature(0.7), prompts[:1], max_new_tokens=3)[0]).items() if v is not None
+    }
     assert {n for n, v in vars(rollouts[0]).items() if v is not None} == named | {"reread_logprobs"}
     for r in rollouts:
         hidden = response_hidden(engine.student, [(r.prompt_tokens, r.response_tokens)])
@@ -109,7 +111,7 @@ def test_seeds_belong_to_prompt_and_sample(engine: VLLMEngine, prompts: list[Pro
 
 
 def test_first_tokens_are_distributed_as_the_student_is(engine: VLLMEngine, prompts: list[Prompt]) -> None:
-    """Chi-square over the tokens that are expected 5 times or more, the rest as one; at temperature 1.5, to have many."""
+    """Chi-square over the tokens expected 5 times or more, the rest as one; at temperature 1.5, to have many."""
     number = 2000
     rollouts = engine.generate(
         Temperature(1.5), prompts[:1], max_new_tokens=1, num_samples=number, seed=7, step=0, records_statistics=False
@@ -141,9 +143,10 @@ def test_an_update_reaches_vllm_before_the_next_answer(engine: VLLMEngine, promp
     with torch.no_grad():
         for parameter in engine.student.module.parameters():
             parameter += 0.05 * parameter.std() * torch.randn(parameter.shape, generator=generator)
-    present, engine._loaded = engine._loaded, [
-        float(parameter.sum(dtype=torch.float64)) for parameter in engine.student.module.parameters()
-    ]
+    present, engine._loaded = (
+        engine._loaded,
+        [float(parameter.sum(dtype=torch.float64)) for parameter in engine.student.module.parameters()],
+    )
     with pytest.raises(ServerError, match=r"differ from ours by .* nats in the mean .* vllm\.tolerance allows 0\.0001"):
         drawn()  # as if they had been handed over
     engine._loaded = present
@@ -164,7 +167,9 @@ def test_what_is_not_the_student_alone_is_refused(engine: VLLMEngine, prompts: l
 
 def test_every_way_of_stopping_is_one_event_and_padding_is_never_drawn(tmp_path: Path) -> None:
     """A random pair with other stop ids and padded tables, so that all of them are drawn if they can be."""
-    student, teacher = (load(path) for path in save_pair(tmp_path))
+    shape = {"head_dim": 32, "max_position_embeddings": 512}  # a head size that vLLM has a kernel for
+    student = load(save_model(tmp_path / "s", make_tokenizer(), padded_size=264, stop_ids=256, seed=1, **shape))
+    teacher = load(save_model(tmp_path / "t", make_tokenizer(), padded_size=264, stop_ids=[258, 256], seed=2, **shape))
     engine = engine_of(student, teacher)
     assert len(engine.vocabulary.stop_ids) == 2 and student.padded_vocabulary_size > engine.vocabulary.size
     try:

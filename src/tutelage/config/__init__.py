@@ -22,6 +22,7 @@ from tutelage.config.load import flattened, load_config, read_run_file, resolve_
 from tutelage.config.models import load_route_tokenizers, other_models, reference_of
 from tutelage.config.parts import part_from
 from tutelage.config.schema import DataConfig, EvaluationSetConfig, ModelConfig, PhaseConfig, RunConfig
+from tutelage.config.serving import outline_of_teacher
 
 __all__ = [
     "DataConfig",
@@ -44,6 +45,7 @@ __all__ = [
     "make_verifier",
     "policy_at",
     "other_models",
+    "outline_of_teacher",
     "part_from",
     "read_prompts",
     "read_run_file",

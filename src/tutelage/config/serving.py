@@ -64,14 +64,16 @@ def make_served_teacher(config: RunConfig, phases: Sequence[Phase], vocabulary: 
 
 
 def outline_of_teacher(config: RunConfig, tokenizer: Any) -> LanguageModel:
-    """A served teacher's sizes, stop ids and vocabulary, from files that need not include weights."""
+    """The teacher's sizes, stop ids and vocabulary; where it is a server, its files need not include weights."""
     teacher = config.teacher
     return outline_of(
         teacher.path,
         tokenizer,
+        dtype=teacher.dtype,
         revision=teacher.revision,
         trust_remote_code=teacher.trust_remote_code,
-        needs_weights=False,
+        allow_pickle=teacher.allow_pickle,
+        needs_weights=teacher.server is None,
     )
 
 

@@ -47,7 +47,9 @@ def _by_position(answers: Sequence[Rollout]) -> dict[str, Tensor | None]:
     """KL(p || q) and both entropies by place in the answer."""
     if not answers:
         return {}
-    is_recorded = all(r.student_support_logprobs is not None and r.is_scored for r in answers)
+    is_recorded = all(
+        r.student_support_logprobs is not None and r.teacher_support_logprobs is not None for r in answers
+    )
     known = {
         "reverse_kl": torch.cat([recorded_kl(TokenRecords([r]), reverse=True) for r in answers])
         if is_recorded

@@ -63,6 +63,8 @@ def forecast(patient: Patient) -> dict[str, dict[str, int]]:
     are estimates: 10 widths and 4 inner widths per token and layer, and a handful of copies of a chunk of logits.
     """
     config, outlines = patient.config, dict(patient.outlines)
+    if config.teacher.server is not None:  # its memory is another machine's
+        del outlines["teacher"]
     student, rollout = outlines["student"], config.rollout
     if patient.needs_reference and "reference" not in outlines:
         outlines["reference"] = student  # a copy of it

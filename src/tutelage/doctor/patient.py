@@ -17,6 +17,7 @@ from tutelage.config import (
     load_tokenizers,
     make_verifier,
     other_models,
+    outline_of_teacher,
     read_prompts,
 )
 from tutelage.models import LanguageModel, Vocabulary, align, outline_of
@@ -62,7 +63,7 @@ class Patient:
         student_tokenizer, teacher_tokenizer = self.tokenizers
         pair = {
             "student": _outline(self.config.student, student_tokenizer),
-            "teacher": _outline(self.config.teacher, teacher_tokenizer),
+            "teacher": outline_of_teacher(self.config, teacher_tokenizer),
         }
         # Their tokenizers were found equal to the student's.
         return pair | {name: _outline(model, student_tokenizer) for name, model in other_models(self.config)}

@@ -13,14 +13,14 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from tutelage.errors import ConfigurationError, ServerError
-from tutelage.models import LanguageModel, Vocabulary, save_student
+from tutelage.models import LanguageModel, Vocabulary, save_untied
 from tutelage.policies import Policy, Student, Temperature
 from tutelage.rollout.scoring import score_student
 from tutelage.rollout.streams import derive_seed
@@ -50,7 +50,7 @@ class VLLMSettings:
     server: str | None = None
     dtype: str = "bfloat16"
     memory_share: float = 0.3
-    options: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] | None = None
     weights_folder: str | None = None
     tolerance: float = 0.1
     tolerance_max: float = 2.0
@@ -136,7 +136,7 @@ class VLLMEngine:
         present = [float(weights.sum(dtype=torch.float64)) for weights in self.student.module.parameters()]
         if present == self._loaded:
             return
-        save_student(self.student, self.vocabulary, self._folder())
+        save_untied(self.student, self._folder())
         self.sampler.load(self._folder())
         self._loaded = present
 

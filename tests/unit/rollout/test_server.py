@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
-import threading
 import time
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +12,7 @@ import pytest
 import torch
 
 from tests.conftest import make_model
+from tests.fake_server import Answer, Fake, vllm_of
 from tutelage.distributions import normalise, tail_logprobs
 from tutelage.errors import ConfigurationError, ServerError
 from tutelage.models import LanguageModel, Vocabulary, align, as_language_model
@@ -22,45 +20,6 @@ from tutelage.policies import Student, Teacher, Temperature
 from tutelage.rollout import PairedEngine, ServedTeacher, ServedVLLM, Server, VLLMEngine, VLLMSettings, server
 from tutelage.rollout.scoring import response_hidden
 from tutelage.types import Prompt, Rollout
-
-Answer = Callable[[str, dict[str, Any]], tuple[int, Any]]
-
-
-class Fake:
-    """A server whose answers are a function; remembers what it was asked."""
-
-    def __init__(self, answer: Answer) -> None:
-        self.asked: list[tuple[str, dict[str, Any]]] = []
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers.get("Content-Length", 0))) or "{}")
-                self._reply(body)
-
-            def do_GET(self) -> None:
-                self._reply({})
-
-            def _reply(self, body: dict[str, Any]) -> None:
-                outer.asked.append((self.path, body))
-                code, said = answer(self.path, body)
-                text = said if isinstance(said, bytes) else json.dumps(said).encode()
-                self.send_response(code)
-                self.send_header("Content-Length", str(len(text)))
-                self.end_headers()
-                self.wfile.write(text)
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.http.daemon_threads = True
-        threading.Thread(target=self.http.serve_forever, args=(0.01,), daemon=True).start()
-        self.url = f"http://127.0.0.1:{self.http.server_address[1]}"
-
-    def close(self) -> None:
-        self.http.shutdown()
-        self.http.server_close()
 
 
 @pytest.fixture
@@ -97,12 +56,16 @@ def test_what_passes_is_asked_again_with_growing_pauses(play: Callable[[Answer],
 
 def test_a_refusal_is_said_at_once_in_the_servers_words(play: Callable[[Answer], Fake], pauses: list[float]) -> None:
     fake = play(lambda *_: (400, {"error": {"message": "too many\nlogprobs."}}))
-    with pytest.raises(ServerError, match=r"/v1/x refuses a request \(400: too many logprobs\).*correct teacher\.server"):
+    with pytest.raises(
+        ServerError, match=r"/v1/x refuses a request \(400: too many logprobs\).*correct teacher\.server"
+    ):
         Server(fake.url, key="teacher.server").post("/v1/x")
     assert pauses == [] and len(fake.asked) == 1
 
 
-def test_a_server_that_is_gone_is_given_up_with_the_figures(play: Callable[[Answer], Fake], pauses: list[float]) -> None:
+def test_a_server_that_is_gone_is_given_up_with_the_figures(
+    play: Callable[[Answer], Fake], pauses: list[float]
+) -> None:
     fake = play(lambda *_: (200, {}))
     fake.close()
     gone = Server(fake.url, retries=6, timeout_seconds=5)
@@ -156,51 +119,14 @@ def pair() -> tuple[LanguageModel, LanguageModel, Vocabulary]:
     return student, teacher, align(student, teacher)
 
 
-def logprobs_of(model: LanguageModel, tokens: list[int]) -> torch.Tensor:
-    """Raw, as a server has them: [T, V] of every token but the first."""
-    with torch.no_grad():
-        hidden = response_hidden(model, [(tokens[:1], tokens[1:])])
-        return normalise(model.logits(hidden))
-
-
-def vllm_of(model: LanguageModel, shift: float = 0.0) -> Answer:
-    """/v1/completions, /v1/models and the routes for weights, as vLLM answers them; `shift` falsifies log-probabilities."""
-
-    def answer(path: str, body: dict[str, Any]) -> tuple[int, Any]:
-        if path == "/v1/models":
-            return 200, {"data": [{"id": "m", "max_model_len": 64}]}
-        if path != "/v1/completions":
-            return 200, b""
-        if "prompt_logprobs" in body:
-            rows = logprobs_of(model, body["prompt"])
-            places: list[Any] = [None]
-            for row, token in zip(rows, body["prompt"][1:], strict=True):
-                named = {*row.topk(body["prompt_logprobs"]).indices.tolist(), token}
-                places.append({str(i): {"logprob": float(row[i]), "rank": 1} for i in named})
-            return 200, {"choices": [{"prompt_logprobs": places}]}
-        generator, tokens, own, tops = torch.Generator().manual_seed(body["seed"]), list(body["prompt"]), [], []
-        for _ in range(body["max_tokens"]):
-            row = logprobs_of(model, [*tokens, 0])[-1]
-            token = int(row.exp().multinomial(1, generator=generator))
-            tokens.append(token)
-            own.append(float(row[token]) + shift)
-            tops.append({f"token_id:{i}": float(row[i]) for i in (token, *body["logprob_token_ids"])})
-            if token in body["stop_token_ids"]:
-                break
-        new = tokens[len(body["prompt"]) :]
-        return 200, {"choices": [{"token_ids": new, "logprobs": {"token_logprobs": own, "top_logprobs": tops}}]}
-
-    return answer
-
-
 def engine_on(fake: Fake, student: LanguageModel, vocabulary: Vocabulary, folder: Path, **fields: Any) -> VLLMEngine:
     settings = VLLMSettings(tolerance=1e-6, tolerance_max=1e-5, weights_folder=str(folder), **fields)
-    return VLLMEngine(student, vocabulary, ServedVLLM(Server(fake.url, most_at_once=1)), settings=settings, support_size=4)
+    return VLLMEngine(
+        student, vocabulary, ServedVLLM(Server(fake.url, most_at_once=1)), settings=settings, support_size=4
+    )
 
 
-def test_the_student_takes_over_where_the_policy_is_the_student(
-    play: Callable[[Answer], Fake], tmp_path: Path
-) -> None:
+def test_the_student_takes_over_where_the_policy_is_the_student(play: Callable[[Answer], Fake], tmp_path: Path) -> None:
     student, teacher, vocabulary = pair()
     fake = play(vllm_of(student))
     handed = engine_on(fake, student, vocabulary, tmp_path / "weights")
@@ -268,7 +194,10 @@ def test_a_served_teacher_tells_what_a_local_one_would(play: Callable[[Answer], 
     )
     fake = play(vllm_of(teacher))
     served = PairedEngine(
-        student, vocabulary=vocabulary, support_size=4, served_teacher=ServedTeacher(Server(fake.url, most_at_once=1), vocabulary, 5)
+        student,
+        vocabulary=vocabulary,
+        support_size=4,
+        served_teacher=ServedTeacher(Server(fake.url, most_at_once=1), vocabulary, 5),
     )
     assert any(r.finished for r in rollouts) and not served.teachers
     for told, known in zip(served.score(rollouts), local.score(rollouts), strict=True):
