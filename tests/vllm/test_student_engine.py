@@ -142,7 +142,7 @@ def test_an_update_reaches_vllm_before_the_next_answer(engine: VLLMEngine, promp
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in engine.student.module.parameters():
-            parameter += 0.05 * parameter.std() * torch.randn(parameter.shape, generator=generator)
+            parameter += 0.3 * parameter.std() * torch.randn(parameter.shape, generator=generator)
     present, engine._loaded = (
         engine._loaded,
         [float(parameter.sum(dtype=torch.float64)) for parameter in engine.student.module.parameters()],
