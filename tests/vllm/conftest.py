@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -33,27 +33,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 class Service:
-    """`vllm serve` as a process of its own."""
+    """A vLLM server as a process of its own."""
 
     def __init__(self, model: Path, folder: Path, *options: str, port: int | None = None) -> None:
         self.port = port or _free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = folder / f"vllm-{model.name}-{self.port}.log"
-        program = shutil.which("vllm", path=f"{Path(os.sys.executable).parent}:{os.environ['PATH']}")  # type: ignore[attr-defined]
-        assert program is not None
-        arguments = ["serve", str(model), "--port", str(self.port), "--host", "127.0.0.1", "--dtype", "float32"]
-        arguments += [
-            "--enforce-eager",
-            "--no-enable-chunked-prefill",
-            "--max-model-len",
-            "256",
-            "--max-logprobs",
-            "24",
-            *options,
-        ]
+        # Not the command `vllm`: that of the CPU's package looks for a package called vllm.
+        arguments = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)]
+        arguments += ["--port", str(self.port), "--host", "127.0.0.1", "--dtype", "float32", "--max-model-len", "256"]
+        arguments += ["--max-logprobs", "24", "--enforce-eager", "--no-enable-chunked-prefill", *options]
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
-                [program, *arguments],
+                arguments,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env={**os.environ, "VLLM_SERVER_DEV_MODE": "1", "OMP_NUM_THREADS": "1"},
