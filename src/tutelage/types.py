@@ -60,12 +60,15 @@ class Rollout:
       teacher_tail_logprobs: [T] log of the teacher's mass outside the support, summed there and not as 1 - mass.
       support_overlap: [T] share of the support that is in the teacher's own top K.
       support_is_shared: [T, K] bool, which tokens of the support these are.
-      teacher_top_ids: [T, K] the teacher's own K most probable tokens, where a teacher wrote them down.
-      teacher_top_logprobs: [T, K] log q of them, normalised over the whole vocabulary.
-      teacher_top_tail: [T] log of the teacher's mass on all other tokens.
       teacher_hidden: [T, D] what the teacher's head turns into log q, kept where the loss will ask for all tokens.
       reference_logprobs: [T] log-probability of each token under the reference, where a target needs one.
       reference_support_logprobs, reference_tail_logprobs: as those of the teacher.
+      reread_logprobs: [T] log mu of each token as our own forward has it, where another engine sampled; greedy tokens
+        are certain on both sides.
+      teacher_top_ids: [T, K] the teacher's own K most probable tokens, where it wrote them down or is a server; an id
+        may stand there again, without mass.
+      teacher_top_logprobs: [T, K] log q on them, normalised over the whole vocabulary.
+      teacher_top_tail: [T] log of the teacher's mass on all others.
       teacher_name: which of several teachers answers for the prompt, see `Prompt`.
       replaced: [T] bool, the student's drafted token was refused there and this one drawn in its place; None where
         nothing was drafted.
@@ -93,9 +96,6 @@ class Rollout:
     teacher_tail_logprobs: Tensor | None = None
     support_overlap: Tensor | None = None
     support_is_shared: Tensor | None = None
-    teacher_top_ids: Tensor | None = None
-    teacher_top_logprobs: Tensor | None = None
-    teacher_top_tail: Tensor | None = None
     teacher_hidden: Tensor | None = field(default=None, repr=False)
     replaced: Tensor | None = None
     teacher_forwards: int | None = None
@@ -103,6 +103,10 @@ class Rollout:
     reference_support_logprobs: Tensor | None = None
     reference_tail_logprobs: Tensor | None = None
     teacher_name: str | None = None
+    reread_logprobs: Tensor | None = None
+    teacher_top_ids: Tensor | None = None
+    teacher_top_logprobs: Tensor | None = None
+    teacher_top_tail: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.response_tokens)
@@ -110,7 +114,7 @@ class Rollout:
     @property
     def is_scored(self) -> bool:
         """The teacher has seen this rollout, so a sparse target can be read off it."""
-        return self.teacher_support_logprobs is not None or self.teacher_top_logprobs is not None
+        return self.teacher_support_logprobs is not None or self.teacher_top_ids is not None
 
     @property
     def tokens_for_teacher(self) -> list[int]:

@@ -31,6 +31,12 @@ from tutelage.config.parts import part_from
 from tutelage.config.phases import phase_tables
 from tutelage.config.schema import DataConfig, EvaluationSetConfig, ModelConfig, RunConfig
 from tutelage.config.scores import given_answers, refuse_unfit_for_given
+from tutelage.config.serving import (
+    make_served_teacher,
+    make_student_engine,
+    refuse_beyond_server,
+    refuse_short,
+)
 from tutelage.divergences import DIVERGENCES
 from tutelage.errors import CheckpointError, ConfigurationError, OutputExistsError
 from tutelage.evaluation import GREEDY_SUFFIX, EvaluationResult, EvaluationSet
@@ -142,6 +148,9 @@ def build_run(config: RunConfig, *, resume: bool = False, processes: Processes |
         runtime=runtime,
     )
     engine.given = given
+    refuse_short(config, engine.served_teacher, prompts.prompts)
+    if config.rollout.engine == "vllm":
+        engine.student_engine = make_student_engine(config, engine.student, engine.vocabulary)
     # Refused now, if one answer at the limit does not fit into the caches, and not when the first step needs it.
     asks_teacher = any(phase.recipe.policy.needs_teacher for phase in phases)
     engine.rows_that_fit(prompts.prompts, config.rollout.max_new_tokens, with_teacher=asks_teacher)
@@ -283,6 +292,7 @@ def build_phases(config: RunConfig) -> list[Phase]:
         if adapter is not None:
             optimizer = replace(optimizer, learning_rate=optimizer.learning_rate * adapter.learning_rate_factor)
         phases.append(Phase(recipe, optimizer, tables.first_step, tables.name))
+    refuse_beyond_server(config, phases)
     refuse_wrong_reference(config.reference, [phase.recipe.target for phase in phases])
     return phases
 
@@ -313,17 +323,17 @@ def build_engine(
 ) -> PairedEngine:
     """Load the models and put them side by side; `student_path` replaces the student's weights (a checkpoint).
 
-    Without a teacher's weights the vocabulary is still the one shared with it.
+    Without a teacher's weights, of one that is served or not read, the vocabulary is still the one shared with it.
     """
     runtime = runtime or LocalRuntime(config.runtime.device)
     device = runtime.device
     student, first_self = load_student(config, student_tokenizer, device, student_path)
-    if with_teacher:
+    is_served = config.teacher.server is not None
+    teacher, routes = None, dict[str, LanguageModel]()
+    if with_teacher and not is_served:
         teacher = runtime.placed_teacher(lambda place: load_teacher(config.teacher, teacher_tokenizer, place))
+    if with_teacher:
         routes = {name: load_model(model, tokenizer_of(model), device) for name, model in config.teacher.routes.items()}
-    else:
-        teacher = outline_teacher(config.teacher, teacher_tokenizer)
-        routes = {name: load_outline(model, tokenizer_of(model)) for name, model in config.teacher.routes.items()}
     reference = None
     if with_reference and config.reference.path is None:
         # The student's initial weights, computed as the student is.
@@ -331,20 +341,26 @@ def build_engine(
         reference.autocast = student.autocast
     elif with_reference:
         reference = load_model(config.reference, tokenizer_of(config.reference), device)
-    for decoded in (*teacher.members, *routes.values()):
+    for decoded in (*(teacher.members if teacher else ()), *routes.values()):
         decoded.compile = config.rollout.compile
+    known_teacher = teacher or outline_teacher(config.teacher, teacher_tokenizer)
+    known_routes = [
+        routes.get(name) or load_outline(model, tokenizer_of(model)) for name, model in config.teacher.routes.items()
+    ]
+    vocabulary = align(student, known_teacher, *known_routes, reference)
     return PairedEngine(
         student,
-        teacher if with_teacher else None,
-        routes=routes if with_teacher else {},
+        teacher,
+        routes=routes,
         reference=reference,
         reference_reads=config.reference.reads,
-        vocabulary=align(student, teacher, *routes.values(), reference),
+        vocabulary=vocabulary,
         support_size=config.rollout.support_size,
         draft_length=config.rollout.draft_length,
         max_rows=config.rollout.max_rows,
         cache_bytes=None if config.rollout.cache_gib is None else int(config.rollout.cache_gib * 2**30),
         score_tokens=config.rollout.score_tokens,
+        served_teacher=make_served_teacher(config, build_phases(config), vocabulary) if is_served else None,
     )
 
 
@@ -445,7 +461,7 @@ def decoder_of(student: LanguageModel) -> Callable[[Sequence[int]], str]:
 def load_tokenizers(config: RunConfig) -> tuple[Any, Any]:
     """The student's and the teacher's tokenizer; refused if they differ, or if there is no model beside one."""
     check_distinct(config.student.path, config.teacher.path, config.student.revision, config.teacher.revision)
-    for model in (config.student, config.teacher):
+    for model in (config.student, config.teacher) if config.teacher.server is None else (config.student,):
         check_files(model.path, allow_pickle=model.allow_pickle)
     loaded = [
         load_tokenizer(model.path, revision=model.revision, trust_remote_code=model.trust_remote_code)
@@ -468,8 +484,10 @@ def _resumable(config: RunConfig, folder: RunFolder) -> tuple[Path | None, list[
             f"--resume: {folder.path} holds no run (no config.toml). Start it without --resume, or set output=FOLDER."
         )
     # More steps, more frequent looks and other processes are a continuation; anything else would be another run.
+    # So is the same work done elsewhere: a server may come back at another address.
     shared = ("runtime.strategy", "runtime.shard_teacher", "runtime.timeout_seconds")
-    free = ("steps", "evaluation.", "checkpoint.", "logging.", "output", *shared)
+    elsewhere = ("vllm.", "teacher.server", "teacher.timeout_seconds", "teacher.retries")
+    free = ("steps", "evaluation.", "checkpoint.", "logging.", "output", *shared, *elsewhere)
     before, now = (flattened(to_toml(each)) for each in (load_config(saved), config))
     changed = [
         f"{key} is {now.get(key)!r}, was {before.get(key)!r}"

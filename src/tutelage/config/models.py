@@ -116,7 +116,7 @@ def load_teacher(teacher: TeacherConfig, tokenizer: Any, device: str) -> Languag
 
 
 def load_outline(model: ModelConfig, tokenizer: Any, adapter: AdapterSettings | None = None) -> LanguageModel:
-    """A model as its table says, without its weights."""
+    """A model as its table says, without its weights; the files of a served teacher need not include any."""
     return outline_of(
         model.path,
         tokenizer,
@@ -125,6 +125,7 @@ def load_outline(model: ModelConfig, tokenizer: Any, adapter: AdapterSettings | 
         trust_remote_code=model.trust_remote_code,
         allow_pickle=model.allow_pickle,
         adapter=adapter,
+        needs_weights=not (isinstance(model, TeacherConfig) and model.server is not None),
     )
 
 

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from tutelage.errors import ConfigurationError
 from tutelage.models import AdapterSettings
+from tutelage.rollout import VLLMSettings
 from tutelage.training import CheckpointSettings, OptimizerSettings, RolloutSettings
 
 __all__ = [
@@ -76,13 +77,19 @@ class ExpertConfig(ModelConfig):
 
 
 class TeacherConfig(ModelConfig):
-    """[teacher]: a model, or several: `experts` make one distribution with it, `routes` take some of the prompts."""
+    """[teacher]: a model, or several: `experts` make one distribution with it, `routes` take some of the prompts.
+
+    With `server` it runs there; `path` is then for its tokenizer and configuration only.
+    """
 
     weight: float = 1.0
     experts: list[ExpertConfig] = []
     largest_dynamic_weight: float = Field(default=2.0, gt=0)
     dynamic_weight_increment: float = Field(default=0.1, gt=0)
     routes: dict[str, ModelConfig] = {}
+    server: str | None = None
+    timeout_seconds: float = Field(default=600.0, gt=0)
+    retries: int = Field(default=6, ge=0)
 
     @field_validator("routes", "experts", mode="before")
     @classmethod
@@ -106,6 +113,11 @@ class TeacherConfig(ModelConfig):
             raise ConfigurationError(
                 f"teacher.dynamic_weight_increment is {self.dynamic_weight_increment:g}, more than "
                 f"teacher.largest_dynamic_weight = {self.largest_dynamic_weight:g}; nothing would be tried. Lower it."
+            )
+        if self.server is not None and (self.experts or self.routes):
+            raise ConfigurationError(
+                "teacher.server is set beside teacher.experts or teacher.routes, which are decoded here. Drop them, or "
+                "leave teacher.server out."
             )
         if not self.experts and self.weight != 1:
             raise ConfigurationError(
@@ -243,6 +255,7 @@ class RunConfig(Section):
     weighting: dict[str, Any] = {"name": "uniform"}
     phase: list[PhaseConfig] = []
     rollout: RolloutSettings = RolloutSettings()
+    vllm: VLLMSettings = VLLMSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
     evaluation: EvaluationConfig = EvaluationConfig()

@@ -46,10 +46,12 @@ def rollout_metrics(
     student_entropy, teacher_entropy = per_token(rollouts, "student_entropy"), per_token(rollouts, "teacher_entropy")
     blend, kl = per_token(rollouts, "blend"), per_token(rollouts, "kl_to_student")
     tail, replaced = per_token(rollouts, "teacher_tail_logprobs"), per_token(rollouts, "replaced")
+    behaviour, reread = per_token(rollouts, "behaviour_logprobs"), per_token(rollouts, "reread_logprobs")
+    gaps = None if behaviour is None or reread is None else (behaviour - reread).abs()
     finished = torch.tensor([float(rollout.finished) for rollout in rollouts], dtype=torch.float64)
 
     values: dict[str, Tensor | None] = {
-        "behaviour_logprob": per_token(rollouts, "behaviour_logprobs"),
+        "behaviour_logprob": behaviour,
         "student_logprob": student,
         "teacher_logprob": teacher,
         "reference_logprob": per_token(rollouts, "reference_logprobs"),
@@ -76,6 +78,8 @@ def rollout_metrics(
         "stopped_share": finished,
         "truncated_share": 1 - finished,
         "teacher_support": _teacher_support(rollouts),
+        "vllm_logprob_mismatch": gaps,
+        "vllm_logprob_mismatch_max": None if gaps is None else gaps.max(),
         "reward": None if rewards is None else torch.tensor([float(reward) for reward in rewards], dtype=torch.float64),
     }
     return finite_means(values)

@@ -64,7 +64,7 @@ class FullVocabulary(Support):
 
     def events(self, student_logits: Tensor, target: Target) -> tuple[Tensor, Tensor]:
         if isinstance(target, SparseTarget):
-            raise _known_on_a_record_only("full")
+            raise _known_on_a_record_only("full", target.whose)
         return normalise(student_logits), normalise(target.logits)
 
 
@@ -94,18 +94,20 @@ class TopK(Support):
 
     def events(self, student_logits: Tensor, target: Target) -> tuple[Tensor, Tensor]:
         if isinstance(target, SparseTarget):
-            raise _known_on_a_record_only(f"{self.whose}_top_k")
+            if target.whose != self.whose:
+                raise _known_on_a_record_only(f"{self.whose}_top_k", target.whose)
+            return self._on_record(normalise(student_logits), target)
         student_logprobs, target_logprobs = normalise(student_logits), normalise(target.logits)
         # Which tokens are looked at is a choice, not a function to differentiate.
         ids = self.choose(student_logprobs.detach(), target_logprobs.detach())
         target_tail = tail_logprobs(target_logprobs, ids)
-        return self._on(ids, student_logprobs, target_logprobs.gather(-1, ids), target_tail)
+        return self._on(ids, student_logprobs, target_logprobs.gather(-1, ids), target_tail, self.may_repeat)
 
-    def _on_record(self, student_logits: Tensor, target: SparseTarget) -> tuple[Tensor, Tensor]:
+    def _on_record(self, student_logprobs: Tensor, target: SparseTarget) -> tuple[Tensor, Tensor]:
         """On the first k tokens of a record; what it kept beyond them joins the rest."""
-        student_logprobs = normalise(student_logits)
         ids = self.recorded_ids(target, student_logprobs.shape[-1])
-        return self._on(ids, student_logprobs, *self._recorded(target))
+        # Where a server names fewer events than K, one of them stands there again.
+        return self._on(ids, student_logprobs, *self._recorded(target), may_repeat=target.whose == "teacher")
 
     def recorded_ids(self, target: SparseTarget, vocabulary_size: int) -> Tensor:
         """The support of a record: [..., K]."""
@@ -131,10 +133,10 @@ class TopK(Support):
         return target.logprobs[..., : self.k], target_tail
 
     def _on(
-        self, ids: Tensor, student_logprobs: Tensor, target_kept: Tensor, target_tail: Tensor
+        self, ids: Tensor, student_logprobs: Tensor, target_kept: Tensor, target_tail: Tensor, may_repeat: bool
     ) -> tuple[Tensor, Tensor]:
         student_kept = student_logprobs.gather(-1, ids)
-        if self.may_repeat:
+        if may_repeat:
             # A repeat becomes an event that neither side has, which contributes nothing.
             is_repeated = _repeats(ids)
             student_kept = student_kept.masked_fill(is_repeated, float("-inf"))
@@ -166,26 +168,16 @@ class StudentTopK(TopK):
     def choose(self, student_logprobs: Tensor, teacher_logprobs: Tensor) -> Tensor:
         return _most_probable(student_logprobs, self.k)
 
-    def events(self, student_logits: Tensor, target: Target) -> tuple[Tensor, Tensor]:
-        if isinstance(target, DenseTarget):
-            return super().events(student_logits, target)
-        return self._on_record(student_logits, target)
-
 
 @dataclass(frozen=True)
 class TeacherTopK(TopK):
     """The teacher's K most probable tokens, whatever the student thinks of them.
 
-    With a sparse target they are those that the teacher wrote down.
+    With a sparse target they are those that the teacher told: a server, or a cache of its scores.
     """
 
     needs_full_target = True
     whose = "teacher"
-
-    def events(self, student_logits: Tensor, target: Target) -> tuple[Tensor, Tensor]:
-        if isinstance(target, SparseTarget) and target.whose == "teacher":
-            return self._on_record(student_logits, target)
-        return super().events(student_logits, target)
 
     def choose(self, student_logprobs: Tensor, teacher_logprobs: Tensor) -> Tensor:
         return _most_probable(teacher_logprobs, self.k)
@@ -252,8 +244,8 @@ def _renormalised(kept: Tensor, side: str, support: TopK) -> Tensor:
     return kept - mass
 
 
-def _known_on_a_record_only(support: str) -> ConfigurationError:
+def _known_on_a_record_only(support: str, whose: str) -> ConfigurationError:
     return ConfigurationError(
         f"divergence.support is {support!r}, but the target is known on a top-k support only. "
-        "Use support = 'student_top_k', or keep the teacher loaded so that it can be asked for all tokens."
+        f"Use support = '{whose}_top_k', or keep the teacher loaded so that it can be asked for all tokens."
     )

@@ -68,6 +68,8 @@ def forecast(patient: Patient) -> dict[str, dict[str, int]]:
     an adapter, gradients and moments are its own; quantised weights are taken at 4.5 bits, scales included.
     """
     config, outlines = patient.config, dict(patient.outlines)
+    if config.teacher.server is not None:  # its memory is another machine's
+        del outlines["teacher"]
     student, rollout, runtime = outlines["student"], config.rollout, config.runtime
     if patient.needs_reference and "reference" not in outlines and student.adapter is None:
         outlines["reference"] = student  # a copy of it; an adapter's is the same backbone

@@ -49,6 +49,7 @@ EARLY = ("vocabulary", "stop ids", "prompts", "end of answer", "lengths", "verif
 EARLY_PROMPTS = 256
 OWN_VERIFIERS = ("math", "exact")  # a user's function is not called before the run calls it
 
+NEEDS_TEACHER = ("overlap", "pass@1")  # on the student's own support, and its own answers
 BLOCKING = ("vocabulary", "memory")  # errors of these make the models fail where they run, if they load at all
 EARLIER = "not checked: it needs what was refused above"
 
@@ -63,6 +64,9 @@ def examine(config: RunConfig, *, quick: bool = False) -> Iterator[Finding]:
     for name, check in (CHEAP if quick else {**CHEAP, **COSTLY}).items():
         if name in COSTLY and said & set(BLOCKING):
             yield Finding(Verdict.skipped, "not tried: the models cannot run as they are, see above", check=name)
+            continue
+        if name in NEEDS_TEACHER and config.teacher.server is not None:
+            yield Finding(Verdict.skipped, "the teacher is a server, which does not tell this", check=name)
             continue
         finding, remarks = _examined(patient, check, said)
         said |= {finding.text, *remarks} | ({name} if finding.verdict == Verdict.error else set())

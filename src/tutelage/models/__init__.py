@@ -5,6 +5,7 @@ from tutelage.models.cache import RaggedCache
 from tutelage.models.fingerprint import tokenizer_fingerprint, weights_fingerprint
 from tutelage.models.fused_teacher import FusedTeacher
 from tutelage.models.fusion import DynamicFusion, FixedFusion, Fusion
+from tutelage.models.handing_over import save_untied
 from tutelage.models.language_model import LanguageModel, as_language_model
 from tutelage.models.loading import (
     DTYPES,
@@ -47,6 +48,7 @@ __all__ = [
     "load_tokenizer",
     "outline_of",
     "save_student",
+    "save_untied",
     "tokenizer_fingerprint",
     "weights_fingerprint",
 ]

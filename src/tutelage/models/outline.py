@@ -30,14 +30,19 @@ def outline_of(
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
     adapter: AdapterSettings | None = None,
+    needs_weights: bool = True,
 ) -> LanguageModel:
     """The model that `load_language_model` would load, without weights; hub ids cost two small files.
 
+    Args:
+      needs_weights: refuse a directory that has none; off where the model runs somewhere else.
+      (the others as in `load_language_model`)
     Raises:
       ModelError: nothing is there, or no causal language model can be made of its configuration.
       ConfigurationError: an adapter for modules that are not there.
     """
-    check_files(path, allow_pickle=allow_pickle)
+    if needs_weights:
+        check_files(path, allow_pickle=allow_pickle)
     noted = base_of(path)
     base = Base(path, revision) if noted is None else noted
     try:

@@ -1,18 +1,30 @@
-"""How do tokens get produced?  The paired engine samples from any policy; scoring lets a teacher read what exists."""
+"""How do tokens get produced?  The paired engine samples from any policy, and lets vLLM take over where the student is
+alone; scoring lets a teacher read what exists.
+"""
 
 from tutelage.rollout.draft_length import draft_length_named
 from tutelage.rollout.given import GivenAnswers
 from tutelage.rollout.paired import PairedEngine
 from tutelage.rollout.score_cache import ScoreCache
 from tutelage.rollout.scoring import score, score_top
+from tutelage.rollout.served_teacher import ServedTeacher
+from tutelage.rollout.server import Server
 from tutelage.rollout.sharing import Spread, answers_to_share, whole_share, without_hidden
 from tutelage.rollout.streams import derive_seed, uniforms
+from tutelage.rollout.vllm_engine import VLLMEngine, VLLMSettings
+from tutelage.rollout.vllm_samplers import LocalVLLM, ServedVLLM
 
 __all__ = [
     "GivenAnswers",
+    "LocalVLLM",
     "PairedEngine",
     "ScoreCache",
+    "ServedTeacher",
+    "ServedVLLM",
+    "Server",
     "Spread",
+    "VLLMEngine",
+    "VLLMSettings",
     "answers_to_share",
     "derive_seed",
     "draft_length_named",

@@ -22,6 +22,8 @@ from tutelage.rollout.decoding import Decoding, Task
 from tutelage.rollout.draft_length import LONGEST, Costs, DraftLength, draft_length_named
 from tutelage.rollout.given import GivenAnswers
 from tutelage.rollout.scoring import score, score_reference
+from tutelage.rollout.served_teacher import ServedTeacher
+from tutelage.rollout.vllm_engine import VLLMEngine
 from tutelage.types import Prompt, Rollout
 
 __all__ = ["PairedEngine"]
@@ -50,6 +52,8 @@ class PairedEngine:
       cache_bytes: most memory of the caches of both models. None = half of an accelerator's memory, no limit on a CPU.
       score_tokens: most tokens in one forward of the teacher over prompts or finished rollouts.
       given: answers for the policy that samples none; None = there are none.
+      student_engine: takes over wherever the policy has become the student alone.
+      served_teacher: scores finished rollouts in place of a teacher here.
     Raises:
       VocabularyMismatchError: the models do not share a tokenizer.
       ConfigurationError: a number that cannot work.
@@ -70,6 +74,8 @@ class PairedEngine:
         cache_bytes: int | None = None,
         score_tokens: int = 16_384,
         given: GivenAnswers | None = None,
+        student_engine: VLLMEngine | None = None,
+        served_teacher: ServedTeacher | None = None,
     ) -> None:
         for name, value in (("support_size", support_size), ("max_rows", max_rows), ("score_tokens", score_tokens)):
             if value < 1:
@@ -90,6 +96,8 @@ class PairedEngine:
         self.cache_bytes = cache_bytes
         self.score_tokens = score_tokens
         self.given = given
+        self.student_engine = student_engine
+        self.served_teacher = served_teacher
 
     @property
     def teachers(self) -> dict[str | None, LanguageModel]:
@@ -144,6 +152,16 @@ class PairedEngine:
         self._check_prompts(ready, max_new_tokens)
         if not ready:
             return []
+        if self.student_engine is not None and not policy.needs_teacher:
+            return self.student_engine.generate(
+                policy,
+                ready,
+                max_new_tokens=max_new_tokens,
+                num_samples=num_samples,
+                seed=seed,
+                step=step,
+                records_statistics=records_statistics,
+            )
         rollouts: list[Rollout] = []
         for name, places in _by_teacher([prompt.teacher_name for prompt in ready], policy.needs_teacher).items():
             teacher = self._teacher_named(name) if policy.needs_teacher else None
@@ -169,6 +187,8 @@ class PairedEngine:
 
     def score(self, rollouts: Sequence[Rollout], *, keep_hidden: bool = False) -> list[Rollout]:
         """Let each rollout's teacher read it when it is finished, in batched forwards; see `rollout.scoring.score`."""
+        if self.served_teacher is not None:
+            return self.served_teacher.score(rollouts)
         if not self.teachers:
             raise ConfigurationError("scoring needs a teacher, but this engine has only a student. Give it one.")
         scored = list(rollouts)

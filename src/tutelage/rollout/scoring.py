@@ -13,13 +13,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tutelage.distributions import normalise
+from tutelage.distributions import gather_logprobs, normalise
 from tutelage.errors import DataError
 from tutelage.models import LanguageModel, Vocabulary
-from tutelage.rollout.statistics import reference_statistics, teacher_statistics, teacher_top_statistics
+from tutelage.policies import Policy
+from tutelage.rollout.statistics import (
+    reference_statistics,
+    student_statistics,
+    teacher_statistics,
+    teacher_top_statistics,
+)
 from tutelage.types import Rollout
 
-__all__ = ["batches_by_tokens", "response_hidden", "score", "score_reference", "score_top", "tokens_per_chunk"]
+__all__ = [
+    "batches_by_tokens",
+    "response_hidden",
+    "score",
+    "score_reference",
+    "score_student",
+    "score_top",
+    "tokens_per_chunk",
+]
 
 # Logits of one chunk stay below this many numbers (at 4 bytes each, 256 MiB). A handful live at once in backward.
 CHUNK_NUMBERS = 64 * 2**20
@@ -88,6 +102,36 @@ def score_top(
     return [replace(found, support_ids=own.support_ids) for found, own in zip(read, rollouts, strict=True)]
 
 
+@torch.no_grad()
+def score_student(
+    student: LanguageModel,
+    vocabulary: Vocabulary,
+    rollouts: Sequence[Rollout],
+    policy: Policy,
+    *,
+    support_size: int,
+    max_tokens: int,
+) -> list[Rollout]:
+    """Copies of the rollouts of another engine with what the student thinks of them, in the same order.
+
+    Args:
+      student: reads the prompt and then the response.
+      policy: that sampled; one that needs no teacher.
+      support_size: K of the recorded statistics; 0 = log-probabilities only.
+      (the others as in `score`)
+    """
+
+    def statistics(logprobs_NV: Tensor, tokens_N: Tensor, _: Tensor) -> dict[str, Tensor]:
+        proposal = policy(logprobs_NV, None)
+        found = {"reread_logprobs": proposal.logprobs_of(tokens_N), **proposal.diagnostics}
+        if support_size:
+            return found | student_statistics(logprobs_NV, tokens_N, support_size)
+        return found | {"student_logprobs": gather_logprobs(logprobs_NV, tokens_N)}
+
+    prompts = [rollout.prompt_tokens for rollout in rollouts]
+    return _read(student, vocabulary, rollouts, prompts, statistics, max_tokens, support=_no_support)
+
+
 def _read(
     model: LanguageModel,
     vocabulary: Vocabulary,
@@ -96,6 +140,7 @@ def _read(
     statistics: Callable[[Tensor, Tensor, Tensor], dict[str, Tensor]],
     max_tokens: int,
     keep_hidden: bool = False,
+    support: Callable[[Rollout], Tensor] | None = None,
 ) -> list[Rollout]:
     """Copies of the rollouts with what `statistics` finds in the model's log-probabilities behind the prompts."""
     scored = list(rollouts)
@@ -103,7 +148,7 @@ def _read(
     for batch in batches_by_tokens(sequences, max_tokens):
         hidden_ND = response_hidden(model, [sequences[i] for i in batch])
         tokens_N = torch.tensor([t for i in batch for t in rollouts[i].response_tokens], device=hidden_ND.device)
-        support_NK = torch.cat([_support(rollouts[i]) for i in batch]).to(hidden_ND.device)
+        support_NK = torch.cat([(support or _support)(rollouts[i]) for i in batch]).to(hidden_ND.device)
         chunks: list[dict[str, Tensor]] = []
         chunk_tokens = tokens_per_chunk(vocabulary)
         for piece in range(0, len(tokens_N), chunk_tokens):
@@ -176,3 +221,7 @@ def _support(rollout: Rollout) -> Tensor:
             "`records_statistics=False`. Generate it with statistics."
         )
     return rollout.support_ids
+
+
+def _no_support(rollout: Rollout) -> Tensor:
+    return torch.empty(len(rollout), 0, dtype=torch.int32)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tutelage.diagnostics import detail_metrics
-from tutelage.errors import ConfigurationError, NonFiniteError, RunInterrupted
+from tutelage.errors import ConfigurationError, NonFiniteError, RunInterrupted, ServerError
 from tutelage.evaluation import GREEDY_SUFFIX, EvaluationSet, evaluate
 from tutelage.policies import Policy
 from tutelage.rollout import PairedEngine, Spread
@@ -106,6 +106,7 @@ def train(run: Run, observer: Observer) -> TrainerState:
     Raises:
       ConfigurationError: a tracker cannot be started; nothing has been computed yet.
       RunInterrupted: Ctrl-C or SIGTERM; the run was saved at the step it had reached.
+      ServerError: a server that computes for the run is gone; saved likewise.
       NonFiniteError: a loss or gradient was not finite; names the step, and the last good checkpoint stays.
       CheckpointError: a checkpoint could not be written; the previous one stays.
     """
@@ -196,12 +197,14 @@ def _train(run: Run, observer: Observer) -> TrainerState:
                     if result.step % run.steps_per_log == 0:
                         run.folder.append("samples.jsonl", _sample_records(run, result, chosen))
                     observer.on_step(result)
-        except RunInterrupted as interruption_raised:
+        except (RunInterrupted, ServerError) as stopped:
             optimizer.zero_grad(set_to_none=True)
             if saved_step != state.step:
-                save()
-            raise RunInterrupted(
-                f"{interruption_raised} after {state.step} of {run.num_steps} steps; the run is saved in "
+                with interruption.protected():
+                    save()
+            so_far = "" if isinstance(stopped, RunInterrupted) else " This was"
+            raise type(stopped)(
+                f"{stopped}{so_far} after {state.step} of {run.num_steps} steps; the run is saved in "
                 f"{run.folder.path}. Continue it with: tutelage train {run.folder.path}/config.toml --resume"
             ) from None
         except NonFiniteError as problem:

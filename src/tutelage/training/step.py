@@ -35,6 +35,8 @@ from tutelage.weighting import UNIFORM, Weighting
 
 __all__ = ["PendingStep", "Recipe", "RolloutSettings", "Stopwatch", "accumulate_gradient", "apply_update"]
 
+ENGINES = ("paired", "vllm")
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -76,6 +78,7 @@ class RolloutSettings:
     """How much is sampled at every step.
 
     Fields:
+      engine: "paired" decodes everything here; "vllm" leaves to vLLM what the student writes alone, see [vllm].
       prompts_per_step, samples_per_prompt: P and G; their product is the global batch.
       max_new_tokens: length limit of an answer, stop token included.
       max_rows: most answers decoded at once; further ones take the place of those that end.
@@ -87,6 +90,7 @@ class RolloutSettings:
       score_tokens: most tokens in one forward of the teacher over prompts or finished answers.
     """
 
+    engine: str = "paired"
     prompts_per_step: int = 64
     samples_per_prompt: int = 4
     max_new_tokens: int = 7168
@@ -102,6 +106,8 @@ class RolloutSettings:
             value = getattr(self, item.name)
             if item.type == "int" and value < 1:
                 raise ConfigurationError(f"rollout.{item.name} is {value}; it must be at least 1.")
+        if self.engine not in ENGINES:
+            raise ConfigurationError(f"rollout.engine is {self.engine!r}; expected one of {', '.join(ENGINES)}.")
         draft_length_named(self.draft_length)
         if self.cache_gib is not None and self.cache_gib <= 0:
             raise ConfigurationError(

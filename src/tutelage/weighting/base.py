@@ -35,6 +35,11 @@ class Weighting(ABC):
     is_random: ClassVar[bool] = False
     asks_models: ClassVar[bool] = True
 
+    @property
+    def needs_teacher_support(self) -> bool:
+        """It looks at the teacher's log-probabilities on the student's support, which no teacher server tells."""
+        return False
+
     @abstractmethod
     def __call__(self, records: TokenRecords, uniforms_N: Tensor | None = None) -> Tensor:
         """Weights of the batch's N tokens.

@@ -48,6 +48,10 @@ class Tip(Weighting):
                 f"weighting.selector is {self.selector!r}; expected one of {', '.join(SELECTORS)}."
             )
 
+    @property
+    def needs_teacher_support(self) -> bool:
+        return self.selector != "entropy"
+
     def __call__(self, records: TokenRecords, uniforms_N: Tensor | None = None) -> Tensor:
         scores_N = self._scores(records)
         num_kept = max(1, math.floor(self.share * len(scores_N) + 1e-9))  # 0.29 · 100 is 28.999...

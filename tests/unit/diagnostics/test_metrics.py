@@ -44,6 +44,7 @@ def hand_made_rollouts(lengths=(1, 2, 3, 4, 5), seed=0):
                 support_overlap=uniform(length),
                 replaced=uniform(length) < 0.3,
                 teacher_forwards=1 + length // 3,
+                reread_logprobs=-uniform(length),
             )
         )
     return rollouts
@@ -86,13 +87,15 @@ def by_numpy(rollouts, rewards):
             np.mean([(r.teacher_logprobs.double() - r.student_logprobs.double()).numpy().mean() for r in rollouts])
         ),
         "reward": float(np.mean(rewards)),
+        "vllm_logprob_mismatch": mean(lambda t: abs(t["behaviour_logprobs"] - t["reread_logprobs"])),
+        "vllm_logprob_mismatch_max": max(abs(t["behaviour_logprobs"] - t["reread_logprobs"]) for t in tokens),
     }
 
 
 PER_TOKEN_FIELDS = (
     "behaviour_logprobs", "student_logprobs", "teacher_logprobs", "blend", "kl_to_student", "student_entropy",
     "teacher_entropy", "support_mass", "teacher_tail_logprobs", "support_overlap", "replaced",
-    "reference_logprobs",
+    "reference_logprobs", "reread_logprobs",
 )  # fmt: skip
 
 

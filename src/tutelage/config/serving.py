@@ -1,0 +1,92 @@
+"""What runs in vLLM: the student's own rollouts, or the teacher as a server; and what neither can do."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from tutelage.config.schema import RunConfig
+from tutelage.errors import ConfigurationError
+from tutelage.models import LanguageModel, Vocabulary
+from tutelage.rollout import LocalVLLM, ServedTeacher, ServedVLLM, Server, VLLMEngine
+from tutelage.training import Phase
+from tutelage.types import Prompt
+
+__all__ = ["make_served_teacher", "make_student_engine", "refuse_beyond_server", "refuse_short"]
+
+
+def make_student_engine(config: RunConfig, student: LanguageModel, vocabulary: Vocabulary) -> VLLMEngine:
+    """The engine that takes over where the student is alone; vLLM itself starts when it first does.
+
+    Raises:
+      ConfigurationError: there are several processes, each of which would hand its weights over.
+    """
+    settings = config.vllm
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigurationError(
+            "rollout.engine is 'vllm', and there are several processes; vLLM draws for one. Start the run with one "
+            "process, or use rollout.engine = 'paired'."
+        )
+    new_tokens = max(config.rollout.max_new_tokens, config.evaluation.max_new_tokens or 0)
+    sampler: LocalVLLM | ServedVLLM
+    if settings.server is None:
+        sampler = LocalVLLM(
+            dtype=settings.dtype,
+            max_tokens=config.data.max_prompt_tokens + new_tokens,
+            memory_share=settings.memory_share,
+            max_rows=config.rollout.max_rows,
+            on_cpu=student.device.type == "cpu",
+            options=settings.options or {},
+        )
+        if student.context_length is not None:
+            sampler.max_tokens = min(sampler.max_tokens, student.context_length)
+    else:
+        sampler = ServedVLLM(
+            Server(settings.server, settings.timeout_seconds, settings.retries, config.rollout.max_rows, "vllm.server")
+        )
+    return VLLMEngine(
+        student,
+        vocabulary,
+        sampler,
+        settings=settings,
+        support_size=config.rollout.support_size,
+        score_tokens=config.rollout.score_tokens,
+    )
+
+
+def make_served_teacher(config: RunConfig, phases: Sequence[Phase], vocabulary: Vocabulary) -> ServedTeacher:
+    """The teacher that runs elsewhere."""
+    teacher = config.teacher
+    assert teacher.server is not None
+    server = Server(teacher.server, teacher.timeout_seconds, teacher.retries, config.rollout.max_rows, "teacher.server")
+    return ServedTeacher(server, vocabulary, max(phase.recipe.divergence.top_k for phase in phases))
+
+
+def refuse_beyond_server(config: RunConfig, phases: Sequence[Phase]) -> None:
+    """Refuse what needs more of the teacher than a server tells, its own top K at each place of finished answers."""
+    if config.teacher.server is None:
+        return
+    for recipe in [phase.recipe for phase in phases]:
+        if recipe.policy.needs_teacher:
+            raise ConfigurationError(
+                f"teacher.server is set, but the policy {recipe.policy} asks the teacher at every token, and a server "
+                "reads finished answers only. Load the teacher here (leave teacher.server out), or set policy = "
+                "'student'."
+            )
+        if recipe.divergence.support != "teacher_top_k":
+            raise ConfigurationError(
+                f"divergence.support is {recipe.divergence.support!r}, but a teacher server tells nothing but its own "
+                "most probable tokens. Set divergence.support = 'teacher_top_k', or leave teacher.server out."
+            )
+        if recipe.weighting.needs_teacher_support:
+            raise ConfigurationError(
+                f"the weighting {recipe.weighting} compares both models on the student's most probable tokens, which a "
+                "teacher server does not tell. Set weighting = 'uniform', or leave teacher.server out."
+            )
+
+
+def refuse_short(config: RunConfig, served: ServedTeacher | None, prompts: Sequence[Prompt]) -> None:
+    """Ask a teacher server, before anything is computed, whether it is there and reads prompts and answers whole."""
+    if served is not None:
+        longest = max(len(prompt.teacher_tokens or prompt.student_tokens) for prompt in prompts)
+        served.refuse_too_long(longest + config.rollout.max_new_tokens)

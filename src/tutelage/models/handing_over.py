@@ -1,0 +1,28 @@
+"""A student's weights for an engine that reads them again and again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tutelage.models.language_model import LanguageModel
+
+__all__ = ["save_untied"]
+
+
+def save_untied(student: LanguageModel, folder: Path) -> None:
+    """Write config, safetensors and tokenizer into `folder`, with a head of its own even where it is the embedding.
+
+    vLLM 0.32 keeps an old head when it reads the weights of a tied model again on a CPU, where the head is repacked.
+    Two tensors are two tensors everywhere.
+    """
+    config = student.config
+    head = student.module.get_output_embeddings().weight
+    weights = student.module.state_dict()
+    weights = {name: w.clone() if w.data_ptr() == head.data_ptr() else w for name, w in weights.items()}
+    is_tied, config.tie_word_embeddings = config.tie_word_embeddings, False
+    try:
+        student.module.save_pretrained(folder, state_dict=weights)
+    finally:
+        config.tie_word_embeddings = is_tied
+    if student.tokenizer is not None:
+        student.tokenizer.save_pretrained(folder)

@@ -1,0 +1,224 @@
+"""Where vLLM runs: in this process's care, or as a server. Both take a folder of weights and prompts, and give tokens.
+
+Weights travel as a model folder that vLLM reads again in place. That works the same for both, on any device, and for
+every architecture that vLLM can load; the prefix cache, which the old weights made, is dropped. Tokens stay ids on both
+ways: nothing is turned into text and back.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from tutelage.errors import ConfigurationError, ServerError
+from tutelage.rollout.server import Server
+
+__all__ = ["LocalVLLM", "Sampled", "SampledBy", "Sampling", "ServedVLLM", "served_model"]
+
+# vLLM's largest change of a logit. What it forbids is left with e^-100 of its mass.
+FORBIDDEN_BIAS = -100.0
+# Compiling for a CPU takes minutes, and half a prompt with a seed of its own ends vLLM 0.32 there.
+ON_CPU = {"enforce_eager": True, "enable_chunked_prefill": False}
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How answers are drawn.
+
+    Fields:
+      temperature: 0 = greedy.
+      max_new_tokens: length limit, stop token included.
+      stop_ids: each of them ends an answer, and nothing else does.
+      forbidden_ids: ids that are no tokens.
+    """
+
+    temperature: float
+    max_new_tokens: int
+    stop_ids: tuple[int, ...]
+    forbidden_ids: tuple[int, ...]
+
+    def fields(self) -> dict[str, Any]:
+        """As `vllm.SamplingParams` and /v1/completions both call it; no default of the model is left in force."""
+        return {
+            "temperature": self.temperature,
+            "max_tokens": self.max_new_tokens,
+            "top_p": 1.0,
+            "top_k": 0,
+            "min_p": 0.0,
+            "repetition_penalty": 1.0,
+            "presence_penalty": 0.0,
+            "frequency_penalty": 0.0,
+            "stop_token_ids": list(self.stop_ids),
+            "ignore_eos": True,
+            "logprobs": len(self.stop_ids),
+            # Beside the sampled token, so that all ways of stopping can be one event.
+            "logprob_token_ids": list(self.stop_ids) or None,
+            "logit_bias": {str(i): FORBIDDEN_BIAS for i in self.forbidden_ids} or None,
+        }
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """One answer as vLLM drew it.
+
+    Fields:
+      tokens: ids, the stop token included; at least one.
+      logprobs: of each, as it was drawn.
+      last_logprobs: log-probabilities of the stop ids at the last place.
+    """
+
+    tokens: Sequence[int]
+    logprobs: Sequence[float]
+    last_logprobs: Mapping[int, float]
+
+
+class SampledBy(Protocol):
+    """A vLLM that holds one student."""
+
+    def load(self, folder: Path) -> None:
+        """Take the weights of a model folder, and forget what older ones made."""
+
+    def sample(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], how: Sampling) -> list[Sampled]:
+        """An answer to each prompt, with a seed of its own."""
+
+
+@dataclass
+class LocalVLLM:
+    """vLLM beside this process, on the same device; started by the first `load`.
+
+    Fields:
+      dtype: that it computes in.
+      max_tokens: most tokens of a prompt and its answer together.
+      memory_share: of the device's memory that it takes for weights and caches.
+      max_rows: most answers at once.
+      options: further arguments of `vllm.LLM`.
+    """
+
+    dtype: str
+    max_tokens: int
+    memory_share: float
+    max_rows: int
+    on_cpu: bool
+    options: Mapping[str, Any] = field(default_factory=dict)
+    _engine: Any = field(default=None, init=False, repr=False)
+
+    def load(self, folder: Path) -> None:
+        if self._engine is None:
+            self._engine = self._start(folder)
+            return
+        try:
+            self._engine.collective_rpc("reload_weights", kwargs={"weights_path": str(folder)})
+            self._engine.reset_prefix_cache()
+        except Exception as problem:
+            raise _ended(problem) from problem
+
+    def sample(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], how: Sampling) -> list[Sampled]:
+        from vllm import SamplingParams
+
+        parameters = [SamplingParams(**self._fields(how), seed=seed, detokenize=False) for seed in seeds]
+        asked = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
+        try:
+            done = self._engine.generate(asked, parameters, use_tqdm=False)
+        except Exception as problem:
+            raise _ended(problem) from problem
+        return [_from_engine(answer.outputs[0]) for answer in done]
+
+    @staticmethod
+    def _fields(how: Sampling) -> dict[str, Any]:
+        return how.fields() | {"logit_bias": dict.fromkeys(how.forbidden_ids, FORBIDDEN_BIAS) or None}
+
+    def _start(self, folder: Path) -> Any:
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+        try:
+            from vllm import LLM
+        except ImportError as problem:
+            raise ConfigurationError(
+                f"rollout.engine is 'vllm', but vLLM cannot be imported ({problem}). Install it: pip install "
+                "'tutelage[vllm]', or set vllm.server to a server that runs."
+            ) from problem
+        settings = {
+            "dtype": self.dtype,
+            "max_model_len": self.max_tokens,
+            "max_num_seqs": self.max_rows,
+            "gpu_memory_utilization": self.memory_share,
+            "logprobs_mode": "processed_logprobs",  # under the temperature that draws
+            **(ON_CPU if self.on_cpu else {}),
+            **self.options,
+        }
+        try:
+            return LLM(str(folder), **settings)
+        except Exception as problem:
+            raise ServerError(
+                f"vLLM did not start: {_first_line(problem)}. Lower vllm.memory_share or set vllm.options to what it "
+                "needs; its own messages are above."
+            ) from problem
+
+
+@dataclass
+class ServedVLLM:
+    """A vLLM server whose model is the student; it must be started with VLLM_SERVER_DEV_MODE=1 to take new weights.
+
+    Raises:
+      ServerError: see `Server`.
+    """
+
+    server: Server
+    _name: str | None = field(default=None, init=False, repr=False)
+
+    def load(self, folder: Path) -> None:
+        weights = {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}}
+        self.server.post("/collective_rpc", weights)
+        self.server.post("/reset_prefix_cache")
+
+    def sample(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], how: Sampling) -> list[Sampled]:
+        self._name = self._name or served_model(self.server)["id"]
+        shared = how.fields() | {
+            "model": self._name,
+            "return_token_ids": True,
+            "return_tokens_as_token_ids": True,
+            "add_special_tokens": False,
+        }
+        bodies = [{**shared, "prompt": list(prompt), "seed": seed} for prompt, seed in zip(prompts, seeds, strict=True)]
+        return [_from_server(answer["choices"][0]) for answer in self.server.post_all("/v1/completions", bodies)]
+
+
+def served_model(server: Server) -> dict[str, Any]:
+    """What a server says about the model that it serves: `id`, `max_model_len` and more."""
+    cards = server.get("/v1/models").get("data", [])
+    if not cards:
+        raise ServerError(f"{server.url} serves no model. Start it with the model that {server.key} is to be.")
+    return dict(cards[0])
+
+
+def _from_engine(output: Any) -> Sampled:
+    places = [{i: entry.logprob for i, entry in place.items()} for place in output.logprobs]
+    tokens = list(output.token_ids)
+    return Sampled(tokens, [place[token] for place, token in zip(places, tokens, strict=True)], places[-1])
+
+
+def _from_server(choice: Mapping[str, Any]) -> Sampled:
+    tokens, found = choice.get("token_ids"), choice["logprobs"]
+    if tokens is None:
+        raise ServerError(
+            "the server does not return token ids, without which its answers would have to be cut into tokens "
+            "again. Use vLLM 0.20 or newer."
+        )
+    last = found["top_logprobs"][-1] or {}
+    return Sampled(
+        tokens,
+        [-math.inf if value is None else value for value in found["token_logprobs"]],
+        {int(name.removeprefix("token_id:")): value for name, value in last.items()},
+    )
+
+
+def _ended(problem: Exception) -> ServerError:
+    return ServerError(f"vLLM's engine ended: {_first_line(problem)}. Its own messages are above.")
+
+
+def _first_line(problem: Exception) -> str:
+    lines = str(problem).strip().splitlines()
+    return (lines[0] if lines else type(problem).__name__).rstrip(".")

@@ -1,0 +1,128 @@
+"""Run files with a server in them: what is refused before anything is computed, and what is built."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.fake_server import Fake, vllm_of
+from tests.tiny_run import write_run_file
+from tutelage.config import build_phases, build_run, load_config
+from tutelage.errors import ConfigurationError, ServerError
+from tutelage.models import load_language_model, load_tokenizer
+from tutelage.rollout import ServedVLLM
+from tutelage.rollout import server as server_module
+from tutelage.training import Observer, train
+from tutelage.types import StepResult
+
+OPD = ["policy=student", "divergence.support=teacher_top_k", "divergence.top_k=4", "evaluation.sets=[]"]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("home")
+    write_run_file(folder)
+    return folder
+
+
+@pytest.fixture
+def teacher(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fake]:
+    """The teacher of the run file as a server."""
+    monkeypatch.setenv("no_proxy", "*")
+    monkeypatch.setattr(server_module, "_pause", lambda seconds: None)
+    path = str(home / "teacher")
+    fake = Fake(vllm_of(load_language_model(path, load_tokenizer(path)), context=512))
+    yield fake
+    fake.close()
+
+
+def config_of(home: Path, *overrides: str) -> Any:
+    return load_config(home / "run.toml", [*overrides])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["policy=student"], r"divergence\.support is 'student_top_k', but a teacher server tells nothing but its own"),
+        ([], r"the policy TrustRegion\(.*\) asks the teacher at every token, and a server reads finished answers only"),
+        ([*OPD, "weighting=tip"], r"the weighting Tip\(.*\) compares both models on the student's"),
+        ([*OPD, "teacher.routes.code=elsewhere"], r"teacher\.server is set beside teacher\.experts or teacher\.routes"),
+        ([*OPD, "rollout.engine=sglang"], r"rollout\.engine is 'sglang'; expected one of paired, vllm"),
+        ([*OPD, "vllm.memory_share=1.5"], r"vllm\.memory_share is 1\.5; expected a share between 0 and 1"),
+        ([*OPD, "vllm.tolerance=0"], r"vllm\.tolerance is 0 and vllm\.tolerance_max 2; expected nats above 0"),
+        ([*OPD, "vllm.adress=x"], r"unknown configuration key 'vllm\.adress'"),
+    ],
+)
+def test_what_cannot_work_is_refused(home: Path, overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        build_phases(config_of(home, "teacher.server=http://localhost:1", *overrides))
+
+
+def test_what_a_server_suffices_for_is_accepted(home: Path) -> None:
+    server = "teacher.server=http://localhost:1"
+    build_phases(config_of(home, server, *OPD, 'weighting={name="tip", selector="entropy"}'))
+    build_phases(config_of(home, server, "policy=student", "divergence=trust_split"))
+
+
+def test_a_run_with_a_teacher_server_loads_no_teacher(home: Path, teacher: Fake, tmp_path: Path) -> None:
+    """Not even its weights need to be there; the numbers are those of the teacher here."""
+    bare = shutil.copytree(home / "teacher", tmp_path / "teacher", ignore=shutil.ignore_patterns("*.safetensors"))
+    output = f"output={tmp_path / 'run'}"
+    few = [*OPD, "divergence.top_k=258", "steps=2"]  # a random teacher is nearly uniform, and its stop ids far down
+    run = build_run(config_of(home, *few, f"teacher.server={teacher.url}", f"teacher.path={bare}", output))
+    assert run.engine.teachers == {} and run.engine.vocabulary.stop_ids == (256, 258)
+    train(run, Observer())
+    train(build_run(config_of(home, *few, f"output={tmp_path / 'local'}")), Observer())
+    served, local = (
+        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("run", "local")
+    )
+    for one, other in zip(served, local, strict=True):
+        assert one["response_tokens"] == other["response_tokens"]
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-4)
+        assert one["teacher_logprob"] == pytest.approx(other["teacher_logprob"], abs=1e-4)
+
+
+def test_a_short_server_is_refused_before_the_first_file(home: Path, teacher: Fake, tmp_path: Path) -> None:
+    overrides = [*OPD, f"teacher.server={teacher.url}", f"output={tmp_path / 'run'}", "rollout.max_new_tokens=500"]
+    with pytest.raises(ServerError, match=r"reads 512 less the one.*lower rollout\.max_new_tokens"):
+        build_run(config_of(home, *overrides))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_whose_server_dies_is_saved_and_goes_on(home: Path, teacher: Fake, tmp_path: Path) -> None:
+    class Kills(Observer):
+        def on_step(self, result: StepResult) -> None:
+            if result.step == 0:
+                teacher.close()
+
+    overrides = [*OPD, "teacher.retries=1", f"output={tmp_path / 'run'}", "steps=3", "checkpoint.every=100"]
+    with pytest.raises(
+        ServerError, match=r"asked 2 times.*This was after 1 of 3 steps; the run is saved in .*--resume"
+    ):
+        train(build_run(config_of(home, *overrides, f"teacher.server={teacher.url}")), Kills())
+    path = str(home / "teacher")
+    again = Fake(vllm_of(load_language_model(path, load_tokenizer(path)), context=512))
+    state = train(build_run(config_of(home, *overrides, f"teacher.server={again.url}"), resume=True), Observer())
+    again.close()
+    assert state.step == 3
+    steps = [json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [0, 1, 2]
+
+
+def test_the_student_is_handed_to_a_server_where_the_run_file_says_so(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    overrides = ["rollout.engine=vllm", "vllm.server=http://localhost:1/v1", "vllm.retries=0"]
+    run = build_run(config_of(home, *overrides, f"output={tmp_path / 'run'}"))
+    handed = run.engine.student_engine
+    assert handed is not None and isinstance(handed.sampler, ServedVLLM)
+    assert handed.sampler.server.url == "http://localhost:1" and handed.support_size == 16
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigurationError, match="there are several processes; vLLM draws for one"):
+        build_run(config_of(home, *overrides, f"output={tmp_path / 'other'}"))

@@ -1,0 +1,83 @@
+"""A real vLLM as a server: a teacher that scores, and a student that takes new weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from tests.vllm.conftest import Service
+from tests.vllm.test_student_engine import ROUNDING, SETTINGS, gaps, load
+from tutelage.demo import make_problems, student_path, teacher_path
+from tutelage.divergences import DIVERGENCES
+from tutelage.models import LanguageModel, align, save_untied
+from tutelage.policies import Student, Temperature
+from tutelage.rollout import PairedEngine, ServedTeacher, ServedVLLM, Server, VLLMEngine
+from tutelage.targets import TARGETS
+from tutelage.training import Objective
+from tutelage.types import Prompt
+
+TOP_K = 16
+
+
+def prompts_for(student: LanguageModel, number: int) -> list[Prompt]:
+    chats = [[{"role": "user", "content": problem.problem}] for problem in make_problems(number, seed=9)]
+    template = student.tokenizer.apply_chat_template
+    return [Prompt(template(chat, add_generation_prompt=True, return_dict=False)) for chat in chats]
+
+
+def test_a_teacher_server_scores_as_the_teacher_here_does(serve: Callable[..., Service]) -> None:
+    student, teacher = load(student_path()), load(teacher_path())
+    vocabulary = align(student, teacher)
+    local = PairedEngine(student, teacher, vocabulary=vocabulary)
+    rollouts = local.generate(Student(), prompts_for(student, 8), max_new_tokens=60, num_samples=2)
+    service = serve(teacher_path())
+    served = PairedEngine(student, vocabulary=vocabulary, served_teacher=_teacher(service, local))
+    known, told = local.score(rollouts, keep_hidden=True), served.score(rollouts)
+    differences = torch.cat(
+        [(a.teacher_logprobs - b.teacher_logprobs).abs() for a, b in zip(known, told, strict=True)]  # type: ignore[operator]
+    )
+    print(f"{len(differences)} tokens: log q differs by {differences.mean():.1e}, at most {differences.max():.1e} nats")
+    assert differences.max() < 1e-3
+    losses = []
+    for engine, scored in ((local, known), (served, told)):
+        divergence = DIVERGENCES["reverse_kl"](support="teacher_top_k", top_k=TOP_K)
+        objective = Objective(student, engine.teacher, vocabulary, TARGETS["teacher"](), divergence)
+        student.module.zero_grad(set_to_none=True)
+        loss = objective.backward(scored).loss
+        norm = float(torch.cat([p.grad.flatten() for p in student.module.parameters()]).norm())
+        losses.append((loss, norm))
+    print(f"loss and gradient norm: teacher here {losses[0]}, server {losses[1]}")
+    torch.testing.assert_close(torch.tensor(losses[1]), torch.tensor(losses[0]), rtol=1e-4, atol=1e-5)
+    service.kill()
+
+
+def _teacher(service: Service, engine: PairedEngine) -> ServedTeacher:
+    return ServedTeacher(Server(service.url), engine.vocabulary, TOP_K)
+
+
+def test_a_student_server_takes_new_weights(serve: Callable[..., Service], tmp_path: Path) -> None:
+    student = load(student_path())
+    save_untied(student, tmp_path / "student")  # on a CPU vLLM does not reload a tied head
+    service = serve(tmp_path / "student", "--logprobs-mode", "processed_logprobs")
+    engine = VLLMEngine(student, align(student), ServedVLLM(Server(service.url)), settings=SETTINGS)
+    prompts = prompts_for(student, 4)
+
+    def drawn(temperature: float) -> list[list[int]]:
+        rollouts = engine.generate(
+            Temperature(temperature).at(0), prompts, max_new_tokens=30, num_samples=2, seed=1, step=0
+        )
+        found = gaps(rollouts)
+        print(f"server at {temperature}: {len(found)} tokens, mismatch mean {found.mean():.1e}, max {found.max():.1e}")
+        assert found.max() < ROUNDING
+        return [rollout.response_tokens for rollout in rollouts]
+
+    before = drawn(1.0)
+    drawn(0.7)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in student.module.parameters():
+            parameter += 0.3 * parameter.std() * torch.randn(parameter.shape, generator=generator)
+    assert drawn(1.0) != before
+    service.kill()
