@@ -19,13 +19,18 @@ def make_student_engine(config: RunConfig, student: LanguageModel, vocabulary: V
     """The engine that takes over where the student is alone; vLLM itself starts when it first does.
 
     Raises:
-      ConfigurationError: there are several processes, each of which would hand its weights over.
+      ConfigurationError: there are several processes, each of which would hand its weights over, or an adapter.
     """
     settings = config.vllm
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigurationError(
             "rollout.engine is 'vllm', and there are several processes; vLLM draws for one. Start the run with one "
             "process, or use rollout.engine = 'paired'."
+        )
+    if student.adapter is not None:
+        raise ConfigurationError(
+            "rollout.engine is 'vllm', and the student learns through an adapter, which is not handed over. Drop "
+            "student.adapter, or use rollout.engine = 'paired'."
         )
     new_tokens = max(config.rollout.max_new_tokens, config.evaluation.max_new_tokens or 0)
     sampler: LocalVLLM | ServedVLLM
