@@ -73,7 +73,7 @@ def forecast(patient: Patient) -> dict[str, dict[str, int]]:
     student, rollout, runtime = outlines["student"], config.rollout, config.runtime
     if patient.needs_reference and "reference" not in outlines and student.adapter is None:
         outlines["reference"] = student  # a copy of it; an adapter's is the same backbone
-    trained = _weights(student) if student.adapter is None else _size_of(student.adapter.weights.values())
+    trained = _trained(student)
     others = {"teacher": sum(_weights(model) for name, model in outlines.items() if name != "student")}
     resident = {"student": _weights(student, config.student.quantization), **others, "moments": 2 * trained}
     asks_teacher = any(phase.recipe.policy.needs_teacher for phase in patient.phases)
@@ -96,8 +96,8 @@ def forecast(patient: Patient) -> dict[str, dict[str, int]]:
         return min(tokens, tokens_per_chunk(patient.vocabulary)) * size * 4 * LIVE_LOGITS
 
     learned, scored = at_once(config.runtime.micro_batch_tokens), at_once(rollout.score_tokens)
-    largest = max(teachers, key=_layer_numbers)
-    scoring = scored * _layer_numbers(largest) * largest.module.dtype.itemsize
+    # A served teacher takes its memory elsewhere.
+    scoring = scored * max((_layer_numbers(model) * model.module.dtype.itemsize for model in teachers), default=0)
     # Under autocast, and with a copy of the weights in its type while decoding, most numbers are of that type.
     itemsize = student.module.dtype.itemsize if runtime.autocast is None else 2
     copies = {} if runtime.autocast is None else {"weights in bfloat16": _weights(student) // 2}
@@ -116,8 +116,7 @@ def forecast(patient: Patient) -> dict[str, dict[str, int]]:
 def disk(patient: Patient) -> Finding:
     """Bytes of all checkpoints that stay, and of the one being written, against what is free."""
     settings, config = patient.config.checkpoint, patient.config
-    weights = _weights(patient.outlines["student"])
-    one = 3 * weights  # with AdamW's two moments
+    one = 3 * _trained(patient.outlines["student"])  # with AdamW's two moments
     at_once = min(settings.keep_last, -(-config.steps // settings.every)) + bool(config.evaluation.sets) + 1
     folder = Path(config.output_folder).absolute()
     free = shutil.disk_usage(next(place for place in (folder, *folder.parents) if place.exists())).free
@@ -183,6 +182,11 @@ def _weights(model: LanguageModel, quantization: str | None = None) -> int:
     ]
     full = _size_of(named.values()) - _size_of(quantised)
     return full + int(sum(weight.numel() for weight in quantised) * QUANTISED_BITS / 8)
+
+
+def _trained(student: LanguageModel) -> int:
+    """Bytes of the weights that learn."""
+    return _weights(student) if student.adapter is None else _size_of(student.adapter.weights.values())
 
 
 def _size_of(weights: Iterable[Tensor]) -> int:

@@ -20,7 +20,7 @@ from tutelage.config import (
     other_models,
     read_prompts,
 )
-from tutelage.models import LanguageModel, Vocabulary, align
+from tutelage.models import DTYPES, LanguageModel, Vocabulary, align
 from tutelage.policies import Student
 from tutelage.rollout import GivenAnswers, PairedEngine, derive_seed
 from tutelage.training import Phase
@@ -65,6 +65,8 @@ class Patient:
             "student": load_outline(self.config.student, student_tokenizer, self.config.student.adapter),
             "teacher": load_outline(self.config.teacher, teacher_tokenizer),
         }
+        autocast = self.config.runtime.autocast
+        pair["student"].autocast = None if autocast is None else DTYPES[autocast]
         # Their tokenizers were found equal to the student's.
         return pair | {name: load_outline(model, student_tokenizer) for name, model in other_models(self.config)}
 
