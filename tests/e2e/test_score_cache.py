@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from tests.tiny_run import make_tokenizer, save_model, write_prompts, write_run_file
+from tutelage import cli
 from tutelage.cli.generation import write_samples
 from tutelage.cli.scoring import write_scores
 from tutelage.config import build_engine, build_run, load_config, load_tokenizers
@@ -196,6 +198,21 @@ def test_given_answers_must_be_named_and_cannot_be_generated(home: Path, tmp_pat
 
 
 # The command ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_command_says_what_it_did(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--answers", home / "answers.jsonl", "--output", tmp_path / "scores", "--shard", 24]
+    monkeypatch.setattr(sys, "argv", [str(word) for word in ("tutelage", "score", home / "run.toml", *arguments)])
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as leaving:
+        cli.main()
+    assert leaving.value.code == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "shard 1 of 1 written",
+        f"24 answers scored in {tmp_path / 'scores'}",
+    ]
 
 
 def test_a_scoring_that_is_killed_goes_on_with_the_next_shard(
