@@ -91,7 +91,7 @@ def forecast(patient: Patient) -> dict[str, dict[str, int]]:
         return min(tokens, tokens_per_chunk(patient.vocabulary)) * size * 4 * LIVE_LOGITS
 
     learned, scored = at_once(config.runtime.micro_batch_tokens), at_once(rollout.score_tokens)
-    largest = max(teachers, key=_layer_numbers)
+    largest = max(teachers, key=_layer_numbers, default=student)
     scoring = scored * _layer_numbers(largest) * largest.module.dtype.itemsize
     learning = learned * _layer_numbers(student) * int(student.config.num_hidden_layers) * student.module.dtype.itemsize
     return {
