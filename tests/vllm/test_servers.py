@@ -49,7 +49,8 @@ def test_a_teacher_server_scores_as_the_teacher_here_does(serve: Callable[..., S
         norm = float(torch.cat([p.grad.flatten() for p in student.module.parameters()]).norm())
         losses.append((loss, norm))
     print(f"loss and gradient norm: teacher here {losses[0]}, server {losses[1]}")
-    torch.testing.assert_close(torch.tensor(losses[1]), torch.tensor(losses[0]), rtol=1e-4, atol=1e-5)
+    # A tail below 6e-8 is known here and not there.
+    torch.testing.assert_close(torch.tensor(losses[1]), torch.tensor(losses[0]), rtol=1e-3, atol=0)
     service.kill()
 
 

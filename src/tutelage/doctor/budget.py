@@ -96,8 +96,8 @@ def forecast(patient: Patient) -> dict[str, dict[str, int]]:
         return min(tokens, tokens_per_chunk(patient.vocabulary)) * size * 4 * LIVE_LOGITS
 
     learned, scored = at_once(config.runtime.micro_batch_tokens), at_once(rollout.score_tokens)
-    # A served teacher takes its memory elsewhere.
-    scoring = scored * max((_layer_numbers(model) * model.module.dtype.itemsize for model in teachers), default=0)
+    largest = max(teachers, key=_layer_numbers, default=student)  # without a teacher here, the student reads again
+    scoring = scored * _layer_numbers(largest) * largest.module.dtype.itemsize
     # Under autocast, and with a copy of the weights in its type while decoding, most numbers are of that type.
     itemsize = student.module.dtype.itemsize if runtime.autocast is None else 2
     copies = {} if runtime.autocast is None else {"weights in bfloat16": _weights(student) // 2}

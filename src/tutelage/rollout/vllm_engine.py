@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from tutelage.policies import Policy, Student, Temperature
 from tutelage.rollout.scoring import score_student
 from tutelage.rollout.streams import derive_seed
 from tutelage.rollout.vllm_samplers import Sampled, SampledBy, Sampling
+from tutelage.schedules import plain_number
 from tutelage.types import Prompt, Rollout
 
 __all__ = ["VLLMEngine", "VLLMSettings"]
@@ -125,8 +126,8 @@ class VLLMEngine:
         is_first = self._loaded is None
         self._hand_over()
         if is_first:  # a mistake shows in a few tokens, before minutes of answers
-            trial = [replace(prompt, stream=i) for i, prompt in enumerate(prompts[:TRIAL_PROMPTS])]
-            self._checked(policy, trial, min(TRIAL_TOKENS, max_new_tokens), 1, derive_seed(seed, "trial"), step, 0)
+            few, short = prompts[:TRIAL_PROMPTS], min(TRIAL_TOKENS, max_new_tokens)
+            self._checked(policy, few, short, 1, derive_seed(seed, "trial"), step, 0)
         support_size = self.support_size if records_statistics else 0
         return self._checked(policy, prompts, max_new_tokens, num_samples, seed, step, support_size)
 
@@ -157,7 +158,9 @@ class VLLMEngine:
         support_size: int,
     ) -> list[Rollout]:
         """Answers as vLLM draws them, read by us, and refused where the two differ."""
-        temperature = float(policy.temperature) if isinstance(policy, Temperature) else 1.0  # type: ignore[arg-type]
+        temperature = 1.0
+        if isinstance(policy, Temperature):
+            temperature = plain_number(policy.temperature, "policy.temperature")
         padding = set(self.vocabulary.padding_ids)
         padding |= set(range(self.vocabulary.size, self.student.padded_vocabulary_size))
         how = Sampling(temperature, max_new_tokens, self.vocabulary.stop_ids, tuple(sorted(padding)))

@@ -257,6 +257,18 @@ def test_prompts_without_answers_are_not_judged(run: Callable[..., RunConfig]) -
     assert found(config, "verifier").verdict == found(config, "pass@1").verdict == Verdict.skipped
 
 
+def test_a_teacher_that_is_a_server_costs_no_memory_here_and_needs_no_weights(
+    run: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    here = budget.forecast(Patient(run("policy=student")))
+    (tmp_path / "teacher" / "model.safetensors").unlink()
+    served = run("policy=student", "divergence.support=teacher_top_k", "teacher.server=http://localhost:1")
+    there = budget.forecast(Patient(served))
+    assert all(parts["teacher"] == 0 < here[phase]["teacher"] for phase, parts in there.items())
+    findings = {finding.check: finding for finding in examine(served, quick=True)}
+    assert {finding.verdict for finding in findings.values()} <= {Verdict.ok, Verdict.warning}
+
+
 # --- memory and time -------------------------------------------------------------------------------------------------
 
 
