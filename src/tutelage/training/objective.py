@@ -261,7 +261,8 @@ class Objective:
     def _targets(self, rollouts: Sequence[Rollout], device: torch.device) -> Callable[[slice], Target]:
         """The teacher at a span of the response tokens: as recorded where that suffices, asked otherwise."""
         if self._reads_tops(rollouts):
-            return _recorded_tops(rollouts, device)
+            # Who imitates tokens looks at no event, so that any record will do.
+            return _recorded_tops(rollouts, device, "student" if self.divergence.imitates_tokens else "teacher")
         if not self.divergence.needs_full_target:
             return _recorded_targets(rollouts, device)
         return self._asked(*self._readers(rollouts), rollouts, device)
@@ -344,9 +345,9 @@ def _recorded_targets(
     return lambda span: SparseTarget(ids_NK[span], logprobs_NK[span], tail_N[span])
 
 
-def _recorded_tops(rollouts: Sequence[Rollout], device: torch.device) -> Callable[[slice], Target]:
+def _recorded_tops(rollouts: Sequence[Rollout], device: torch.device, whose: str) -> Callable[[slice], Target]:
     """The teacher on its own most probable tokens, as it wrote them down."""
     records = TokenRecords(rollouts)
     names = ("teacher_top_ids", "teacher_top_logprobs", "teacher_top_tail")
     ids_NK, logprobs_NK, tail_N = (records.joined(name).to(device) for name in names)
-    return lambda span: SparseTarget(ids_NK[span], logprobs_NK[span], tail_N[span], whose="teacher")
+    return lambda span: SparseTarget(ids_NK[span], logprobs_NK[span], tail_N[span], whose)

@@ -134,7 +134,8 @@ def test_logits_far_from_zero_lose_nothing() -> None:
     here = world(dtype=torch.float32)
     bias_V = (here.head.bias_V.detach() + 5000).requires_grad_()  # type: ignore[union-attr]
     here = here._replace(head=here.head._replace(bias_V=bias_V))
-    assert_same(tiled_full(here, ReverseKL(), TILINGS[0]), naive_full(here, ReverseKL()), 1e-5)
+    # Near 5,000 a logit in float32 is itself known to 5e-4 only.
+    assert_same(tiled_full(here, ReverseKL(), TILINGS[0]), naive_full(here, ReverseKL()), 1e-3)
 
 
 def test_bfloat16_heads_are_as_near_to_the_truth_as_the_naive_form() -> None:
