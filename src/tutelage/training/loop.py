@@ -135,7 +135,7 @@ def _train(run: Run, observer: Observer) -> TrainerState:
         state = read_state(run.resume_from)
         learner.load_moments(optimizer, read_moments(run.resume_from))
         past.restore(state.step, run.resume_from)
-        checkpoints.settle(state)
+        run.runtime.from_first(lambda: checkpoints.settle(state))
     if run.is_resumed:
         run.folder.cut_back(state.step)
     saved_step = state.step if run.resume_from is not None else None
