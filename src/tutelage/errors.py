@@ -34,6 +34,7 @@ __all__ = [
     "VocabularyMismatchError",
     "WorkerLostError",
     "ZeroMassError",
+    "in_short",
 ]
 
 
@@ -93,3 +94,9 @@ class ServerError(TutelageError, ConnectionError):
 
 class RunInterrupted(TutelageError, RuntimeError):
     """The run was asked to stop; it has been saved and can be resumed."""
+
+
+def in_short(problem: BaseException) -> str:
+    """What somebody else's exception says, as part of one of our messages: its first line, else its class."""
+    lines = str(problem).strip().splitlines()
+    return (lines[0] if lines else type(problem).__name__).rstrip(".")

@@ -65,12 +65,11 @@ def write_scores(
             )
     else:
         cache.create(manifest)
-    damages = {shard: cache.damage(shard) for shard in range(cache.num_shards)}
-    todo = [shard for shard, problem in damages.items() if problem is not None]
-    teachers = _load_teachers(config, tokenizers[1]) if todo else {}
-    for shard in todo:
+    damages = cache.damages()
+    teachers = _load_teachers(config, tokenizers[1]) if damages else {}
+    for shard, problem in damages.items():
         if cache.path(shard).exists():
-            on_message(f"{cache.path(shard).name} {damages[shard]}; it is made again")
+            on_message(f"{cache.path(shard).name} {problem}; it is made again")
         first = shard * answers_per_shard
         cache.write(shard, _read(config, teachers, vocabulary, rollouts[first : first + answers_per_shard]))
         on_message(f"shard {shard + 1} of {cache.num_shards} written")

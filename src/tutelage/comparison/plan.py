@@ -18,9 +18,9 @@ from tutelage.comparison.worlds import World, in_world
 from tutelage.config import (
     RunConfig,
     build_phases,
-    flattened,
     load_evaluation_problems,
     resolve_config,
+    settings_of,
     to_toml,
 )
 from tutelage.errors import ConfigurationError, OutputExistsError
@@ -153,7 +153,7 @@ def refuse_unequal(methods: Sequence[Method], free: Sequence[str] = ()) -> list[
     """
     if len(methods) < 2:
         return []
-    flat = {method.name: flattened(to_toml(method.config)) for method in methods}
+    flat = {method.name: settings_of(method.config) for method in methods}
     keys = sorted({key for values in flat.values() for key in values})
     unequal: list[str] = []
     notes: list[str] = []
@@ -220,7 +220,7 @@ def open_folder(plan: Plan, world: World | None, *, resume: bool) -> None:
 
 def _described(plan: Plan) -> dict[str, Any]:
     def shown(method: Method) -> dict[str, Any]:
-        values = flattened(to_toml(method.config))
+        values = settings_of(method.config)
         return {key: value for key, value in values.items() if key not in ("name", "seed", "output")}
 
     return {

@@ -1,26 +1,28 @@
 """Which run is this?  TOML to parts, with everything refused that can be refused before any compute."""
 
 from tutelage.config.build import (
-    Prompts,
     build_engine,
-    build_evaluation_sets,
     build_phases,
     build_recipe,
     build_run,
     decoder_of,
-    load_evaluation_problems,
     load_tokenizers,
     make_verifier,
     policy_at,
-    read_prompts,
     refuse_contradictions,
-    refuse_overlong,
-    refuse_overlong_prompts,
-    refuse_unwritable,
 )
-from tutelage.config.load import flattened, load_config, read_run_file, resolve_config, to_toml
+from tutelage.config.load import load_config, read_run_file, resolve_config, settings_of, to_toml
 from tutelage.config.models import load_outline, load_route_tokenizers, other_models
 from tutelage.config.parts import part_from
+from tutelage.config.prompts import (
+    Prompts,
+    build_evaluation_sets,
+    load_evaluation_problems,
+    read_prompts,
+    refuse_overlong,
+    refuse_overlong_prompts,
+)
+from tutelage.config.resuming import refuse_unwritable
 from tutelage.config.schema import DataConfig, EvaluationSetConfig, ModelConfig, PhaseConfig, RunConfig
 from tutelage.config.scores import given_answers
 
@@ -37,7 +39,6 @@ __all__ = [
     "build_recipe",
     "build_run",
     "decoder_of",
-    "flattened",
     "given_answers",
     "load_config",
     "load_evaluation_problems",
@@ -55,5 +56,6 @@ __all__ = [
     "refuse_overlong_prompts",
     "refuse_unwritable",
     "resolve_config",
+    "settings_of",
     "to_toml",
 ]

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from tutelage.config.build import read_prompts
-from tutelage.config.models import load_route_tokenizers
+from tutelage.config.models import context_length, load_route_tokenizers
+from tutelage.config.prompts import read_prompts
 from tutelage.config.schema import ModelConfig, RunConfig
 from tutelage.errors import DataError
-from tutelage.models import Vocabulary, context_length_of
+from tutelage.models import Vocabulary
 from tutelage.tasks import excerpt, load_problems, rows_of
 from tutelage.types import Rollout
 
@@ -107,7 +107,7 @@ def _refuse_overlong(path: Path, config: RunConfig, rollouts: Sequence[Rollout])
             (config.student, [len(r.prompt_tokens) + len(r) for r in own]),
             (model, [len(r.tokens_for_teacher) + len(r) for r in own]),
         ):
-            limit = context_length_of(reader.path, revision=reader.revision, trust_remote_code=reader.trust_remote_code)
+            limit = context_length(reader)
             if limit is not None and own and max(lengths) > limit:
                 raise DataError(
                     f"an answer of {path} has {max(lengths)} tokens with its prompt, but {reader.path!r} "

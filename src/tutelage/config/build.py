@@ -6,14 +6,13 @@ written before everything has been built.
 
 from __future__ import annotations
 
-import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Callable, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from tutelage.config.load import flattened, load_config, to_toml
+from tutelage.config.load import settings_of, to_toml
 from tutelage.config.models import (
     load_model,
     load_outline,
@@ -22,14 +21,20 @@ from tutelage.config.models import (
     load_teacher,
     other_models,
     outline_teacher,
-    refuse_unknown_teachers,
     refuse_unlearnable,
     refuse_wrong_reference,
     tokenizer_of,
 )
 from tutelage.config.parts import part_from
 from tutelage.config.phases import phase_tables
-from tutelage.config.schema import DataConfig, EvaluationSetConfig, ModelConfig, RunConfig
+from tutelage.config.prompts import (
+    build_evaluation_sets,
+    read_prompts,
+    refuse_overlong,
+    refuse_overlong_prompts,
+)
+from tutelage.config.resuming import beginning_of, keep_changes
+from tutelage.config.schema import RunConfig
 from tutelage.config.scores import given_answers, refuse_unfit_for_given
 from tutelage.config.serving import (
     make_served_teacher,
@@ -38,23 +43,21 @@ from tutelage.config.serving import (
     refuse_short,
 )
 from tutelage.divergences import DIVERGENCES
-from tutelage.errors import CheckpointError, ConfigurationError, OutputExistsError
-from tutelage.evaluation import GREEDY_SUFFIX, EvaluationResult, EvaluationSet
-from tutelage.files import write_whole
+from tutelage.errors import CheckpointError, ConfigurationError
+from tutelage.evaluation import GREEDY_SUFFIX, EvaluationResult
 from tutelage.models import (
     LanguageModel,
     align,
     check_distinct,
     check_files,
     check_same_tokenizer,
-    context_length_of,
     load_tokenizer,
 )
 from tutelage.policies import POLICIES, Policy, Temperature
 from tutelage.rollout import PairedEngine
 from tutelage.runtime import LocalRuntime, Processes, runtime_for
 from tutelage.targets import TARGETS
-from tutelage.tasks import BENCHMARKS, Problem, Verifier, check_verifier, load_problems, render_all, short_name
+from tutelage.tasks import Verifier, check_verifier, short_name
 from tutelage.training import (
     EvaluationPlan,
     Phase,
@@ -63,43 +66,26 @@ from tutelage.training import (
     Run,
     RunFolder,
     chosen_trackers,
-    find_resumable,
     phase_at,
-    read_state,
     refuse_method,
     refuse_models,
 )
-from tutelage.types import Prompt, Rollout
+from tutelage.types import Rollout
 from tutelage.weighting import WEIGHTINGS
 
 __all__ = [
     "build_engine",
-    "build_evaluation_sets",
     "build_phases",
     "build_recipe",
     "build_run",
     "decoder_of",
-    "load_evaluation_problems",
     "load_tokenizers",
     "make_verifier",
     "policy_at",
-    "read_prompts",
     "refuse_contradictions",
-    "refuse_overlong",
-    "refuse_overlong_prompts",
-    "refuse_unwritable",
 ]
 
 VerifyRollouts = Callable[[Sequence[Rollout], Sequence[str]], Sequence[bool]]
-
-
-@dataclass(frozen=True)
-class Prompts:
-    """The training prompts as both models read them, with what is needed to judge answers to them."""
-
-    prompts: Sequence[Prompt]
-    ids: Sequence[str]
-    answers: Sequence[str | None]
 
 
 def build_run(config: RunConfig, *, resume: bool = False, processes: Processes | None = None) -> Run:
@@ -115,7 +101,7 @@ def build_run(config: RunConfig, *, resume: bool = False, processes: Processes |
     """
     runtime = build_runtime(config, processes)
     folder = RunFolder(Path(config.output_folder), writes=runtime.is_first)
-    checkpoint, messages = runtime.from_first(lambda: _beginning(config, folder, resume))
+    checkpoint, messages = runtime.from_first(lambda: beginning_of(config, folder, resume))
     if checkpoint is not None and not checkpoint.is_dir():
         raise CheckpointError(
             f"--resume: {checkpoint} is not to be seen by this process. Put the output folder on a file system that "
@@ -158,7 +144,7 @@ def build_run(config: RunConfig, *, resume: bool = False, processes: Processes |
     for phase in phases:
         refuse_models(config.runtime.loss, phase.recipe.divergence, engine.student, teachers)
     if resume and runtime.is_first:
-        _keep_changes(config, folder)
+        keep_changes(config, folder)
     elif not resume:
         folder.create(to_toml(config))
     return Run(
@@ -194,7 +180,7 @@ def build_run(config: RunConfig, *, resume: bool = False, processes: Processes |
         trackers=trackers,
         name=config.name,
         project=config.logging.project,
-        settings=flattened(to_toml(config)),
+        settings=settings_of(config),
         refresh_reference_every=config.reference.refresh_every,
         is_resumed=resume,
         resume_from=checkpoint,
@@ -231,17 +217,6 @@ def build_runtime(config: RunConfig, processes: Processes | None) -> LocalRuntim
             stacklevel=2,
         )
     return runtime
-
-
-def _beginning(config: RunConfig, folder: RunFolder, resume: bool) -> tuple[Path | None, list[str]]:
-    """The checkpoint to continue from (None = there is none), and what to tell the user."""
-    if folder.path.exists() and not resume:
-        raise OutputExistsError(
-            f"the output folder {folder.path} already exists, and a run never overwrites one. Choose another with "
-            "--set output=FOLDER, or continue that run with --resume."
-        )
-    refuse_unwritable(folder.path)
-    return _resumable(config, folder) if resume else (None, [])
 
 
 def refuse_contradictions(config: RunConfig, phases: Sequence[Phase]) -> None:
@@ -364,80 +339,6 @@ def build_engine(
     )
 
 
-def read_prompts(
-    data: DataConfig, student_tokenizer: Any, teacher_tokenizer: Any, route_tokenizers: Mapping[str, Any] | None = None
-) -> Prompts:
-    """Load and render the training prompts; their teacher reads each one through its own chat template.
-
-    Args:
-      route_tokenizers: of further teachers by name; the rows then say in `data.teacher_column` which one is theirs.
-    """
-    problems = load_problems(
-        data.path,
-        prompt_column=data.prompt_column,
-        answer_column=data.answer_column if data.verifier else None,
-        teacher_column=data.teacher_column if route_tokenizers else None,
-        split=data.split,
-        limit=data.limit,
-    )
-    refuse_unknown_teachers(problems, route_tokenizers or {}, data.teacher_column)
-    rendered = render_all(
-        problems,
-        student_tokenizer,
-        teacher_tokenizer,
-        max_prompt_tokens=data.max_prompt_tokens,
-        system_prompt=data.system_prompt or None,
-        teacher_system_prompt=data.teacher_system_prompt,
-        use_chat_template=data.use_chat_template,
-        chat_template_kwargs=data.chat_template_kwargs,
-        teacher_chat_template_kwargs=data.teacher_chat_template_kwargs,
-        route_tokenizers=route_tokenizers,
-    )
-    kept = rendered.problems
-    return Prompts(rendered.prompts, [problem.id for problem in kept], [problem.answer for problem in kept])
-
-
-def build_evaluation_sets(
-    items: Sequence[EvaluationSetConfig], data: DataConfig, tokenizer: Any
-) -> list[EvaluationSet]:
-    """Load and render problems to be judged on, put to the student exactly as the training prompts are."""
-    names = [item.name or short_name(item.path) for item in items]
-    for name in names:
-        if names.count(name) > 1:
-            raise ConfigurationError(
-                f"two evaluation sets are called {name!r}; results are told apart by name. Give each a `name` of its "
-                "own, or rename one of the files."
-            )
-    return [_evaluation_set(name, item, data, tokenizer) for name, item in zip(names, items, strict=True)]
-
-
-def _evaluation_set(name: str, item: EvaluationSetConfig, data: DataConfig, tokenizer: Any) -> EvaluationSet:
-    rendered = render_all(
-        load_evaluation_problems(item),
-        tokenizer,
-        None,
-        max_prompt_tokens=data.max_prompt_tokens,
-        system_prompt=data.system_prompt or None,
-        use_chat_template=data.use_chat_template,
-        chat_template_kwargs=data.chat_template_kwargs,
-    )
-    answers = [problem.answer or "" for problem in rendered.problems]
-    return EvaluationSet(name, rendered.prompts, [problem.id for problem in rendered.problems], answers)
-
-
-def load_evaluation_problems(item: EvaluationSetConfig) -> list[Problem]:
-    """The problems of one set as they are read, not yet put to a model; a benchmark's name brings its columns."""
-    if item.path in BENCHMARKS and not Path(item.path).exists():
-        item = item.model_copy(update=asdict(BENCHMARKS[item.path]))
-    return load_problems(
-        item.path,
-        prompt_column=item.prompt_column,
-        answer_column=item.answer_column,
-        split=item.split,
-        limit=item.limit,
-    )
-
-
 def make_verifier(task: str, student: LanguageModel) -> VerifyRollouts:
     """Right or wrong for rollouts, from their text."""
     decode, verifier = decoder_of(student), Verifier(task)
@@ -474,95 +375,6 @@ def load_tokenizers(config: RunConfig) -> tuple[Any, Any]:
         check_files(other.path, allow_pickle=other.allow_pickle)
         check_same_tokenizer(loaded[0], tokenizer_of(other), name)
     return loaded[0], loaded[1]
-
-
-def _resumable(config: RunConfig, folder: RunFolder) -> tuple[Path | None, list[str]]:
-    """The checkpoint to continue from (None = the run was killed before its first one), and what to tell the user."""
-    saved = folder.path / "config.toml"
-    if not saved.is_file():
-        raise CheckpointError(
-            f"--resume: {folder.path} holds no run (no config.toml). Start it without --resume, or set output=FOLDER."
-        )
-    # More steps, more frequent looks and other processes are a continuation; anything else would be another run.
-    # So is the same work done elsewhere: a server may come back at another address.
-    shared = ("runtime.strategy", "runtime.shard_teacher", "runtime.timeout_seconds")
-    elsewhere = ("vllm.", "teacher.server", "teacher.timeout_seconds", "teacher.retries")
-    free = ("steps", "evaluation.", "checkpoint.", "logging.", "output", *shared, *elsewhere)
-    before, now = (flattened(to_toml(each)) for each in (load_config(saved), config))
-    changed = [
-        f"{key} is {now.get(key)!r}, was {before.get(key)!r}"
-        for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key) and not key.startswith(free)
-    ]
-    if changed:
-        raise ConfigurationError(
-            f"--resume: {'; '.join(changed)} in {saved}; a resumed run must be the run that was started. "
-            "Undo the change, or start a new run with --set output=FOLDER."
-        )
-    path, complaints = find_resumable(folder.checkpoints)
-    if path is None and complaints:
-        raise CheckpointError(
-            f"--resume: no usable checkpoint in {folder.checkpoints} ({'; '.join(complaints)}). "
-            "Start a new run with --set output=FOLDER."
-        )
-    if path is None:
-        return None, ["no checkpoint was written yet; starting again at step 0"]
-    reached = read_state(path).step
-    if config.steps < reached:
-        raise ConfigurationError(
-            f"--resume: steps is {config.steps}, but {path} is at step {reached} already. Set steps to at least that, "
-            "or start a new run with --set output=FOLDER."
-        )
-    return path, [f"{complaint}; falling back to {path.name}" for complaint in complaints]
-
-
-def _keep_changes(config: RunConfig, folder: RunFolder) -> None:
-    """A run resumed with more steps says so in its config.toml; resuming it once more would end too early otherwise."""
-    path, text = folder.path / "config.toml", to_toml(config)
-    if path.read_text() != text:
-        write_whole(path, text)
-
-
-def refuse_unwritable(path: Path) -> None:
-    """Refuse an output whose place cannot be written to; better now than after hours of compute."""
-    place = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
-    if not os.access(place, os.W_OK) or not (place.is_dir() or place == path):
-        raise ConfigurationError(
-            f"{path} cannot be written: {place} is not a folder that you may write to. Choose another place."
-        )
-
-
-def refuse_overlong(
-    student: ModelConfig, teacher: ModelConfig | None, prompts: Sequence[Prompt], max_new_tokens: int, key: str
-) -> None:
-    """Refuse prompts and answers that do not fit together into the context of each model that reads them."""
-    readers = [(student, [len(prompt.student_tokens) for prompt in prompts])]
-    if teacher is not None:
-        readers.append((teacher, [len(prompt.teacher_tokens or prompt.student_tokens) for prompt in prompts]))
-    for model, lengths in readers:
-        limit = context_length_of(model.path, revision=model.revision, trust_remote_code=model.trust_remote_code)
-        if limit is not None and max(lengths) + max_new_tokens > limit:
-            room = limit - max(lengths)
-            remedy = f"Set {key} to at most {room}, or lower" if room > 0 else "Lower"
-            raise ConfigurationError(
-                f"{key} is {max_new_tokens}, and the longest prompt has {max(lengths)} tokens; {model.path} holds "
-                f"{limit} in all. {remedy} max_prompt_tokens, so that longer prompts are left out."
-            )
-
-
-def refuse_overlong_prompts(config: RunConfig, prompts: Sequence[Prompt]) -> None:
-    """Refuse training prompts and answers that do not fit into the context of any model that reads them."""
-    tokens, key = config.rollout.max_new_tokens, "rollout.max_new_tokens"
-    teachers: list[tuple[str | None, ModelConfig]] = [(None, config.teacher), *config.teacher.routes.items()]
-    for name, teacher in teachers:
-        own = [prompt for prompt in prompts if prompt.teacher_name == name]
-        if own:
-            refuse_overlong(config.student, teacher, own, tokens, key)
-    for other, model in other_models(config):
-        if other.startswith("teacher.experts") or (other == "reference" and config.reference.reads == "teacher"):
-            refuse_overlong(config.student, model, prompts, tokens, key)
-        elif other == "reference":
-            refuse_overlong(model, None, prompts, tokens, key)
 
 
 def _refuse_unjudgeable(config: RunConfig) -> None:

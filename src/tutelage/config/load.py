@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from datetime import date, time
 from pathlib import Path
@@ -17,8 +17,9 @@ from pydantic import BaseModel, ValidationError
 
 from tutelage.config.schema import AXES, EvaluationSetConfig, PhaseConfig, RunConfig
 from tutelage.errors import ConfigurationError
+from tutelage.report.sources import flattened
 
-__all__ = ["flattened", "load_config", "read_run_file", "resolve_config", "to_toml", "unknown_key"]
+__all__ = ["load_config", "read_run_file", "resolve_config", "settings_of", "to_toml", "unknown_key"]
 
 # Tables that may be written as one string, and the field that the string then means.
 SHORTHANDS = {"student": "path", "teacher": "path", "data": "path", "policy": "name", "target": "name"}
@@ -71,17 +72,9 @@ def to_toml(config: RunConfig) -> str:
     return tomli_w.dumps(_without_none(config.model_dump(mode="python")))
 
 
-def flattened(toml: str) -> dict[str, Any]:
-    """Every value of a TOML text by its dotted key."""
-
-    def walk(table: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-        for key, value in table.items():
-            if isinstance(value, dict):
-                yield from walk(value, f"{prefix}{key}.")
-            else:
-                yield f"{prefix}{key}", value
-
-    return dict(walk(tomllib.loads(toml), ""))
+def settings_of(config: RunConfig) -> dict[str, Any]:
+    """Every value of the resolved configuration by its dotted key, as its TOML has it."""
+    return flattened(tomllib.loads(to_toml(config)))
 
 
 def unknown_key(key: str, known: Iterable[str]) -> ConfigurationError:

@@ -17,6 +17,7 @@ from tutelage.models import (
     LanguageModel,
     base_of,
     check_quantization,
+    context_length_of,
     earlier_self,
     load_language_model,
     load_tokenizer,
@@ -26,6 +27,7 @@ from tutelage.targets import TARGETS, TargetRule
 from tutelage.tasks import Problem
 
 __all__ = [
+    "context_length",
     "load_model",
     "load_outline",
     "load_route_tokenizers",
@@ -50,6 +52,11 @@ def other_models(config: RunConfig) -> Iterator[tuple[str, ModelConfig]]:
         yield f"teacher.routes.{name}", model
     if config.reference.path is not None:
         yield "reference", config.reference
+
+
+def context_length(model: ModelConfig) -> int | None:
+    """Most tokens that a model reads at once, from its configuration alone; None = it does not say."""
+    return context_length_of(model.path, revision=model.revision, trust_remote_code=model.trust_remote_code)
 
 
 def _base_of(expert: ModelConfig, path: str) -> ModelConfig:

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tutelage.config.models import load_outline, load_route_tokenizers, outline_teacher
+from tutelage.config.models import context_length, load_outline, load_route_tokenizers, outline_teacher
 from tutelage.config.schema import DataConfig, ModelConfig, RunConfig
 from tutelage.errors import ConfigurationError, DataError
-from tutelage.models import Vocabulary, align, context_length_of, tokenizer_fingerprint, weights_fingerprint
+from tutelage.models import Vocabulary, align, tokenizer_fingerprint, weights_fingerprint
 from tutelage.rollout import GivenAnswers, ScoreCache
 from tutelage.tasks import excerpt
 from tutelage.training import Phase, Recipe
@@ -135,7 +135,7 @@ def given_answers(
     given = GivenAnswers.of(cache)
     given.refuse_missing(prompts, config.rollout.samples_per_prompt)
     student = config.student
-    limit = context_length_of(student.path, revision=student.revision, trust_remote_code=student.trust_remote_code)
+    limit = context_length(student)
     if limit is not None and given.longest > limit:
         raise DataError(
             f"an answer in {cache.folder} has {given.longest} tokens with its prompt, but the context of "

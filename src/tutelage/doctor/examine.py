@@ -14,7 +14,7 @@ from tutelage.config import RunConfig
 from tutelage.doctor import budget, data, tokens, trial
 from tutelage.doctor.finding import Finding, Verdict
 from tutelage.doctor.patient import Patient
-from tutelage.errors import TutelageError
+from tutelage.errors import TutelageError, in_short
 
 __all__ = ["CHEAP", "COSTLY", "Check", "early_warnings", "examine"]
 
@@ -101,7 +101,6 @@ def _examined(patient: Patient, check: Check, said: set[str]) -> tuple[Finding, 
             text = str(problem)
             finding = Finding(Verdict.skipped, EARLIER) if text in said else Finding(Verdict.error, text)
         except (RuntimeError, IndexError) as problem:  # of a model that runs, memory that runs out among them
-            reason = str(problem).splitlines()[0] if str(problem) else "no reason given"
-            finding = Finding(Verdict.error, f"stopped by {type(problem).__name__}: {reason}")
+            finding = Finding(Verdict.error, f"stopped by {type(problem).__name__}: {in_short(problem)}")
     remarks = [str(warning.message) for warning in caught if issubclass(warning.category, UserWarning)]
     return finding, [text for text in dict.fromkeys(remarks) if text not in said]

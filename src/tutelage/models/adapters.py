@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from tutelage.errors import ConfigurationError, ModelError
+from tutelage.errors import ConfigurationError, ModelError, in_short
 
 __all__ = [
     "Adapter",
@@ -161,7 +161,7 @@ class Adapter:
             found: Any = set_peft_model_state_dict(self.tuner.model, state)
         except (OSError, SafetensorError, RuntimeError) as problem:
             raise ModelError(
-                f"the adapter in {str(folder)!r} cannot be put on {self.base.path!r}: {str(problem).splitlines()[0]}. "
+                f"the adapter in {str(folder)!r} cannot be put on {self.base.path!r}: {in_short(problem)}. "
                 "Give the folder of an adapter of that model, with the rank and modules that it was made with."
             ) from problem
         missing = [name for name in found.missing_keys if "lora_" in name]
@@ -291,7 +291,7 @@ def _injected(module: Any, config: Any, base: Base) -> Adapter:
         adapter = Adapter(LoraModel(module, config, NAME), base)
     except ValueError as problem:
         raise ConfigurationError(
-            f"student.adapter.target_modules does not fit {base.path}: {str(problem).splitlines()[0]} Use "
+            f"student.adapter.target_modules does not fit {base.path}: {in_short(problem)}. Use "
             "'all-linear', or names such as ['q_proj', 'v_proj']."
         ) from problem
     for weight in adapter.weights.values():  # half precision would lose small updates; not every peft sees to it

@@ -7,7 +7,7 @@ the hidden states come from a forward of our own; everywhere else from the modul
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -261,12 +261,11 @@ class LanguageModel:
         """
         own = self._lean_forward
         if own is not None:
+            decode: Callable[..., Tensor] = own.decode
             if self.compile and not torch.is_grad_enabled():
-                self._compiled = self._compiled or CompiledStep(own)
-                with self._precision():
-                    return self._compiled(tokens_BT, positions_BT, cache, extent)
+                decode = self._compiled = self._compiled or CompiledStep(own)
             with self._precision():
-                return own.decode(tokens_BT, positions_BT, cache, extent)
+                return decode(tokens_BT, positions_BT, cache, extent)
         cache.begin(positions_BT, extent)
         with self._precision():
             output = self.module.base_model(

@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.utils import logging as transformers_logging
 
-from tutelage.errors import ConfigurationError, ModelError
+from tutelage.errors import ConfigurationError, ModelError, in_short
 from tutelage.models.adapters import AdapterSettings, Base, add_adapter, base_of, fingerprint, read_adapter
 from tutelage.models.language_model import LanguageModel, stop_ids_of
 from tutelage.models.quantised import quantised
@@ -182,10 +182,8 @@ def _check_weights(path: str, allow_pickle: bool) -> None:
 
 
 def _not_loaded(what: str, path: str, problem: Exception) -> ModelError:
-    lines = str(problem).strip().splitlines()
-    reason = lines[0].rstrip(".") if lines else type(problem).__name__
     where = "" if Path(path).exists() else " (no such directory here, so it was taken for a hub id)"
-    return ModelError(f"no {what} could be loaded from {path!r}{where}: {reason}. {_ADVICE}.")
+    return ModelError(f"no {what} could be loaded from {path!r}{where}: {in_short(problem)}. {_ADVICE}.")
 
 
 def _identity(path: str) -> str:

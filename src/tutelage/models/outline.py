@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
-from tutelage.errors import ModelError
+from tutelage.errors import ModelError, in_short
 from tutelage.models.adapters import AdapterSettings, Base, add_adapter, base_of, place_adapter
 from tutelage.models.language_model import LanguageModel, stop_ids_of
 from tutelage.models.loading import DTYPES, check_files
@@ -53,7 +53,7 @@ def outline_of(
             )
     except (OSError, ValueError, KeyError, RuntimeError) as problem:
         raise ModelError(
-            f"no model can be made of the configuration in {base.path!r}: {str(problem).splitlines()[0]}. Give a model "
+            f"no model can be made of the configuration in {base.path!r}: {in_short(problem)}. Give a model "
             "directory or hub id of a causal language model."
         ) from problem
     with suppress(OSError):  # without one, it stops where its configuration says

@@ -37,12 +37,11 @@ class GivenAnswers:
         Raises:
           DataError: shards are missing or damaged; the first is named.
         """
-        found = ((shard, cache.damage(shard)) for shard in range(cache.num_shards))
-        bad = [(shard, problem) for shard, problem in found if problem is not None]
-        if bad:
-            shard, problem = bad[0]
+        damages = cache.damages()
+        if damages:
+            shard, problem = next(iter(damages.items()))
             raise DataError(
-                f"{len(bad)} of {cache.num_shards} shards of {cache.folder} cannot be used, first "
+                f"{len(damages)} of {cache.num_shards} shards of {cache.folder} cannot be used, first "
                 f"{cache.path(shard).name}, which {problem}. {REMEDY}"
             )
         places: dict[AnswerKey, list[tuple[int, int]]] = {}

@@ -12,8 +12,8 @@ next one. Whether the scores fit a run is for `config` to say; which answers a s
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,6 +49,7 @@ class ScoreCache:
     """
 
     folder: Path
+    _footers: dict[int, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @cached_property
     def manifest(self) -> dict[str, Any]:
@@ -85,15 +86,11 @@ class ScoreCache:
         """Where a shard lies."""
         return self.folder / f"shard-{shard:05d}.parquet"
 
-    def damage(self, shard: int) -> str | None:
-        """What is wrong with a shard; None = it is as it was written."""
-        path, index = self.path(shard), self._index()
-        if path.name not in index:
-            return "was not written yet"
-        try:
-            return None if index[path.name] == sha256_of(path) else "is not what was written"
-        except OSError as problem:
-            return f"cannot be read ({problem.strerror})"
+    def damages(self) -> dict[int, str]:
+        """What is wrong with shards that are not as they were written, in their order."""
+        index = self._index()
+        found = {shard: _damage(self.path(shard), index) for shard in range(self.num_shards)}
+        return {shard: problem for shard, problem in found.items() if problem is not None}
 
     def write(self, shard: int, rollouts: Sequence[Rollout]) -> None:
         """Write a shard of answers that `rollout.scoring.score_top` has read, a row group each."""
@@ -110,6 +107,7 @@ class ScoreCache:
         with written_whole(path) as partial:
             # A row group per answer: a step reads those that it needs, and no others.
             pyarrow.parquet.write_table(table, partial, row_group_size=1, compression="zstd")
+        self._footers.pop(shard, None)
         write_whole(self.folder / INDEX, json.dumps({**self._index(), path.name: sha256_of(path)}, indent=2) + "\n")
 
     def prompts(self, shard: int) -> Iterator[tuple[AnswerKey, int]]:
@@ -145,7 +143,10 @@ class ScoreCache:
 
         path = self.path(shard)
         try:
-            return pyarrow.parquet.ParquetFile(path)
+            # A footer names every answer of its shard; parsed for each of them it would be most of the reading.
+            file = pyarrow.parquet.ParquetFile(path, metadata=self._footers.get(shard))
+            self._footers[shard] = file.metadata
+            return file
         except (pyarrow.ArrowException, OSError) as problem:
             raise DataError(f"{path} cannot be read ({problem}). {REMEDY}") from problem
 
@@ -157,6 +158,15 @@ class ScoreCache:
 
 REMEDY = "The command that wrote it makes it again: tutelage score ... --resume."
 """What helps against shards that are missing or damaged."""
+
+
+def _damage(path: Path, index: Mapping[str, str]) -> str | None:
+    if path.name not in index:
+        return "was not written yet"
+    try:
+        return None if index[path.name] == sha256_of(path) else "is not what was written"
+    except OSError as problem:
+        return f"cannot be read ({problem.strerror})"
 
 
 def _numbers(rollout: Rollout, name: str) -> Any:

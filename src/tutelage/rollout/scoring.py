@@ -96,10 +96,8 @@ def score_top(
     def statistics(logprobs_NV: Tensor, tokens_N: Tensor, _: Tensor) -> dict[str, Tensor]:
         return teacher_top_statistics(logprobs_NV, tokens_N, top_k)
 
-    blind = [replace(rollout, support_ids=torch.zeros(len(rollout), 0, dtype=torch.int32)) for rollout in rollouts]
     prompts = [rollout.tokens_for_teacher for rollout in rollouts]
-    read = _read(teacher, vocabulary, blind, prompts, statistics, max_tokens)
-    return [replace(found, support_ids=own.support_ids) for found, own in zip(read, rollouts, strict=True)]
+    return _read(teacher, vocabulary, rollouts, prompts, statistics, max_tokens, support=_no_support)
 
 
 @torch.no_grad()

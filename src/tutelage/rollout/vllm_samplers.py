@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from tutelage.errors import ConfigurationError, ServerError
+from tutelage.errors import ConfigurationError, ServerError, in_short
 from tutelage.rollout.server import Server
 
 __all__ = ["LocalVLLM", "Sampled", "SampledBy", "Sampling", "ServedVLLM", "served_model"]
@@ -153,7 +153,7 @@ class LocalVLLM:
             return LLM(str(folder), **settings)
         except Exception as problem:
             raise ServerError(
-                f"vLLM did not start: {_first_line(problem)}. Lower vllm.memory_share or set vllm.options to what it "
+                f"vLLM did not start: {in_short(problem)}. Lower vllm.memory_share or set vllm.options to what it "
                 "needs; its own messages are above."
             ) from problem
 
@@ -216,9 +216,4 @@ def _from_server(choice: Mapping[str, Any]) -> Sampled:
 
 
 def _ended(problem: Exception) -> ServerError:
-    return ServerError(f"vLLM's engine ended: {_first_line(problem)}. Its own messages are above.")
-
-
-def _first_line(problem: Exception) -> str:
-    lines = str(problem).strip().splitlines()
-    return (lines[0] if lines else type(problem).__name__).rstrip(".")
+    return ServerError(f"vLLM's engine ended: {in_short(problem)}. Its own messages are above.")

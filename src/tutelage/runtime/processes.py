@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from tutelage.errors import ConfigurationError, RunInterrupted, TutelageError, WorkerLostError
+from tutelage.errors import ConfigurationError, RunInterrupted, TutelageError, WorkerLostError, in_short
 from tutelage.runtime.heartbeat import CONNECT_SECONDS, Heartbeat, farewell
 
 __all__ = ["Processes", "joined"]
@@ -126,14 +126,14 @@ class Processes:
         except RuntimeError as problem:
             if isinstance(problem, TutelageError) or not _is_of_the_network(problem):
                 raise
-            lost = self.heartbeat.verdict() or f"the processes did not come together ({_in_short(problem)})"
+            lost = self.heartbeat.verdict() or f"the processes did not come together ({in_short(problem)})"
             raise WorkerLostError(farewell(lost)) from problem
         finally:
             self.heartbeat.waits_since = None
 
     def close(self, problem: BaseException | None) -> None:
         """Tell the others how it ended here, and mark what one of them has said already."""
-        text = None if problem is None else _in_short(problem)
+        text = None if problem is None else in_short(problem)
         if problem is not None and text is not None:
             problem.is_said = not self._says_first(str(problem))  # type: ignore[attr-defined]
         is_agreed = problem is None or isinstance(problem, RunInterrupted)
@@ -183,7 +183,7 @@ def joined() -> Iterator[Processes | None]:
         processes = Processes(rank, size, local_rank, dist.PrefixStore(f"tutelage/{again}", store), connect)
     except (RuntimeError, OSError) as problem:
         raise ConfigurationError(
-            f"rank {rank} of {size} found no other process at {host}:{port} ({_in_short(problem)}). Start all "
+            f"rank {rank} of {size} found no other process at {host}:{port} ({in_short(problem)}). Start all "
             f"processes within {MEETING_SECONDS} seconds, with the same address, which rank 0's machine must have."
         ) from None
     try:
@@ -215,8 +215,3 @@ def _place() -> tuple[int, int, int, str, int] | None:
 def _is_of_the_network(problem: RuntimeError) -> bool:
     text = str(problem).lower()
     return isinstance(problem, dist.DistError) or any(word in text for word in ("gloo", "nccl", "connection"))
-
-
-def _in_short(problem: BaseException) -> str:
-    lines = str(problem).strip().splitlines()
-    return (lines[0] if lines else type(problem).__name__).rstrip(".")

@@ -27,6 +27,13 @@ from tutelage.weighting import UNIFORM, Weighting
 
 __all__ = ["BatchLoss", "Objective"]
 
+# Where a rollout keeps token ids, a model's log-probabilities of them, and that of all others together.
+OF_TEACHER = ("support_ids", "teacher_support_logprobs", "teacher_tail_logprobs")
+OF_REFERENCE = ("support_ids", "reference_support_logprobs", "reference_tail_logprobs")
+OF_TOP = ("teacher_top_ids", "teacher_top_logprobs", "teacher_top_tail")
+
+_Read = tuple[LanguageModel, Tensor, Tensor]  # a model, hidden states of its tokens, and which of all tokens these are
+
 
 @dataclass(frozen=True)
 class BatchLoss:
@@ -262,24 +269,24 @@ class Objective:
         """The teacher at a span of the response tokens: as recorded where that suffices, asked otherwise."""
         if self._reads_tops(rollouts):
             # Who imitates tokens looks at no event, so that any record will do.
-            return _recorded_tops(rollouts, device, "student" if self.divergence.imitates_tokens else "teacher")
+            return _recorded(rollouts, device, OF_TOP, "student" if self.divergence.imitates_tokens else "teacher")
         if not self.divergence.needs_full_target:
-            return _recorded_targets(rollouts, device)
-        return self._asked(*self._readers(rollouts), rollouts, device)
+            return _recorded(rollouts, device, OF_TEACHER)
+        return self._asked(self._read(*self._readers(rollouts), rollouts, device), device)
 
     def _references(self, rollouts: Sequence[Rollout], device: torch.device) -> Callable[[slice], Target] | None:
         """The same of the reference, if the target needs one."""
         if self.target.needs is None:
             return None
         if not self.divergence.needs_full_target:
-            return _recorded_targets(rollouts, device, "reference")
+            return _recorded(rollouts, device, OF_REFERENCE)
         if self.reference is None:
             raise ConfigurationError(
                 f"{self.target!r} compares with a reference, but none is loaded. Load one, or use another target."
             )
         prompts = [r.tokens_for_teacher if self.reference_reads == "teacher" else r.prompt_tokens for r in rollouts]
         nothing = [None] * len(rollouts)
-        return self._asked([self.reference] * len(rollouts), prompts, nothing, rollouts, device)
+        return self._asked(self._read([self.reference] * len(rollouts), prompts, nothing, rollouts, device), device)
 
     def _read(
         self,
@@ -288,13 +295,13 @@ class Objective:
         kept: Sequence[Tensor | None],
         rollouts: Sequence[Rollout],
         device: torch.device,
-    ) -> list[tuple[LanguageModel, Tensor, Tensor]]:
+    ) -> list[_Read]:
         """Each model, the hidden states of the tokens that are its own, and which these are.
 
         `kept`: hidden states that its head turns into distributions, where known, so that it need not read again.
         """
         owners_N = torch.tensor([place for place, r in enumerate(rollouts) for _ in r.response_tokens], device=device)
-        read: list[tuple[LanguageModel, Tensor, Tensor]] = []
+        read: list[_Read] = []
         for identity in dict.fromkeys(map(id, readers)):
             mine = [place for place, reader in enumerate(readers) if id(reader) == identity]
             reader = readers[mine[0]]
@@ -308,16 +315,8 @@ class Objective:
             read.append((reader, hidden_ND, torch.isin(owners_N, torch.tensor(mine, device=device))))
         return read
 
-    def _asked(
-        self,
-        readers: Sequence[LanguageModel],
-        prompts: Sequence[Sequence[int]],
-        kept: Sequence[Tensor | None],
-        rollouts: Sequence[Rollout],
-        device: torch.device,
-    ) -> Callable[[slice], Target]:
-        """Whole distributions at a span of the response tokens, from the model that reads each rollout."""
-        read = self._read(readers, prompts, kept, rollouts, device)
+    def _asked(self, read: Sequence[_Read], device: torch.device) -> Callable[[slice], Target]:
+        """Whole distributions at a span of the response tokens, from the model that read each rollout."""
 
         def asked(span: slice) -> Target:
             with torch.no_grad():
@@ -336,18 +335,10 @@ class Objective:
         return asked
 
 
-def _recorded_targets(
-    rollouts: Sequence[Rollout], device: torch.device, whose: str = "teacher"
+def _recorded(
+    rollouts: Sequence[Rollout], device: torch.device, names: Sequence[str], whose: str = "student"
 ) -> Callable[[slice], Target]:
+    """What a model wrote down while it read; `whose` top tokens these are is for `SparseTarget`."""
     records = TokenRecords(rollouts)
-    names = ("support_ids", f"{whose}_support_logprobs", f"{whose}_tail_logprobs")
-    ids_NK, logprobs_NK, tail_N = (records.joined(name).to(device) for name in names)
-    return lambda span: SparseTarget(ids_NK[span], logprobs_NK[span], tail_N[span])
-
-
-def _recorded_tops(rollouts: Sequence[Rollout], device: torch.device, whose: str) -> Callable[[slice], Target]:
-    """The teacher on its own most probable tokens, as it wrote them down."""
-    records = TokenRecords(rollouts)
-    names = ("teacher_top_ids", "teacher_top_logprobs", "teacher_top_tail")
     ids_NK, logprobs_NK, tail_N = (records.joined(name).to(device) for name in names)
     return lambda span: SparseTarget(ids_NK[span], logprobs_NK[span], tail_N[span], whose)
