@@ -12,34 +12,14 @@ import transformers
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
+from tests.quick_run import StopAt, made, metrics
 from tests.tiny_run import write_run_file
 from tutelage.cli import app
-from tutelage.config import build_run, load_config
 from tutelage.errors import ConfigurationError, ModelError, RunInterrupted
 from tutelage.models import LanguageModel, SharedBackbone, load_language_model, load_tokenizer
-from tutelage.training import Observer, Run, train
-from tutelage.types import StepResult
+from tutelage.training import Observer, train
 
-QUICK = ["evaluation.sets=[]", "policy.kl_radius=0.05", "rollout.max_new_tokens=6"]
 LORA = ["student.adapter.rank=4", "student.adapter.alpha=8", "student.adapter.learning_rate_factor=10"]
-
-
-def made(path: Path, *overrides: str, resume: bool = False) -> Run:
-    return build_run(load_config(path, [*QUICK, *overrides]), resume=resume)
-
-
-def metrics(folder: Path) -> list[dict]:
-    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in record.items() if "second" not in name} for record in records]
-
-
-class StopAt(Observer):
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_step(self, result: StepResult) -> None:
-        if result.step == self.step:
-            raise RunInterrupted("stopped")
 
 
 @pytest.mark.parametrize("method", ["lora", "dora"])

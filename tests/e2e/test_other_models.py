@@ -8,35 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.quick_run import StopAt, made, metrics
 from tests.tiny_run import make_tokenizer, save_model, write_run_file
-from tutelage.config import build_run, load_config
 from tutelage.errors import ConfigurationError, RunInterrupted
-from tutelage.training import Observer, Run, train
+from tutelage.training import Observer, train
 from tutelage.types import StepResult
-
-QUICK = ["evaluation.sets=[]", "policy.kl_radius=0.05", "rollout.max_new_tokens=6"]
-
-
-def made(path: Path, *overrides: str, resume: bool = False) -> Run:
-    return build_run(load_config(path, [*QUICK, *overrides]), resume=resume)
-
-
-def metrics(folder: Path) -> list[dict]:
-    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in record.items() if "second" not in name} for record in records]
 
 
 def third_model(folder: Path, seed: int = 5) -> Path:
     return save_model(folder, make_tokenizer(), padded_size=264, stop_ids=256, seed=seed, max_position_embeddings=2048)
-
-
-class StopAt(Observer):
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_step(self, result: StepResult) -> None:
-        if result.step == self.step:
-            raise RunInterrupted("stopped")
 
 
 PAST = ["target.name=self_past", "target.past_weight=0.5", "reference.refresh_every=2", "steps=5"]
