@@ -3,11 +3,11 @@
     python benchmarks/faults.py --runs 20 --output faults
 
 TRB on the packaged pair, with an evaluation and a checkpoint after every step. The undisturbed run gives the bytes and
-the time. Each other run gets SIGKILL at a moment drawn uniformly over that time, is resumed, is killed again with a
-probability of 1/3, and so on, until it ends by itself. Time is the processor's, where Linux tells it, so that on a busy
-machine not all kills fall into the beginning. Compared are the checkpoints (weights, moments, state, index),
-the samples, and the metrics and evaluations without their seconds. Prints where the kills struck and how many runs
-survived; exit code 1 unless all did. The outcome does not depend on the machine's speed, only where kills strike does.
+the time. Each other run gets SIGKILL at a moment drawn uniformly between a second before the undisturbed run's first
+file and a second after its last checkpoint, is resumed, is killed again with a probability of 1/3, and so on, until it
+ends by itself. Time is the processor's, where Linux tells it, so that a busy machine shifts no kill. Compared are the
+checkpoints (weights, moments, state, index), the samples, and the metrics and evaluations without their seconds. Prints
+where the kills struck and how many runs survived; exit code 1 unless all did.
 """
 
 from __future__ import annotations
@@ -88,10 +88,10 @@ def where_it_struck(run: Path, steps: int) -> str:
         return "while another file was being written"
     step, judged = len(lines(run, "metrics.jsonl")), {record["step"] for record in lines(run, "evaluations.jsonl")}
     if step not in judged:
-        return f"in the evaluation after {step} of {steps} steps"
+        return "in an evaluation"
     if step == steps:
         return "behind the last step"
-    return f"in step {step}"
+    return "in a step"
 
 
 def lines(run: Path, name: str) -> list[dict[str, Any]]:
@@ -114,13 +114,27 @@ def content(run: Path) -> dict[str, object]:
     }
 
 
-def disturbed(run_file: Path, run: Path, seconds: float, steps: int, dice: random.Random) -> list[str]:
+def undisturbed(run_file: Path, run: Path, steps: int) -> tuple[float, float]:
+    """Make the run that nobody disturbs; when its work began and ended, in seconds after its start."""
+    since, begun, done = time.perf_counter(), 0.0, 0.0
+    process = started(run_file, run)
+    while process.poll() is None:
+        now = worked(process.pid, since)
+        begun = begun or (now if run.exists() else 0.0)
+        done = done or (now if (run / f"checkpoints/step-{steps:06d}").exists() else 0.0)
+        time.sleep(0.01)
+    if process.returncode != 0:
+        raise SystemExit(f"the undisturbed run failed: see {run.with_suffix('.log')}")
+    return begun, done
+
+
+def disturbed(run_file: Path, run: Path, span: tuple[float, float], steps: int, dice: random.Random) -> list[str]:
     """Kill and resume until the run ends by itself; where the kills struck."""
     struck: list[str] = []
     while True:
         wants_kill = not struck or dice.random() < CHANCE_OF_ANOTHER_KILL
         process = started(run_file, run)
-        if wants_kill and not ended_within(process, dice.uniform(0, seconds)):
+        if wants_kill and not ended_within(process, dice.uniform(*span)):
             process.kill()
             process.wait()
             struck.append(where_it_struck(run, steps))
@@ -135,7 +149,7 @@ def disturbed(run_file: Path, run: Path, seconds: float, steps: int, dice: rando
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=20)
-    parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--output", type=Path, default=Path("faults"), help="a new folder")
     options = parser.parse_args()
@@ -143,20 +157,18 @@ def main() -> None:
         raise SystemExit(f"{options.output} already exists; choose another with --output.")
 
     run_file = write_run_file(options.output, options.steps)
-    since, seconds, calm = time.perf_counter(), 0.0, options.output / "undisturbed"
-    process = started(run_file, calm)
-    while process.poll() is None:
-        seconds = max(seconds, worked(process.pid, since))
-        time.sleep(0.01)
-    if process.returncode != 0:
-        raise SystemExit(f"the undisturbed run failed: see {calm.with_suffix('.log')}")
+    calm = options.output / "undisturbed"
+    begun, done = undisturbed(run_file, calm, options.steps)
     expected = content(calm)
-    print(f"undisturbed: {options.steps} steps in {seconds:.0f} s, {len(expected)} files to compare", flush=True)
+    print(
+        f"undisturbed: {options.steps} steps from second {begun:.1f} to {done:.1f}, {len(expected)} files to compare",
+        flush=True,
+    )
 
     dice, struck, survived = random.Random(options.seed), Counter[str](), 0
     for number in range(options.runs):
         run = options.output / f"run-{number:02d}"
-        places = disturbed(run_file, run, seconds, options.steps, dice)
+        places = disturbed(run_file, run, (begun - 1, done + 1), options.steps, dice)
         found = content(run)
         different = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
         survived += not different

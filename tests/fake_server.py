@@ -54,6 +54,19 @@ class Fake:
         self.http.server_close()
 
 
+def student_server(load: Callable[[str], LanguageModel]) -> Fake:
+    """A vLLM that serves whatever weights it was given last."""
+    now: list[LanguageModel] = []
+
+    def answer(path: str, body: dict[str, Any]) -> tuple[int, Any]:
+        if path == "/collective_rpc":
+            now[:] = [load(body["kwargs"]["weights_path"])]
+            return 200, b""
+        return vllm_of(now[0])(path, body)
+
+    return Fake(answer)
+
+
 def logprobs_of(model: LanguageModel, tokens: list[int]) -> torch.Tensor:
     """As a server has them, stop ids apart: [T, V] of every token but the first."""
     with torch.no_grad():

@@ -26,13 +26,15 @@ RUNS: dict[str, list[str]] = {
     "fsdp2": ["steps=5", "runtime.strategy=fsdp2"],
     "uneven": ["steps=3", "rollout.prompts_per_step=1", "weighting=tip", "divergence.support=union_top_k"],
     "uneven-sharded": [],
+    "served": ["rollout.engine=vllm", "rollout.prompts_per_step=1", "steps=6"],
 }
-"""overrides by name; the first three are also made in one process"""
+"""overrides by name; all but "uneven-sharded" are also made in one process"""
 RUNS["uneven-sharded"] = [*RUNS["uneven"], "runtime.strategy=fsdp2", "runtime.shard_teacher=true"]
 
 
 def overrides(folder: Path, name: str) -> list[str]:
-    return [f"output={folder / name}", *RUNS.get(name, ["steps=6"])]
+    server = [f"vllm.server={os.environ['STUDENT_SERVER']}"] if name == "served" else []
+    return [f"output={folder / name}", *RUNS.get(name, ["steps=6"]), *server]
 
 
 def build(folder: Path, name: str, *more: str, processes: Processes | None, resume: bool = False) -> Run:

@@ -15,9 +15,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.fake_server import student_server
 from tests.tiny_run import write_run_file
 from tests.two_ranks import build
-from tutelage.models import LanguageModel
+from tutelage.models import LanguageModel, load_language_model, load_tokenizer
 from tutelage.runtime import Learner, LocalRuntime
 from tutelage.training import Observer, train
 
@@ -42,11 +43,14 @@ def ended(folder: Path) -> Iterator[list[subprocess.CompletedProcess[str]]]:
     """Both processes of `tests.two_ranks`, started by hand as on two machines, beside the same runs made by one."""
     started = []
     port = str(free_port())
+    servers = [student_server(in_float64) for _ in range(2)]
     for rank in range(2):
         environment = {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        environment["STUDENT_SERVER"] = servers[0].url
         started.append(start([sys.executable, "-m", "tests.two_ranks", str(folder)], environment))
     try:
-        for name in ("ddp", "fsdp2", "uneven", "resumed"):
+        os.environ["STUDENT_SERVER"] = servers[1].url
+        for name in ("ddp", "fsdp2", "uneven", "served", "resumed"):
             output, here = f"output={folder / 'alone' / name}", "runtime.strategy=ddp"
             run = build(folder, name, output, here, processes=None)
             if name == "fsdp2":
@@ -54,8 +58,14 @@ def ended(folder: Path) -> Iterator[list[subprocess.CompletedProcess[str]]]:
             train(run, Observer())
         yield [finish(process) for process in started]
     finally:
+        for server in servers:
+            server.close()
         for process in started:
             process.kill()
+
+
+def in_float64(path: str) -> LanguageModel:
+    return load_language_model(path, load_tokenizer(path), dtype="float64")
 
 
 class ModulesForward(LocalRuntime):
@@ -125,10 +135,14 @@ def compare(shared: Path, alone: Path, tolerance: float) -> None:
         ("fsdp2", "ddp", 1e-7),
         ("uneven", "uneven", 1e-9),
         ("uneven-sharded", "uneven", 1e-7),
+        ("served", "served", 1e-9),
     ],
 )
 def test_two_processes_equal_one(ended, folder: Path, name: str, alone: str, tolerance: float) -> None:
-    """Also with 3 prompts for 2 processes, and with 1, where a process has none; weights decided over all tokens."""
+    """Also with 3 prompts for 2 processes, and with 1, where a process has none; weights decided over all tokens.
+
+    "served": steps 0 to 3 are paired, 4 and 5 and the evaluations are drawn by one server that all processes ask.
+    """
     compare(folder / name, folder / "alone" / alone, tolerance)
     ours, theirs = (lines(run, "evaluations.jsonl") for run in (folder / name, folder / "alone" / alone))
     assert [{**r, "seconds": 0} for r in ours] == [{**r, "seconds": 0} for r in theirs]
@@ -162,7 +176,7 @@ def test_a_signal_to_one_stops_all_at_the_same_step(ended, folder: Path) -> None
 
 def test_a_killed_process_ends_the_run_and_loses_nothing(ended, folder: Path) -> None:
     first, second = ended
-    assert second.returncode == -9
+    assert second.returncode == -9, second.stdout
     assert first.returncode == 2
     assert "WorkerLostError: rank 1 of 2 has given no sign of life for 6 seconds" in first.stdout
     goes_on_alone(folder, "killed")

@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from tests.tiny_run import make_tokenizer, save_model
 from tutelage.demo import make_problems, student_path
 from tutelage.distributions import normalise
 from tutelage.errors import ConfigurationError, ServerError
-from tutelage.models import LanguageModel, align, load_language_model, load_tokenizer
+from tutelage.models import AdapterSettings, LanguageModel, align, load_language_model, load_tokenizer
 from tutelage.policies import Student, Teacher, Temperature
 from tutelage.rollout import LocalVLLM, PairedEngine, VLLMEngine, VLLMSettings
 from tutelage.rollout.scoring import response_hidden
@@ -163,6 +164,29 @@ def test_an_update_reaches_vllm_before_the_next_answer(engine: VLLMEngine, promp
 def test_what_is_not_the_student_alone_is_refused(engine: VLLMEngine, prompts: list[Prompt]) -> None:
     with pytest.raises(ConfigurationError, match=r"the policy Teacher\(.*\) asks for more"):
         engine.generate(Teacher(), prompts, max_new_tokens=1, num_samples=1, seed=0, step=0)
+
+
+@pytest.mark.parametrize("method", ["lora", "dora"])
+def test_an_adapter_is_merged_on_its_way(prompts: list[Prompt], method: Any) -> None:
+    """What vLLM draws from is the merged student, which is the adapter's up to rounding; also after an update."""
+    path = str(student_path())
+    student = load_language_model(path, load_tokenizer(path), adapter=AdapterSettings(method, 4, 8))
+    assert student.adapter is not None
+    engine = engine_of(student)
+    try:
+        drawn = []
+        for seed in range(2):
+            generator = torch.Generator().manual_seed(seed)
+            for weight in student.adapter.weights.values():
+                weight.data += 0.05 * torch.randn(weight.shape, generator=generator)
+            rollouts = engine.generate(Student(), prompts, max_new_tokens=20, num_samples=1, seed=3, step=0)
+            found = gaps(rollouts)
+            print(f"{method}: {len(found)} tokens, mismatch mean {found.mean():.2e}, max {found.max():.2e} nats")
+            assert found.max() < ROUNDING
+            drawn.append([r.response_tokens for r in rollouts])
+    finally:
+        close(engine)
+    assert drawn[0] != drawn[1]
 
 
 def test_every_way_of_stopping_is_one_event_and_padding_is_never_drawn(tmp_path: Path) -> None:

@@ -136,7 +136,7 @@ def build_run(config: RunConfig, *, resume: bool = False, processes: Processes |
     engine.given = given
     refuse_short(config, engine.served_teacher, prompts.prompts)
     if config.rollout.engine == "vllm":
-        engine.student_engine = make_student_engine(config, engine.student, engine.vocabulary)
+        engine.student_engine = make_student_engine(config, engine.student, engine.vocabulary, runtime)
     # Refused now, if one answer at the limit does not fit into the caches, and not when the first step needs it.
     asks_teacher = any(phase.recipe.policy.needs_teacher for phase in phases)
     engine.rows_that_fit(prompts.prompts, config.rollout.max_new_tokens, with_teacher=asks_teacher)

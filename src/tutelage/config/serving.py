@@ -2,35 +2,32 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 
 from tutelage.config.schema import RunConfig
 from tutelage.errors import ConfigurationError
 from tutelage.models import LanguageModel, Vocabulary
 from tutelage.rollout import LocalVLLM, ServedTeacher, ServedVLLM, Server, VLLMEngine
+from tutelage.runtime import LocalRuntime
 from tutelage.training import Phase
 from tutelage.types import Prompt
 
 __all__ = ["make_served_teacher", "make_student_engine", "refuse_beyond_server", "refuse_short"]
 
 
-def make_student_engine(config: RunConfig, student: LanguageModel, vocabulary: Vocabulary) -> VLLMEngine:
+def make_student_engine(
+    config: RunConfig, student: LanguageModel, vocabulary: Vocabulary, runtime: LocalRuntime
+) -> VLLMEngine:
     """The engine that takes over where the student is alone; vLLM itself starts when it first does.
 
     Raises:
-      ConfigurationError: there are several processes, each of which would hand its weights over, or an adapter.
+      ConfigurationError: there are several processes, each of which would start a vLLM.
     """
     settings = config.vllm
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if settings.server is None and not runtime.is_alone:
         raise ConfigurationError(
-            "rollout.engine is 'vllm', and there are several processes; vLLM draws for one. Start the run with one "
-            "process, or use rollout.engine = 'paired'."
-        )
-    if student.adapter is not None:
-        raise ConfigurationError(
-            "rollout.engine is 'vllm', and the student learns through an adapter, which is not handed over. Drop "
-            "student.adapter, or use rollout.engine = 'paired'."
+            "rollout.engine is 'vllm', and there are several processes; a vLLM that is started here draws for one. "
+            "Give all of them a server (vllm.server), or use rollout.engine = 'paired'."
         )
     new_tokens = max(config.rollout.max_new_tokens, config.evaluation.max_new_tokens or 0)
     sampler: LocalVLLM | ServedVLLM
@@ -56,6 +53,7 @@ def make_student_engine(config: RunConfig, student: LanguageModel, vocabulary: V
         settings=settings,
         support_size=config.rollout.support_size,
         score_tokens=config.rollout.score_tokens,
+        hands_over=runtime.is_first,
     )
 
 

@@ -184,7 +184,7 @@ class Adapter:
         }
         weights = {
             name: weight.detach()
-            for name, weight in self.tuner.model.named_parameters()
+            for name, weight in self.tuner.model.named_parameters(remove_duplicate=False)  # a tied head, too
             if not any(name.startswith(f"{place}.") for place in adapted)
         }
         for place, part in adapted.items():

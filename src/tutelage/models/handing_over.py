@@ -13,11 +13,11 @@ def save_untied(student: LanguageModel, folder: Path) -> None:
     """Write config, safetensors and tokenizer into `folder`, with a head of its own even where it is the embedding.
 
     vLLM 0.32 keeps an old head when it reads the weights of a tied model again on a CPU, where the head is repacked.
-    Two tensors are two tensors everywhere.
+    Two tensors are two tensors everywhere. An adapter is merged into the weights that are written.
     """
     config = student.config
     head = student.module.get_output_embeddings().weight
-    weights = student.module.state_dict()
+    weights = student.module.state_dict() if student.adapter is None else student.adapter.merged_weights()
     weights = {name: w.clone() if w.data_ptr() == head.data_ptr() else w for name, w in weights.items()}
     is_tied, config.tie_word_embeddings = config.tie_word_embeddings, False
     try:

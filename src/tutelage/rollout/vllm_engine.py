@@ -11,7 +11,9 @@ The tokens are vLLM's own: the same seed gives the same distribution as the pair
 from __future__ import annotations
 
 import math
+import shutil
 import tempfile
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,6 +81,8 @@ class VLLMEngine:
       sampler: where vLLM runs.
       support_size, score_tokens: as in `PairedEngine`.
       settings: of the self-test, and the folder of the weights.
+      hands_over: give vLLM new weights as soon as they are needed. Of several processes with one server, one does, by
+        `hand_over`, before any of them generates.
     """
 
     def __init__(
@@ -90,6 +94,7 @@ class VLLMEngine:
         settings: VLLMSettings,
         support_size: int = 16,
         score_tokens: int = 16_384,
+        hands_over: bool = True,
     ) -> None:
         self.student = student
         self.vocabulary = vocabulary
@@ -97,8 +102,10 @@ class VLLMEngine:
         self.settings = settings
         self.support_size = support_size
         self.score_tokens = score_tokens
+        self.hands_over = hands_over
         self._loaded: list[float] | None = None
-        self._temporary: tempfile.TemporaryDirectory[str] | None = None
+        self._is_tried = False
+        self._temporary: Path | None = None
 
     @torch.no_grad()
     def generate(
@@ -123,15 +130,17 @@ class VLLMEngine:
                 f"vLLM draws from the student alone, and the policy {policy} asks for more. Use the paired engine "
                 "(rollout.engine = 'paired'), or the policy student or temperature."
             )
-        is_first = self._loaded is None
-        self._hand_over()
-        if is_first:  # a mistake shows in a few tokens, before minutes of answers
+        if self.hands_over:
+            self.hand_over()
+        if not self._is_tried:  # a mistake shows in a few tokens, before minutes of answers
             few, short = prompts[:TRIAL_PROMPTS], min(TRIAL_TOKENS, max_new_tokens)
             self._checked(policy, few, short, 1, derive_seed(seed, "trial"), step, 0)
+            self._is_tried = True
         support_size = self.support_size if records_statistics else 0
         return self._checked(policy, prompts, max_new_tokens, num_samples, seed, step, support_size)
 
-    def _hand_over(self) -> None:
+    @torch.no_grad()
+    def hand_over(self) -> None:
         """Give vLLM the student's weights, if they are not those that it has."""
         # One sum per tensor: an update that leaves all of them as they were does not happen.
         present = [float(weights.sum(dtype=torch.float64)) for weights in self.student.module.parameters()]
@@ -144,8 +153,10 @@ class VLLMEngine:
     def _folder(self) -> Path:
         if self.settings.weights_folder is not None:
             return Path(self.settings.weights_folder).absolute()
-        self._temporary = self._temporary or tempfile.TemporaryDirectory(prefix="tutelage-weights-")
-        return Path(self._temporary.name)
+        if self._temporary is None:
+            self._temporary = Path(tempfile.mkdtemp(prefix="tutelage-weights-"))
+            weakref.finalize(self, shutil.rmtree, self._temporary, ignore_errors=True)
+        return self._temporary
 
     def _checked(
         self,

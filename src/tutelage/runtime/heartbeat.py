@@ -118,7 +118,7 @@ class Heartbeat(threading.Thread):
                 self._lose(f"rank {number} of {self.size} has ended: {said['ended']}")
             elif said["ended"] is None and now - peer.since > LOST_AFTER_SECONDS:
                 self._lose(f"rank {number} of {self.size} has given no sign of life for {LOST_AFTER_SECONDS:g} seconds")
-            if said["stop"] and self.stop_asked is None:
+            if said["stop"] and not self.is_stop_asked:  # who asked first hears its own wish come back, and knows it
                 self.stop_asked = said["stop"]
                 self.on_news()
 

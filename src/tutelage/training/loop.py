@@ -160,6 +160,8 @@ def _train(run: Run, observer: Observer) -> TrainerState:
 
         try:
             while True:
+                if run.engine.student_engine is not None and not run.runtime.is_alone:
+                    run.runtime.from_first(run.engine.student_engine.hand_over)  # one server, which all of them ask
                 is_best = _evaluate_if_due(run, state, observer, interruption, spread)
                 is_due = state.step % run.checkpoint.every == 0 and state.step > 0
                 if saved_step != state.step and (is_due or is_best or state.step == run.num_steps):

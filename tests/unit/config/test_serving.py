@@ -17,6 +17,7 @@ from tutelage.errors import ConfigurationError, ServerError
 from tutelage.models import load_language_model, load_tokenizer
 from tutelage.rollout import ServedVLLM
 from tutelage.rollout import server as server_module
+from tutelage.runtime import LocalRuntime
 from tutelage.training import Observer, train
 from tutelage.types import StepResult
 
@@ -123,6 +124,7 @@ def test_the_student_is_handed_to_a_server_where_the_run_file_says_so(
     handed = run.engine.student_engine
     assert handed is not None and isinstance(handed.sampler, ServedVLLM)
     assert handed.sampler.server.url == "http://localhost:1" and handed.support_size == 16
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ConfigurationError, match="there are several processes; vLLM draws for one"):
-        build_run(config_of(home, *overrides, f"output={tmp_path / 'other'}"))
+    monkeypatch.setattr(LocalRuntime, "is_alone", False)
+    assert build_run(config_of(home, *overrides, f"output={tmp_path / 'shared'}")).engine.student_engine is not None
+    with pytest.raises(ConfigurationError, match="there are several processes; a vLLM that is started here draws for"):
+        build_run(config_of(home, "rollout.engine=vllm", f"output={tmp_path / 'other'}"))

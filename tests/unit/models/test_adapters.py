@@ -26,6 +26,7 @@ from tutelage.models import (
     load_tokenizer,
     outline_of,
     save_student,
+    save_untied,
 )
 from tutelage.models.adapters import Base, add_adapter, fingerprint
 from tutelage.models.quantised import quantised
@@ -215,6 +216,8 @@ def test_a_student_can_be_written_merged_and_learn_on(tmp_path: Path, base: str,
     assert all(torch.equal(weight, state[name]) for name, weight in model.module.state_dict().items())
     plain = loaded(str(tmp_path / "plain"))
     assert plain.adapter is None and float((logprobs(plain) - before).abs().max()) < 1e-5
+    save_untied(model, tmp_path / "untied")
+    assert torch.equal(logprobs(loaded(str(tmp_path / "untied"))), logprobs(plain))
     assert float((logprobs(plain) - logprobs(loaded(base))).abs().max()) > 1e-3
 
 
