@@ -3,9 +3,7 @@
     python benchmarks/memory.py
 
 Each line is `recipes/trb.toml` with the settings shown, prompts of 512 tokens, and answers of at most 4,096. GB are
-10^9 bytes per GPU at the height of a step; a forecast, so leave some room. Under `ddp` a process has what a single one
-has; under `fsdp2` its part of the gradient, of the moments and of the weights that learn, and a whole copy to decode
-with. A sharded teacher is divided but for its embedding and head.
+10^9 bytes per GPU at the height of a step; a forecast, so leave some room.
 """
 
 from __future__ import annotations
@@ -35,6 +33,7 @@ SHAPES = {
 }
 SMALL, LARGE = ("Qwen3-0.6B", "Qwen3-4B"), ("Qwen3-1.7B", "Qwen3-8B")
 LEAN = ("runtime.autocast=bfloat16", "runtime.gradient_checkpointing=true", "runtime.micro_batch_tokens=8192")
+FSDP2 = "runtime.strategy=fsdp2"
 LORA = ("student.adapter.method=lora", "student.dtype=bfloat16")
 
 SERVED = ("teacher.server=http://teacher:8000", "policy=student", "divergence.support=teacher_top_k")
@@ -48,8 +47,6 @@ class Setup:
     pair: tuple[str, str]
     overrides: tuple[str, ...]
     processes: int = 1
-    strategy: str = "ddp"
-    shards_teacher: bool = False
 
 
 SETUPS = (
@@ -59,9 +56,9 @@ SETUPS = (
     Setup("one GPU of 80 GB", SMALL, (*LEAN, "rollout.max_rows=40")),
     Setup("one GPU of 80 GB", LARGE, (*LEAN, "rollout.max_rows=24")),
     Setup("8 GPUs of 80 GB", LARGE, (*LEAN, "rollout.max_rows=24"), 8),
-    Setup("8 GPUs of 80 GB", LARGE, (*LEAN, "rollout.max_rows=32"), 8, "fsdp2"),
+    Setup("8 GPUs of 80 GB", LARGE, (*LEAN, FSDP2, "rollout.max_rows=32"), 8),
     Setup("two nodes, 16 GPUs", LARGE, (*LEAN, "rollout.max_rows=16"), 16),
-    Setup("two nodes, 16 GPUs", LARGE, (*LEAN, "rollout.max_rows=16"), 16, "fsdp2", shards_teacher=True),
+    Setup("two nodes, 16 GPUs", LARGE, (*LEAN, FSDP2, "runtime.shard_teacher=true", "rollout.max_rows=16"), 16),
 )
 
 
@@ -71,14 +68,12 @@ def main() -> None:
     for setup in SETUPS:
         phases = per_process(setup)
         settings = [override.partition(".")[2] or override for override in setup.overrides]
-        if setup.processes > 1:
-            settings += [f"strategy={setup.strategy}", *["shard_teacher=true"] * setup.shards_teacher]
         cells = [f"{sum(parts.values()) / 1e9:.1f}" for parts in phases.values()]
         table.add_row(setup.hardware, " <- ".join(setup.pair), ", ".join(settings), *cells)
     Console(highlight=False, width=160).print(table)
 
 
-def per_process(setup: Setup) -> dict[str, dict[str, float]]:
+def per_process(setup: Setup) -> dict[str, dict[str, int]]:
     """Part of a step -> what takes memory then -> bytes in each process."""
     sizes = (f"rollout.max_new_tokens={ANSWER_TOKENS}", "data=prompts.jsonl", "runtime.device=cpu")
     config = load_config(RECIPE, [*sizes, *setup.overrides])
@@ -93,19 +88,9 @@ def per_process(setup: Setup) -> dict[str, dict[str, float]]:
         phases=build_phases(config),
         prompts=SimpleNamespace(prompts=[Prompt([0] * PROMPT_TOKENS)]),
         vocabulary=align(student, teacher),
+        processes=setup.processes,
     )
-    shares = 1 / setup.processes
-    phases: dict[str, dict[str, float]] = {}
-    for phase, parts in forecast(patient).items():  # type: ignore[arg-type]  # all that it looks at is there
-        own: dict[str, float] = dict(parts)
-        if setup.strategy == "fsdp2":
-            own |= {name: own[name] * shares for name in ("moments", "gradients") if name in own}
-            own["student"] *= 1 + shares
-        if setup.shards_teacher:
-            own["teacher"] *= shares
-            own["embedding and head"] = 2 * teacher.config.vocab_size * teacher.config.hidden_size * 2
-        phases[phase] = own
-    return phases
+    return forecast(patient)  # type: ignore[arg-type]  # all that it looks at is there
 
 
 def shape(name: str, model: ModelConfig, folder: Path) -> LanguageModel:

@@ -140,6 +140,9 @@ def doctor(
     run_file: RunFile,
     overrides: Overrides = None,
     quick: Annotated[bool, typer.Option("--quick", help="Only what needs no weights.")] = False,
+    processes: Annotated[
+        int, typer.Option(help="How many are to share the run (torchrun); memory and time of one of them.", min=1)
+    ] = 1,
 ) -> None:
     """Examine a run file before it costs anything: a verdict per line, exit code 1 if the run cannot work."""
     from tutelage.cli.checkup import print_finding, print_summary
@@ -149,7 +152,7 @@ def doctor(
     config = load_config(run_file, overrides or [])
     set_threads(config.runtime.threads)
     console, findings = Console(highlight=False), []
-    for finding in examine(config, quick=quick):
+    for finding in examine(config, quick=quick, processes=processes):
         print_finding(console, finding)
         findings.append(finding)
     print_summary(console, findings)

@@ -32,8 +32,10 @@ LIVE_BLEND = 6  # float64-sized rows of both models while a policy picks a token
 
 def memory(patient: Patient) -> Finding:
     """Bytes at the height of each part of a step against what the device has."""
-    needed = forecast(patient)
-    there = machine_bytes(LocalRuntime(patient.config.runtime.device).device)
+    needed, device = forecast(patient), LocalRuntime(patient.config.runtime.device).device
+    there = machine_bytes(device)
+    if patient.processes > 1 and not device.startswith("cuda"):  # where each has a GPU of its own
+        there //= patient.processes
     details = tuple(
         f"{phase}: {_size(sum(parts.values()))} = "
         + " + ".join(f"{name} {_size(size)}" for name, size in parts.items())
@@ -41,7 +43,8 @@ def memory(patient: Patient) -> Finding:
     )
     phase, parts = max(needed.items(), key=lambda item: sum(item[1].values()))
     most = sum(parts.values())
-    text = f"at most {_size(most)}, in the {phase}, of {_size(there)}"
+    each = "" if patient.processes == 1 else f" for each of {patient.processes} processes"
+    text = f"at most {_size(most)}, in the {phase}, of {_size(there)}{each}"
     if most <= TIGHT * there:
         return Finding(Verdict.ok, text, details=details)
     largest = max(parts, key=lambda name: parts[name])
@@ -66,6 +69,9 @@ def forecast(patient: Patient) -> dict[str, dict[str, int]]:
     Weights, gradients and AdamW's two moments are exact, and so are the caches at their fullest; activations and logits
     are estimates: 10 widths and 4 inner widths per token and layer, and a handful of copies of a chunk of logits. With
     an adapter, gradients and moments are its own; quantised weights are taken at 4.5 bits, scales included.
+
+    Of several processes it is one: it has its share of a step's answers; under "fsdp2" its part of gradients, moments
+    and the weights that learn, beside a whole copy that decodes; of a sharded teacher its part of the layers.
     """
     config, outlines = patient.config, dict(patient.outlines)
     if config.teacher.server is not None:  # its memory is another machine's
@@ -74,12 +80,18 @@ def forecast(patient: Patient) -> dict[str, dict[str, int]]:
     if patient.needs_reference and "reference" not in outlines and student.adapter is None:
         outlines["reference"] = student  # a copy of it; an adapter's is the same backbone
     trained = _trained(student)
-    others = {"teacher": sum(_weights(model) for name, model in outlines.items() if name != "student")}
-    resident = {"student": _weights(student, config.student.quantization), **others, "moments": 2 * trained}
+    learned_here = trained if runtime.strategy == "ddp" else -(-trained // patient.processes)
+    own = _weights(student, config.student.quantization)
+    is_cut = runtime.strategy == "fsdp2" and patient.processes > 1
+    others = sum(_weights(model) for name, model in outlines.items() if name not in ("student", "teacher"))
+    if "teacher" in outlines:
+        others += _weights_here(outlines["teacher"], patient.processes if runtime.shard_teacher else 1)
+    resident = {"student": own + is_cut * learned_here, "teacher": others, "moments": 2 * learned_here}
     asks_teacher = any(phase.recipe.policy.needs_teacher for phase in patient.phases)
     prompts, size = patient.prompts.prompts, patient.vocabulary.size
     longest = max(max(len(prompt.student_tokens), len(prompt.teacher_tokens or ())) for prompt in prompts)
-    rows = min(rollout.max_rows, rollout.prompts_per_step * rollout.samples_per_prompt)
+    answers = -(-rollout.prompts_per_step // patient.processes) * rollout.samples_per_prompt
+    rows = min(rollout.max_rows, answers)
     teachers = [model for name, model in outlines.items() if name.startswith("teacher")]
     slot = student.cache_bytes_per_slot + (sum(t.cache_bytes_per_slot for t in teachers) if asks_teacher else 0)
     caches = rows * (longest + rollout.max_new_tokens + LONGEST) * slot
@@ -87,7 +99,7 @@ def forecast(patient: Patient) -> dict[str, dict[str, int]]:
         caches = min(caches, int(rollout.cache_gib * GIB))
     elif LocalRuntime(config.runtime.device).device.startswith("cuda"):
         caches = min(caches, int(CACHE_SHARE * machine_bytes(LocalRuntime(config.runtime.device).device)))
-    batch_tokens = rollout.prompts_per_step * rollout.samples_per_prompt * (longest + rollout.max_new_tokens)
+    batch_tokens = answers * (longest + rollout.max_new_tokens)
 
     def at_once(limit: int) -> int:  # a single answer is never torn apart
         return min(batch_tokens, max(limit, longest + rollout.max_new_tokens))
@@ -109,7 +121,7 @@ def forecast(patient: Patient) -> dict[str, dict[str, int]]:
     return {
         "rollout": {**resident, **copies, "caches": caches, "logits": rows * size * 8 * LIVE_BLEND},
         "scoring": {**resident, "activations": scoring, "logits": logits(scored)},
-        "update": {**resident, "gradients": trained, "activations": learning, "logits": logits(learned)},
+        "update": {**resident, "gradients": learned_here, "activations": learning, "logits": logits(learned)},
     }
 
 
@@ -161,7 +173,7 @@ def time_per_step(patient: Patient) -> Finding:
     )
     patient.engine.student.module.zero_grad(set_to_none=True)
     pending.watch.lap("loss")
-    factor = config.rollout.prompts_per_step / num_prompts
+    factor = -(-config.rollout.prompts_per_step // patient.processes) / num_prompts
     seconds = {name.removeprefix("seconds_"): value * factor for name, value in pending.watch.seconds.items()}
     split = ", ".join(f"{name} {value:.2g}" for name, value in seconds.items())
     step = sum(seconds.values())
@@ -182,6 +194,13 @@ def _weights(model: LanguageModel, quantization: str | None = None) -> int:
     ]
     full = _size_of(named.values()) - _size_of(quantised)
     return full + int(sum(weight.numel() for weight in quantised) * QUANTISED_BITS / 8)
+
+
+def _weights_here(model: LanguageModel, num_parts: int) -> int:
+    """Bytes of a model whose layers are in so many parts, of which one is here; embedding and head are whole."""
+    ends = (model.module.get_input_embeddings().weight, model.module.get_output_embeddings().weight)
+    whole = _size_of({id(weight): weight for weight in ends}.values())
+    return whole + -(-(_weights(model) - whole) // num_parts)
 
 
 def _trained(student: LanguageModel) -> int:

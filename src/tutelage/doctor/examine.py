@@ -54,13 +54,14 @@ BLOCKING = ("vocabulary", "memory")  # errors of these make the models fail wher
 EARLIER = "not checked: it needs what was refused above"
 
 
-def examine(config: RunConfig, *, quick: bool = False) -> Iterator[Finding]:
+def examine(config: RunConfig, *, quick: bool = False, processes: int = 1) -> Iterator[Finding]:
     """Every finding as it is made.
 
     Args:
       quick: only what needs no weights.
+      processes: how many are to share the run; memory and time are then those of one of them.
     """
-    patient, said = Patient(config), set[str]()
+    patient, said = Patient(config, processes), set[str]()
     for name, check in (CHEAP if quick else {**CHEAP, **COSTLY}).items():
         if name in COSTLY and said & set(BLOCKING):
             yield Finding(Verdict.skipped, "not tried: the models cannot run as they are, see above", check=name)

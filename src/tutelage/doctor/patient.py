@@ -38,9 +38,11 @@ class Patient:
 
     Fields:
       config: the checked configuration.
+      processes: how many are to share the run.
     """
 
     config: RunConfig
+    processes: int = 1
 
     @cached_property
     def phases(self) -> list[Phase]:

@@ -343,6 +343,24 @@ def test_the_forecast_knows_adapters_and_precision(run: Callable[..., RunConfig]
     assert autocast["rollout"]["weights in bfloat16"] == plain["student"] / 2
 
 
+def test_the_forecast_of_one_of_several_processes(run: Callable[..., RunConfig]) -> None:
+    """3 prompts with 2 answers: the first of two processes has 2 prompts. What is cut into parts is, and no more."""
+    alone, shared = budget.forecast(Patient(run())), budget.forecast(Patient(run(), 2))
+    assert shared["rollout"]["caches"] * 6 == alone["rollout"]["caches"] * 4
+    learned = alone["update"]["gradients"]
+    whole = ("student", "teacher", "moments", "gradients")
+    assert [shared["update"][name] for name in whole] == [alone["update"][name] for name in whole]
+
+    cut = budget.forecast(Patient(run("runtime.strategy=fsdp2", "runtime.shard_teacher=true"), 2))["update"]
+    assert (cut["gradients"], cut["moments"], cut["student"]) == (learned / 2, learned, 1.5 * learned)
+    teacher = Patient(run()).engine.teacher
+    assert teacher is not None
+    layers = sum(weight.nbytes for name, weight in teacher.module.named_parameters() if "embed" not in name)
+    assert cut["teacher"] == alone["update"]["teacher"] - layers / 2
+    finding = next(found for found in examine(run(), quick=True, processes=2) if found.check == "memory")
+    assert finding.text.endswith("for each of 2 processes")
+
+
 def test_a_student_that_cannot_learn_so_is_a_line(run: Callable[..., RunConfig]) -> None:
     config = run("student.quantization=4bit", "student.adapter.rank=4", "runtime.device=cpu")
     (finding,) = [finding for finding in examine(config, quick=True) if finding.check == "run file"]
