@@ -72,8 +72,9 @@ class FusedTeacher(LanguageModel):
         return all(part.is_lean for part in self.parts)
 
     @property
-    def head(self) -> None:
+    def has_plain_head(self) -> bool:
         """There are several."""
+        return False
 
     @property
     def cache_bytes_per_slot(self) -> int:

@@ -297,16 +297,21 @@ class LanguageModel:
             return softcapped(self._head(hidden), self._softcap)
 
     @property
-    def head(self) -> Head | None:
-        """The same as numbers that can be taken apart; None where the head is more than one whole linear layer.
+    def has_plain_head(self) -> bool:
+        """The head is one whole linear layer: no adapter on it, no quantised weights, no shards of them."""
+        return type(self._head) is nn.Linear and type(self._head.weight) is nn.Parameter
 
-        An adapter on it, quantised weights, shards of them or a type of their own for products must be gone through
-        as `logits` does.
+    def head(self) -> Head:
+        """What `logits` computes with, as numbers that can be taken apart; for a plain head.
+
+        They are in the type of products, so under `autocast` a copy, through which gradients reach the weights.
         """
-        head = self._head
-        if type(head) is not nn.Linear or type(head.weight) is not nn.Parameter or self.autocast is not None:
-            return None
-        return Head(head.weight, head.bias, self._softcap)
+        assert isinstance(self._head, nn.Linear) and self.has_plain_head
+        weight_VD: Tensor = self._head.weight
+        bias_V: Tensor | None = self._head.bias
+        if self.autocast is not None:
+            weight_VD, bias_V = weight_VD.to(self.autocast), None if bias_V is None else bias_V.to(self.autocast)
+        return Head(weight_VD, bias_V, self._softcap)
 
     @property
     def _softcap(self) -> float | None:

@@ -87,9 +87,9 @@ def obstacle_of_method(form: str, divergence: Divergence, target: TargetRule) ->
 
 def obstacle_of_models(divergence: Divergence, student: LanguageModel, teachers: Sequence[LanguageModel]) -> str | None:
     """Why these models' loss cannot be computed in tiles; None if it can."""
-    if student.head is None:
+    if not student.has_plain_head:
         return f"the head of {student.name} is not one plain linear layer"
-    if divergence.needs_full_target and (len(teachers) != 1 or teachers[0].head is None):
+    if divergence.needs_full_target and (len(teachers) != 1 or not teachers[0].has_plain_head):
         return "the teacher is several models, or its head is not one plain linear layer"
     return None
 

@@ -62,11 +62,10 @@ class TiledLoss:
             return compared(student, teacher, reference, events.sampled_n, span)
 
         ids_NK = window.recorded_ids(recorded(targets, slice(None)), self.vocabulary.size)
-        columns = self.vocabulary.columns(self.hidden_ND.device)
-        tiling = Tiling.fitting(columns, self.hidden_ND, self.hidden_ND.itemsize, keeps=self.keeps)
-        return tiled_support_loss(
-            self.hidden_ND, self._head, columns, of_events, ids_NK, self.tokens_N, self.weights_N, tiling
-        )
+        hidden_ND, head = _operands(self.student, self.hidden_ND)
+        columns = self.vocabulary.columns(hidden_ND.device)
+        tiling = Tiling.fitting(columns, hidden_ND, hidden_ND.itemsize, keeps=self.keeps)
+        return tiled_support_loss(hidden_ND, head, columns, of_events, ids_NK, self.tokens_N, self.weights_N, tiling)
 
     def against(
         self,
@@ -83,26 +82,27 @@ class TiledLoss:
           is_local: the loss is a sum over events, so that a tile need not have all of them.
           jsd_share: see `kernels.tiled_full_loss`.
         """
+        hidden_ND, head = _operands(self.student, self.hidden_ND)
+        teacher_hidden_ND, teacher_head = _operands(teacher, teacher_hidden_ND.to(hidden_ND.device))
         # Slopes, in float32 or wider, take the place of the teacher's logits.
-        entry_bytes = self.hidden_ND.itemsize + max(4, self.hidden_ND.itemsize, teacher_hidden_ND.itemsize)
-        columns = self.vocabulary.columns(self.hidden_ND.device)
-        assert teacher.head is not None
+        entry_bytes = hidden_ND.itemsize + max(4, hidden_ND.itemsize, teacher_hidden_ND.itemsize)
+        columns = self.vocabulary.columns(hidden_ND.device)
         nothing_n, nowhere = torch.empty(0), slice(0)
         return tiled_full_loss(
-            self.hidden_ND,
-            self._head,
-            teacher_hidden_ND.to(self.hidden_ND.device),
-            teacher.head,
+            hidden_ND,
+            head,
+            teacher_hidden_ND,
+            teacher_head,
             columns,
             lambda student, target: compared(student, target, None, nothing_n, nowhere),
             self.tokens_N,
             self.weights_N,
-            Tiling.fitting(columns, self.hidden_ND, entry_bytes, keeps=self.keeps, whole_rows=not is_local),
+            Tiling.fitting(columns, hidden_ND, entry_bytes, keeps=self.keeps, whole_rows=not is_local),
             jsd_share,
         )
 
-    @property
-    def _head(self) -> Head:
-        head = self.student.head
-        assert head is not None
-        return head
+
+def _operands(model: LanguageModel, hidden_ND: Tensor) -> tuple[Tensor, Head]:
+    """Hidden states and a head, both in the type that the model's products are computed in."""
+    head = model.head()
+    return hidden_ND.to(head.weight_VD.dtype), head

@@ -255,6 +255,24 @@ def test_an_adapter_on_the_backbone_leaves_the_head_alone(engine, rollouts) -> N
         torch.testing.assert_close(found[2][name], gradient, rtol=1e-6, atol=2e-8)
 
 
+@pytest.mark.parametrize("support", ["student_top_k", "full"])
+@pytest.mark.parametrize("tie", [True, False])
+def test_under_autocast_tiles_multiply_in_bfloat16_and_learn_in_float32(engine, rollouts, support, tie) -> None:
+    student = make_model("qwen3", vocab_size=24, stop_ids=7, seed=1, tie=tie)
+    pair = PairedEngine(student.float(), engine.teacher)
+    divergence = ReverseKL(support=support, top_k=4)
+    exact = gradients(pair, rollouts, divergence=divergence, form="tiled")[1]
+    pair.student.autocast = torch.bfloat16
+    losses, found = zip(*(gradients(pair, rollouts, divergence=divergence, form=form) for form in FORMS), strict=True)
+    for loss, each in zip(losses[1:], found[1:], strict=True):
+        assert loss.loss == pytest.approx(losses[0].loss, rel=2e-2)
+        for name, gradient in each.items():
+            assert gradient.dtype == torch.float32
+            assert (gradient - found[0][name]).norm() <= 3e-2 * found[0][name].norm(), name
+    head = "model.embed_tokens.weight" if tie else "lm_head.weight"
+    assert not torch.allclose(found[1][head], exact[head], rtol=1e-4), "nothing was rounded"
+
+
 @pytest.mark.parametrize(
     "weighting", [Tip(share=0.3), PositionDecay(half_life=3), Tropd(), Tropd("expected")], ids=repr
 )
