@@ -80,13 +80,13 @@ def forecast(patient: Patient) -> dict[str, dict[str, int]]:
     if patient.needs_reference and "reference" not in outlines and student.adapter is None:
         outlines["reference"] = student  # a copy of it; an adapter's is the same backbone
     trained = _trained(student)
-    learned_here = trained if runtime.strategy == "ddp" else -(-trained // patient.processes)
-    own = _weights(student, config.student.quantization)
-    is_cut = runtime.strategy == "fsdp2" and patient.processes > 1
+    num_parts = patient.processes if runtime.strategy == "fsdp2" else 1
+    learned_here = -(-trained // num_parts)
+    own = _weights(student, config.student.quantization) + (learned_here if num_parts > 1 else 0)
     others = sum(_weights(model) for name, model in outlines.items() if name not in ("student", "teacher"))
     if "teacher" in outlines:
         others += _weights_here(outlines["teacher"], patient.processes if runtime.shard_teacher else 1)
-    resident = {"student": own + is_cut * learned_here, "teacher": others, "moments": 2 * learned_here}
+    resident = {"student": own, "teacher": others, "moments": 2 * learned_here}
     asks_teacher = any(phase.recipe.policy.needs_teacher for phase in patient.phases)
     prompts, size = patient.prompts.prompts, patient.vocabulary.size
     longest = max(max(len(prompt.student_tokens), len(prompt.teacher_tokens or ())) for prompt in prompts)

@@ -160,8 +160,6 @@ def _train(run: Run, observer: Observer) -> TrainerState:
 
         try:
             while True:
-                if run.engine.student_engine is not None and not run.runtime.is_alone:
-                    run.runtime.from_first(run.engine.student_engine.hand_over)  # one server, which all of them ask
                 is_best = _evaluate_if_due(run, state, observer, interruption, spread)
                 is_due = state.step % run.checkpoint.every == 0 and state.step > 0
                 if saved_step != state.step and (is_due or is_best or state.step == run.num_steps):
@@ -172,11 +170,13 @@ def _train(run: Run, observer: Observer) -> TrainerState:
 
                 phase = phase_at(run.phases, state.step)
                 past.refresh(state.step)
-                chosen = run.prompt_order.indices(state.step)
+                chosen, recipe = run.prompt_order.indices(state.step), phase.recipe_at(state.step)
+                if not recipe.policy.needs_teacher:
+                    _hand_over(run)
                 pending = accumulate_gradient(
                     state.step,
                     [run.prompts[i] for i in chosen],
-                    recipe=phase.recipe_at(state.step),
+                    recipe=recipe,
                     engine=run.engine,
                     rollout=run.rollout,
                     verify=_verifier_of(run, chosen),
@@ -220,6 +220,12 @@ def _train(run: Run, observer: Observer) -> TrainerState:
             ) from problem
 
 
+def _hand_over(run: Run) -> None:
+    """Where all processes ask one server, it gets the present weights once, from the first of them."""
+    if run.engine.student_engine is not None and not run.runtime.is_alone:
+        run.runtime.from_first(run.engine.student_engine.hand_over)
+
+
 def _evaluate_if_due(
     run: Run, state: TrainerState, observer: Observer, interruption: Interruption, spread: Spread[Any]
 ) -> bool:
@@ -228,6 +234,7 @@ def _evaluate_if_due(
         return False
     records = run.runtime.from_first(lambda: run.folder.read("evaluations.jsonl"))
     on_file = {record["name"] for record in records if record["step"] == state.step}
+    _hand_over(run)
     for problems, policy, num_samples, temperature in run.evaluation.looks():
         if problems.name in on_file:
             continue
