@@ -56,7 +56,8 @@ class Heartbeat(threading.Thread):
         self.waits_since: float | None = None
         self._store = connect()
         self._peers = {peer: _Peer(since=time.monotonic()) for peer in range(size) if peer != rank}
-        self._told: dict[str, Any] = {"beat": 0, "stop": None, "ended": None}
+        self._told: dict[str, Any] = {"beat": 0, "run": 0, "stop": None, "ended": None}
+        self._run_lock = threading.Lock()
         self._reached = time.monotonic()
         self._lost_since = 0.0
         self._closing = threading.Event()
@@ -66,6 +67,12 @@ class Heartbeat(threading.Thread):
     def is_stop_asked(self) -> bool:
         """This process or another one was asked to stop."""
         return self.stop_asked is not None or self._told["stop"] is not None
+
+    def begin_run(self, ring: Callable[[], None]) -> None:
+        """Have `ring` called at the news of a run that begins; wishes to stop an earlier one are over, however late."""
+        with self._run_lock:
+            self._told |= {"run": self._told["run"] + 1, "stop": None}
+            self.stop_asked, self.on_news = None, ring
 
     def tell_stop(self, reason: str) -> None:
         """Pass on that this process was asked to stop, with the next beat."""
@@ -118,9 +125,10 @@ class Heartbeat(threading.Thread):
                 self._lose(f"rank {number} of {self.size} has ended: {said['ended']}")
             elif said["ended"] is None and now - peer.since > LOST_AFTER_SECONDS:
                 self._lose(f"rank {number} of {self.size} has given no sign of life for {LOST_AFTER_SECONDS:g} seconds")
-            if said["stop"] and not self.is_stop_asked:  # who asked first hears its own wish come back, and knows it
-                self.stop_asked = said["stop"]
-                self.on_news()
+            with self._run_lock:
+                if said["stop"] and said["run"] == self._told["run"] and self.stop_asked is None:
+                    self.stop_asked = said["stop"]
+                    self.on_news()
 
     def _are_gone(self) -> bool:
         lines = [f"beat/{peer}" for peer in self._peers]

@@ -101,8 +101,11 @@ class LocalRuntime:
         """Why another process was asked to stop."""
         return None
 
-    def on_news(self, ring: Callable[[], None]) -> None:
-        """Have `ring` called, on another thread, when another process was asked to stop, or is gone."""
+    def begin_run(self, ring: Callable[[], None]) -> None:
+        """Have `ring` called, on another thread, when another process is asked to stop this run, or is gone."""
+
+    def end_run(self) -> None:
+        """Call nobody any more."""
 
     @property
     def reads_teacher_together(self) -> bool:

@@ -86,8 +86,11 @@ class SharedRuntime(LocalRuntime):
     def stop_asked(self) -> str | None:
         return self.processes.heartbeat.stop_asked
 
-    def on_news(self, ring: Callable[[], None]) -> None:
-        self.processes.heartbeat.on_news = ring
+    def begin_run(self, ring: Callable[[], None]) -> None:
+        self.processes.heartbeat.begin_run(ring)
+
+    def end_run(self) -> None:
+        self.processes.heartbeat.on_news = lambda: None
 
     def tell_stop(self, reason: str) -> None:
         self.processes.heartbeat.tell_stop(reason)

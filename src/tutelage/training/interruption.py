@@ -37,11 +37,11 @@ class Interruption:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._previous[number] = signal.signal(number, self._on_signal)
-        self.runtime.on_news(self._pass_on)
+        self.runtime.begin_run(self._pass_on)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.runtime.on_news(lambda: None)
+        self.runtime.end_run()
         for number, handler in self._previous.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
         self._previous.clear()

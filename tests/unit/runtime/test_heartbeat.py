@@ -44,6 +44,27 @@ def test_a_wish_to_stop_reaches_the_others() -> None:
     second.close("")
 
 
+def test_a_wish_to_stop_belongs_to_its_run() -> None:
+    """One that is heard late stops no later run; one that comes early waits until its run has begun here."""
+    first, second = pair()
+    rung: list[str | None] = []
+    first.tell_stop("of the run before")
+    second.begin_run(lambda: rung.append(second.stop_asked))
+    time.sleep(0.2)
+    assert not rung and not second.is_stop_asked
+    first.begin_run(lambda: None)
+    assert not first.is_stop_asked
+    first.begin_run(lambda: None)
+    first.tell_stop("of the run after")
+    time.sleep(0.2)
+    assert not rung
+    second.begin_run(lambda: rung.append(second.stop_asked))
+    until(lambda: rung)
+    assert rung == ["of the run after"]
+    first.close("")
+    second.close("")
+
+
 def test_an_end_is_told_with_its_reason_and_a_good_end_is_no_loss() -> None:
     first, second = pair()
     second.close("")
