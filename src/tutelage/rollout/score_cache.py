@@ -35,6 +35,7 @@ MANIFEST, INDEX = "manifest.json", "index.json"
 TOKENS = ("prompt_tokens", "teacher_prompt_tokens", "response_tokens")
 PER_TOKEN = ("teacher_logprobs", "teacher_entropy", "teacher_top_tail")
 PER_TOP = ("teacher_top_ids", "teacher_top_logprobs")
+FOOTERS_KEPT = 64  # of 2 MB each for 256 answers
 
 AnswerKey = tuple[tuple[int, ...], tuple[int, ...] | None, str | None]
 """What both models read before an answer, and which of several teachers: the prompt that it answers."""
@@ -145,6 +146,8 @@ class ScoreCache:
         try:
             # A footer names every answer of its shard; parsed for each of them it would be most of the reading.
             file = pyarrow.parquet.ParquetFile(path, metadata=self._footers.get(shard))
+            if shard not in self._footers and len(self._footers) == FOOTERS_KEPT:
+                del self._footers[next(iter(self._footers))]
             self._footers[shard] = file.metadata
             return file
         except (pyarrow.ArrowException, OSError) as problem:
