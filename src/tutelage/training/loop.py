@@ -171,7 +171,7 @@ def _train(run: Run, observer: Observer) -> TrainerState:
                 phase = phase_at(run.phases, state.step)
                 past.refresh(state.step)
                 chosen, recipe = run.prompt_order.indices(state.step), phase.recipe_at(state.step)
-                if not recipe.policy.needs_teacher:
+                if not (recipe.policy.needs_teacher or recipe.policy.is_given):
                     _hand_over(run)
                 pending = accumulate_gradient(
                     state.step,
