@@ -6,7 +6,6 @@ imports wait until a command needs them, so that `--help` answers at once.
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import warnings
@@ -110,7 +109,7 @@ def train(
     from tutelage.doctor import early_warnings
     from tutelage.report import plot_run
     from tutelage.runtime import joined
-    from tutelage.training import Observer
+    from tutelage.training import Observer, named_checkpoints
     from tutelage.training import train as run_training
 
     with joined() as processes:
@@ -131,7 +130,7 @@ def train(
             run_training(run, observer)
     console = Console(highlight=False, soft_wrap=True)
     console.print(f"run       {run.folder.path}")
-    console.print(f"student   {run.folder.checkpoints / _last_checkpoint(run.folder.checkpoints)}")
+    console.print(f"student   {named_checkpoints(run.folder.checkpoints)['last']}")
     console.print(f"curves    {plot_run(run.folder.path)}")
 
 
@@ -460,10 +459,6 @@ def _world(
             "embedded, or use --set steps=N."
         )
     return None if name is None else read_world(Path(name))
-
-
-def _last_checkpoint(folder: Path) -> str:
-    return str(json.loads((folder / "index.json").read_text())["last"])
 
 
 def _plain(text: str) -> str:

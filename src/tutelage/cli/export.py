@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from tutelage.errors import ConfigurationError
 from tutelage.models import DTYPES, export_model, load_language_model, load_tokenizer
+from tutelage.training import named_checkpoints
 
 __all__ = ["write_model"]
 
@@ -25,10 +25,9 @@ def write_model(model: str, output: Path, rule: str, dtype: str) -> str:
 
 
 def _checkpoint_of(run: Path, rule: str) -> str:
-    index = run / "checkpoints" / "index.json"
-    kept = json.loads(index.read_text()) if index.is_file() else {}
+    kept = named_checkpoints(run / "checkpoints")
     if rule not in kept:
         raise ConfigurationError(
             f"the run {run} has no {rule} checkpoint yet. Train it on, or name another --checkpoint."
         )
-    return str(index.parent / kept[rule])
+    return str(kept[rule])

@@ -6,7 +6,6 @@ not stop the others. Runs that were begun are continued from their checkpoint, s
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -26,6 +25,7 @@ from tutelage.config import load_config
 from tutelage.errors import OutputExistsError
 from tutelage.report import read_jsonl
 from tutelage.report.live import FittedProgress, RunView, can_redraw
+from tutelage.training import named_checkpoints
 from tutelage.training.interruption import Interruption
 
 if sys.platform != "win32":
@@ -111,8 +111,8 @@ def is_finished(job: Job) -> bool:
     """The last step is saved, and every evaluation set was judged after it."""
     if not (job.folder / "config.toml").is_file():
         return False
-    index = job.folder / "checkpoints" / "index.json"
-    if not index.is_file() or json.loads(index.read_text())["last"] != f"step-{job.num_steps:06d}":
+    last_checkpoint = named_checkpoints(job.folder / "checkpoints").get("last")
+    if last_checkpoint is None or last_checkpoint.name != f"step-{job.num_steps:06d}":
         return False
     evaluation = load_config(job.folder / "config.toml").evaluation
     last = [record for record in records_of(job.folder / "evaluations.jsonl") if record["step"] == job.num_steps]

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from tutelage.config.models import context_length, load_route_tokenizers
+from tutelage.config.models import context_length, load_route_tokenizers, named_teachers
 from tutelage.config.prompts import read_prompts
-from tutelage.config.schema import ModelConfig, RunConfig
+from tutelage.config.schema import RunConfig
 from tutelage.errors import DataError
 from tutelage.models import Vocabulary
 from tutelage.tasks import excerpt, load_problems, rows_of
@@ -100,8 +100,7 @@ def _tokens(row: Any, where: str, tokenizer: Any, vocabulary: Vocabulary, known:
 
 
 def _refuse_overlong(path: Path, config: RunConfig, rollouts: Sequence[Rollout]) -> None:
-    teachers: list[tuple[str | None, ModelConfig]] = [(None, config.teacher), *config.teacher.routes.items()]
-    for name, model in teachers:
+    for name, model in named_teachers(config):
         own = [rollout for rollout in rollouts if rollout.teacher_name == name]
         for reader, lengths in (
             (config.student, [len(r.prompt_tokens) + len(r) for r in own]),

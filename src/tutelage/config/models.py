@@ -38,6 +38,7 @@ __all__ = [
     "refuse_unknown_teachers",
     "refuse_unlearnable",
     "refuse_wrong_reference",
+    "named_teachers",
     "tokenizer_of",
 ]
 
@@ -52,6 +53,11 @@ def other_models(config: RunConfig) -> Iterator[tuple[str, ModelConfig]]:
         yield f"teacher.routes.{name}", model
     if config.reference.path is not None:
         yield "reference", config.reference
+
+
+def named_teachers(config: RunConfig) -> list[tuple[str | None, ModelConfig]]:
+    """The teacher, which has no name, and those that a row of the data may name."""
+    return [(None, config.teacher), *config.teacher.routes.items()]
 
 
 def context_length(model: ModelConfig) -> int | None:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tutelage.config.models import context_length, other_models, refuse_unknown_teachers
+from tutelage.config.models import context_length, named_teachers, other_models, refuse_unknown_teachers
 from tutelage.config.schema import DataConfig, EvaluationSetConfig, ModelConfig, RunConfig
 from tutelage.errors import ConfigurationError
 from tutelage.evaluation import EvaluationSet
@@ -128,8 +128,7 @@ def refuse_overlong(
 def refuse_overlong_prompts(config: RunConfig, prompts: Sequence[Prompt]) -> None:
     """Refuse training prompts and answers that do not fit into the context of any model that reads them."""
     tokens, key = config.rollout.max_new_tokens, "rollout.max_new_tokens"
-    teachers: list[tuple[str | None, ModelConfig]] = [(None, config.teacher), *config.teacher.routes.items()]
-    for name, teacher in teachers:
+    for name, teacher in named_teachers(config):
         own = [prompt for prompt in prompts if prompt.teacher_name == name]
         if own:
             refuse_overlong(config.student, teacher, own, tokens, key)

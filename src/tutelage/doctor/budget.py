@@ -97,8 +97,8 @@ def forecast(patient: Patient) -> dict[str, dict[str, int]]:
     caches = rows * (longest + rollout.max_new_tokens + LONGEST) * slot
     if rollout.cache_gib is not None:
         caches = min(caches, int(rollout.cache_gib * GIB))
-    elif LocalRuntime(config.runtime.device).device.startswith("cuda"):
-        caches = min(caches, int(CACHE_SHARE * machine_bytes(LocalRuntime(config.runtime.device).device)))
+    elif (device := LocalRuntime(config.runtime.device).device).startswith("cuda"):
+        caches = min(caches, int(CACHE_SHARE * machine_bytes(device)))
     batch_tokens = answers * (longest + rollout.max_new_tokens)
 
     def at_once(limit: int) -> int:  # a single answer is never torn apart

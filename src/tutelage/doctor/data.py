@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 
 from tutelage.config import (
-    build_evaluation_sets,
     refuse_contradictions,
     refuse_overlong,
     refuse_overlong_prompts,
@@ -48,11 +47,10 @@ def contexts(patient: Patient) -> Finding:
     config = patient.config
     refuse_overlong_prompts(config, patient.prompts.prompts)
     tokens = config.evaluation.max_new_tokens or config.rollout.max_new_tokens
-    sets = build_evaluation_sets(config.evaluation.sets, config.data, patient.tokenizers[0])
-    for problems in sets:
+    for problems in patient.evaluation_sets:
         refuse_overlong(config.student, None, problems.prompts, tokens, "evaluation.max_new_tokens")
     scored = "" if patient.given is None else f", {sum(map(len, patient.given.places.values()))} given answers"
-    names = "".join(f", {len(problems.prompts)} of {problems.name!r}" for problems in sets)
+    names = "".join(f", {len(problems.prompts)} of {problems.name!r}" for problems in patient.evaluation_sets)
     return Finding(
         Verdict.ok, f"{len(patient.prompts.prompts)} prompts for training{scored}{names} fit, with their answers"
     )
@@ -60,8 +58,7 @@ def contexts(patient: Patient) -> Finding:
 
 def contamination(patient: Patient) -> Finding:
     """No problem that is evaluated on is a training prompt as well."""
-    config, trained = patient.config, {tuple(prompt.student_tokens) for prompt in patient.prompts.prompts}
-    sets = build_evaluation_sets(config.evaluation.sets, config.data, patient.tokenizers[0])
+    sets, trained = patient.evaluation_sets, {tuple(prompt.student_tokens) for prompt in patient.prompts.prompts}
     shared = {
         problems.name: (sum(tuple(prompt.student_tokens) in trained for prompt in problems.prompts), problems)
         for problems in sets

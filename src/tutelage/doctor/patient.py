@@ -11,6 +11,7 @@ from tutelage.config import (
     Prompts,
     RunConfig,
     build_engine,
+    build_evaluation_sets,
     build_phases,
     given_answers,
     load_outline,
@@ -20,6 +21,7 @@ from tutelage.config import (
     other_models,
     read_prompts,
 )
+from tutelage.evaluation import EvaluationSet
 from tutelage.models import DTYPES, LanguageModel, Vocabulary, align
 from tutelage.policies import Student
 from tutelage.rollout import GivenAnswers, PairedEngine, derive_seed
@@ -58,6 +60,11 @@ class Patient:
     def prompts(self) -> Prompts:
         """The training prompts as both models read them."""
         return read_prompts(self.config.data, *self.tokenizers, load_route_tokenizers(self.config))
+
+    @cached_property
+    def evaluation_sets(self) -> list[EvaluationSet]:
+        """The problems that are evaluated on."""
+        return build_evaluation_sets(self.config.evaluation.sets, self.config.data, self.tokenizers[0])
 
     @cached_property
     def outlines(self) -> Mapping[str, LanguageModel]:

@@ -129,7 +129,7 @@ class LocalRuntime:
         parameters: list[Tensor] = [
             p for group in optimizer.param_groups for p in group["params"] if p.grad is not None
         ]
-        norm = whole_number(torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm))
+        norm = float(gathered(torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm)))
         if not torch.isfinite(torch.tensor(norm)):
             optimizer.zero_grad(set_to_none=True)
             raise NonFiniteError(f"the gradient norm is {norm}")
@@ -138,6 +138,6 @@ class LocalRuntime:
         return norm
 
 
-def whole_number(number: Any) -> float:
-    """A number that may be spread over processes."""
-    return float(number.full_tensor() if hasattr(number, "full_tensor") else number)
+def gathered(value: Any) -> Any:
+    """What may be spread over processes, whole; all of them must ask."""
+    return value.full_tensor() if hasattr(value, "full_tensor") else value

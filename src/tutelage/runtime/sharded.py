@@ -23,7 +23,7 @@ from torch.distributed.tensor import distribute_tensor
 
 from tutelage.errors import ModelError, RunInterrupted
 from tutelage.models import LanguageModel
-from tutelage.runtime.local import Learner
+from tutelage.runtime.local import Learner, gathered
 from tutelage.runtime.processes import Processes
 
 __all__ = ["JointReading", "ShardedLearner", "shard_frozen"]
@@ -96,9 +96,9 @@ class ShardedLearner(Learner):
         whole: dict[int, dict[str, Any]] = {}
         with self.processes.waiting():
             for place, moments in state["state"].items():
-                gathered = {name: _gathered(value) for name, value in moments.items()}
+                found = {name: gathered(value) for name, value in moments.items()}
                 if self.processes.rank == 0:
-                    whole[place] = {name: _on_cpu(value) for name, value in gathered.items()}
+                    whole[place] = {name: _on_cpu(value) for name, value in found.items()}
         return {**state, "state": whole}
 
     def load_moments(self, optimizer: torch.optim.Optimizer, moments: Mapping[str, Any]) -> None:
@@ -176,10 +176,6 @@ def _layers(module: Any, name: str) -> Iterable[nn.Module]:
         )
     found: Iterable[nn.Module] = layers
     return found
-
-
-def _gathered(value: Any) -> Any:
-    return value.full_tensor() if hasattr(value, "full_tensor") else value
 
 
 def _on_cpu(value: Any) -> Any:

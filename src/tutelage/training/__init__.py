@@ -1,6 +1,13 @@
 """What is one step, and how do steps make a run?"""
 
-from tutelage.training.checkpoint import Checkpoints, CheckpointSettings, TrainerState, find_resumable, read_state
+from tutelage.training.checkpoint import (
+    Checkpoints,
+    CheckpointSettings,
+    TrainerState,
+    find_resumable,
+    named_checkpoints,
+    read_state,
+)
 from tutelage.training.data import PromptOrder
 from tutelage.training.loop import EvaluationPlan, Run, train
 from tutelage.training.loss_form import refuse_method, refuse_models
@@ -33,6 +40,7 @@ __all__ = [
     "apply_update",
     "chosen_trackers",
     "find_resumable",
+    "named_checkpoints",
     "phase_at",
     "read_state",
     "refuse_method",

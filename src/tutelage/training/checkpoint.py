@@ -31,9 +31,9 @@ from tutelage.errors import CheckpointError, ConfigurationError
 from tutelage.files import sha256_of, write_whole
 from tutelage.models import LanguageModel, Vocabulary, save_student
 
-__all__ = ["CheckpointSettings", "Checkpoints", "TrainerState", "find_resumable"]
+__all__ = ["CheckpointSettings", "Checkpoints", "TrainerState", "find_resumable", "named_checkpoints"]
 
-MANIFEST, TRAINER, OPTIMIZER, PAST = "manifest.json", "trainer.json", "optimizer.pt", "past.pt"
+INDEX, MANIFEST, TRAINER, OPTIMIZER, PAST = "index.json", "manifest.json", "trainer.json", "optimizer.pt", "past.pt"
 
 
 @dataclass(frozen=True)
@@ -146,11 +146,18 @@ class Checkpoints:
         if state.best_step is not None and (state.best_step == state.step or self.path(state.best_step).exists()):
             metric = self.settings.best_metric
             index |= {"best": self.path(state.best_step).name, "best_metric": metric, "best_value": state.best_value}
-        _write_json(self.folder / "index.json", index)
+        _write_json(self.folder / INDEX, index)
 
     def _free_name(self, place: Path) -> Path:
         names = (place.with_name(f"damaged-{place.name}-{number}") for number in range(1, 1000))
         return next(name for name in names if not name.exists())
+
+
+def named_checkpoints(folder: Path) -> dict[str, Path]:
+    """Which checkpoint is "last", and which is "best" where one is, of `checkpoints/`; empty before the first."""
+    index = folder / INDEX
+    noted = json.loads(index.read_text()) if index.is_file() else {}
+    return {name: folder / noted[name] for name in ("last", "best") if name in noted}
 
 
 def find_resumable(folder: Path) -> tuple[Path | None, list[str]]:

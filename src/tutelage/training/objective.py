@@ -19,6 +19,7 @@ from tutelage.errors import ConfigurationError, EmptyBatchError
 from tutelage.models import LanguageModel, Vocabulary
 from tutelage.rollout.scoring import batches_by_tokens, response_hidden, tokens_per_chunk
 from tutelage.rollout.streams import derive_seed, uniforms
+from tutelage.runtime import Learner
 from tutelage.targets import TargetRule
 from tutelage.training.loss_form import is_sum_over_events, loss_form
 from tutelage.training.tiled import TiledLoss
@@ -51,11 +52,6 @@ class BatchLoss:
     num_tokens: int
     logprob_mismatch: float
     weight_mean: float = 1.0
-
-
-def _one_after_another(losses: Sequence[Callable[[], Tensor]]) -> None:
-    for loss in losses:
-        loss().backward()  # type: ignore[no-untyped-call]
 
 
 @dataclass(frozen=True)
@@ -98,7 +94,7 @@ class Objective:
         all_sum: Callable[[float], float] = lambda value: value,
         *,
         own: Sequence[int] | None = None,
-        run: Callable[[Sequence[Callable[[], Tensor]]], None] = _one_after_another,
+        run: Callable[[Sequence[Callable[[], Tensor]]], None] | None = None,
     ) -> BatchLoss:
         """Add the gradient of the batch's mean loss to the student's parameters.
 
@@ -112,7 +108,7 @@ class Objective:
           all_sum: sums a number over the processes that share the batch.
           own: places of the rollouts whose gradient is this process's to add; None = all. Weights and credits are
             decided over the whole batch all the same.
-          run: adds the gradients of losses, each the forward of one micro-batch.
+          run: adds the gradients of losses, each the forward of one micro-batch; None = as a student here, whole.
         Raises:
           EmptyBatchError: there is no response token.
         """
@@ -143,6 +139,7 @@ class Objective:
             mismatch += float(values["logprob_mismatch"].sum()) / num_tokens
             return loss
 
+        run = run or Learner(self.student).backward
         run([partial(loss_of, batch) for batch in batches_by_tokens(sequences, self.micro_batch_tokens)])
         return BatchLoss(all_sum(total), num_tokens, all_sum(mismatch), total_weight / num_tokens)
 
