@@ -11,8 +11,10 @@ Tutelage, so that it is ready as soon as its judge is, and a crash in it is not 
 from __future__ import annotations
 
 import contextlib
+import decimal
 import functools
 import importlib
+import itertools
 import json
 import logging
 import os
@@ -87,7 +89,16 @@ def _describe(error: BaseException) -> str:
 
 def _math_judge() -> Judge:
     logging.disable(logging.CRITICAL)  # math-verify warns that nobody bounds its time; the parent does
-    from math_verify import parse, verify
+    from math_verify import grader, parse, verify
+
+    # It rounds to six places and drops what is below 1e-15, so that all tiny numbers would be one.
+    theirs = grader.sympy_numeric_eq
+
+    def same_number(one: Any, other: Any, *settings: Any) -> bool:
+        verdict = _same_number(one, other)
+        return bool(theirs(one, other, *settings)) if verdict is None else verdict
+
+    grader.sympy_numeric_eq = same_number
 
     # no time-outs of its own: they need SIGALRM, which does not get through to C code and here guards against orphans
     @functools.lru_cache(maxsize=1024)
@@ -95,12 +106,74 @@ def _math_judge() -> Judge:
         # a box is the one wrapping in which math-verify reads "$1$, $2$", "\$18.90" and "x = 5" alike
         return parse("\\boxed{" + text + "}", parsing_timeout=None)
 
+    def same(gold: Any, target: Any) -> bool:
+        # a condition equals the set where it holds: 1 < x < 2 is (1, 2)
+        return bool(verify(gold=gold, target=target, timeout_seconds=None, allow_set_relation_comp=True))
+
     def judge(candidate: str, reference: str) -> bool:
         # the order matters: math-verify lets the gold answer decide how the other is read
-        return bool(verify(gold=parse_boxed(reference), target=parse_boxed(candidate), timeout_seconds=None))
+        gold, target = parse_boxed(reference), parse_boxed(candidate)
+        vectors = (_as_vectors(*pair) for pair in itertools.product(gold, target))
+        return same(gold, target) or any(same(*pair) for pair in vectors if pair is not None)
 
     judge("y + x", "x + y")  # the first one builds the grammar's tables, which is no answer's fault
     return judge
+
+
+def _same_number(one: Any, other: Any) -> bool | None:
+    """Whether two terms without variables have the same value, and two with some the same coefficients; None = neither.
+
+    Exact numbers are compared exactly, however small. A decimal fraction of six digits or more was rounded, as in
+    `quantities.py`.
+    """
+    import sympy
+
+    if not isinstance(one, sympy.Expr) or not isinstance(other, sympy.Expr):
+        return None  # matrices, element by element
+    if any(term.has(sympy.UnevaluatedExpr) for term in (one, other)):
+        return None  # percentages
+    one, other = one.doit(), other.doit()
+    if one.is_Rational and other.is_Rational:
+        return bool(one == other)
+    if one.free_symbols or other.free_symbols:
+        size = max(map(_largest_coefficient, (one, other)))
+        return bool(_largest_coefficient(one - other) <= size * sympy.Float("1e-14"))
+    slack = max(_rounding(one), _rounding(other), key=lambda term: sympy.N(term))
+    return bool(abs(sympy.N(one - other, 30, maxn=200)) <= sympy.N(slack))
+
+
+def _largest_coefficient(term: Any) -> Any:
+    import sympy
+
+    return max((abs(c) for c in sympy.expand(term).evalf(30).as_coefficients_dict().values()), default=sympy.Integer(0))
+
+
+def _rounding(number: Any) -> Any:
+    """By how much a number may be off: half a unit of a decimal fraction's last place, or the noise of computing it."""
+    import sympy
+
+    if not number.has(sympy.Float):
+        return abs(number) * sympy.Float("1e-40")  # what remains of a difference of equal numbers
+    digits = decimal.Decimal(repr(float(number))).normalize().as_tuple() if number.is_Float else None
+    is_rounded = digits is not None and len(digits.digits) >= 6 and isinstance(digits.exponent, int) and digits.exponent < 0
+    half = sympy.Rational(10) ** digits.exponent / 2 if is_rounded else sympy.Integer(0)
+    return sympy.Max(half, abs(number) * sympy.Float("1e-14"))
+
+
+def _as_vectors(one: Any, other: Any) -> tuple[Any, Any] | None:
+    """Both as tuples, where one is a row or column and the other the same vector as a point: (1, 2)."""
+    import sympy
+
+    def as_tuple(term: Any) -> Any:
+        if isinstance(term, sympy.MatrixBase) and 1 in term.shape:
+            return sympy.Tuple(*term)
+        if isinstance(term, sympy.Interval) and term.left_open and term.right_open:
+            return sympy.Tuple(term.start, term.end)
+        return term
+
+    if isinstance(one, sympy.MatrixBase) == isinstance(other, sympy.MatrixBase):
+        return None
+    return as_tuple(one), as_tuple(other)
 
 
 def _users_judge(task: str, paths: list[str]) -> Judge:

@@ -19,7 +19,8 @@ import warnings
 from collections.abc import Callable, Iterable
 
 from tutelage.errors import ConfigurationError
-from tutelage.tasks.answers import clean, compare_plainly, exact_match, final_answer, reference_answer
+from tutelage.tasks.answers import exact_match, final_answer, reference_answer
+from tutelage.tasks.equality import compare_plainly, for_algebra
 from tutelage.tasks.verifier_process import Verdict, WorkerProcess
 from tutelage.tasks.verifier_worker import is_correct
 
@@ -141,7 +142,7 @@ class Verifier:
         if plain is not None:
             return plain
         # Why the algebra gave up is of no interest: on what models write, it does so every day.
-        return self._ask_worker(clean(candidate), clean(reference)).correct
+        return self._ask_worker(for_algebra(candidate), for_algebra(reference)).correct
 
     def _verify_by_user(self, response: str, answer: str) -> bool:
         if isinstance(self.task, str):
