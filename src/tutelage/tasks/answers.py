@@ -16,33 +16,42 @@ __all__ = ["after_thinking", "exact_match", "final_answer", "reference_answer"]
 MAX_TAIL_CHARACTERS = 100_000
 MAX_BOXES = 50
 _MAX_PHRASE_CHARACTERS = 300
+_MAX_WORDS = 5
 
 _THINKING_OPENS, _THINKING_ENDS = "<think>", "</think>"
 _ANSWER_OPENS, _ANSWER_ENDS = "<answer>", "</answer>"
 
-_BOX = re.compile(r"\\{1,4}(?:boxed|fbox|framebox)\s{0,8}(?:\{|(?P<bare>\d(?![\w{])))")  # quoted LaTeX doubles backslashes
+_BOX = re.compile(
+    r"\\{1,4}(?:boxed|fbox|framebox)\s{0,8}(?:\{|(?P<bare>\d(?![\w{])))"
+)  # quoted LaTeX doubles backslashes
 _LINE_AFTER_HASHES = re.compile(r"####[ \t]*([^\s#]+)[ \t]*$", re.MULTILINE)
 _LAST_LINE_AFTER_HASHES = re.compile(r"(?:^|\n)####[ \t]*([^\n#]+)\s*$")
-_ANNOUNCED = re.compile(r"\banswer(?:\s+\w+){0,5}?\s*(?:\bis\b\s*:?|:)(?!\s*$)\s*", re.IGNORECASE | re.MULTILINE)
+_ANNOUNCEMENT = re.compile(
+    r"\b(?:answer|option|choice)(?:\s+\w+){0,5}?\s*(?:\bis\b\s*:?|:)(?!\s*$)\s*", re.IGNORECASE | re.MULTILINE
+)
 _SENTENCE_END = re.compile(r"[.!?。](?=\s|\*|$)|\n")
 _BREAK = re.compile(r",\s+(?=[^\W\d_]{2})|\s+\(|\s+(?:because|since|as|so)\s|;\s")
-_MATHS = re.compile(r"\$\$(.{1,300}?)\$\$|\\\[(.{1,300}?)\\\]|\\\((.{1,300}?)\\\)|(?<![\\$])\$(?=\S)([^$\n]{1,300}?)(?<=[^\s\\])\$(?!\d)", re.DOTALL)
-_WORD = re.compile(r"(?<![\\a-zA-Z{])[^\W\d_]{2,}(?![}a-zA-Z])")
+_MATHS = re.compile(
+    r"\$\$(.{1,300}?)\$\$|\\\[(.{1,300}?)\\\]|\\\((.{1,300}?)\\\)|(?<![\\$])\$(?=\S)([^$\n]{1,300}?)(?<=[^\s\\])\$(?!\d)",
+    re.DOTALL,
+)
+_SET_APART = re.compile(r"\$[^$]+\$|\\\(.+\\\)|\*\*[^*]+\*\*|\\text\w*\{[^{}]*\}", re.DOTALL)
+_WORD = re.compile(r"(?<![\\\w{])[^\W\d_]{2,}(?![}a-zA-Z])")
 
 _FINAL_NUMBER = re.compile(
     r"""
-    (?<![\w.^_:]) (?<!\^\{) (?<!_\{) (?<!\}\{)   # not within a word, a number, an exponent, an index, a second argument
+    (?<![\w.^_]) (?<!\d:) (?<!\^\{) (?<!_\{) (?<!\}\{)   # not within a word, a number, an exponent, an index
     -? \\?[$£€¥]? -?
     (?: \d{1,2}:\d\d(?!\d)
       | \\[dtc]?frac\{-?\d++\}\{\d++\}
       | \d++\x20\d++/\d++
-      | DIGITS (?:\.\d++)? (?: /\d++ | [eE][-+]?\d++(?!\w) | \s?(?:\\times|\\cdot|[x*])\s?10\s?\^\s?(?:\{-?\d++\}|-?\d++) )?
+      | DIGITS (?:\.\d++)? (?: /\d++ | [eE][-+]?\d++(?!\w) | \s{0,2}(?:\\times|\\cdot|[x*])\s{0,2}10\s?\^\s?POWER )?
       | \.\d++ (?:[eE][-+]?\d++(?!\w))?
     )
     (?: \\(?:pi(?![a-zA-Z])|sqrt\{\d++\}) )?
     (?: \\?% )?
     (?! \s*\^ (?!\s*\{?\\circ) )
-    """.replace("DIGITS", DIGITS),
+    """.replace("DIGITS", DIGITS).replace("POWER", r"(?:\{-?\d++\}|-?\d++)"),
     re.VERBOSE | re.ASCII,
 )
 
@@ -59,19 +68,18 @@ def after_thinking(response: str) -> str:
 def final_answer(response: str) -> str | None:
     r"""What a response gives as its answer.
 
-    It looks behind the thinking, within the last <answer>...</answer> if there is one, for the first of these: the last
-    \boxed{...}, the number after ####, what "the answer is" announces, the formula in which the last number stands,
-    the last number. Empty boxes do not count, of nested ones the inner one does. A response that was cut off inside its
-    only box has no answer: "\boxed{12" may have been on its way to 125.
+    It looks after the thinking, and within the last <answer>...</answer> if there is one, for the first of these: the
+    last \boxed{...}, the number after ####, what "the answer is" announces, the last number or the formula that it
+    stands in, the last formula. Empty boxes do not count, of nested ones the inner one does. A response that was cut
+    off inside its only box has no answer: "\boxed{12" may have been on its way to 125.
 
     Returns:
         The answer as it is written, or None where there is none or it is longer than 2,000 characters.
     """
-    tail = _tagged(after_thinking(response)[-MAX_TAIL_CHARACTERS:])
-    answer, was_opened = _last_box(tail)
+    text, is_tagged = _tagged(after_thinking(response)[-MAX_TAIL_CHARACTERS:])
+    answer, was_opened = _last_box(text)
     if answer is None and not was_opened:
-        text = unified(tail)
-        answer = _after_hashes(text) or _announced(text) or _last_number(text)
+        answer = _unboxed_answer(unified(text), is_tagged)
     return answer if answer is not None and len(answer) <= MAX_ANSWER_CHARACTERS else None
 
 
@@ -85,7 +93,7 @@ def reference_answer(answer: str) -> str:
 
 
 def exact_match(response: str, answer: str) -> bool:
-    r"""The last \boxed{...} after the thinking, or else the last line, is the answer letter for letter but for white space."""
+    r"""After the thinking, the last \boxed{...} or else the last line is the answer, white space aside."""
     said = after_thinking(response)
     boxed, _ = _last_box(said[-MAX_TAIL_CHARACTERS:])
     lines = said.strip().splitlines()
@@ -93,10 +101,22 @@ def exact_match(response: str, answer: str) -> bool:
     return bool(found.strip()) and found.split() == answer.split()
 
 
-def _tagged(text: str) -> str:
+def _tagged(text: str) -> tuple[str, bool]:
+    """What the last <answer>...</answer> holds, or the text itself; and which of both."""
     before, ends, _ = text.rpartition(_ANSWER_ENDS)
     _, opens, inside = before.rpartition(_ANSWER_OPENS)
-    return inside if ends and opens else text
+    return (inside, True) if ends and opens else (text, False)
+
+
+def _unboxed_answer(text: str, is_tagged: bool) -> str | None:
+    announced = _phrases(text.strip()) if is_tagged else _announced(text)
+    return (
+        _after_hashes(text)
+        or next(filter(_reads_as_answer, announced), None)
+        or _last_number(text)
+        or _last_formula(text)
+        or next((phrase for phrase in announced if len(phrase.split()) <= _MAX_WORDS), None)
+    )
 
 
 def _last_box(text: str) -> tuple[str | None, bool]:
@@ -120,49 +140,65 @@ def _after_hashes(text: str) -> str | None:
     return numbers[-1] if numbers else None
 
 
-def _announced(text: str) -> str | None:
-    """What the last "the answer is" or "Answer:" announces, if that reads as an answer: a quantity, a choice, a formula."""
+def _announced(text: str) -> list[str]:
+    """What the last "the answer is" or "Answer:" announces."""
     announcement = None
-    for announcement in _ANNOUNCED.finditer(text):  # noqa: B007
+    for announcement in _ANNOUNCEMENT.finditer(text):  # noqa: B007
         pass
-    if announcement is None:
-        return None
-    phrase = text[announcement.end() : announcement.end() + _MAX_PHRASE_CHARACTERS]
-    end = _SENTENCE_END.search(phrase)
+    return [] if announcement is None else _phrases(text[announcement.end() :])
+
+
+def _phrases(text: str) -> list[str]:
+    """The first sentence of a text, and its beginning up to the first break; nothing where it is a question."""
+    text = text[:_MAX_PHRASE_CHARACTERS]
+    end = _SENTENCE_END.search(text)
     if end is not None and end.group() in "!?":
-        return None
-    phrase = phrase[: end.start()] if end else phrase
-    for part in (phrase, _BREAK.split(phrase, maxsplit=1)[0]):
-        part = part.strip()
-        if _reads_as_answer(clean(part)):
-            return part
-    return None
+        return []
+    sentence = text[: end.start()] if end else text
+    phrases = (sentence.strip(), _BREAK.split(sentence, maxsplit=1)[0].strip())
+    return [phrase for phrase in phrases if clean(phrase)]
 
 
-def _reads_as_answer(text: str) -> bool:
-    is_choice = re.fullmatch(r"\(?[A-J]\)?", text) is not None
-    is_formula = re.search(r"\d|\\[a-zA-Z]", text) is not None and _WORD.search(text) is None
-    return is_choice or is_formula or read_quantity(text) is not None
+def _reads_as_answer(phrase: str) -> bool:
+    """A quantity, a choice, a formula, or whatever is set apart by dollars, stars or a font."""
+    text = clean(phrase)
+    return _SET_APART.fullmatch(phrase) is not None or _WORD.search(text) is None or read_quantity(text) is not None
 
 
 def _last_number(text: str) -> str | None:
-    """The last number, or the formula that it belongs to: what follows the last "=" there."""
+    """The last number, or the formula that it belongs to."""
     number = None
     for number in _FINAL_NUMBER.finditer(text):  # noqa: B007
         pass
     if number is None:
         return None
-    formula = None
+    formula: str | None = None
     for maths in _MATHS.finditer(text):
         if maths.start() < number.end() and number.start() < maths.end():
-            formula = next(part for part in maths.groups() if part is not None)
-    if formula is None:
+            formula = maths[maths.lastindex or 0]
+    if formula is None:  # not set apart; then it is one if it is an equation with LaTeX in it
         start, end = text.rfind("\n", 0, number.start()) + 1, text.find("\n", number.end())
-        line = text[start : end if end >= 0 else len(text)]
-        _, equals, side = line.rpartition("=")
+        _, equals, side = text[start : end if end >= 0 else len(text)].rpartition("=")
         formula = side if equals and "\\" in side and len(side) < _MAX_PHRASE_CHARACTERS else None
-    if formula is not None and _WORD.search(formula) is None:
-        side = re.split(r"(?<![<>!\\])=", formula)[-1].split(r"\approx")[0].strip()
-        if re.search(r"\d", side):
-            return side
-    return number.group().replace(r"\$", "").replace("$", "")
+    right_side = None if formula is None else _right_side(formula)
+    return (
+        right_side
+        if right_side and re.search(r"\d", right_side)
+        else number.group().replace(r"\$", "").replace("$", "")
+    )
+
+
+def _last_formula(text: str) -> str | None:
+    formula = None
+    for formula in _MATHS.finditer(text):  # noqa: B007
+        pass
+    return None if formula is None else _right_side(formula[formula.lastindex or 0])
+
+
+def _right_side(formula: str) -> str | None:
+    """What an equation says its left side is, exactly rather than about; None where words stand in it.
+
+    An equation whose right side is 0 is the answer itself.
+    """
+    side = re.split(r"(?<![<>!\\])=", formula)[-1].split(r"\approx")[0].strip()
+    return None if not side or _WORD.search(formula) else formula.strip() if side == "0" and "=" in formula else side

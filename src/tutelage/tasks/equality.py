@@ -23,6 +23,7 @@ _CHOICE = re.compile(r"\(?([A-J])\)?")
 _LABEL = re.compile(r"\(([A-Ja-j])\)[.:]?(?:\s.*)?|([A-Ja-j])(?:[).:](?:\s.*)?)?", re.DOTALL)
 _CHOICES = re.compile(r"\(?[A-J]\)?(?:\s*(?:,|;|&|and)?\s*\(?[A-J]\)?){1,9}")
 
+_NAME = re.compile(r"\A[a-zA-Z](?:_(?:\w|\{[^{}]*\}))?(?:\([a-zA-Z]\))?\s*=\s*(?=[^\s=][^=]*\Z)")
 _WORDS = re.compile(r"[^\W\d_]{4,}(?:[\s,'-]+[^\W\d_]+)*+")
 _POWER_OF_TEN = re.compile(r"(?<![\w.\\])(\d+(?:\.\d+)?|\.\d+)[eE]([-+]?\d{1,9})(?!\w)", re.ASCII)
 
@@ -32,7 +33,7 @@ def compare_plainly(candidate: str, reference: str) -> bool | None:
 
     Nothing else equals an empty or overlong answer.
     """
-    candidate, reference = clean(candidate), clean(reference)
+    candidate, reference = _without_lone_name(clean(candidate), clean(reference))
     if not candidate or not reference:
         return False
     squeezed_candidate, squeezed_reference = squeezed(candidate), squeezed(reference)
@@ -52,13 +53,26 @@ def compare_plainly(candidate: str, reference: str) -> bool | None:
     return None
 
 
-def for_algebra(text: str) -> str:
-    """An answer as the algebra can read it: a plain number for any that we can read, no units, no e in a number."""
-    text = clean(text)
+def for_algebra(candidate: str, reference: str) -> tuple[str, str]:
+    """Both answers as the algebra can read them: plain numbers for what we can read, no units, no e in a number."""
+    candidate, reference = _without_lone_name(clean(candidate), clean(reference))
+    return _for_algebra(candidate), _for_algebra(reference)
+
+
+def _without_lone_name(one: str, other: str) -> tuple[str, str]:
+    """Without the name in front of "x = 5" or "f(x) = x^2", where the other answer has no "="."""
+    if ("=" in one) == ("=" in other):
+        return one, other
+    return _NAME.sub("", one), _NAME.sub("", other)
+
+
+def _for_algebra(text: str) -> str:
     quantity = read_quantity(text)
     if quantity is not None and quantity.rounding == 0:
         value = quantity.value
-        digits = f"{value.numerator}" if value.denominator == 1 else rf"\frac{{{value.numerator}}}{{{value.denominator}}}"
+        digits = (
+            f"{value.numerator}" if value.denominator == 1 else rf"\frac{{{value.numerator}}}{{{value.denominator}}}"
+        )
         if len(digits) < MAX_ANSWER_CHARACTERS:
             return digits + r"\%" * quantity.is_percent
     return _POWER_OF_TEN.sub(r"\1 \\times 10^{\2}", without_unit(text))
@@ -75,7 +89,7 @@ def _same_choice(candidate: str, reference: str) -> bool | None:
 
 
 def _same_choices(candidate: str, reference: str) -> bool | None:
-    """AC, "A, C" and "A and C" are the choices A and C. Letters in another order than the alphabet's may be a product."""
+    """AC, "A, C" and "A and C" are the choices A and C. Letters out of their order may be a product."""
     if not (_CHOICES.fullmatch(_plain(candidate)) and _CHOICES.fullmatch(_plain(reference))):
         return None
     one, other = (re.findall("[A-J]", text.replace("and", "")) for text in (candidate, reference))
@@ -91,4 +105,5 @@ def _same_time(candidate: str, reference: str) -> bool | None:
 
 def _plain(text: str) -> str:
     """The text with what its fonts hold, and a tie as the space that it is."""
-    return re.sub(r"\\(?:text|math)(?:bf|rm|it)?\s{0,3}\{([^{}\\]*)\}", r"\1", text).replace("~", " ").strip()
+    text = re.sub(r"\\(?:text|math)(?:bf|rm|it)?\s{0,3}\{([^{}\\]*)\}", r"\1", text)
+    return re.sub(r"~|\\(?=\s)", " ", text).strip()

@@ -1,4 +1,4 @@
-r"""One spelling for what has several: signs beyond ASCII, thousands, powers of ten, fonts, and what surrounds an answer.
+r"""One spelling for what has several: signs beyond ASCII, fonts, and what surrounds an answer.
 
 Nothing here changes what an answer means, and nothing knows what a right answer is. Standard library only, linear in
 the text, total on any string.
@@ -17,14 +17,14 @@ _MAX_WRAPPINGS = 8
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # an escaped brace is a token of its own, and so does not count
 
 _SIGNS = {
-    **dict.fromkeys("−–﹣－", "-"),  # noqa: RUF001
-    **{"×": r"\times ", "·": r"\cdot ", "÷": r"\div ", "±": r"\pm ", "√": r"\sqrt ", "π": r"\pi ", "∞": r"\infty "},  # noqa: RUF001
-    **{"≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "≈": r"\approx ", "∈": r"\in ", "∪": r"\cup ", "∩": r"\cap "},  # noqa: RUF001
+    **dict.fromkeys("−–﹣－", "-"),
+    **{"×": r"\times ", "·": r"\cdot ", "÷": r"\div ", "±": r"\pm ", "√": r"\sqrt ", "π": r"\pi ", "∞": r"\infty "},
+    **{"≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "≈": r"\approx ", "∈": r"\in ", "∪": r"\cup ", "∩": r"\cap "},
     **{"∅": r"\emptyset ", "°": r"^\circ ", "\N{DEGREE CELSIUS}": r"^\circ C", "\N{DEGREE FAHRENHEIT}": r"^\circ F"},
     **{sign: f"^{digit}" for digit, sign in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")},  # NFKC alone would make m³ into m3
     **{chr(space): " " for space in (0xA0, 0x2009, 0x202F)},
     # NFKC makes 1½ into 11/2, so a fraction is set apart first
-    **{sign: f" {unicodedata.normalize('NFKC', sign).replace('⁄', '/')} " for sign in "½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞"},  # noqa: RUF001
+    **{sign: f" {unicodedata.normalize('NFKC', sign).replace('⁄', '/')} " for sign in "½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞"},
 }
 _TO_ONE_SPELLING = str.maketrans(_SIGNS)
 
@@ -65,7 +65,7 @@ def clean(text: str) -> str:
             text = text.rstrip(".").rstrip()
         for left, right in _WRAPPINGS:
             inner = text[len(left) : -len(right)]
-            is_whole = text.startswith(left) and text.endswith(right) and len(text) > len(left) + len(right)
+            is_whole = text.startswith(left) and text.endswith(right) and len(text) >= len(left) + len(right)
             if is_whole and left not in inner and right not in inner and not inner.endswith("\\"):
                 text = inner.strip()
         for opening in _GROUPS_AT_START:

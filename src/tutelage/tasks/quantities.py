@@ -1,4 +1,4 @@
-r"""Numbers as people write them: 1,234.50, 4 1/2, \frac{7}{2}, 1.5e-3, 3 \times 10^8, -$5, 50%, 5 cm^2, 18 eggs, 3:30 PM.
+r"""Numbers as people write them: 1,234.50, 4 1/2, \frac{7}{2}, 1.5e-3, 3 \times 10^8, -$5, 50%, 5 cm^2, 18 eggs.
 
 A number is exact, however small or large. Two are equal if they are the same, or if one is a decimal fraction that was
 rounded: with six significant digits or more it stands for what rounds to it. A unit is compared only with another one.
@@ -20,9 +20,13 @@ _FLOAT_NOISE = Fraction(1, 10**15)
 
 # possessive and bounded, so that no text makes the search slow; thousands apart by commas or by spaces, not mixed
 DIGITS = r"(?:\d{1,3}(?:,\d{3}){1,20}+(?!\d)|\d{1,3}(?:(?:\\,|[ ~])\d{3}){1,20}+(?!\d)|\d++)"
-POWER_OF_TEN = r"(?:[eE](?P<e>[-+]?\d{1,9})(?!\w)|\s*(?:\\times|\\cdot|[x*])\s*10\s*\^\s*(?P<ten>[-+]?\d{1,9}|\{\s*[-+]?\d{1,9}\s*\}))"
-_FRACTION = r"\\[dtc]?frac\s*(?:\{\s*(?P<{0}over>-?\d+)\s*\}|(?P<{0}over1>\d))\s*(?:\{\s*(?P<{0}under>\d+)\s*\}|(?P<{0}under1>\d))"
-_CURRENCY = r"(?P<currency{}>\\?\$|£|€|¥|₹)?"
+_TEN = r"(?:\\times|\\cdot|[x*])\s*10\s*\^\s*(?P<ten>[-+]?\d{1,9}|\{\s*[-+]?\d{1,9}\s*\})"
+_POWER_OF_TEN = rf"(?:[eE](?P<e>[-+]?\d{{1,9}})(?!\w)|\s*{_TEN})"
+_FRACTION = (
+    r"\\[dtc]?frac\s*(?:\{\s*(?P<{0}over>-?\d+)\s*\}|(?P<{0}over1>\d))"
+    r"\s*(?:\{\s*(?P<{0}under>\d+)\s*\}|(?P<{0}under1>\d))"
+)
+_CURRENCY = r"(?P<currency{}>\\?\$|£|€|¥|₹|Rs\.?)?"
 _NUMBER = re.compile(
     rf"""
     (?P<sign>[-+]?)\s* {_CURRENCY.format(1)}\s* (?P<inner_sign>-?)
@@ -31,7 +35,7 @@ _NUMBER = re.compile(
       | (?P<whole_part>\d+)\s+(?P<numerator>\d+)\s*/\s*(?P<denominator>\d+)
       | (?P<first>\d+)\s*\\over\s*(?P<second>\d+)
       | (?: (?P<whole>{DIGITS})(?P<decimals>\.\d*)? | (?P<only_decimals>\.\d+) )
-        (?: /(?P<divisor>\d+) | {POWER_OF_TEN} )?
+        (?: /(?P<divisor>\d+) | {_POWER_OF_TEN} )?
     )
     \s*{_CURRENCY.format(2)}
     """,
@@ -40,9 +44,13 @@ _NUMBER = re.compile(
 
 _PERCENT = re.compile(r"\s*(?:\\?%|(?:\\(?:text|mathrm)\{\s*)?(?:percent|pct)\.?\s*\}?)", re.ASCII)
 _IN_FONT = re.compile(r"\s*\\(?:text|mathrm|mbox|textrm|textit)\s{0,3}\{([^{}\\]*)\}\s*(?:\^\s*\{?\s*(\d)\s*\}?)?")
+_CURRENCY_IN_FONT = re.compile(r"\A\\text\s{0,3}\{\s*(\\?[$£€¥₹]|Rs\.?)\s*\}")
 _DEGREE = re.compile(r"\s*\^\s*(?:\\circ|\{\s*\\circ\s*\})\s*")
+_SPACES = re.compile(r"\A(?:\\[ ,;:]|[\s~])+")
 _UNIT_WORD = re.compile(r"([^\W\d_]+)\.?(?:\^\{?(\d)\}?)?")
-_CLOCK = re.compile(r"(\d{1,2}):(\d{2})(?::(\d{2}))?(?:\s*(?:\\text\{\s*)?([ap])\.?\s?m\.?\s*\}?)?", re.IGNORECASE | re.ASCII)
+_CLOCK = re.compile(
+    r"(\d{1,2}):(\d{2})(?::(\d{2}))?(?:\s*(?:\\text\{\s*)?([ap])\.?\s?m\.?\s*\}?)?", re.IGNORECASE | re.ASCII
+)
 
 _SPELLINGS = {
     "metre": "m meter meters metres",
@@ -84,7 +92,24 @@ _SPELLINGS = {
 }
 _UNITS = {word: unit for unit, words in _SPELLINGS.items() for word in (unit, *words.split())}
 _JOINING = {"per", "square", "sq", "cubic", "cu", "of"}
-_SYMBOLS = {"pi", "sin", "cos", "tan", "cot", "sec", "csc", "log", "exp", "sqrt", "mod", "and", "or", "inf", "theta", "infinity"}
+_SYMBOLS = {
+    "pi",
+    "sin",
+    "cos",
+    "tan",
+    "cot",
+    "sec",
+    "csc",
+    "log",
+    "exp",
+    "sqrt",
+    "mod",
+    "and",
+    "or",
+    "inf",
+    "theta",
+    "infinity",
+}
 _MAX_UNIT_WORDS = 4
 
 
@@ -111,18 +136,19 @@ def read_quantity(text: str) -> Quantity | None:
     """The quantity that the whole text is, or None."""
     if len(text) > _MAX_CHARACTERS:
         return None
+    text = _CURRENCY_IN_FONT.sub(r"\1", text)
     found = _NUMBER.match(text)
     if found is None:
         return None
     number = _value(found)
-    currency = (found["currency1"] or found["currency2"] or "").lstrip("\\")
+    currency = (found["currency1"] or found["currency2"] or "").strip("\\.")
     rest = text[found.end() :]
     percent = _PERCENT.match(rest)
     unit = _unit(rest[percent.end() :] if percent else rest)
     if number is None or unit is None:
         return None
     value, rounding = number
-    if found["sign"] == "-" and found["inner_sign"] != "-" or found["sign"] != "-" and found["inner_sign"] == "-":
+    if (found["sign"] == "-" and found["inner_sign"] != "-") or (found["sign"] != "-" and found["inner_sign"] == "-"):
         value = -value
     name, is_known = (_UNITS[currency], True) if currency else unit
     return Quantity(value, rounding, percent is not None, name, is_known)
@@ -130,7 +156,9 @@ def read_quantity(text: str) -> Quantity | None:
 
 def without_unit(text: str) -> str:
     r"""The text without a unit at its end: what stands in a text font, or known units: "2\sqrt{3} cm" is 2\sqrt{3}."""
-    for place in re.finditer(r"(?<=[\w})])\s*(?=\\(?:text|mathrm|mbox|textrm|textit)\s{0,3}\{|\^\s*\{?\s*\\circ)", text):
+    for place in re.finditer(
+        r"(?<=[\w})])\s*(?=\\(?:text|mathrm|mbox|textrm|textit)\s{0,3}\{|\^\s*\{?\s*\\circ)", text
+    ):
         if _unit(text[place.end() :]) is not None:
             return text[: place.start()]
     for place in list(re.finditer(r"(?<=[\w})])\s+(?=[^\W\d_])", text))[-_MAX_UNIT_WORDS:]:
@@ -196,9 +224,11 @@ def _decimal(part: dict[str, str]) -> tuple[Fraction, Fraction] | None:
 
 def _unit(text: str) -> tuple[str, bool] | None:
     """A unit in one spelling and whether it is a known one; ("", False) for no text, None for what is no unit."""
-    text = text.strip()
+    text = _SPACES.sub("", text).strip()
     if _DEGREE.fullmatch(text):
         return "degree", True
+    if text.startswith("(") and text.endswith(")"):
+        text = text[1:-1]
     in_font = _IN_FONT.fullmatch(text)
     if in_font:
         text = in_font[1].strip() + (f"^{in_font[2]}" if in_font[2] else "")

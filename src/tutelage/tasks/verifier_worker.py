@@ -89,7 +89,8 @@ def _describe(error: BaseException) -> str:
 
 def _math_judge() -> Judge:
     logging.disable(logging.CRITICAL)  # math-verify warns that nobody bounds its time; the parent does
-    from math_verify import grader, parse, verify
+    from latex2sympy2_extended import NormalizationConfig
+    from math_verify import ExprExtractionConfig, LatexExtractionConfig, grader, parse, verify
 
     # It rounds to six places and drops what is below 1e-15, so that all tiny numbers would be one.
     theirs = grader.sympy_numeric_eq
@@ -100,11 +101,15 @@ def _math_judge() -> Judge:
 
     grader.sympy_numeric_eq = same_number
 
+    # Units are gone already; its own list has single letters in it, and would take 5c for 5.
+    spelling = NormalizationConfig(basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="all")
+    forms = (LatexExtractionConfig(normalization_config=spelling), ExprExtractionConfig())
+
     # no time-outs of its own: they need SIGALRM, which does not get through to C code and here guards against orphans
     @functools.lru_cache(maxsize=1024)
     def parse_boxed(text: str) -> Any:
         # a box is the one wrapping in which math-verify reads "$1$, $2$", "\$18.90" and "x = 5" alike
-        return parse("\\boxed{" + text + "}", parsing_timeout=None)
+        return parse("\\boxed{" + text + "}", extraction_config=forms, parsing_timeout=None)
 
     def same(gold: Any, target: Any) -> bool:
         # a condition equals the set where it holds: 1 < x < 2 is (1, 2)
@@ -113,8 +118,8 @@ def _math_judge() -> Judge:
     def judge(candidate: str, reference: str) -> bool:
         # the order matters: math-verify lets the gold answer decide how the other is read
         gold, target = parse_boxed(reference), parse_boxed(candidate)
-        vectors = (_as_vectors(*pair) for pair in itertools.product(gold, target))
-        return same(gold, target) or any(same(*pair) for pair in vectors if pair is not None)
+        in_one_form = (_in_one_form(*pair) for pair in itertools.product(gold, target))
+        return same(gold, target) or any(same(*pair) for pair in in_one_form if pair is not None)
 
     judge("y + x", "x + y")  # the first one builds the grammar's tables, which is no answer's fault
     return judge
@@ -154,26 +159,32 @@ def _rounding(number: Any) -> Any:
 
     if not number.has(sympy.Float):
         return abs(number) * sympy.Float("1e-40")  # what remains of a difference of equal numbers
-    digits = decimal.Decimal(repr(float(number))).normalize().as_tuple() if number.is_Float else None
-    is_rounded = digits is not None and len(digits.digits) >= 6 and isinstance(digits.exponent, int) and digits.exponent < 0
-    half = sympy.Rational(10) ** digits.exponent / 2 if is_rounded else sympy.Integer(0)
+    digits = decimal.Decimal(repr(float(number)) if number.is_Float else 0).normalize().as_tuple()
+    places = digits.exponent if isinstance(digits.exponent, int) else 0
+    is_rounded = places < 0 and len(digits.digits) >= 6
+    half = sympy.Rational(10) ** places / 2 if is_rounded else sympy.Integer(0)
     return sympy.Max(half, abs(number) * sympy.Float("1e-14"))
 
 
-def _as_vectors(one: Any, other: Any) -> tuple[Any, Any] | None:
-    """Both as tuples, where one is a row or column and the other the same vector as a point: (1, 2)."""
+def _in_one_form(one: Any, other: Any) -> tuple[Any, Any] | None:
+    """Both as points, where one is a row or a column; both as sets, where one is several conditions; or None."""
     import sympy
 
-    def as_tuple(term: Any) -> Any:
+    def as_point(term: Any) -> Any:
         if isinstance(term, sympy.MatrixBase) and 1 in term.shape:
             return sympy.Tuple(*term)
-        if isinstance(term, sympy.Interval) and term.left_open and term.right_open:
-            return sympy.Tuple(term.start, term.end)
-        return term
+        is_pair = isinstance(term, sympy.Interval) and term.left_open and term.right_open
+        return sympy.Tuple(term.start, term.end) if is_pair else term
 
-    if isinstance(one, sympy.MatrixBase) == isinstance(other, sympy.MatrixBase):
-        return None
-    return as_tuple(one), as_tuple(other)
+    def are_conditions(term: Any) -> bool:
+        return isinstance(term, sympy.FiniteSet) and all(isinstance(c, sympy.core.relational.Relational) for c in term)
+
+    if isinstance(one, sympy.MatrixBase) != isinstance(other, sympy.MatrixBase):
+        return as_point(one), as_point(other)
+    if are_conditions(one) != are_conditions(other) and isinstance(one, sympy.Set) and isinstance(other, sympy.Set):
+        sets = (sympy.Union(*(c.as_set() for c in term)) if are_conditions(term) else term for term in (one, other))
+        return next(sets), next(sets)
+    return None
 
 
 def _users_judge(task: str, paths: list[str]) -> Judge:

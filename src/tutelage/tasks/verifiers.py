@@ -142,7 +142,7 @@ class Verifier:
         if plain is not None:
             return plain
         # Why the algebra gave up is of no interest: on what models write, it does so every day.
-        return self._ask_worker(for_algebra(candidate), for_algebra(reference)).correct
+        return self._ask_worker(*for_algebra(candidate, reference)).correct
 
     def _verify_by_user(self, response: str, answer: str) -> bool:
         if isinstance(self.task, str):

@@ -6,7 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tutelage.tasks.answers import clean, compare_plainly, exact_match, final_answer, reference_answer
+from tutelage.tasks.answers import exact_match, final_answer, reference_answer
+from tutelage.tasks.equality import compare_plainly, for_algebra
+from tutelage.tasks.notation import clean
 
 
 @pytest.mark.parametrize(
@@ -32,7 +34,8 @@ from tutelage.tasks.answers import clean, compare_plainly, exact_match, final_an
         ("#### 18\n\nNext question: 3", "18"),
         ("#### Step 1: 5\nThe answer is 6.", "6"),
         ("#### $1,200", "$1,200"),
-        ("the answer is $18.", "18"),
+        ("the answer is $18.", "$18"),
+        ("it costs $18.", "18"),
         ("it is 1,234,567 dollars", "1,234,567"),
         ("1{,}000", "1,000"),
         ("x = -5", "-5"),
@@ -42,7 +45,8 @@ from tutelage.tasks.answers import clean, compare_plainly, exact_match, final_an
         ("costs 3.50.", "3.50"),
         ("about .5", ".5"),
         ("the answer is 3/4.", "3/4"),
-        (r"the answer is $-\frac{3}{4}$.", r"-\frac{3}{4}"),
+        (r"the answer is $-\frac{3}{4}$.", r"$-\frac{3}{4}$"),
+        (r"so it is $-\frac{3}{4}$.", r"-\frac{3}{4}"),
         (r"2, and by that I mean $x^2$", "2"),
         (r"is 2^{10}", None),
         ("**18**", "18"),
@@ -58,48 +62,6 @@ def test_reference_answers_may_be_whole_solutions() -> None:
     assert reference_answer("3 + 4 = 7\n#### 7") == "7"
     assert reference_answer(r"so we get $\boxed{\frac{1}{2}}$.") == r"\frac{1}{2}"
     assert reference_answer(" p - q ") == "p - q"
-
-
-@pytest.mark.parametrize("text", ["$18$", r"\(18\)", r"\[ 18 \]", "$$18$$", " 18. ", "{18}", "$18.$", "{$18$}."])
-def test_clean_removes_what_surrounds(text: str) -> None:
-    assert clean(text) == "18"
-
-
-@pytest.mark.parametrize("text", ["$1$, $2$", r"\{1, 2\}", "{1}{2}", r"\left\{ x \right.", r"\$18"])
-def test_clean_leaves_the_rest(text: str) -> None:
-    assert clean(text) == text
-
-
-@pytest.mark.parametrize(
-    ("candidate", "reference", "expected"),
-    [
-        ("18", "18", True),
-        ("142", "142.0", True),
-        ("025", "25", True),
-        ("-3", "3", False),
-        ("1,234", "1234", True),
-        (r"\$18.90", "18.9", True),
-        ("-$5", "-5", True),
-        ("50%", "50", True),
-        (r"50\%", "0.5", None),
-        ("1/2", "0.5", True),
-        (r"\dfrac{7}{2}", "3.5", True),
-        (r"-\frac{1}{2}", r"\frac{-1}{2}", True),
-        ("0.33", "1/3", False),
-        ("0.333333", "1/3", None),
-        ("1/0", "1", None),
-        ("1 2", "12", None),
-        (r"\left( 3, \frac{\pi}{2} \right)", r"(3,\dfrac{\pi}{2})", True),
-        (r"\text{Evelyn}", r"\text{Evelyn}", True),
-        ("p - q", "q - p", None),
-        ("", "", False),
-        ("$$", "$$", False),
-        ("9" * 5000, "9" * 5000, True),
-        ("9" * 5000, "8", False),
-    ],
-)
-def test_compare_plainly(candidate: str, reference: str, expected: bool | None) -> None:
-    assert compare_plainly(candidate, reference) is expected
 
 
 @pytest.mark.parametrize(
@@ -142,6 +104,8 @@ def test_a_megabyte_of_anything_is_read_at_once(text: str) -> None:
     started = time.monotonic()
     found = final_answer(text)
     compare_plainly(clean(found or "1"), clean(reference_answer(text)))
+    compare_plainly(text, text[1:])
+    for_algebra(text[:2000], text[-2000:])
     exact_match(text, text)
     assert time.monotonic() - started < 5
 

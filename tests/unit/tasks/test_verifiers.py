@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from tutelage.errors import ConfigurationError
 from tutelage.tasks import Verifier, VerifierWarning, check_verifier, verifiers, verify
-from tutelage.tasks.answers import clean, compare_plainly
+from tutelage.tasks.equality import compare_plainly, for_algebra
 from tutelage.tasks.verifier_process import INSIDE_WORKER
 
 SHARED_DATA = Path(__file__).parents[4] / "shared" / "data"
@@ -163,7 +163,7 @@ def test_what_is_decided_plainly_is_what_algebra_decides(math: Verifier) -> None
         plain = compare_plainly(candidate, reference)
         if plain is not None:
             decided += 1
-            assert math._ask_worker(clean(candidate), clean(reference)).correct is plain, (candidate, reference)
+            assert math._ask_worker(*for_algebra(candidate, reference)).correct is plain, (candidate, reference)
     assert decided > 50
 
 
@@ -476,4 +476,4 @@ def test_reference_answers_are_right_and_algebra_can_read_them(math: Verifier, n
     with (SHARED_DATA / "benchmarks" / f"{name}.jsonl").open(encoding="utf-8") as lines:
         answers = [json.loads(line)["answer"] for line in lines]
     assert all(math.verify_many((rf"\boxed{{{answer}}}", answer) for answer in answers))
-    assert all(math._ask_worker(clean(answer), clean(answer)).correct for answer in answers[::10])
+    assert all(math._ask_worker(*for_algebra(answer, answer)).correct for answer in answers[::10])
