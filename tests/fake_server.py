@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import socket
+import struct
 import threading
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -22,6 +26,7 @@ class Fake:
 
     def __init__(self, answer: Answer) -> None:
         self.asked: list[tuple[str, dict[str, Any]]] = []
+        self.headers: list[Any] = []
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -34,6 +39,7 @@ class Fake:
 
             def _reply(self, body: dict[str, Any]) -> None:
                 outer.asked.append((self.path, body))
+                outer.headers.append(self.headers)
                 code, said = answer(self.path, body)
                 text = said if isinstance(said, bytes) else json.dumps(said).encode()
                 self.send_response(code)
@@ -54,6 +60,51 @@ class Fake:
         self.http.server_close()
 
 
+class RawFake:
+    """A server that writes bytes of the test's choice to whoever connects, whatever was asked, and hangs up.
+
+    Args:
+      pieces: what is written, one after the other; a number is a pause in seconds.
+      resets: end with a reset in place of an orderly close.
+    """
+
+    def __init__(self, *pieces: bytes | float, resets: bool = False) -> None:
+        self.pieces, self.resets, self.num_connections = pieces, resets, 0
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self.listener.getsockname()[1]}"
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                connection, _ = self.listener.accept()
+            except OSError:  # closed
+                return
+            self.num_connections += 1
+            threading.Thread(target=self._answer, args=(connection,), daemon=True).start()
+
+    def _answer(self, connection: socket.socket) -> None:
+        with connection, suppress(OSError):  # the other side may have had enough
+            connection.settimeout(10)
+            head = b""
+            while b"\r\n\r\n" not in head:
+                head += connection.recv(2**16)
+            for piece in self.pieces:
+                if isinstance(piece, bytes):
+                    connection.sendall(piece)
+                else:
+                    time.sleep(piece)
+            if self.resets:
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            else:
+                connection.shutdown(socket.SHUT_WR)
+                while connection.recv(2**16):  # what is unread would become a reset
+                    pass
+
+    def close(self) -> None:
+        self.listener.close()
+
+
 def student_server(load: Callable[[str], LanguageModel]) -> Fake:
     """A vLLM that serves whatever weights it was given last."""
     now: list[LanguageModel] = []
@@ -62,7 +113,12 @@ def student_server(load: Callable[[str], LanguageModel]) -> Fake:
         if path == "/collective_rpc":
             now[:] = [load(body["kwargs"]["weights_path"])]
             return 200, b""
-        return vllm_of(now[0])(path, body)
+        if now:
+            return vllm_of(now[0])(path, body)
+        if path == "/v1/models":
+            return 200, {"data": [{"id": "m"}]}
+        logprobs = {"token_logprobs": [-1.0], "top_logprobs": [{"token_id:1": -1.0}]}
+        return 200, {"choices": [{"token_ids": [1], "logprobs": logprobs}]}
 
     return Fake(answer)
 
@@ -96,7 +152,7 @@ def vllm_of(model: LanguageModel, shift: float = 0.0, context: int = 64) -> Answ
             token = int(row.exp().multinomial(1, generator=generator))
             tokens.append(token)
             own.append(float(row[token]) + shift)
-            tops.append({f"token_id:{i}": float(row[i]) for i in (token, *body["logprob_token_ids"])})
+            tops.append({f"token_id:{i}": float(row[i]) for i in (token, *(body["logprob_token_ids"] or []))})
             if token in body["stop_token_ids"]:
                 break
         new = tokens[len(body["prompt"]) :]

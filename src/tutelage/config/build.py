@@ -37,10 +37,10 @@ from tutelage.config.resuming import beginning_of, keep_changes
 from tutelage.config.schema import RunConfig
 from tutelage.config.scores import given_answers, refuse_unfit_for_given
 from tutelage.config.serving import (
+    check_servers,
     make_served_teacher,
     make_student_engine,
     refuse_beyond_server,
-    refuse_short,
 )
 from tutelage.divergences import DIVERGENCES
 from tutelage.errors import CheckpointError, ConfigurationError
@@ -134,9 +134,11 @@ def build_run(config: RunConfig, *, resume: bool = False, processes: Processes |
         runtime=runtime,
     )
     engine.given = given
-    refuse_short(config, engine.served_teacher, prompts.prompts)
     if config.rollout.engine == "vllm":
         engine.student_engine = make_student_engine(config, engine.student, engine.vocabulary, runtime)
+    check_servers(
+        config, engine, prompts.prompts, teacher_tokenizer, max(config.rollout.max_new_tokens, evaluation_tokens)
+    )
     # Refused now, if one answer at the limit does not fit into the caches, and not when the first step needs it.
     asks_teacher = any(phase.recipe.policy.needs_teacher for phase in phases)
     engine.rows_that_fit(prompts.prompts, config.rollout.max_new_tokens, with_teacher=asks_teacher)
@@ -335,7 +337,11 @@ def build_engine(
         max_rows=config.rollout.max_rows,
         cache_bytes=None if config.rollout.cache_gib is None else int(config.rollout.cache_gib * 2**30),
         score_tokens=config.rollout.score_tokens,
-        served_teacher=make_served_teacher(config, build_phases(config), vocabulary) if is_served else None,
+        served_teacher=make_served_teacher(
+            config, build_phases(config), vocabulary, known_teacher.padded_vocabulary_size
+        )
+        if is_served
+        else None,
     )
 
 

@@ -1,18 +1,19 @@
-"""What runs in vLLM: the student's own rollouts, or the teacher as a server; and what neither can do."""
+"""What runs in vLLM: the student's own rollouts, or the teacher as a server; what neither can do, and first checks."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from tutelage.config.schema import RunConfig
 from tutelage.errors import ConfigurationError
-from tutelage.models import LanguageModel, Vocabulary
-from tutelage.rollout import LocalVLLM, ServedTeacher, ServedVLLM, Server, VLLMEngine
+from tutelage.models import PROBE_TEXT, LanguageModel, Vocabulary
+from tutelage.rollout import LocalVLLM, PairedEngine, ServedTeacher, ServedVLLM, Server, VLLMEngine, address_of
 from tutelage.runtime import LocalRuntime
 from tutelage.training import Phase
 from tutelage.types import Prompt
 
-__all__ = ["make_served_teacher", "make_student_engine", "refuse_beyond_server", "refuse_short"]
+__all__ = ["check_servers", "make_served_teacher", "make_student_engine", "refuse_beyond_server"]
 
 
 def make_student_engine(
@@ -57,16 +58,24 @@ def make_student_engine(
     )
 
 
-def make_served_teacher(config: RunConfig, phases: Sequence[Phase], vocabulary: Vocabulary) -> ServedTeacher:
-    """The teacher that runs elsewhere."""
+def make_served_teacher(
+    config: RunConfig, phases: Sequence[Phase], vocabulary: Vocabulary, num_rows: int
+) -> ServedTeacher:
+    """The teacher that runs elsewhere; `num_rows`: of its embedding table, by its configuration here."""
     teacher = config.teacher
     assert teacher.server is not None
     server = Server(teacher.server, teacher.timeout_seconds, teacher.retries, config.rollout.max_rows, "teacher.server")
-    return ServedTeacher(server, vocabulary, max(phase.recipe.divergence.top_k for phase in phases))
+    return ServedTeacher(server, vocabulary, max(phase.recipe.divergence.top_k for phase in phases), num_rows)
 
 
 def refuse_beyond_server(config: RunConfig, phases: Sequence[Phase]) -> None:
-    """Refuse what needs more of the teacher than a server tells, its own top K at each place of finished answers."""
+    """Refuse what needs more of the teacher than a server tells, its own top K at each place of finished answers.
+
+    Addresses that are none are refused first.
+    """
+    for address, key in ((config.teacher.server, "teacher.server"), (config.vllm.server, "vllm.server")):
+        if address is not None:
+            address_of(address, key)
     if config.teacher.server is None:
         return
     for recipe in [phase.recipe for phase in phases]:
@@ -88,8 +97,18 @@ def refuse_beyond_server(config: RunConfig, phases: Sequence[Phase]) -> None:
             )
 
 
-def refuse_short(config: RunConfig, served: ServedTeacher | None, prompts: Sequence[Prompt]) -> None:
-    """Ask a teacher server, before anything is computed, whether it is there and reads prompts and answers whole."""
-    if served is not None:
-        longest = max(len(prompt.teacher_tokens or prompt.student_tokens) for prompt in prompts)
-        served.refuse_too_long(longest + config.rollout.max_new_tokens)
+def check_servers(
+    config: RunConfig, engine: PairedEngine, prompts: Sequence[Prompt], teacher_tokenizer: Any, num_new_tokens: int
+) -> None:
+    """Ask the servers of a run, before anything is computed, whether they are there and are what they should be.
+
+    Raises:
+      ServerError: see `ServedTeacher.check` and `ServedVLLM.check`.
+    """
+    if engine.served_teacher is not None:
+        longest = max((prompt.teacher_tokens or prompt.student_tokens for prompt in prompts), key=len)
+        probe = PROBE_TEXT, list(teacher_tokenizer(PROBE_TEXT, add_special_tokens=False)["input_ids"])
+        engine.served_teacher.check(longest, len(longest) + config.rollout.max_new_tokens, probe)
+    if engine.student_engine is not None and isinstance(engine.student_engine.sampler, ServedVLLM):
+        longest = max((prompt.student_tokens for prompt in prompts), key=len)
+        engine.student_engine.sampler.check(longest, len(longest) + num_new_tokens)

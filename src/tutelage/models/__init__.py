@@ -20,10 +20,11 @@ from tutelage.models.quantised import check_quantization
 from tutelage.models.saving import export_model, save_student
 from tutelage.models.serving import check_servable
 from tutelage.models.shared_backbone import SharedBackbone, earlier_self
-from tutelage.models.vocabulary import Vocabulary, align, check_same_tokenizer
+from tutelage.models.vocabulary import PROBE_TEXT, Vocabulary, align, check_same_tokenizer
 
 __all__ = [
     "DTYPES",
+    "PROBE_TEXT",
     "AdapterSettings",
     "DynamicFusion",
     "FixedFusion",

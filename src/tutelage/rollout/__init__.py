@@ -8,7 +8,7 @@ from tutelage.rollout.paired import PairedEngine
 from tutelage.rollout.score_cache import ScoreCache
 from tutelage.rollout.scoring import score, score_top
 from tutelage.rollout.served_teacher import ServedTeacher
-from tutelage.rollout.server import Server
+from tutelage.rollout.server import Server, address_of
 from tutelage.rollout.sharing import Spread, answers_to_share, whole_share, without_hidden
 from tutelage.rollout.streams import derive_seed, uniforms
 from tutelage.rollout.vllm_engine import VLLMEngine, VLLMSettings
@@ -25,6 +25,7 @@ __all__ = [
     "Spread",
     "VLLMEngine",
     "VLLMSettings",
+    "address_of",
     "answers_to_share",
     "derive_seed",
     "draft_length_named",

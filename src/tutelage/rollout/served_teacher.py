@@ -8,21 +8,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from tutelage.errors import ServerError
 from tutelage.models import Vocabulary
 from tutelage.rollout.server import Server
-from tutelage.rollout.vllm_samplers import served_model
+from tutelage.rollout.vllm_answers import bytes_for, choice_of, prompt_places, served_model
 from tutelage.types import Rollout
 
 __all__ = ["ServedTeacher"]
 
 # A tail is 1 minus float32 probabilities; less than this is lost in the difference.
-SMALLEST_TAIL = 2.0**-24
+MIN_TAIL = 2.0**-24
+# Of the exchange before the first step: most tokens of it, and nats that the same request may give apart, on average
+# and for any single token. Two vLLMs of one model in bfloat16 stay below, two models do not.
+TRIAL_TOKENS = 32
+TRIAL_TOLERANCE, TRIAL_TOLERANCE_MAX = 0.1, 2.0
 
 
 @dataclass(frozen=True)
@@ -36,24 +39,60 @@ class ServedTeacher:
       server: of the teacher.
       vocabulary: shared with the student.
       top_k: K, tokens per place whose log-probabilities are kept.
+      num_rows: of the teacher's embedding table; it may name ids below that. None = the vocabulary's size.
     """
 
     server: Server
     vocabulary: Vocabulary
     top_k: int
+    num_rows: int | None = None
+    _names: list[str] = field(default_factory=list, init=False, repr=False, compare=False)
 
-    def refuse_too_long(self, num_tokens: int) -> None:
-        """Refuse a server whose context is shorter than the longest prompt with its answer.
+    def check(self, prompt: Sequence[int], num_tokens: int, probe: tuple[str, Sequence[int]] | None = None) -> None:
+        """Compare the server with what the run expects of it, in one short exchange before anything is computed.
 
+        Args:
+          prompt: that a rollout may begin with.
+          num_tokens: of the longest prompt with its answer.
+          probe: a text and its tokens in our tokenizer.
         Raises:
-          ServerError: or if it does not answer at all.
+          ServerError: no answer, a context that is too short, another vocabulary, numbers that are no
+            log-probabilities, or other ones when the same is asked again.
         """
-        limit = served_model(self.server).get("max_model_len")
+        limit = served_model(self.server).max_tokens
         if limit is not None and num_tokens + 1 > limit:
             raise ServerError(
                 f"a prompt and its answer may have {num_tokens} tokens, and {self.server.url} reads {limit} less the "
                 f"one that it must write. Start it with --max-model-len {num_tokens + 1}, or lower "
                 "rollout.max_new_tokens."
+            )
+        # The last id: a server with fewer tokens refuses it.
+        last = max(set(range(self.vocabulary.size)) - set(self.vocabulary.padding_ids))
+        tokens = [*prompt[: max(1, min(TRIAL_TOKENS, num_tokens) - 1)], last]
+        trial = Rollout(tokens[:1], tokens[1:], *torch.zeros(2, len(tokens) - 1))
+        one, other = self.score([trial, trial])
+        assert one.teacher_logprobs is not None and other.teacher_logprobs is not None
+        # Where both are -inf, they agree.
+        gaps = torch.where(
+            one.teacher_logprobs == other.teacher_logprobs, 0.0, one.teacher_logprobs - other.teacher_logprobs
+        ).abs()
+        if not (gaps.mean() <= TRIAL_TOLERANCE and gaps.max() <= TRIAL_TOLERANCE_MAX):
+            raise ServerError(
+                f"{self.server.url} was asked the same twice, and its log-probabilities differ by {gaps.mean():.3g} "
+                f"nats on average and {gaps.max():.3g} at most; expected at most {TRIAL_TOLERANCE:g} and "
+                f"{TRIAL_TOLERANCE_MAX:g}. If several servers answer at this address, all must serve the same model."
+            )
+        if probe is not None:
+            self._check_tokenizer(*probe)
+
+    def _check_tokenizer(self, text: str, tokens: Sequence[int]) -> None:
+        """Compare how a text is cut, where the server has a route that tells."""
+        answer = self.server.post_if_there("/tokenize", {"prompt": text, "add_special_tokens": False})
+        found = answer.get("tokens") if isinstance(answer, dict) else None
+        if isinstance(found, list) and found != list(tokens):
+            raise ServerError(
+                f"{self.server.url} cuts a text into other tokens than teacher.path's tokenizer does: it serves a "
+                "model with another vocabulary. Start it with the model of teacher.path, or correct teacher.path."
             )
 
     def score(self, rollouts: Sequence[Rollout]) -> list[Rollout]:
@@ -62,42 +101,57 @@ class ServedTeacher:
         Raises:
           ServerError: no answer within the bounds, or one that lacks something.
         """
-        name = served_model(self.server)["id"]
+        name = self._name()
         # Merging stop ids takes places away, so as many more are asked for.
         num_asked = self.top_k + max(len(self.vocabulary.stop_ids) - 1, 0)
+        prompts = [[*rollout.tokens_for_teacher, *rollout.response_tokens] for rollout in rollouts]
         bodies = [
             {
                 "model": name,
-                "prompt": [*rollout.tokens_for_teacher, *rollout.response_tokens],
+                "prompt": prompt,
                 "prompt_logprobs": num_asked,
                 "max_tokens": 1,
                 "temperature": 0.0,
                 "add_special_tokens": False,
             }
-            for rollout in rollouts
+            for prompt in prompts
         ]
-        answers = self.server.post_all("/v1/completions", bodies)
-        return [self._scored(rollout, answer) for rollout, answer in zip(rollouts, answers, strict=True)]
+        longest = max((len(prompt) for prompt in prompts), default=0)
+        answers = self.server.post_all("/v1/completions", bodies, max_bytes=bytes_for(longest * (num_asked + 1)))
+        return [
+            self._scored(rollout, answer, name, num_asked) for rollout, answer in zip(rollouts, answers, strict=True)
+        ]
 
-    def _scored(self, rollout: Rollout, answer: Mapping[str, Any]) -> Rollout:
-        places = answer["choices"][0].get("prompt_logprobs")
-        first = len(rollout.tokens_for_teacher)
-        if places is None or len(places) != first + len(rollout):
+    def _name(self) -> str:
+        """Of the model that is served, which must be the same throughout a run."""
+        name = served_model(self.server).name
+        if self._names and name != self._names[0]:
             raise ServerError(
-                f"{self.server.url} told log-probabilities of {len(places or [])} tokens of a prompt of "
-                f"{first + len(rollout)}. A teacher must be a vLLM server, which answers prompt_logprobs."
+                f"{self.server.url} serves {name!r} now, and {self._names[0]!r} before; a teacher must stay the same. "
+                "Start the server with the model that it had."
             )
+        self._names[:] = [name]
+        return name
+
+    def _scored(self, rollout: Rollout, answer: object, name: str, num_asked: int) -> Rollout:
+        tokens, first = [*rollout.tokens_for_teacher, *rollout.response_tokens], len(rollout.tokens_for_teacher)
+        where = f"{self.server.url}/v1/completions"
+        choice = choice_of(answer, where, name, len(tokens))
+        places = prompt_places(choice, where, tokens, first, num_asked, self.num_rows or self.vocabulary.size)
         own, ids_TK, logprobs_TK, tail_T = [], [], [], []
-        for place, token in zip(places[first:], rollout.response_tokens, strict=True):
-            known = self._events({int(i): float(entry["logprob"]) for i, entry in place.items()})
-            own.append(known[token])
+        for place, token in zip(places, rollout.response_tokens, strict=True):
+            known = self._events(place)
+            event = self.vocabulary.stop_id if token in self.vocabulary.stop_ids else token
+            assert event is not None
+            own.append(known[event])
             top = sorted(known.items(), key=lambda item: (-item[1], item[0]))[: self.top_k]
             # Where fewer events than K exist, one stands there again without mass.
             top += [(top[0][0], -math.inf)] * (self.top_k - len(top))
             ids_TK.append([i for i, _ in top])
             logprobs_TK.append([logprob for _, logprob in top])
+            # No more than rounding is hidden by the lower bound: `prompt_places` refuses a mass above 1.
             rest = 1.0 - math.fsum(math.exp(logprob) for _, logprob in top)
-            tail_T.append(math.log(max(rest, SMALLEST_TAIL)))
+            tail_T.append(math.log(max(rest, MIN_TAIL)))
         return replace(
             rollout,
             teacher_logprobs=torch.tensor(own),

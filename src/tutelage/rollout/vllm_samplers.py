@@ -7,7 +7,6 @@ ways: nothing is turned into text and back.
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,8 +15,9 @@ from typing import Any, Protocol
 
 from tutelage.errors import ConfigurationError, ServerError, in_short
 from tutelage.rollout.server import Server
+from tutelage.rollout.vllm_answers import bytes_for, choice_of, logprob_of, malformed, served_model
 
-__all__ = ["LocalVLLM", "Sampled", "SampledBy", "Sampling", "ServedVLLM", "served_model"]
+__all__ = ["LocalVLLM", "Sampled", "SampledBy", "Sampling", "ServedVLLM"]
 
 # vLLM's largest change of a logit. What it forbids is left with e^-100 of its mass.
 FORBIDDEN_BIAS = -100.0
@@ -169,29 +169,43 @@ class ServedVLLM:
     server: Server
     _name: str | None = field(default=None, init=False, repr=False)
 
+    def check(self, prompt: Sequence[int], num_tokens: int) -> None:
+        """Ask for one token before anything is computed; its numbers are compared once the server has our weights.
+
+        Args:
+          prompt: that an answer may begin with.
+          num_tokens: of the longest prompt with its answer.
+        """
+        limit = served_model(self.server).max_tokens
+        if limit is not None and num_tokens > limit:
+            raise ServerError(
+                f"a prompt and its answer may have {num_tokens} tokens, and {self.server.url} holds {limit}. Start it "
+                f"with --max-model-len {num_tokens}, or lower rollout.max_new_tokens and evaluation.max_new_tokens."
+            )
+        self.server.post("/reset_prefix_cache")  # one of the routes that take new weights, and harmless
+        self.sample([prompt], [0], Sampling(1.0, 1, (), ()))
+
     def load(self, folder: Path) -> None:
         weights = {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}}
         self.server.post("/collective_rpc", weights)
         self.server.post("/reset_prefix_cache")
 
     def sample(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], how: Sampling) -> list[Sampled]:
-        self._name = self._name or served_model(self.server)["id"]
+        self._name = name = self._name or served_model(self.server).name
         shared = how.fields() | {
-            "model": self._name,
+            "model": name,
             "return_token_ids": True,
             "return_tokens_as_token_ids": True,
             "add_special_tokens": False,
         }
         bodies = [{**shared, "prompt": list(prompt), "seed": seed} for prompt, seed in zip(prompts, seeds, strict=True)]
-        return [_from_server(answer["choices"][0]) for answer in self.server.post_all("/v1/completions", bodies)]
-
-
-def served_model(server: Server) -> dict[str, Any]:
-    """What a server says about the model that it serves: `id`, `max_model_len` and more."""
-    cards = server.get("/v1/models").get("data", [])
-    if not cards:
-        raise ServerError(f"{server.url} serves no model. Start it with the model that {server.key} is to be.")
-    return dict(cards[0])
+        entries = how.max_new_tokens * (len(how.stop_ids) + 2) + max((len(prompt) for prompt in prompts), default=0)
+        answers = self.server.post_all("/v1/completions", bodies, max_bytes=bytes_for(entries))
+        where = f"{self.server.url}/v1/completions"
+        return [
+            _from_server(choice_of(answer, where, name, len(prompt)), where, prompt, how)
+            for answer, prompt in zip(answers, prompts, strict=True)
+        ]
 
 
 def _from_engine(output: Any) -> Sampled:
@@ -200,19 +214,44 @@ def _from_engine(output: Any) -> Sampled:
     return Sampled(tokens, [place[token] for place, token in zip(places, tokens, strict=True)], places[-1])
 
 
-def _from_server(choice: Mapping[str, Any]) -> Sampled:
-    tokens, found = choice.get("token_ids"), choice["logprobs"]
+def _from_server(choice: Mapping[str, Any], where: str, prompt: Sequence[int], how: Sampling) -> Sampled:
+    tokens, told = choice.get("token_ids"), choice.get("logprobs")
     if tokens is None:
         raise ServerError(
             "the server does not return token ids, without which its answers would have to be cut into tokens "
             "again. Use vLLM 0.20 or newer."
         )
-    last = found["top_logprobs"][-1] or {}
-    return Sampled(
-        tokens,
-        [-math.inf if value is None else value for value in found["token_logprobs"]],
-        {int(name.removeprefix("token_id:")): value for name, value in last.items()},
-    )
+    if not _are_ids(tokens) or not 0 < len(tokens) <= how.max_new_tokens:
+        raise malformed(where, "no list `token_ids` of such an answer", f"1 to {how.max_new_tokens} ids")
+    if choice.get("prompt_token_ids") not in (None, list(prompt)):
+        raise malformed(where, "another prompt's answer", "that of the tokens that were sent")
+    ends = [place for place, token in enumerate(tokens) if token in how.stop_ids]
+    # Without a stop id, only the length limit ends an answer: the server's own limit would be learned as ours.
+    if ends[:1] != [len(tokens) - 1] and (ends or len(tokens) < how.max_new_tokens):
+        found = f"an answer of {len(tokens)} tokens that " + ("goes on after its end" if ends else "has no end")
+        raise malformed(where, found, f"one that ends at its first stop id, or after {how.max_new_tokens} tokens")
+    own, tops = (told.get(name) if isinstance(told, dict) else None for name in ("token_logprobs", "top_logprobs"))
+    if not (isinstance(own, list) and isinstance(tops, list) and len(own) == len(tops) == len(tokens)):
+        raise malformed(where, "no `logprobs` of every token", "`token_logprobs` and `top_logprobs`, one per token")
+    return Sampled(tokens, [logprob_of(value, where) for value in own], _named(tops[-1], where))
+
+
+def _named(place: object, where: str) -> dict[int, float]:
+    """Log-probabilities by token id, whose names are such as "token_id:7"."""
+    if place is None:
+        return {}
+    if not isinstance(place, dict):
+        raise malformed(where, "no object in `top_logprobs`", "log-probabilities by token")
+    ids = [name.removeprefix("token_id:") for name in place]
+    if not all(name.isascii() and name.isdigit() and len(name) < 10 for name in ids) or len({*map(int, ids)}) < len(
+        ids
+    ):
+        raise malformed(where, "names in `top_logprobs` that are no token ids", 'names such as "token_id:7", each once')
+    return {int(name): logprob_of(value, where) for name, value in zip(ids, place.values(), strict=True)}
+
+
+def _are_ids(tokens: object) -> bool:
+    return isinstance(tokens, list) and all(type(token) is int and 0 <= token < 2**31 for token in tokens)
 
 
 def _ended(problem: Exception) -> ServerError:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.fake_server import Fake, vllm_of
+from tests.fake_server import Fake, student_server, vllm_of
 from tests.tiny_run import write_run_file
 from tutelage.config import build_phases, build_run, load_config
 from tutelage.errors import ConfigurationError, ServerError
@@ -35,7 +35,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def teacher(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fake]:
     """The teacher of the run file as a server."""
     monkeypatch.setenv("no_proxy", "*")
-    monkeypatch.setattr(server_module, "_pause", lambda seconds: None)
+    monkeypatch.setattr(server_module, "_pause", lambda seconds, stopped: None)
     path = str(home / "teacher")
     fake = Fake(vllm_of(load_language_model(path, load_tokenizer(path)), context=512))
     yield fake
@@ -119,12 +119,18 @@ def test_a_run_whose_server_dies_is_saved_and_goes_on(home: Path, teacher: Fake,
 def test_the_student_is_handed_to_a_server_where_the_run_file_says_so(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    overrides = ["rollout.engine=vllm", "vllm.server=http://localhost:1/v1", "vllm.retries=0"]
+    monkeypatch.setenv("no_proxy", "*")
+    fake = student_server(lambda folder: load_language_model(folder, load_tokenizer(str(home / "student"))))
+    overrides = ["rollout.engine=vllm", f"vllm.server={fake.url}/v1", "vllm.retries=0"]
     run = build_run(config_of(home, *overrides, f"output={tmp_path / 'run'}"))
     handed = run.engine.student_engine
     assert handed is not None and isinstance(handed.sampler, ServedVLLM)
-    assert handed.sampler.server.url == "http://localhost:1" and handed.support_size == 16
+    assert handed.sampler.server.url == fake.url and handed.support_size == 16
     monkeypatch.setattr(LocalRuntime, "is_alone", False)
     assert build_run(config_of(home, *overrides, f"output={tmp_path / 'shared'}")).engine.student_engine is not None
+    fake.close()
+    with pytest.raises(ServerError, match=r"/v1/models gave no answer: asked once"):
+        build_run(config_of(home, *overrides, f"output={tmp_path / 'gone'}"))
+    assert not (tmp_path / "gone").exists()
     with pytest.raises(ConfigurationError, match="there are several processes; a vLLM that is started here draws for"):
         build_run(config_of(home, "rollout.engine=vllm", f"output={tmp_path / 'other'}"))

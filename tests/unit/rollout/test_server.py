@@ -40,7 +40,7 @@ def play(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Answer], Fake]]:
 @pytest.fixture
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     waited: list[float] = []
-    monkeypatch.setattr(server, "_pause", waited.append)
+    monkeypatch.setattr(server, "_pause", lambda seconds, stopped: waited.append(seconds))
     return waited
 
 
@@ -221,10 +221,13 @@ def test_a_served_teacher_tells_what_a_local_one_would(play: Callable[[Answer], 
 
 def test_stop_ids_that_are_told_are_one_event_and_padding_is_none() -> None:
     vocabulary = Vocabulary(20, (7, 8), 7, (3,))
-    places = [None, {"8": 0.5, "7": 0.25, "1": 0.125, "3": 0.0625, "25": 0.03}, {"8": 0.6, "1": 0.3, "2": 0.1}]
+    # Of 32 rows 20 are tokens; the last place's tail is lost in rounding.
+    places = [None, {"8": 0.5, "7": 0.25, "1": 0.125, "3": 0.0625, "25": 0.03}]
+    places += [{"8": 0.6, "1": 0.3, "2": 0.1, "4": 1e-12}]
     told = [p and {i: {"logprob": math.log(mass)} for i, mass in p.items()} for p in places]
     rollout = Rollout([4], [1, 1], torch.zeros(2), torch.zeros(2))
-    scored = ServedTeacher(Server("http://a"), vocabulary, 3)._scored(rollout, {"choices": [{"prompt_logprobs": told}]})
+    served = ServedTeacher(Server("http://a"), vocabulary, 3, num_rows=32)
+    scored = served._scored(rollout, {"choices": [{"prompt_logprobs": told}]}, "m", 4)
     assert scored.teacher_top_ids is not None and scored.teacher_top_logprobs is not None
     assert scored.teacher_top_ids.tolist() == [[7, 1, 7], [7, 1, 2]]
     expected = torch.tensor([[0.75, 0.125, 0.0], [0.6, 0.3, 0.1]])
@@ -243,6 +246,6 @@ def test_a_server_that_is_no_teacher_is_refused(play: Callable[[Answer], Fake]) 
     with pytest.raises(ServerError, match="serves no model"):
         ServedTeacher(Server(play(lambda *_: (200, {"data": []})).url), vocabulary, 4).score([rollout])
     short = ServedTeacher(Server(play(vllm_of(teacher)).url), vocabulary, 4)
-    short.refuse_too_long(63)
+    short.check([1, 2], 63)
     with pytest.raises(ServerError, match="may have 64 tokens, and .* reads 64 less the one"):
-        short.refuse_too_long(64)
+        short.check([1, 2], 64)
