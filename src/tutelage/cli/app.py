@@ -200,6 +200,7 @@ def evaluate(
         refuse_overlong,
         refuse_unwritable,
     )
+    from tutelage.config.clock import date_of_run, template_clock
     from tutelage.evaluation import evaluate as run_evaluation
     from tutelage.evaluation import rich_table, write_evaluation
     from tutelage.models import check_files, load_language_model, load_tokenizer
@@ -222,12 +223,17 @@ def evaluate(
         EvaluationSetConfig(path=path, prompt_column=prompt_column, answer_column=answer_column, limit=limit)
         for path in task
     ]
-    sets = build_evaluation_sets(items, data, tokenizer)
+    if data.template_date is None and Path(model).is_dir():  # a checkpoint of a run
+        data = data.model_copy(update={"template_date": date_of_run(Path(model).absolute().parent.parent)})
+    clock = template_clock(data)
+    sets = build_evaluation_sets(items, data, tokenizer, clock)
     for problems in sets:
         refuse_overlong(ModelConfig(path=model), None, problems.prompts, max_new_tokens, "--max-new-tokens")
     student = load_language_model(model, tokenizer, dtype=dtype.value, device=LocalRuntime(device).device)
     engine = PairedEngine(student, max_rows=rows)
     console = Console(highlight=False)
+    if clock.was_asked:
+        console.print(f"date      {clock.moment.isoformat()}, which the chat template asks for", soft_wrap=True)
     results = []
     for problems in sets:
         with console.status(f"{problems.name}: {len(problems.prompts)} problems x {samples} samples"):

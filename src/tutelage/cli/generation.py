@@ -16,6 +16,7 @@ from tutelage.config import (
     read_prompts,
     refuse_overlong_prompts,
 )
+from tutelage.config.clock import DATE, template_clock
 from tutelage.errors import ConfigurationError
 from tutelage.files import write_whole
 from tutelage.rollout import derive_seed
@@ -41,7 +42,8 @@ def write_samples(
     if config.data.verifier:
         check_verifier(config.data.verifier)
     tokenizers = load_tokenizers(config)
-    prompts = read_prompts(config.data, *tokenizers, load_route_tokenizers(config))
+    clock = template_clock(config.data)
+    prompts = read_prompts(config.data, *tokenizers, load_route_tokenizers(config), clock)
     chosen = prompts.prompts[:limit]
     refuse_overlong_prompts(config, chosen)
     engine = build_engine(config, *tokenizers)
@@ -72,6 +74,8 @@ def write_samples(
             "num_tokens": len(rollout),
             "behaviour_logprob": float(rollout.behaviour_logprobs.sum()),
         }
+        if clock.was_asked:
+            record[DATE] = clock.moment.isoformat()
         lines.append(json.dumps(record if correct is None else {**record, "correct": bool(correct[place])}))
     output.parent.mkdir(parents=True, exist_ok=True)
     write_whole(output, "\n".join(lines) + "\n")

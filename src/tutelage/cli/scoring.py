@@ -8,6 +8,7 @@ from typing import Any
 
 from tutelage.config import RunConfig, load_route_tokenizers, load_tokenizers, refuse_unwritable
 from tutelage.config.answers import read_answers
+from tutelage.config.clock import date_of_scores, dated
 from tutelage.config.models import load_model, load_teacher
 from tutelage.config.scores import differences, score_key, shared_vocabulary
 from tutelage.errors import DataError, OutputExistsError
@@ -48,7 +49,9 @@ def write_scores(
     refuse_unwritable(output)
     cache, tokenizers = ScoreCache(output), load_tokenizers(config)
     vocabulary = shared_vocabulary(config, tokenizers)
-    rollouts = read_answers(answers, config, tokenizers, vocabulary)
+    if resume:
+        config = dated(config, date_of_scores(output))
+    rollouts, config = read_answers(answers, config, tokenizers, vocabulary)
     manifest = {
         "key": score_key(config, tokenizers, vocabulary),
         "top_k": min(config.rollout.support_size, vocabulary.size),

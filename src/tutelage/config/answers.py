@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 
+from tutelage.config.clock import DATE, dated, template_clock, with_asked_date
 from tutelage.config.models import context_length, load_route_tokenizers, named_teachers
 from tutelage.config.prompts import read_prompts
 from tutelage.config.schema import RunConfig
 from tutelage.errors import DataError
 from tutelage.models import Vocabulary
-from tutelage.tasks import excerpt, load_problems, rows_of
+from tutelage.tasks import Row, check_text, excerpt, load_problems, rows_of
 from tutelage.types import Rollout
 
 __all__ = ["read_answers"]
@@ -21,30 +22,37 @@ __all__ = ["read_answers"]
 RESPONSE, TOKENS = "response", "response_tokens"
 
 
-def read_answers(path: Path, config: RunConfig, tokenizers: tuple[Any, Any], vocabulary: Vocabulary) -> list[Rollout]:
+def read_answers(
+    path: Path, config: RunConfig, tokenizers: tuple[Any, Any], vocabulary: Vocabulary
+) -> tuple[list[Rollout], RunConfig]:
     """Every answer of a file with its prompt; nothing is known of its tokens yet.
 
     Rows as `tutelage generate` writes them (`id`, `sample`) answer the prompts of `data.path`; any other row brings its
     own, in `data.prompt_column` or `prompt`. The answer is `response_tokens` where a row has them, otherwise `response`
     as text. A text gets a stop token, unless the row says `finished = false`.
 
+    Returns:
+      the answers; and the configuration with the date that chat templates asked for, if they did: its own, or else the
+      one that `tutelage generate` wrote beside the answers.
     Raises:
       DataError: a row that cannot be used, or an answer that does not fit into a model's context.
     """
     if not path.is_file():
         raise DataError(f"--answers: {path} is not there. Give a .jsonl, .json or .parquet file of answers.")
-    rows = list(rows_of(str(path), "train"))
+    columns = ["id", "sample", RESPONSE, TOKENS, "finished", DATE, config.data.prompt_column, "prompt"]
+    rows = list(rows_of(str(path), "train", columns))
     if not rows:
         raise DataError(f"--answers: {path} has no rows; expected at least one answer.")
     is_generated = all("id" in row and "sample" in row for _, row in rows)
-    routes, data = load_route_tokenizers(config), config.data
+    config = dated(config, _date_of(path, rows))
+    routes, data, clock = load_route_tokenizers(config), config.data, template_clock(config.data)
     if is_generated:
         ids = [str(row["id"]) for _, row in rows]
     else:
         column = data.prompt_column if data.prompt_column in rows[0][1] else "prompt"
         data = data.model_copy(update={"path": str(path), "prompt_column": column, "limit": None, "verifier": ""})
         ids = [problem.id for problem in load_problems(path, prompt_column=column, answer_column=None)]
-    prompts = read_prompts(data, *tokenizers, routes)
+    prompts = read_prompts(data, *tokenizers, routes, clock)
     by_id = dict(zip(prompts.ids, prompts.prompts, strict=True))
     known = set(range(vocabulary.size)) - set(vocabulary.padding_ids)
     rollouts = []
@@ -72,7 +80,19 @@ def read_answers(path: Path, config: RunConfig, tokenizers: tuple[Any, Any], voc
             )
         )
     _refuse_overlong(path, config, rollouts)
-    return rollouts
+    return rollouts, with_asked_date(config, clock)
+
+
+def _date_of(path: Path, rows: Sequence[tuple[str, Row]]) -> str | None:
+    """What chat templates were told when the answers were generated; None = they did not ask."""
+    dates = {row.get(DATE) for _, row in rows}
+    if len(dates) > 1:
+        raise DataError(
+            f"{path} has answers to prompts of different dates ({', '.join(sorted(map(str, dates)))}; column {DATE!r})"
+            "; expected one. Score the answers of each date by themselves."
+        )
+    date = dates.pop()
+    return None if date is None else str(date)
 
 
 def _tokens(row: Any, where: str, tokenizer: Any, vocabulary: Vocabulary, known: set[int]) -> tuple[list[int], bool]:
@@ -83,8 +103,12 @@ def _tokens(row: Any, where: str, tokenizer: Any, vocabulary: Vocabulary, known:
             f"{where} has {excerpt(text)} in column {RESPONSE!r} and no {TOKENS!r}; expected the answer as text or as "
             "token ids. Complete or remove the row."
         )
+    if given is None:
+        check_text(text, f"column {RESPONSE!r}", where)
+    elif not isinstance(given, list):
+        raise DataError(f"{where} has {excerpt(given)} in column {TOKENS!r}; expected token ids. Remove the row.")
     tokens = list(tokenizer(text, add_special_tokens=False)["input_ids"] if given is None else given)
-    if wrong := [token for token in tokens if not isinstance(token, int) or token not in known]:
+    if wrong := [token for token in tokens if type(token) is not int or token not in known]:
         raise DataError(f"{where} has the token {excerpt(wrong[0])}, which no model of the run knows. Remove the row.")
     if any(token in vocabulary.stop_ids for token in tokens[:-1]):
         raise DataError(f"{where} goes on behind a stop token; expected one at the end only. Cut the answer there.")

@@ -12,6 +12,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+from tutelage.config.clock import date_of_run, dated, template_clock, with_asked_date
 from tutelage.config.load import settings_of, to_toml
 from tutelage.config.models import (
     load_model,
@@ -101,6 +102,8 @@ def build_run(config: RunConfig, *, resume: bool = False, processes: Processes |
     """
     runtime = build_runtime(config, processes)
     folder = RunFolder(Path(config.output_folder), writes=runtime.is_first)
+    if resume:
+        config = dated(config, runtime.from_first(lambda: date_of_run(folder.path)))
     checkpoint, messages = runtime.from_first(lambda: beginning_of(config, folder, resume))
     if checkpoint is not None and not checkpoint.is_dir():
         raise CheckpointError(
@@ -111,8 +114,11 @@ def build_run(config: RunConfig, *, resume: bool = False, processes: Processes |
     phases = build_phases(config)
     refuse_contradictions(config, phases)
     student_tokenizer, teacher_tokenizer = load_tokenizers(config)
-    prompts = read_prompts(config.data, student_tokenizer, teacher_tokenizer, load_route_tokenizers(config))
-    sets = build_evaluation_sets(config.evaluation.sets, config.data, student_tokenizer)
+    clock = runtime.from_first(lambda: template_clock(config.data))
+    routes = load_route_tokenizers(config)
+    prompts = read_prompts(config.data, student_tokenizer, teacher_tokenizer, routes, clock)
+    sets = build_evaluation_sets(config.evaluation.sets, config.data, student_tokenizer, clock)
+    config = with_asked_date(config, clock)
     given = given_answers(config, phases, prompts.prompts, (student_tokenizer, teacher_tokenizer))
     if given is None and config.data.scores is not None:
         messages.append("data.scores is set, but no policy is 'given', so nobody reads it")

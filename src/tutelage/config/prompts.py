@@ -7,11 +7,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from tutelage.config.clock import template_clock
 from tutelage.config.models import context_length, named_teachers, other_models, refuse_unknown_teachers
 from tutelage.config.schema import DataConfig, EvaluationSetConfig, ModelConfig, RunConfig
 from tutelage.errors import ConfigurationError
 from tutelage.evaluation import EvaluationSet
-from tutelage.tasks import BENCHMARKS, Problem, load_problems, render_all, short_name
+from tutelage.tasks import BENCHMARKS, Problem, TemplateClock, load_problems, render_all, short_name
 from tutelage.types import Prompt
 
 __all__ = [
@@ -34,12 +35,17 @@ class Prompts:
 
 
 def read_prompts(
-    data: DataConfig, student_tokenizer: Any, teacher_tokenizer: Any, route_tokenizers: Mapping[str, Any] | None = None
+    data: DataConfig,
+    student_tokenizer: Any,
+    teacher_tokenizer: Any,
+    route_tokenizers: Mapping[str, Any] | None = None,
+    clock: TemplateClock | None = None,
 ) -> Prompts:
     """Load and render the training prompts; their teacher reads each one through its own chat template.
 
     Args:
       route_tokenizers: of further teachers by name; the rows then say in `data.teacher_column` which one is theirs.
+      clock: what chat templates are told when they ask for the date; None = as `data` says.
     """
     problems = load_problems(
         data.path,
@@ -61,13 +67,15 @@ def read_prompts(
         chat_template_kwargs=data.chat_template_kwargs,
         teacher_chat_template_kwargs=data.teacher_chat_template_kwargs,
         route_tokenizers=route_tokenizers,
+        chat_template=data.chat_template,
+        clock=clock or template_clock(data),
     )
     kept = rendered.problems
     return Prompts(rendered.prompts, [problem.id for problem in kept], [problem.answer for problem in kept])
 
 
 def build_evaluation_sets(
-    items: Sequence[EvaluationSetConfig], data: DataConfig, tokenizer: Any
+    items: Sequence[EvaluationSetConfig], data: DataConfig, tokenizer: Any, clock: TemplateClock | None = None
 ) -> list[EvaluationSet]:
     """Load and render problems to be judged on, put to the student exactly as the training prompts are."""
     names = [item.name or short_name(item.path) for item in items]
@@ -77,10 +85,12 @@ def build_evaluation_sets(
                 f"two evaluation sets are called {name!r}; results are told apart by name. Give each a `name` of its "
                 "own, or rename one of the files."
             )
-    return [_evaluation_set(name, item, data, tokenizer) for name, item in zip(names, items, strict=True)]
+    return [_evaluation_set(name, item, data, tokenizer, clock) for name, item in zip(names, items, strict=True)]
 
 
-def _evaluation_set(name: str, item: EvaluationSetConfig, data: DataConfig, tokenizer: Any) -> EvaluationSet:
+def _evaluation_set(
+    name: str, item: EvaluationSetConfig, data: DataConfig, tokenizer: Any, clock: TemplateClock | None
+) -> EvaluationSet:
     rendered = render_all(
         load_evaluation_problems(item),
         tokenizer,
@@ -89,6 +99,8 @@ def _evaluation_set(name: str, item: EvaluationSetConfig, data: DataConfig, toke
         system_prompt=data.system_prompt or None,
         use_chat_template=data.use_chat_template,
         chat_template_kwargs=data.chat_template_kwargs,
+        chat_template=data.chat_template,
+        clock=clock or template_clock(data),
     )
     answers = [problem.answer or "" for problem in rendered.problems]
     return EvaluationSet(name, rendered.prompts, [problem.id for problem in rendered.problems], answers)

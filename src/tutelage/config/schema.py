@@ -6,6 +6,7 @@ default is written once.
 
 from __future__ import annotations
 
+from datetime import date, datetime
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -138,7 +139,8 @@ class ReferenceConfig(ModelConfig):
 class DataConfig(Section):
     """[data]: which prompts, and how they are put to the models. `data = "PATH"` is short for `path`.
 
-    `answer_column = ""`: the prompts have no answers. `verifier = ""`: answers are not judged.
+    `answer_column = ""`: the prompts have no answers. `verifier = ""`: answers are not judged. `template_date`: what a
+    chat template is told that asks for the date; None = the moment when the run is first made, which is kept with it.
     """
 
     path: str
@@ -151,11 +153,28 @@ class DataConfig(Section):
     system_prompt: str | None = None
     teacher_system_prompt: str | None = None
     use_chat_template: bool | None = None
+    chat_template: str | None = None
+    template_date: str | None = None
     chat_template_kwargs: dict[str, Any] = {}
     teacher_chat_template_kwargs: dict[str, Any] | None = None
     max_prompt_tokens: int = Field(default=1024, ge=1)
     verifier: str = "math"
     scores: str | None = None
+
+    @field_validator("template_date", mode="before")
+    @classmethod
+    def _is_a_date(cls, value: Any) -> Any:
+        text = value.isoformat() if isinstance(value, date) else value  # a datetime is a date
+        try:
+            datetime.fromisoformat(text)
+        except (TypeError, ValueError) as problem:
+            if value is None:
+                return None
+            raise ConfigurationError(
+                f"data.template_date is {value!r}; expected a date such as 2026-03-01, or one with a time such as "
+                "2026-03-01T09:30:00. Leave it out for the moment when the run is first made."
+            ) from problem
+        return text
 
 
 class EvaluationSetConfig(Section):

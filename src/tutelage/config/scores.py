@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tutelage.config.clock import DATE
 from tutelage.config.models import context_length, load_outline, load_route_tokenizers, outline_teacher
 from tutelage.config.schema import DataConfig, ModelConfig, RunConfig
 from tutelage.errors import ConfigurationError, DataError
@@ -31,7 +32,10 @@ def shared_vocabulary(config: RunConfig, tokenizers: tuple[Any, Any]) -> Vocabul
 
 
 def score_key(config: RunConfig, tokenizers: tuple[Any, Any], vocabulary: Vocabulary) -> dict[str, Any]:
-    """All that a teacher's scores of given tokens depend on, as JSON has it."""
+    """All that a teacher's scores of given tokens depend on, as JSON has it.
+
+    The configuration has the date that chat templates asked for, if they did; see `clock.with_asked_date`.
+    """
     student, teacher = tokenizers
     own = config.teacher
     weights = {"model": _identity(own)}
@@ -55,6 +59,7 @@ def score_key(config: RunConfig, tokenizers: tuple[Any, Any], vocabulary: Vocabu
             "student": _template(config.data, student, is_teacher=False),
             "teacher": _template(config.data, teacher, is_teacher=True),
             **{name: _template(config.data, read, is_teacher=True) for name, read in routes.items()},
+            **({} if config.data.template_date is None else {DATE: config.data.template_date}),
         },
     }
     as_json: dict[str, Any] = json.loads(json.dumps(key, default=str))

@@ -21,10 +21,12 @@ from tutelage.config import (
     other_models,
     read_prompts,
 )
+from tutelage.config.clock import template_clock, with_asked_date
 from tutelage.evaluation import EvaluationSet
 from tutelage.models import DTYPES, LanguageModel, Vocabulary, align
 from tutelage.policies import Student
 from tutelage.rollout import GivenAnswers, PairedEngine, derive_seed
+from tutelage.tasks import TemplateClock
 from tutelage.training import Phase
 from tutelage.types import Prompt, Rollout
 
@@ -59,12 +61,17 @@ class Patient:
     @cached_property
     def prompts(self) -> Prompts:
         """The training prompts as both models read them."""
-        return read_prompts(self.config.data, *self.tokenizers, load_route_tokenizers(self.config))
+        return read_prompts(self.config.data, *self.tokenizers, load_route_tokenizers(self.config), self.clock)
+
+    @cached_property
+    def clock(self) -> TemplateClock:
+        """What chat templates are told when they ask for the date."""
+        return template_clock(self.config.data)
 
     @cached_property
     def evaluation_sets(self) -> list[EvaluationSet]:
         """The problems that are evaluated on."""
-        return build_evaluation_sets(self.config.evaluation.sets, self.config.data, self.tokenizers[0])
+        return build_evaluation_sets(self.config.evaluation.sets, self.config.data, self.tokenizers[0], self.clock)
 
     @cached_property
     def outlines(self) -> Mapping[str, LanguageModel]:
@@ -93,7 +100,8 @@ class Patient:
     @cached_property
     def given(self) -> GivenAnswers | None:
         """The scored answers of phases that learn from such; refused if they do not fit the run."""
-        return given_answers(self.config, self.phases, self.prompts.prompts, self.tokenizers)
+        prompts = self.prompts.prompts
+        return given_answers(with_asked_date(self.config, self.clock), self.phases, prompts, self.tokenizers)
 
     @cached_property
     def engine(self) -> PairedEngine:

@@ -82,16 +82,13 @@ def prompts(patient: Patient) -> Finding:
     else:
         sides = {"both": sides["student"]}
     details = tuple(line for name, (tokenizer, ids) in sides.items() for line in _shown(name, tokenizer, ids))
-    bos = student_tokenizer.bos_token_id
-    for name, (_, ids) in sides.items():
-        if bos is not None and ids[:2] == [bos, bos]:
-            return Finding(
-                Verdict.warning,
-                f"the prompt of {name} begins with the beginning-of-sequence token twice",
-                "Remove it from the chat template, or from the text.",
-                details,
-            )
     data = patient.config.data
+    if patient.clock.was_asked:
+        told = (
+            f"the chat template asks for the date and is told {patient.clock.moment.isoformat()} (data.template_date; "
+            "left out, it is the moment when a run is first made, which the run keeps)"
+        )
+        details = (told, *details)
     if "both" in sides:
         if data.use_chat_template is False and teacher_tokenizer.chat_template is not None:
             return Finding(
@@ -117,7 +114,7 @@ def closing(patient: Patient) -> Finding:
     """Whether the student's chat template ends an answer with a token that the student stops at."""
     tokenizer, _ = patient.tokenizers
     is_used = patient.config.data.use_chat_template is not False
-    text = closing_text(tokenizer) if is_used else None
+    text = closing_text(tokenizer, patient.config.data.chat_template) if is_used else None
     own, vocabulary = patient.outlines["student"].stop_ids, patient.vocabulary
     if text is None:
         return Finding(Verdict.ok, f"no chat template; the student ends with its own {_tokens(tokenizer, own)}")

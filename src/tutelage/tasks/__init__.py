@@ -1,15 +1,22 @@
 """Which prompts, and was the answer right?  Data sets, chat templates and verifiers."""
 
 from tutelage.tasks.benchmarks import BENCHMARKS, Benchmark
-from tutelage.tasks.chat import DroppedPromptsWarning, RenderedPrompts, closing_text, render, render_all
+from tutelage.tasks.chat import DroppedPromptsWarning, RenderedPrompts, render, render_all
+from tutelage.tasks.clock import TemplateClock
 from tutelage.tasks.problems import Problem, load_problems
-from tutelage.tasks.sources import excerpt, rows_of, short_name
+from tutelage.tasks.readers import PromptWarning
+from tutelage.tasks.sources import Row, check_text, excerpt, rows_of, short_name
+from tutelage.tasks.templates import closing_text
 from tutelage.tasks.verifiers import Verifier, VerifierWarning, check_verifier, verify
 
 __all__ = [
     "BENCHMARKS",
     "Benchmark",
     "Problem",
+    "PromptWarning",
+    "Row",
+    "TemplateClock",
+    "check_text",
     "closing_text",
     "excerpt",
     "load_problems",

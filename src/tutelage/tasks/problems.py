@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tutelage.errors import ConfigurationError, DataError
-from tutelage.tasks.sources import Row, excerpt, rows_of, short_name
+from tutelage.tasks.sources import Row, check_text, column_names, excerpt, rows_of, short_name
 
 __all__ = ["Message", "Problem", "load_problems"]
 
@@ -95,18 +95,22 @@ def load_problems(
             f"data.limit is {limit}; expected at least 1 problem. Leave data.limit out to read all of them."
         )
     source = str(path)
+    name, layout_columns = short_name(source), (VERL_PROMPT_COLUMN, VERL_ANSWER_COLUMN)
+    columns = [prompt_column, answer_column, teacher_column, DEFAULT_PROMPT_COLUMN, *layout_columns, "id"]
     problems: list[Problem] = []
     own_ids: list[str | None] = []
-    for place, row in rows_of(source, split):
+    for place, row in rows_of(source, split, [column for column in columns if column]):
         if not problems:
             prompt_column, answer_column = _columns_of_layout(source, row, prompt_column, answer_column)
         where = f"{source}, {place}"
-        prompt = _prompt(_cell(row, prompt_column, "data.prompt_column", where), prompt_column, where)
-        answer = _answer(_cell(row, answer_column, "data.answer_column", where), where) if answer_column else None
-        own_ids.append(None if row.get("id") is None else str(row["id"]))
-        named = _lookup(row, teacher_column) if teacher_column else None
-        teacher = None if named is _MISSING or named is None else str(named) or None
-        problems.append(Problem(f"{short_name(source)}/{len(problems)}", prompt, answer, teacher))
+        prompt = _prompt(_cell(row, prompt_column, "data.prompt_column", source, place), prompt_column, where)
+        answer = None
+        if answer_column:
+            answer = _answer(_cell(row, answer_column, "data.answer_column", source, place), where)
+            check_text(answer, f"column {answer_column!r}", where)
+        own_ids.append(_name(row.get("id"), "id", where))
+        teacher = _name(_lookup(row, teacher_column), teacher_column, where) if teacher_column else None
+        problems.append(Problem(f"{name}/{len(problems)}", prompt, answer, teacher or None))
         if len(problems) == limit:
             break
     if not problems:
@@ -141,10 +145,19 @@ def _lookup(row: Row, column: str) -> Any:
     return value
 
 
-def _cell(row: Row, column: str, key: str, where: str) -> Any:
-    value = _lookup(row, column)
+def _name(value: Any, column: str, where: str) -> str | None:
+    """What a row is called, or who is called in it; None = nothing is there."""
+    if value is None or value is _MISSING:
+        return None
+    name = str(value)
+    check_text(name, f"column {column!r}", where)
+    return name
+
+
+def _cell(row: Row, column: str, key: str, source: str, place: str) -> Any:
+    value, where = _lookup(row, column), f"{source}, {place}"
     if value is _MISSING:
-        names = _column_names(row)
+        names = column_names(source, row)
         nearest = difflib.get_close_matches(column, names, n=1)
         remedy = f"did you mean {nearest[0]!r}? Set {key} to it" if nearest else f"set {key} to one of these"
         if key == "data.answer_column":
@@ -159,13 +172,6 @@ def _cell(row: Row, column: str, key: str, where: str) -> Any:
             f" Complete or remove the row, or set {key} to another column."
         )
     return _python_value(value)
-
-
-def _column_names(row: Row, prefix: str = "") -> list[str]:
-    names = []
-    for name, value in row.items():
-        names += _column_names(value, f"{prefix}{name}.") if isinstance(value, Mapping) and value else [prefix + name]
-    return names
 
 
 def _python_value(value: Any) -> Any:
@@ -196,6 +202,10 @@ def _prompt(value: Any, column: str, where: str) -> str | tuple[Message, ...]:
             f"{where}, column {column!r} holds {found}; expected a conversation that waits for the assistant's answer."
             " Remove the answer from the messages, or set data.prompt_column to another column."
         )
+    for message in value[:-1]:
+        check_text(message["content"], f"a message of column {column!r}", where)
+    for message in value:
+        check_text(message["role"], f"a role of column {column!r}", where)
     _text(value[-1]["content"], f"the last message of column {column!r}", where)
     return tuple({"role": message["role"], "content": message["content"]} for message in value)
 
@@ -221,11 +231,7 @@ def _text(text: str, what: str, where: str) -> str:
             f"{where} has only white space in {what}; expected a question. Complete or remove the row,"
             " or set data.prompt_column to another column."
         )
-    if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
-        raise DataError(
-            f"{where} has half of a surrogate pair in {what}, which no tokenizer accepts; expected valid Unicode."
-            " Repair the row's escapes (\\ud83d\\ude00 is one emoji)."
-        )
+    check_text(text, what, where)
     return text
 
 

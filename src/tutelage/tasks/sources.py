@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tutelage.errors import DataError
 
-__all__ = ["Row", "excerpt", "rows_of", "short_name"]
+__all__ = ["Row", "check_text", "column_names", "excerpt", "rows_of", "short_name"]
 
 Row = Mapping[str, Any]
 
 _OTHER_FILE_ENDINGS = {".csv", ".tsv", ".txt", ".md", ".arrow", ".gz", ".zst", ".bz2", ".xz", ".zip", ".tar"}
+_PARQUET_ROWS = 64  # at once; a few bytes of a file may stand for megabytes in each of them
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?(:[\w.-]+)?")
 
 
@@ -28,9 +29,12 @@ def short_name(source: str) -> str:
     return source.split(":")[0].split("/")[-1]
 
 
-def rows_of(source: str, split: str) -> Iterator[tuple[str, Row]]:
+def rows_of(source: str, split: str, columns: Sequence[str] = ()) -> Iterator[tuple[str, Row]]:
     """Every row of a file or hub data set, each with the words that name its place ("row 3", counted from 0).
 
+    Args:
+      columns: those that matter, of which some may not be there; a dot steps into nested values. Of a Parquet file or a
+        hub data set nothing else is read. () = all.
     Raises:
         DataError: a source that is not there or cannot be read, or a row that is no object with columns.
     """
@@ -42,7 +46,7 @@ def rows_of(source: str, split: str) -> Iterator[tuple[str, Row]]:
                 f"{source} is not there (looked from {Path.cwd()}); expected a file."
                 " Check data.path: it is relative to the directory in which the command runs."
             )
-        return _READERS[ending](path)
+        return _parquet_rows(path, columns) if ending == ".parquet" else _READERS[ending](path)
     if path.exists() or ending in _OTHER_FILE_ENDINGS or not _HUB_ID.fullmatch(source):
         found = (
             "a directory" if path.is_dir() else f"a path ending in {ending!r}" if ending else "no name of a data set"
@@ -51,7 +55,7 @@ def rows_of(source: str, split: str) -> Iterator[tuple[str, Row]]:
             f"data.path is {source!r}, {found}; expected a .jsonl, .json or .parquet file, or a hub data set"
             ' such as "openai/gsm8k:main". Convert the file to one of those.'
         )
-    return _hub_rows(source, split)
+    return _hub_rows(source, split, columns)
 
 
 def _jsonl_rows(path: Path) -> Iterator[tuple[str, Row]]:
@@ -90,16 +94,17 @@ def _json_rows(path: Path) -> Iterator[tuple[str, Row]]:
         yield place, _object(row, f"{path}, {place}")
 
 
-def _parquet_rows(path: Path) -> Iterator[tuple[str, Row]]:
+def _parquet_rows(path: Path, columns: Sequence[str] = ()) -> Iterator[tuple[str, Row]]:
     import pyarrow
     import pyarrow.parquet
 
     row_number = 0
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=1024):
-                for row in batch.to_pylist():
-                    yield f"row {row_number}", row
+            chosen = _chosen(file.schema_arrow.names, columns)
+            for batch in file.iter_batches(batch_size=_PARQUET_ROWS, columns=chosen):
+                for place in range(batch.num_rows):
+                    yield f"row {row_number}", _parquet_row(batch, place, f"{path}, row {row_number}")
                     row_number += 1
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(
@@ -107,7 +112,24 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, Row]]:
         ) from error
 
 
-def _hub_rows(source: str, split: str) -> Iterator[tuple[str, Row]]:
+def _parquet_row(batch: Any, place: int, where: str) -> Row:
+    try:
+        return {name: column[place].as_py() for name, column in zip(batch.schema.names, batch.columns, strict=True)}
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{where} has text that is not UTF-8 ({error}); expected valid Unicode. Write the file again from the text."
+        ) from error
+
+
+def _chosen(names: Sequence[str], columns: Sequence[str]) -> list[str] | None:
+    """Those of the columns that are there, whole even where only a value within them is asked for; None = all."""
+    if not columns:
+        return None
+    wanted = {*columns, *(column.split(".")[0] for column in columns)}
+    return [name for name in names if name in wanted]
+
+
+def _hub_rows(source: str, split: str, columns: Sequence[str]) -> Iterator[tuple[str, Row]]:
     import datasets
 
     name, _, configuration = source.partition(":")
@@ -119,11 +141,33 @@ def _hub_rows(source: str, split: str) -> Iterator[tuple[str, Row]]:
             ' expected a .jsonl, .json or .parquet file, or "owner/name" or "owner/name:configuration" on the hub.'
             " Check data.path, data.split and the network."
         ) from error
+    names = getattr(rows, "column_names", None)
+    if names and (chosen := _chosen(names, columns)):  # pictures beside a question would be decoded for every row
+        rows = rows.select_columns(chosen)
     for row_number, row in enumerate(rows):
         yield f"row {row_number}", row
 
 
 _READERS = {".jsonl": _jsonl_rows, ".json": _json_rows, ".parquet": _parquet_rows}
+
+
+def column_names(source: str, row: Row) -> list[str]:
+    """The names of all columns, with those within them, for a message; a row may have been read in part."""
+    path = Path(source)
+    if path.suffix.lower() == ".parquet" and path.is_file():
+        import pyarrow.parquet
+
+        schema = pyarrow.parquet.read_metadata(path).schema
+        leaves = [str(schema.column(place).path) for place in range(len(schema))]
+        return list(dict.fromkeys(re.sub(r"\.list\..*", "", leaf) for leaf in leaves))
+    return _nested_names(row)
+
+
+def _nested_names(row: Row, prefix: str = "") -> list[str]:
+    names = []
+    for name, value in row.items():
+        names += _nested_names(value, f"{prefix}{name}.") if isinstance(value, Mapping) and value else [prefix + name]
+    return names
 
 
 def _object(row: object, where: str) -> Row:
@@ -135,7 +179,27 @@ def _object(row: object, where: str) -> Row:
     return row
 
 
+def check_text(text: str, what: str, where: str) -> None:
+    """Refuse text that cannot be kept or read: half of a surrogate pair, or NUL.
+
+    Raises:
+      DataError: names `where` and `what`.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{where} has half of a surrogate pair in {what} (character {error.start}), which no tokenizer accepts and "
+            "no file holds; expected valid Unicode. Repair the escapes (\\ud83d\\ude00 is one emoji)."
+        ) from error
+    if "\0" in text:
+        raise DataError(
+            f"{where} has a NUL character in {what} (character {text.index(chr(0))}), which no text has; expected "
+            "valid text. Remove it: it is often a sign of text that was read in a wrong encoding."
+        )
+
+
 def excerpt(value: object, max_characters: int = 80) -> str:
     """A value as an error message shows it: its beginning."""
-    shown = repr(value)
+    shown = repr(value[: max_characters + 1] if isinstance(value, str | bytes) else value)
     return shown if len(shown) <= max_characters else shown[:max_characters] + "..."

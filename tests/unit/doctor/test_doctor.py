@@ -165,8 +165,24 @@ def test_a_prompt_that_begins_twice(run: Callable[..., RunConfig], tmp_path: Pat
     tokenizer.chat_template = "{{- '<|im_start|>' -}}" + CHAT_TEMPLATE
     for whose in ("student", "teacher"):
         save(tmp_path, whose, tokenizer=tokenizer, seed=len(whose))
-    finding = found(run(), "prompts")
-    assert finding.verdict == Verdict.warning and "beginning-of-sequence token twice" in finding.text
+    findings = [finding for finding in examine(run(), quick=True) if finding.verdict == Verdict.warning]
+    assert "prompts" in [each.check for each in findings if "beginning-of-sequence token of" in each.text]
+
+
+def test_a_template_that_leaves_out_the_question_or_the_system_prompt(
+    run: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    frame = "{{ '<|im_start|>' }}"
+    for whose in ("student", "teacher"):
+        (tmp_path / whose / "chat_template.jinja").write_text(frame + "{{ messages[-1]['content'] }}")
+    findings = {each.check: each for each in examine(run("data.system_prompt=Box it."), quick=True)}
+    assert findings["prompts"].verdict == Verdict.warning
+    assert "leaves out the system message of 12 of 12 prompts" in findings["prompts"].text
+    for whose in ("student", "teacher"):
+        (tmp_path / whose / "chat_template.jinja").write_text(frame)
+    findings = {each.check: each for each in examine(run(), quick=True)}
+    assert findings["prompts"].verdict == Verdict.error
+    assert "writes out problem sum/0 without its question" in findings["prompts"].text
 
 
 def test_a_template_that_ends_answers_with_no_stop_token(run: Callable[..., RunConfig], tmp_path: Path) -> None:

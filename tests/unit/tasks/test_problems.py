@@ -283,3 +283,93 @@ def test_real_data_sets_load_with_their_path_alone() -> None:
     assert len({problem.text for problem in dapo}) == 17_398  # its duplicates are the user's to know about, and kept
     math = load_problems(SHARED_DATA / "benchmarks" / "math500.jsonl", limit=5)
     assert [problem.id for problem in math] == [f"math500/{row}" for row in range(5)]
+
+
+# --- text that cannot be kept ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("bad", "fault"), [("7 \ud83d", "half of a surrogate pair"), ("7\0", "a NUL character")])
+@pytest.mark.parametrize(
+    ("row", "what"),
+    [
+        ({"problem": "BAD", "answer": "1"}, "column 'problem'"),
+        ({"problem": "a", "answer": "BAD"}, "column 'answer'"),
+        ({"problem": "a", "answer": ["BAD"]}, "column 'answer'"),
+        ({"id": "BAD", "problem": "a", "answer": "1"}, "column 'id'"),
+        ({"problem": "a", "answer": "1", "expert": "BAD"}, "column 'expert'"),
+        ({"problem": [{"role": "system", "content": "BAD"}, CHAT[1]], "answer": "1"}, "a message of column 'problem'"),
+        ({"problem": [{"role": "BAD", "content": "x"}, CHAT[1]], "answer": "1"}, "a role of column 'problem'"),
+        ({"problem": [CHAT[0], {"role": "user", "content": "BAD"}], "answer": "1"}, "the last message of column"),
+    ],
+    ids=["prompt", "answer", "answer in a list", "id", "teacher", "system message", "role", "last message"],
+)
+def test_text_that_cannot_be_kept_is_refused_by_row(rows: Any, row: Any, what: str, bad: str, fault: str) -> None:
+    spoiled = json.loads(json.dumps(row).replace("BAD", json.dumps(bad)[1:-1]))
+    good = {"id": "x", "problem": "a", "answer": 1, "expert": ""}
+    with pytest.raises(DataError, match=rf"rows\.jsonl, row 1 \(line 2\) has {fault} in {what}"):
+        rows(good, spoiled, teacher_column="expert")
+
+
+def test_whole_emoji_and_other_scripts_are_kept(rows: Any) -> None:
+    (problem,) = rows({"problem": "\ud83d\ude00 größer \U0001f600?", "answer": "½ \ud83d\ude00"})
+    assert problem.text == "😀 größer 😀?" and problem.answer == "½ 😀"
+
+
+def test_parquet_text_that_is_no_unicode_is_refused_by_row(tmp_path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    texts = pyarrow.array([b"a", b"b", b"\xff\xfe", b"d"], pyarrow.binary()).view(pyarrow.string())
+    table = pyarrow.table({"problem": texts, "answer": ["1", "2", "3", "4"]})
+    pyarrow.parquet.write_table(table, tmp_path / "p.parquet")
+    with pytest.raises(DataError, match=r"p\.parquet, row 2 has text that is not UTF-8 .*; expected valid Unicode"):
+        load_problems(tmp_path / "p.parquet")
+    assert len(load_problems(tmp_path / "p.parquet", limit=2)) == 2
+
+
+# --- columns that nobody asked for -----------------------------------------------------------------------------------
+
+
+def test_of_parquet_only_named_columns_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    row = {"id": "x", "problem": "a", "answer": "1", "route": "r", "picture": "p" * 100, "reward_model": {"style": "s"}}
+    path = write_parquet(tmp_path / "p.parquet", [row])
+    asked: list[list[str] | None] = []
+    iter_batches = pyarrow.parquet.ParquetFile.iter_batches
+
+    def noting(file: Any, *, batch_size: int, columns: list[str] | None) -> Any:
+        asked.append(columns)
+        assert batch_size <= 64
+        return iter_batches(file, batch_size=batch_size, columns=columns)
+
+    monkeypatch.setattr(pyarrow.parquet.ParquetFile, "iter_batches", noting)
+    assert load_problems(path, teacher_column="route") == [Problem("x", "a", "1", "r")]
+    assert asked == [["id", "problem", "answer", "route", "reward_model"]]
+
+
+def test_a_parquet_file_without_the_column_names_all_that_it_has(tmp_path: Path) -> None:
+    path = write_parquet(tmp_path / "p.parquet", [{"question": "a", "gold": {"final": "1"}, "tags": ["x"]}])
+    message = r"row 0 has no column 'problem'; it has 'question', 'gold\.final', 'tags'\. Expected data\.prompt_column"
+    with pytest.raises(DataError, match=message):
+        load_problems(path)
+    assert load_problems(path, prompt_column="question", answer_column="gold.final")[0].answer == "1"
+
+
+def test_of_a_hub_data_set_only_named_columns_are_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    whole = datasets.Dataset.from_list([{"problem": "a", "answer": "1", "picture": "p"}])
+    chosen: list[list[str]] = []
+
+    class Noting:
+        column_names = whole.column_names
+
+        def select_columns(self, names: list[str]) -> Any:
+            chosen.append(names)
+            return whole.select_columns(names)
+
+    monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: Noting())
+    assert load_problems("owner/pictures") == [Problem("pictures/0", "a", "1")]
+    assert chosen == [["problem", "answer"]]
