@@ -25,7 +25,7 @@ evaluation runtime diagnostics
 rollout
 policies targets divergences weighting models tasks
 kernels
-distributions schedules report
+distributions schedules report paths
 types errors files
 __init__
 """

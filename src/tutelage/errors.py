@@ -19,6 +19,8 @@ A message has three parts: what we got, what we expected, what to do about it. E
 that it refines, so that `except ValueError` keeps working for people who do not know this file.
 """
 
+import re
+
 __all__ = [
     "CheckpointError",
     "ConfigurationError",
@@ -35,7 +37,14 @@ __all__ = [
     "WorkerLostError",
     "ZeroMassError",
     "in_short",
+    "printable",
 ]
+
+# What a terminal obeys in place of showing it, or shows as something else: C0 (but tab and line break), DEL, C1, marks
+# and overrides of the writing direction, separators that end a line for some readers, byte order marks, and halves of
+# surrogate pairs, which no encoding can write.
+UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
+MAX_QUOTED = 500  # letters of somebody else's message in one of ours
 
 
 class TutelageError(Exception):
@@ -99,4 +108,10 @@ class RunInterrupted(TutelageError, RuntimeError):
 def in_short(problem: BaseException) -> str:
     """What somebody else's exception says, as part of one of our messages: its first line, else its class."""
     lines = str(problem).strip().splitlines()
-    return (lines[0] if lines else type(problem).__name__).rstrip(".")
+    said = printable(lines[0] if lines else type(problem).__name__).rstrip(".")
+    return said if len(said) <= MAX_QUOTED else f"{said[:MAX_QUOTED]}..."
+
+
+def printable(text: str) -> str:
+    """A text whose characters that would act on a terminal are written out: an escape sequence as `\\x1b[31m`."""
+    return UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], text)

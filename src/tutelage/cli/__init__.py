@@ -1,5 +1,6 @@
 """The `tutelage` command: what a person types, and what they see."""
 
-from tutelage.cli.app import app, main
+from tutelage.cli.app import app
+from tutelage.cli.entry import main
 
 __all__ = ["app", "main"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -23,7 +22,7 @@ def print_finding(console: Console, finding: Finding) -> None:
     found = Text.assemble((f"{finding.check}: ", "bold"), finding.text)
     grid.add_row(Text(finding.verdict, style=STYLES[finding.verdict]), found)
     if finding.remedy:
-        grid.add_row("", f"-> {escape(finding.remedy)}")
+        grid.add_row("", Text(f"-> {finding.remedy}"))
     for detail in finding.details:
         grid.add_row("", Text(detail, style="dim"))
     console.print(grid)

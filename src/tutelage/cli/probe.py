@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
+from tutelage.cli.arguments import MAX_SAMPLES, given_path
 from tutelage.cli.checks import refuse_unusable_file, set_threads
+from tutelage.cli.console import TextConsole
 from tutelage.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -25,13 +26,15 @@ INTERVAL = "_interval"
 
 probe_app = typer.Typer(help="Small experiments on a run's policy, without training.", no_args_is_help=True)
 
-RunFile = Annotated[Path, typer.Argument(help="A run file, or the folder of a run.")]
+RunFile = Annotated[Path, typer.Argument(help="A run file, or the folder of a run.", callback=given_path)]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="Override one field: key.path=value.")]
-Samples = Annotated[int, typer.Option(help="Answers per prompt.", min=1)]
+Samples = Annotated[int, typer.Option(help="Answers per prompt.", min=1, max=MAX_SAMPLES)]
 Limit = Annotated[int | None, typer.Option(help="Only the first prompts.", min=1)]
-Student = Annotated[str | None, typer.Option(help="A checkpoint in place of the run's initial student.")]
-Output = Annotated[Path | None, typer.Option(help="A JSON file to write.")]
-Figure = Annotated[Path | None, typer.Option(help="A figure to draw: FILE.svg, .png or .pdf.")]
+Student = Annotated[
+    str | None, typer.Option(help="A checkpoint in place of the run's initial student.", callback=given_path)
+]
+Output = Annotated[Path | None, typer.Option(help="A JSON file to write.", callback=given_path)]
+Figure = Annotated[Path | None, typer.Option(help="A figure to draw: FILE.svg, .png or .pdf.", callback=given_path)]
 
 
 @probe_app.command()
@@ -54,7 +57,7 @@ def continuation(
     kept = _numbers(lengths, "--lengths", int)
     config = _config(run_file, overrides, output, figure)
     policy = policy_at(config, step)
-    with Console(highlight=False).status("probing"):
+    with TextConsole().status("probing"):
         parts = ProbeParts.of(config, limit=limit, student_path=student)
         gains = probe_continuation(parts, policy, kept, num_samples=samples, step=step)
     _show([asdict(gain) for gain in gains], output, figure, plot_continuation)
@@ -77,7 +80,7 @@ def budget(
 
     budgets = _numbers(radii, "--radii", float)
     config = _config(run_file, overrides, output, figure)
-    with Console(highlight=False).status("probing"):
+    with TextConsole().status("probing"):
         points = probe_budget(ProbeParts.of(config, limit=limit, student_path=student), budgets, num_samples=samples)
     _show([asdict(point) for point in points], output, figure, plot_budget)
 
@@ -118,7 +121,8 @@ def _show(
     table = Table(*(name.replace("_", " ") for name in names))
     for record in records:
         table.add_row(*(_cell(record[name], record.get(name + INTERVAL)) for name in names))
-    Console(highlight=False).print(table)
+    console = TextConsole()
+    console.print(table)
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
         write_whole(output, json.dumps(records, indent=2) + "\n")
@@ -126,7 +130,7 @@ def _show(
         plot(records, figure)
     for file in (output, figure):
         if file is not None:
-            Console(highlight=False, soft_wrap=True).print(f"written   {file}")
+            console.say(f"written   {file}")
 
 
 def _cell(value: Any, interval: tuple[float, float] | None) -> str:

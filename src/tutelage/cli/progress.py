@@ -7,7 +7,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.progress import (
     BarColumn,
@@ -19,7 +19,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from tutelage.errors import RunInterrupted
+from tutelage.cli.console import TextConsole, WatchedConsole
 from tutelage.evaluation import EvaluationResult
 from tutelage.report.live import FittedProgress, RunView, can_redraw
 from tutelage.training import Observer
@@ -49,22 +49,12 @@ def figures(metrics: dict[str, float], pass_at_1: float | None) -> str:
     return "  ".join(parts)
 
 
-class WatchedConsole(Console):
-    """A console whose reader may go away (`tutelage train ... | head`): the run is then saved, as after Ctrl-C."""
-
-    def on_broken_pipe(self) -> None:
-        try:
-            super().on_broken_pipe()  # stays silent from here on
-        except SystemExit:
-            raise RunInterrupted("stopped because nobody reads its output any more") from None
-
-
 class PlainObserver(Observer):
     """One line per event; for logs and pipes."""
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.console = WatchedConsole(highlight=False, soft_wrap=True)
+        self.console = WatchedConsole()
         self.num_steps = 0
         self.pass_at_1: float | None = None
         self._started, self._first_step = time.perf_counter(), 0
@@ -108,7 +98,7 @@ class PlainObserver(Observer):
 
     def say(self, text: str) -> None:
         """Print one line."""
-        self.console.print(text, markup=False)
+        self.console.say(text)
 
 
 class LiveObserver(PlainObserver):
@@ -123,7 +113,7 @@ class LiveObserver(PlainObserver):
         self.numbers = Text(no_wrap=True, overflow="ellipsis")
         self.metrics: list[dict[str, float]] = []
         self.evaluations: list[dict[str, Any]] = []
-        title, count = TextColumn("[bold]{task.description}"), MofNCompleteColumn()
+        title, count = TextColumn("{task.description}", style="bold", markup=False), MofNCompleteColumn()
         clock = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
         bars = FittedProgress(self.progress, (title, BarColumn(), count, *clock), (title, BarColumn(10), count))
         shown = Group(bars, RunView(self.metrics, self.evaluations), self.numbers)
@@ -155,4 +145,4 @@ class LiveObserver(PlainObserver):
 
 def observer_for(name: str) -> PlainObserver:
     """A live display in a terminal that can be drawn in, plain lines otherwise."""
-    return LiveObserver(name) if can_redraw(Console()) else PlainObserver(name)
+    return LiveObserver(name) if can_redraw(TextConsole()) else PlainObserver(name)

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from tutelage.comparison.measures import MEASURES, Measure, Summary, measure_run, summarise_methods
 from tutelage.comparison.plan import CHECKPOINT_RULES, Plan
@@ -106,7 +106,7 @@ def rich_tables(outcome: Outcome) -> list[Table]:
             table.add_column(MEASURES[name].title, justify="right")
         for method, summaries in outcome.summaries.items():
             cells = ["\n".join(_cell(summaries.get(name), MEASURES[name])) for name in names]
-            table.add_row(f"{escape(method)}\nn {len(outcome.runs[method])}", *(escape(cell) for cell in cells))
+            table.add_row(Text(f"{method}\nn {len(outcome.runs[method])}"), *map(Text, cells))
         tables.append(table)
     return tables
 

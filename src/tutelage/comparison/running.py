@@ -183,10 +183,10 @@ class _Display:
     def __init__(self, jobs: Sequence[Job], waiting: Sequence[Job], console: Console) -> None:
         self.console, self.shows_all = console, len(jobs) <= MAX_BARS
         self.progress = Progress(
-            TextColumn("[bold]{task.description}"),
+            TextColumn("{task.description}", style="bold", markup=False),
             BarColumn(bar_width=10),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[figures]}"),
+            TextColumn("{task.fields[figures]}", markup=False),
             TextColumn("left"),
             TimeRemainingColumn(),
             console=console,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -13,6 +12,7 @@ import tomli_w
 
 from tutelage.comparison.measures import MEASURES, Summary
 from tutelage.comparison.outcome import Outcome
+from tutelage.config import items_of
 from tutelage.errors import ConfigurationError
 from tutelage.report import Point, plot_sweep
 
@@ -49,9 +49,8 @@ def parse_grid(options: Sequence[str]) -> dict[str, list[Any]]:
             )
         if key in grid:
             raise ConfigurationError(f"--grid names {key} twice. Give all of its values at once, with commas between.")
-        try:
-            values = tomllib.loads(f"values = [{text}]")["values"]
-        except tomllib.TOMLDecodeError:
+        values = items_of(text)
+        if values is None:
             values = [value.strip() for value in text.split(",")]
         if any(values.count(value) > 1 for value in values):
             raise ConfigurationError(f"--grid {option}: a value is there twice. Give each once.")

@@ -25,6 +25,7 @@ from tutelage.config.prompts import (
 from tutelage.config.resuming import refuse_unwritable
 from tutelage.config.schema import DataConfig, EvaluationSetConfig, ModelConfig, PhaseConfig, RunConfig
 from tutelage.config.scores import given_answers
+from tutelage.config.source import items_of
 
 __all__ = [
     "DataConfig",
@@ -40,6 +41,7 @@ __all__ = [
     "build_run",
     "decoder_of",
     "given_answers",
+    "items_of",
     "load_config",
     "load_evaluation_problems",
     "load_outline",

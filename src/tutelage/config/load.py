@@ -7,7 +7,6 @@ import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
-from datetime import date, time
 from pathlib import Path
 from types import UnionType
 from typing import Any, get_args
@@ -15,15 +14,19 @@ from typing import Any, get_args
 import tomli_w
 from pydantic import BaseModel, ValidationError
 
-from tutelage.config.schema import AXES, EvaluationSetConfig, PhaseConfig, RunConfig
+from tutelage.config.schema import AXES, THIS, EvaluationSetConfig, PhaseConfig, RunConfig
+from tutelage.config.source import check_values, read_table, value_of
 from tutelage.errors import ConfigurationError
+from tutelage.paths import check_file_name, expanded_path
 from tutelage.report.sources import flattened
+from tutelage.tasks import excerpt
 
 __all__ = ["load_config", "read_run_file", "resolve_config", "settings_of", "to_toml", "unknown_key"]
 
 # Tables that may be written as one string, and the field that the string then means.
 SHORTHANDS = {"student": "path", "teacher": "path", "data": "path", "policy": "name", "target": "name"}
 SHORTHANDS |= {"divergence": "name", "weighting": "name", "reference": "path"}
+MAX_SHOWN = 200  # letters of a wrong value in a message
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -37,16 +40,11 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 def read_run_file(path: str | Path) -> dict[str, Any]:
     """The table that a run file holds, unchecked but for its name, which is the file's stem if it has none."""
-    file = Path(path)
-    if not file.is_file():
-        raise ConfigurationError(f"run file {str(path)!r} does not exist. Give a TOML file such as recipes/trb.toml.")
-    try:
-        table = tomllib.loads(file.read_text())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
-        raise ConfigurationError(
-            f"run file {str(path)!r} is not valid TOML: {problem}. Correct that line."
-        ) from problem
-    table.setdefault("name", file.stem)
+    file = Path(expanded_path(str(path), "the run file"))
+    table = read_table(file)
+    name = table.setdefault("name", file.stem)
+    if isinstance(name, str):  # else the schema says what it must be; comparisons make folders of it before that
+        check_file_name(name, "name", "trb")
     return table
 
 
@@ -55,6 +53,7 @@ def resolve_config(table: dict[str, Any], overrides: Sequence[str] = ()) -> RunC
     table = {key: _expanded(key, value) for key, value in table.items()}
     for override in overrides:
         _apply(table, override)
+    check_values(table, "the run file or with --set")
     for axis in AXES:
         if isinstance(table.get(axis), dict):  # without a name, its fields are those of the default member
             table[axis] = {"name": RunConfig.model_fields[axis].default["name"], **table[axis]}
@@ -130,13 +129,23 @@ def _apply(table: dict[str, Any], override: str) -> None:
         place = place.setdefault(parent, {})
         if not isinstance(place, dict):
             raise ConfigurationError(f"--set {override}: {'.'.join(parents[: depth + 1])} is a value, not a table.")
-    value = _value(text)
+    value = value_of(text)
+    if isinstance(value, int | float) and not isinstance(value, bool) and _is_text(key.strip().split(".")):
+        value = text.strip()  # a folder may well be called 2026
     if not parents and last in SHORTHANDS and not isinstance(value, dict):
         value = {SHORTHANDS[last]: value if isinstance(value, str) else text}
         if last in ("student", "teacher", "reference", "data") and isinstance(place.get(last), dict):
             # `--set student=DIR` names another model and keeps the recipe's other fields for it.
             value = {**place[last], **value}
     place[last] = value
+
+
+def _is_text(keys: Sequence[str]) -> bool:
+    """Whether the setting with this key can be nothing but text."""
+    kind: Any = RunConfig
+    for key in keys:
+        kind = _fields_of(kind).get(key)
+    return kind is str or kind == str | None
 
 
 def _phase_called(name: str, phases: Sequence[Any], override: str) -> dict[str, Any]:
@@ -146,15 +155,6 @@ def _phase_called(name: str, phases: Sequence[Any], override: str) -> dict[str, 
     if name not in tables:
         raise ConfigurationError(f"--set {override}: there is no phase {name!r}; expected one of {', '.join(tables)}.")
     return tables[name]
-
-
-def _value(text: str) -> Any:
-    """A TOML value if it reads as one, otherwise the text itself, so that paths need no quotes."""
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text
-    return text if isinstance(value, date | time) else value  # a folder may well be called 2026-01-31
 
 
 def _refuse_unknown(table: Mapping[str, Any], schema: Any, prefix: str) -> None:
@@ -188,12 +188,14 @@ def _explained(problem: ValidationError) -> str:
     if error["type"] == "missing":
         return f"{key} is missing; a run needs it. Add it to the run file, or give --set {key}=..."
     if error["type"] == "value_error":
-        return str(error["ctx"]["error"])
+        message = str(error["ctx"]["error"])
+        return key + message.removeprefix(THIS) if message.startswith(THIS) else message
+    found = excerpt(error["input"], MAX_SHOWN)
     if error["type"] in ("dict_type", "model_type", "dataclass_type"):
-        return f"{key} is {error['input']!r}; it should be a table. Write its fields, such as --set {key}.FIELD=..."
+        return f"{key} is {found}; it should be a table. Write its fields, such as --set {key}.FIELD=..."
     message = error["msg"].replace("Input should", "it should")
     quotes = ", in quotes" if error["type"] == "string_type" else ""
-    return f"{key} is {error['input']!r}; {message}{quotes}. Correct it in the run file or with --set {key}=..."
+    return f"{key} is {found}; {message}{quotes}. Correct it in the run file or with --set {key}=..."
 
 
 def _without_none(value: Any) -> Any:

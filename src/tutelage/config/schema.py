@@ -6,13 +6,15 @@ default is written once.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import date, datetime
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from tutelage.errors import ConfigurationError
+from tutelage.errors import ConfigurationError, printable
 from tutelage.models import AdapterSettings
+from tutelage.paths import check_file_name, expanded_path
 from tutelage.rollout import VLLMSettings
 from tutelage.training import CheckpointSettings, OptimizerSettings, RolloutSettings
 
@@ -36,6 +38,33 @@ __all__ = [
 # Tables that name a member of an axis; a phase may replace them.
 AXES = ("policy", "target", "divergence", "weighting")
 
+# How a message begins that does not know where in the run file its value stands; `config.load` puts the key there.
+THIS = "this setting"
+
+# Beyond these a number is a slip of the finger that would end in a machine without memory, or in a crash of a library.
+MAX_THREADS = 1024
+MAX_ANSWERS = 2**20  # of one step
+MAX_SAMPLES = 2**16  # of one problem
+MAX_NEW_TOKENS = 2**24
+MAX_RANK = 2**16
+MAX_SECONDS = 365 * 24 * 3600.0
+
+
+def _path(text: str | None) -> str | None:
+    return None if text is None else expanded_path(text, THIS)
+
+
+def _file_name(name: str | None) -> str | None:
+    return None if name is None else check_file_name(name, THIS, "math500")
+
+
+# What a path or a name of a file is, wherever a run file has one.
+PathText = Annotated[str, AfterValidator(_path)]
+OptionalPath = Annotated[str | None, AfterValidator(_path)]
+FileName = Annotated[str, AfterValidator(_file_name)]
+OptionalFileName = Annotated[str | None, AfterValidator(_file_name)]
+Seconds = Annotated[float, Field(gt=0, le=MAX_SECONDS)]
+
 
 class Section(BaseModel):
     """A table of the run file."""
@@ -46,7 +75,7 @@ class Section(BaseModel):
 class ModelConfig(Section):
     """[student] and [teacher]: which model, and how far it is trusted. `student = "PATH"` is short for `path`."""
 
-    path: str
+    path: PathText
     dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
     revision: str | None = None
     trust_remote_code: bool = False
@@ -73,7 +102,7 @@ class StudentConfig(ModelConfig):
 class ExpertConfig(ModelConfig):
     """[[teacher.experts]]: a model that the teacher's distribution is fused with, less its `base` if it has one."""
 
-    base: str | None = None
+    base: OptionalPath = None
     weight: float | Literal["dynamic"] = 1.0
 
 
@@ -89,8 +118,18 @@ class TeacherConfig(ModelConfig):
     dynamic_weight_increment: float = Field(default=0.1, gt=0)
     routes: dict[str, ModelConfig] = {}
     server: str | None = None
-    timeout_seconds: float = Field(default=600.0, gt=0)
+    timeout_seconds: Seconds = 600.0
     retries: int = Field(default=6, ge=0)
+
+    @field_validator("routes")
+    @classmethod
+    def _names_are_plain(cls, routes: dict[str, ModelConfig]) -> dict[str, ModelConfig]:
+        for name in routes:
+            if not name or printable(name) != name or set(name) & set("\n\t"):
+                raise ConfigurationError(
+                    f"teacher.routes has the name {name!r}; expected one without control characters. Use 'code', say."
+                )
+        return routes
 
     @field_validator("routes", "experts", mode="before")
     @classmethod
@@ -131,7 +170,7 @@ class TeacherConfig(ModelConfig):
 class ReferenceConfig(ModelConfig):
     """[reference]: the third model of targets that have one. Without `path`, the student's initial weights."""
 
-    path: str | None = None  # type: ignore[assignment]  # every other model must be named
+    path: OptionalPath = None  # type: ignore[assignment]  # every other model must be named
     refresh_every: int = Field(default=0, ge=0)
     reads: Literal["student", "teacher"] = "student"
 
@@ -143,7 +182,7 @@ class DataConfig(Section):
     chat template is told that asks for the date; None = the moment when the run is first made, which is kept with it.
     """
 
-    path: str
+    path: PathText
     split: str = "train"
     prompt_column: str = "problem"
     answer_column: str = "answer"
@@ -159,7 +198,7 @@ class DataConfig(Section):
     teacher_chat_template_kwargs: dict[str, Any] | None = None
     max_prompt_tokens: int = Field(default=1024, ge=1)
     verifier: str = "math"
-    scores: str | None = None
+    scores: OptionalPath = None
 
     @field_validator("template_date", mode="before")
     @classmethod
@@ -180,21 +219,12 @@ class DataConfig(Section):
 class EvaluationSetConfig(Section):
     """[[evaluation.sets]]: problems with answers. A plain string is short for `path`."""
 
-    path: str
-    name: str | None = None
+    path: PathText
+    name: OptionalFileName = None
     split: str = "test"
     prompt_column: str = "problem"
     answer_column: str = Field(default="answer", min_length=1)
     limit: int | None = Field(default=None, ge=1)
-
-    @field_validator("name")
-    @classmethod
-    def _can_be_a_file_name(cls, name: str | None) -> str | None:
-        if name is not None and (not name or name.startswith(".") or "/" in name or "\\" in name):
-            raise ConfigurationError(
-                f"evaluation.sets has the name {name!r}, under which no file can be kept. Use a name such as 'math500'."
-            )
-        return name
 
 
 class EvaluationConfig(Section):
@@ -202,21 +232,21 @@ class EvaluationConfig(Section):
 
     sets: list[EvaluationSetConfig] = []
     every: int = Field(default=20, ge=0)
-    num_samples: int = Field(default=4, ge=1)
+    num_samples: int = Field(default=4, ge=1, le=MAX_SAMPLES)
     temperature: float = Field(default=1.0, ge=0)
     greedy: bool = False
-    max_new_tokens: int | None = Field(default=None, ge=1)
+    max_new_tokens: int | None = Field(default=None, ge=1, le=MAX_NEW_TOKENS)
 
 
 class RuntimeConfig(Section):
     """[runtime]: where it runs."""
 
     device: str = "auto"
-    threads: int | None = Field(default=None, ge=1)
+    threads: int | None = Field(default=None, ge=1, le=MAX_THREADS)
     micro_batch_tokens: int = Field(default=16_384, ge=1)
     strategy: Literal["ddp", "fsdp2"] = "ddp"
     shard_teacher: bool = False
-    timeout_seconds: float = Field(default=1800, gt=0)
+    timeout_seconds: Seconds = 1800
     autocast: Literal["bfloat16"] | None = None
     gradient_checkpointing: bool = False
     compile: bool = False
@@ -250,7 +280,8 @@ class PhaseConfig(Section):
     @field_validator("name")
     @classmethod
     def _can_be_part_of_a_key(cls, name: str | None) -> str | None:
-        if name is not None and (not name or name.isdigit() or "." in name or "=" in name):
+        is_plain = name is None or (printable(name) == name and not set(name) & set(".=\n\t"))
+        if not is_plain or name == "" or (name is not None and name.isdigit()):
             raise ConfigurationError(
                 f"a phase has the name {name!r}, which --set phase.NAME.KEY=... could not find. Use one such as 'sft'."
             )
@@ -260,8 +291,8 @@ class PhaseConfig(Section):
 class RunConfig(Section):
     """One run. Policy, target, divergence and weighting stay tables here; `config.parts` makes the parts from them."""
 
-    name: str = "run"
-    output: str | None = None
+    name: FileName = "run"
+    output: OptionalPath = None
     seed: int = Field(default=0, ge=0, lt=2**63)
     steps: int = Field(default=400, ge=1)
     student: StudentConfig
@@ -280,6 +311,38 @@ class RunConfig(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     runtime: RuntimeConfig = RuntimeConfig()
     logging: LoggingConfig = LoggingConfig()
+
+    @field_validator("vllm")
+    @classmethod
+    def _vllm_can_be_used(cls, settings: VLLMSettings) -> VLLMSettings:
+        if not 0 < settings.timeout_seconds <= MAX_SECONDS or settings.retries < 0:
+            raise ConfigurationError(
+                f"vllm.timeout_seconds is {settings.timeout_seconds:g} and vllm.retries {settings.retries}; expected "
+                f"seconds above 0, at most {MAX_SECONDS:g}, and retries from 0 up. Leave them out for the defaults."
+            )
+        if settings.weights_folder is None:
+            return settings
+        return replace(settings, weights_folder=expanded_path(settings.weights_folder, "vllm.weights_folder"))
+
+    @model_validator(mode="after")
+    def _sizes_are_possible(self) -> Self:
+        rollout, adapter = self.rollout, self.student.adapter
+        answers = rollout.prompts_per_step * rollout.samples_per_prompt
+        if answers > MAX_ANSWERS:
+            raise ConfigurationError(
+                f"rollout.prompts_per_step times rollout.samples_per_prompt is {answers} answers in every step; "
+                f"expected at most {MAX_ANSWERS}. Lower one of them."
+            )
+        if rollout.max_new_tokens > MAX_NEW_TOKENS:
+            raise ConfigurationError(
+                f"rollout.max_new_tokens is {rollout.max_new_tokens}; no model writes answers of more than "
+                f"{MAX_NEW_TOKENS} tokens. Lower it."
+            )
+        if adapter is not None and adapter.rank > MAX_RANK:
+            raise ConfigurationError(
+                f"student.adapter.rank is {adapter.rank}; expected at most {MAX_RANK}, and 8 to 256 is usual. Lower it."
+            )
+        return self
 
     @property
     def output_folder(self) -> str:

@@ -16,8 +16,8 @@ from typing import Any
 
 import tomli_w
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from tutelage.comparison import Job, default_workers, records_of, run_jobs
 from tutelage.demo import make_problems
@@ -73,9 +73,8 @@ def demo_run_file(method: Method, folder: Path, *, steps: int, seed: int) -> dic
     }
 
 
-def run_demo(output: Path | None, *, steps: int, num_problems: int, seed: int) -> None:
-    """Train both methods, evaluate both on fresh problems, and print what was seen."""
-    console = Console(highlight=False)
+def run_demo(output: Path | None, console: Console, *, steps: int, num_problems: int, seed: int) -> None:
+    """Train both methods, evaluate both on fresh problems, and print on `console` what was seen."""
     folder = output or _next_free_folder(Path("demo-runs"))
     if folder.exists():
         raise OutputExistsError(f"the demo's folder {folder} already exists; nothing is overwritten. Choose another.")
@@ -83,9 +82,13 @@ def run_demo(output: Path | None, *, steps: int, num_problems: int, seed: int) -
     for path, content in embedded_files(folder, steps=steps, num_problems=num_problems, seed=seed).items():
         path.write_text(content)
     console.print(
-        f"A tiny teacher and a tiny, drifting student solve word problems: {steps} steps of {PROMPTS_PER_STEP} prompts "
-        f"x {SAMPLES_PER_PROMPT} rollouts,\nonce as plain on-policy distillation (OPD), once with a trust-region "
-        f"warm-up (TRB).\nOne problem: [dim]{escape(make_problems(1, PROBLEM_SEED + seed)[0].problem)}[/]\n"
+        Text.assemble(
+            f"A tiny teacher and a tiny, drifting student solve word problems: {steps} steps of {PROMPTS_PER_STEP} "
+            f"prompts x {SAMPLES_PER_PROMPT} rollouts,\nonce as plain on-policy distillation (OPD), once with a "
+            "trust-region warm-up (TRB).\nOne problem: ",
+            (make_problems(1, PROBLEM_SEED + seed)[0].problem, "dim"),
+            "\n",
+        )
     )
     started = time.perf_counter()
     for method in METHODS:
@@ -113,7 +116,9 @@ def _train_all(folder: Path, steps: int, console: Console) -> None:
     files = {name: folder / f"{name}.toml" for name in (method.name for method in METHODS)}
     jobs = [Job(name, file, folder / name, file.with_suffix(".log"), steps) for name, file in files.items()]
     for name in run_jobs(jobs, console, workers=default_workers()):
-        raise TutelageError(f"the {name} run failed:\n{(folder / f'{name}.log').read_text()[-2000:]}")
+        log = folder / f"{name}.log"
+        last = (log.read_text(errors="replace").splitlines() or ["nothing"])[-1]
+        raise TutelageError(f"the {name} run failed; the last line of {log} says: {last}")
 
 
 def _results(folder: Path) -> Table:
@@ -162,7 +167,7 @@ def _excerpts(folder: Path) -> Table:
     for key in list(before)[:: max(1, len(before) // 3)][:3]:
         shown = [before[key], *(samples[method.name][1][key] for method in METHODS)]
         problem = problems[key[0]]
-        table.add_row(escape(f"{problem['problem']} ({problem['answer']})"), *(_shown(sample) for sample in shown))
+        table.add_row(Text(f"{problem['problem']} ({problem['answer']})"), *(_shown(sample) for sample in shown))
     return table
 
 
@@ -176,6 +181,6 @@ def _evaluation_samples(run: Path) -> tuple[dict[tuple[str, int], Any], dict[tup
     return first, last
 
 
-def _shown(sample: dict[str, Any]) -> str:
-    mark = "[green]right[/]" if sample["correct"] else "[red]wrong[/]" if sample["finished"] else "[red]wrong, cut[/]"
-    return f"{escape(sample['response'].strip())} {mark}"
+def _shown(sample: dict[str, Any]) -> Text:
+    mark = "right" if sample["correct"] else "wrong" if sample["finished"] else "wrong, cut"
+    return Text.assemble(sample["response"].strip(), " ", (mark, "green" if sample["correct"] else "red"))

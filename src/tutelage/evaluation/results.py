@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
+from rich.text import Text
 
 from tutelage.errors import ConfigurationError, DataError, OutputExistsError
 from tutelage.evaluation.statistics import bootstrap_interval, pass_at_k
@@ -144,7 +145,7 @@ def rich_table(results: list[EvaluationResult]) -> Table:
     for result in results:
         low, high = result.pass_at_1_interval
         table.add_row(
-            result.name,
+            Text(result.name),  # which is no markup
             f"{result.num_problems} x {result.num_samples}",
             f"{100 * result.pass_at_1:.1f}",
             f"{100 * low:.1f} to {100 * high:.1f}",

@@ -82,7 +82,7 @@ class RunView:
                 if has_range and drawn:
                     low, high = form.format(min(values)), form.format(max(values))
                     curve.append(f"{' ' * (width - len(drawn))} {low} to {high}", style="dim")
-            grid.add_row(label, form.format(values[-1]), curve)
+            grid.add_row(Text(label), form.format(values[-1]), curve)
         if split is not None:
             grid.add_row("time", *split)
         yield grid

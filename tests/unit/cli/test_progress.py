@@ -81,7 +81,7 @@ def test_no_terminal_and_dumb_ones_get_plain_lines(
         watch(observer, steps=1)
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2 and lines[1].startswith("step 1/10  loss 1.000  reward 0.25  pass@1 50.0%  beta 0.10")
-    monkeypatch.setattr(progress, "Console", lambda: terminal(80))
+    monkeypatch.setattr(progress, "TextConsole", lambda: terminal(80))
     assert type(progress.observer_for("tiny")) is progress.LiveObserver
     monkeypatch.setenv("TERM", "dumb")
     assert type(progress.observer_for("tiny")) is progress.PlainObserver

@@ -65,10 +65,9 @@ def test_a_run_file_says_what_differs_from_the_defaults(run_file: Path) -> None:
 def test_a_file_that_is_not_there_or_not_toml_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"run file '.*nowhere\.toml' does not exist.*recipes/trb\.toml"):
         load_config(tmp_path / "nowhere.toml")
-    for content in (b"steps = = 3\n", b'name = "\xff"\n'):
-        (tmp_path / "broken.toml").write_bytes(content)
-        with pytest.raises(ConfigurationError, match=r"broken\.toml' is not valid TOML: .*Correct that line"):
-            load_config(tmp_path / "broken.toml")
+    (tmp_path / "broken.toml").write_bytes(b"steps = = 3\n")
+    with pytest.raises(ConfigurationError, match=r"broken\.toml' is not valid TOML: .*Correct that line"):
+        load_config(tmp_path / "broken.toml")
 
 
 @pytest.mark.parametrize("key", ["student", "teacher", "data"])
@@ -196,12 +195,12 @@ def test_a_key_like_no_other_is_answered_with_the_known_ones() -> None:
         ({"checkpoint": {"keep_last": 0}}, "checkpoint.keep_last is 0; it must be at least 1."),
         ({"student": {"path": "x", "dtype": "int8"}}, "student.dtype is 'int8'; it should be 'float32', 'bfloat16'"),
         ({"data": {"path": "x", "shuffle": "often"}}, "data.shuffle is 'often'; it should be a valid boolean"),
-        ({"evaluation": {"temperature": float("inf")}}, "evaluation.temperature is inf; it should be a finite number"),
+        ({"evaluation": {"temperature": float("inf")}}, "evaluation.temperature is inf; expected a finite number"),
         ({"evaluation": {"temperature": -1}}, "evaluation.temperature is -1; it should be greater than or equal to 0"),
         ({"evaluation": {"sets": 7}}, "evaluation.sets[0] is 7; it should be a table"),
         ({"evaluation": {"sets": ["a", 7]}}, "evaluation.sets[1] is 7; it should be a table"),
         ({"evaluation": {"sets": [{"path": "a", "limit": 0}]}}, "evaluation.sets[0].limit is 0; it should be greater"),
-        ({"evaluation": {"sets": [{"path": "a", "name": "b/c"}]}}, "evaluation.sets has the name 'b/c'"),
+        ({"evaluation": {"sets": [{"path": "a", "name": "b/c"}]}}, "evaluation.sets[0].name is 'b/c', under which"),
         ({"evaluation": 7}, "evaluation is 7; it should be a table"),
     ],
 )

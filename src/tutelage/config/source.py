@@ -1,0 +1,137 @@
+"""From the bytes of a run file, or the words behind `--set`, to TOML values that any run file could hold.
+
+Here is what does not depend on keys: encodings, syntax, and values that no setting can have, such as NaN, a number of
+more than 64 bits or a table nested a thousand deep. What a key means is for `config.load` and the schema.
+"""
+
+from __future__ import annotations
+
+import codecs
+import math
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from datetime import date, time
+from pathlib import Path
+from typing import Any
+
+from tutelage.errors import ConfigurationError, in_short, printable
+
+__all__ = ["check_values", "items_of", "read_table", "value_of"]
+
+# How a text file begins, and what it is then written in. UTF-32's mark begins with UTF-16's, so it comes first.
+BYTE_ORDER_MARKS = {
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+MAX_BYTES = 16 * 2**20  # of a run file
+MAX_DEPTH = 32  # of tables and lists in each other
+MAX_NUMBER = 2**63 - 1
+DATES = ("data.template_date",)  # settings that are one
+
+
+def read_table(path: Path) -> dict[str, Any]:
+    """The table in a TOML file: in UTF-8, or in any Unicode that says by its first bytes what it is.
+
+    Raises:
+      ConfigurationError: no such file, too large, another encoding, not TOML, or a value that no setting can have.
+    """
+    if not path.is_file():
+        found = "is a folder" if path.is_dir() else "does not exist"
+        raise ConfigurationError(f"run file {str(path)!r} {found}. Give a TOML file such as recipes/trb.toml.")
+    if path.stat().st_size > MAX_BYTES:
+        raise ConfigurationError(
+            f"run file {str(path)!r} has more than {MAX_BYTES} bytes, which no run file needs. Give another file."
+        )
+    content = path.read_bytes()
+    encoding = next((name for mark, name in BYTE_ORDER_MARKS.items() if content.startswith(mark)), "utf-8")
+    if encoding == "utf-8" and b"\0" in content:
+        raise ConfigurationError(
+            f"run file {str(path)!r} has zero bytes, as UTF-16 without a byte order mark has. Save it as UTF-8."
+        )
+    try:
+        table = tomllib.loads(content.decode(encoding).replace("\r\n", "\n").replace("\r", "\n"))
+    except UnicodeDecodeError as problem:
+        line = content[: problem.start].count(b"\n") + 1
+        raise ConfigurationError(
+            f"run file {str(path)!r} is not in {encoding.upper()} (line {line} has the byte "
+            f"0x{content[problem.start]:02x}). Save it as UTF-8."
+        ) from problem
+    except RecursionError as problem:
+        raise _too_deep(f"run file {str(path)!r}") from problem
+    except ValueError as problem:  # TOMLDecodeError, and numbers of more digits than Python reads
+        raise ConfigurationError(
+            f"run file {str(path)!r} is not valid TOML: {in_short(problem)}. Correct that line."
+        ) from problem
+    check_values(table, f"run file {str(path)!r}")
+    return table
+
+
+def value_of(text: str) -> Any:
+    """A TOML value if the whole text reads as one, otherwise the text itself, so that paths need no quotes."""
+    if re.fullmatch(r"[+-]?\.\d+(e[+-]?\d+)?", text.strip(), re.IGNORECASE):  # .02, as every other tool takes it
+        return float(text)
+    items = items_of(text)
+    if items is None or len(items) != 1 or text.rstrip().endswith(","):
+        return text
+    return text if isinstance(items[0], date | time) else items[0]  # a folder may well be called 2026-01-31
+
+
+def items_of(text: str) -> list[Any] | None:
+    """TOML values with commas between; None if the whole text does not read as such.
+
+    Read as the inside of a list, a value cannot be ended by a line break or a comment before the text is.
+    """
+    try:
+        table = tomllib.loads(f"items = [{text}]")
+    except (ValueError, RecursionError):  # no TOML, more digits than Python reads, or too deep
+        return None
+    return list(table["items"]) if len(table) == 1 else None
+
+
+def check_values(table: Mapping[str, Any], source: str) -> None:
+    """Refuse values that no setting can have, wherever they stand.
+
+    Raises:
+      ConfigurationError: NaN or infinity, a number beyond 64 bits, a date, broken Unicode, or nesting without end.
+    """
+    for key, value, depth in _leaves(table):
+        if depth > MAX_DEPTH:
+            raise _too_deep(f"{source}: {key[:80]}...")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigurationError(f"{key} is {value}; expected a finite number. Correct it in {source}.")
+        if isinstance(value, int) and abs(value) > MAX_NUMBER:  # not shown: Python does not write out the longest ones
+            raise ConfigurationError(
+                f"{key} is a number of {value.bit_length()} bits; no setting is beyond {MAX_NUMBER}. Correct it in "
+                f"{source}."
+            )
+        if isinstance(value, date | time) and key not in DATES:
+            raise ConfigurationError(
+                f"{key} is the date or time {value}; no setting is one. If it is meant as text, write it in quotes."
+            )
+        if isinstance(value, str) and re.search("[\ud800-\udfff]", key + value):
+            raise ConfigurationError(
+                f"{printable(key)} is '{printable(value)[:200]}', which is not valid Unicode. Correct it in {source}."
+            )
+
+
+def _leaves(table: Mapping[str, Any]) -> Iterator[tuple[str, Any, int]]:
+    """Key, value and depth of everything in a table that is no table or list; without recursion, as it may be deep."""
+    waiting: list[tuple[str, Any, int]] = [("", table, 0)]
+    while waiting:
+        key, value, depth = waiting.pop()
+        if depth > MAX_DEPTH or not isinstance(value, Mapping | list):
+            yield key, value, depth
+        elif isinstance(value, list):
+            waiting += [(f"{key}[{place}]", item, depth + 1) for place, item in enumerate(value)]
+        else:
+            waiting += [(f"{key}.{name}".removeprefix("."), item, depth + 1) for name, item in value.items()]
+
+
+def _too_deep(where: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"{where} has tables or lists nested more than {MAX_DEPTH} deep; no setting is. Take the nesting out."
+    )
