@@ -12,6 +12,7 @@ from tutelage.errors import ConfigurationError, printable
 
 __all__ = ["check_file_name", "expanded_path"]
 
+MAX_PATH_BYTES = 4096
 MAX_NAME_BYTES = 200  # file systems hold 255, and we put endings behind and dots before
 
 
@@ -21,7 +22,8 @@ def expanded_path(text: str, key: str) -> str:
     Args:
       key: of the configuration, or the option, that the path is from.
     Raises:
-      ConfigurationError: it is empty, has control characters, or names a user that this machine does not have.
+      ConfigurationError: it is empty, has control characters, is too long, or names a user that this
+        machine does not have.
     """
     if not text.strip():
         raise ConfigurationError(f"{key} is empty; expected a path. Write one, or leave {key} out.")
@@ -29,6 +31,10 @@ def expanded_path(text: str, key: str) -> str:
         raise ConfigurationError(
             f"{key} is {text[:200]!r}; a path has no line breaks, no control characters and no broken Unicode. Rename "
             "the file, or correct the path."
+        )
+    if len(text.encode()) > MAX_PATH_BYTES:
+        raise ConfigurationError(
+            f"{key} is {text[:40]!r}... with {len(text.encode())} bytes; a path has {MAX_PATH_BYTES} at most."
         )
     path = os.path.expanduser(text)  # noqa: PTH111  # keeps './', a trailing '/' and hub ids as they are written
     if path.startswith("~"):

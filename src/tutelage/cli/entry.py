@@ -22,11 +22,12 @@ from rich.text import Text
 from tutelage.cli.app import app
 from tutelage.cli.console import TextConsole, write_in_any_encoding
 from tutelage.cli.faults import FAULT_CODE, describe_fault, is_out_of_memory, shows_traceback
-from tutelage.errors import RunInterrupted, TutelageError, in_short
+from tutelage.errors import RunInterrupted, TutelageError, in_short, printable
 
 __all__ = ["main"]
 
 USER_CODE, INTERRUPTED_CODE = 2, 130
+MAX_LINE = 3000  # letters; what is wrong stands at the beginning, and what to do at the end
 # What is wrong with the command line itself: click's exception, of which some versions of typer bring their own copy.
 CommandLineError: Any = typer.BadParameter.__mro__[2]
 
@@ -86,6 +87,8 @@ def _without_memory(problem: Exception) -> str:
 
 
 def _say(errors: TextConsole, head: str, style: str, text: str = "") -> None:
-    """One line, whatever the text holds."""
-    shown = text.replace("\n", "\\n")
+    """One line, whatever the text holds and however long it is."""
+    shown = printable(text).replace("\n", "\\n")
+    if len(shown) > MAX_LINE:
+        shown = f"{shown[: MAX_LINE // 2]} ... {shown[-MAX_LINE // 2 :]}"
     errors.say(Text.assemble((head, style), f" {shown}" if shown else ""))

@@ -11,10 +11,10 @@ import platform
 import re
 import shlex
 import sys
-import tempfile
 import time
 import traceback
 from importlib.metadata import PackageNotFoundError, version
+from tempfile import mkstemp
 
 from tutelage import __version__
 
@@ -43,7 +43,7 @@ def describe_fault(problem: BaseException) -> str:
     try:
         # Readable by its owner only, and never a file that was there: the command line may tell something.
         stamp = time.strftime("%Y%m%d-%H%M%S")
-        number, path = tempfile.mkstemp(prefix=f"tutelage-fault-{stamp}-", suffix=".log")
+        number, path = mkstemp(prefix=f"tutelage-fault-{stamp}-", suffix=".log")
         with os.fdopen(number, "w", encoding="utf-8", errors="backslashreplace") as file:
             file.write(_report(problem))
     except OSError as failure:

@@ -110,7 +110,7 @@ def check_values(table: Mapping[str, Any], source: str) -> None:
             )
         if isinstance(value, date | time) and key not in DATES:
             raise ConfigurationError(
-                f"{key} is the date or time {value}; no setting is one. If it is meant as text, write it in quotes."
+                f"{key} is the date or time {value}; no setting is one. Write it in quotes in {source} if it is text."
             )
         if isinstance(value, str) and re.search("[\ud800-\udfff]", key + value):
             raise ConfigurationError(

@@ -56,8 +56,9 @@ class Sinkhorn(Divergence):
         for name in ("temperature", "epsilon"):
             value = getattr(self, name)
             refuse_outside(value, name, 0 < value < math.inf, "a finite number above 0")
-        for name in ("group_tokens", "iterations"):
-            refuse_outside(getattr(self, name), name, getattr(self, name) >= 1, "at least 1")
+        refuse_outside(self.group_tokens, "group_tokens", self.group_tokens >= 1, "at least 1")
+        # It has long converged at the upper bound; beyond it a step would seem to hang.
+        refuse_outside(self.iterations, "iterations", 1 <= self.iterations <= 10_000, "from 1 to 10,000")
 
     @property
     def tokens_per_group(self) -> int | None:
