@@ -25,7 +25,8 @@ evaluation runtime diagnostics
 rollout
 policies targets divergences weighting models tasks
 kernels
-distributions schedules report paths
+distributions schedules report
+locks paths
 types errors files
 __init__
 """
@@ -37,6 +38,7 @@ ONLY = {
     "types": set(),
     "errors": set(),
     "files": set(),
+    "locks": {"errors"},
 }
 # Packages that stay where they are wrapped.
 HOMES: dict[str, set[str]] = {

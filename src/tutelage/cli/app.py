@@ -49,6 +49,12 @@ def train(
     run_file: RunFile,
     overrides: Overrides = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in its output folder.")] = False,
+    accept: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--accept", help="With --resume: what may have changed, such as versions. May be given several times."
+        ),
+    ] = None,
 ) -> None:
     """Distil the student that a run file describes."""
     if "WORLD_SIZE" in os.environ:  # of a broken connection torch prints its stack; we say who is gone
@@ -67,7 +73,7 @@ def train(
             warnings.showwarning = lambda *_: None  # rank 0 says it
         config = load_config(run_file, overrides or [])
         set_threads(config.runtime.threads)
-        run = build_run(config, resume=resume, processes=processes)
+        run = build_run(config, resume=resume, accept=accept or [], processes=processes)
         if not is_first:
             run_training(run, Observer())
             return

@@ -9,8 +9,9 @@ from typing import Any
 from tutelage.config import RunConfig, load_route_tokenizers, load_tokenizers, refuse_unwritable
 from tutelage.config.answers import read_answers
 from tutelage.config.clock import date_of_scores, dated
+from tutelage.config.fingerprints import differences
 from tutelage.config.models import load_model, load_teacher
-from tutelage.config.scores import differences, score_key, shared_vocabulary
+from tutelage.config.scores import score_key, shared_vocabulary
 from tutelage.errors import DataError, OutputExistsError
 from tutelage.files import sha256_of
 from tutelage.models import LanguageModel, Vocabulary

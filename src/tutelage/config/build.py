@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tutelage.config.clock import date_of_run, dated, template_clock, with_asked_date
+from tutelage.config.fingerprints import Inputs, ModelHashes, data_inputs
 from tutelage.config.load import settings_of, to_toml
 from tutelage.config.models import (
     load_model,
@@ -34,7 +35,7 @@ from tutelage.config.prompts import (
     refuse_overlong,
     refuse_overlong_prompts,
 )
-from tutelage.config.resuming import beginning_of, keep_changes
+from tutelage.config.resuming import beginning_of, opened, recorded_inputs
 from tutelage.config.schema import RunConfig
 from tutelage.config.scores import given_answers, refuse_unfit_for_given
 from tutelage.config.serving import (
@@ -71,6 +72,7 @@ from tutelage.training import (
     refuse_method,
     refuse_models,
 )
+from tutelage.training.run_files import FINGERPRINTS
 from tutelage.types import Rollout
 from tutelage.weighting import WEIGHTINGS
 
@@ -89,22 +91,44 @@ __all__ = [
 VerifyRollouts = Callable[[Sequence[Rollout], Sequence[str]], Sequence[bool]]
 
 
-def build_run(config: RunConfig, *, resume: bool = False, processes: Processes | None = None) -> Run:
-    """Put a run together, or refuse it before any compute is spent.
+def build_run(
+    config: RunConfig, *, resume: bool = False, accept: Sequence[str] = (), processes: Processes | None = None
+) -> Run:
+    """Put a run together, or refuse it before any compute is spent. Nothing is written yet.
 
     Args:
       resume: continue the run in the output folder from its newest whole checkpoint.
+      accept: names of `fingerprints.INPUTS` that may have changed since the run began.
       processes: those that share the run, see `runtime.joined`; None = this one is alone.
     Raises:
-      OutputExistsError: the output folder exists and `resume` is False.
+      OutputExistsError: the output folder exists and `resume` is False, or another process works in it.
       CheckpointError: `resume`, and there is no checkpoint that can be used.
+      ConfigurationError: also where a run to be resumed would read something else than when it began.
       ConfigurationError, DataError, ModelError: one clear message each.
     """
+    if accept and not resume:
+        raise ConfigurationError(
+            f"--accept {accept[0]} says what may have changed since a run began, and this one begins now. Add "
+            "--resume, or drop it."
+        )
     runtime = build_runtime(config, processes)
     folder = RunFolder(Path(config.output_folder), writes=runtime.is_first)
+    try:
+        return _put_together(config, runtime, folder, resume, accept)
+    except BaseException:
+        folder.release()
+        raise
+
+
+def _put_together(
+    config: RunConfig, runtime: LocalRuntime, folder: RunFolder, resume: bool, accept: Sequence[str]
+) -> Run:
     if resume:
         config = dated(config, runtime.from_first(lambda: date_of_run(folder.path)))
     checkpoint, messages = runtime.from_first(lambda: beginning_of(config, folder, resume))
+    before, remarks = runtime.from_first(lambda: recorded_inputs(folder, resume))
+    inputs = Inputs(runtime, before, accept)
+    messages += remarks
     if checkpoint is not None and not checkpoint.is_dir():
         raise CheckpointError(
             f"--resume: {checkpoint} is not to be seen by this process. Put the output folder on a file system that "
@@ -127,9 +151,13 @@ def build_run(config: RunConfig, *, resume: bool = False, processes: Processes |
     for problems in sets:
         refuse_overlong(config.student, None, problems.prompts, evaluation_tokens, "evaluation.max_new_tokens")
 
+    tokenizers = {"student": student_tokenizer, "teacher": teacher_tokenizer, **routes}
+    inputs.add(data_inputs(config, prompts, sets, tokenizers))
+
     path = str(checkpoint) if checkpoint else None
     has_reference = any(phase.recipe.target.needs is not None for phase in phases)
     is_read = not all(phase.recipe.policy.is_given for phase in phases)  # else all that the teacher says is on file
+    hashes = ModelHashes(config, with_teacher=is_read)
     engine = build_engine(
         config,
         student_tokenizer,
@@ -151,10 +179,8 @@ def build_run(config: RunConfig, *, resume: bool = False, processes: Processes |
     teachers = [each for each in (engine.teacher, *engine.routes.values()) if each is not None]
     for phase in phases:
         refuse_models(config.runtime.loss, phase.recipe.divergence, engine.student, teachers)
-    if resume and runtime.is_first:
-        keep_changes(config, folder)
-    elif not resume:
-        folder.create(to_toml(config))
+    inputs.add(hashes.inputs(engine.vocabulary))
+    messages += [f"accepted, and noted in {folder.path / FINGERPRINTS}: {line}" for line in inputs.accepted]
     return Run(
         phases=phases,
         engine=engine,
@@ -192,6 +218,7 @@ def build_run(config: RunConfig, *, resume: bool = False, processes: Processes |
         refresh_reference_every=config.reference.refresh_every,
         is_resumed=resume,
         resume_from=checkpoint,
+        open_folder=lambda: opened(config, folder, inputs, checkpoint, resume),
         messages=messages,
     )
 

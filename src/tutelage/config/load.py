@@ -14,6 +14,7 @@ from typing import Any, get_args
 import tomli_w
 from pydantic import BaseModel, ValidationError
 
+from tutelage.config.places import find_again
 from tutelage.config.schema import AXES, THIS, EvaluationSetConfig, PhaseConfig, RunConfig
 from tutelage.config.source import check_values, read_table, value_of
 from tutelage.errors import ConfigurationError
@@ -45,6 +46,7 @@ def read_run_file(path: str | Path) -> dict[str, Any]:
     name = table.setdefault("name", file.stem)
     if isinstance(name, str):  # else the schema says what it must be; comparisons make folders of it before that
         check_file_name(name, "name", "trb")
+    find_again(table, file)
     return table
 
 

@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from tutelage.config.fingerprints import Inputs
 from tutelage.config.load import load_config, settings_of, to_toml
+from tutelage.config.places import check_output, is_path_of_content
 from tutelage.config.schema import RunConfig
 from tutelage.errors import CheckpointError, ConfigurationError, OutputExistsError
 from tutelage.files import write_whole
 from tutelage.training import RunFolder, find_resumable, read_state
+from tutelage.training.run_files import CONFIG, FINGERPRINTS
 
-__all__ = ["beginning_of", "keep_changes", "refuse_unwritable"]
+__all__ = ["beginning_of", "opened", "recorded_inputs", "refuse_unwritable"]
 
 
 def beginning_of(config: RunConfig, folder: RunFolder, resume: bool) -> tuple[Path | None, list[str]]:
-    """The checkpoint to continue from (None = there is none), and what to tell the user."""
+    """The checkpoint to continue from (None = there is none), and what to tell the user; the folder is held from here.
+
+    Raises:
+      OutputExistsError: the folder is there and `resume` is False, or another process works in it.
+      CheckpointError, ConfigurationError: it holds no run that could be continued.
+    """
+    check_output(config.output, config.name)
     if folder.path.exists() and not resume:
         raise OutputExistsError(
             f"the output folder {folder.path} already exists, and a run never overwrites one. Choose another with "
@@ -32,22 +43,27 @@ def _resumable(config: RunConfig, folder: RunFolder) -> tuple[Path | None, list[
         raise CheckpointError(
             f"--resume: {folder.path} holds no run (no config.toml). Start it without --resume, or set output=FOLDER."
         )
+    folder.hold()
     # More steps, more frequent looks and other processes are a continuation; anything else would be another run.
     # So is the same work done elsewhere: a server may come back at another address.
     shared = ("runtime.strategy", "runtime.shard_teacher", "runtime.timeout_seconds")
     elsewhere = ("vllm.", "teacher.server", "teacher.timeout_seconds", "teacher.retries")
     free = ("steps", "evaluation.", "checkpoint.", "logging.", "output", *shared, *elsewhere)
     before, now = (settings_of(each) for each in (load_config(saved), config))
+    knows_content = folder.read_fingerprints() is not None  # what lies elsewhere is then known by what it holds
     changed = [
         f"{key} is {now.get(key)!r}, was {before.get(key)!r}"
         for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key) and not key.startswith(free)
+        if before.get(key) != now.get(key)
+        and not key.startswith(free)
+        and not (knows_content and before.get(key) and now.get(key) and is_path_of_content(key))
     ]
     if changed:
         raise ConfigurationError(
             f"--resume: {'; '.join(changed)} in {saved}; a resumed run must be the run that was started. "
             "Undo the change, or start a new run with --set output=FOLDER."
         )
+    _check_models_are_there(config, folder)
     path, complaints = find_resumable(folder.checkpoints)
     if path is None and complaints:
         raise CheckpointError(
@@ -65,11 +81,43 @@ def _resumable(config: RunConfig, folder: RunFolder) -> tuple[Path | None, list[
     return path, [f"{complaint}; falling back to {path.name}" for complaint in complaints]
 
 
-def keep_changes(config: RunConfig, folder: RunFolder) -> None:
-    """A run resumed with more steps says so in its config.toml; resuming it once more would end too early otherwise."""
-    path, text = folder.path / "config.toml", to_toml(config)
-    if path.read_text() != text:
+def _check_models_are_there(config: RunConfig, folder: RunFolder) -> None:
+    """Refuse a model whose folder is gone, and which would be taken for one of the hub."""
+    before = (folder.read_fingerprints() or {}).get("inputs", {})
+    for role, path in (("student", config.student.path), ("teacher", config.teacher.path)):
+        was_folder = str(before.get(role, {}).get("weights", "")).startswith("sha256")
+        if was_folder and not Path(path).exists():
+            raise ConfigurationError(
+                f"--resume: {role}.path is {path!r}, a model directory that is not there any more. Put it back, or say "
+                f"where it is now: --set {role}=FOLDER"
+            )
+
+
+def recorded_inputs(folder: RunFolder, resume: bool) -> tuple[Mapping[str, Any] | None, list[str]]:
+    """What a run to be resumed read when it began (None = it begins now, or nobody kept that), and what to tell."""
+    recorded = folder.read_fingerprints() if resume else None
+    if resume and recorded is None:
+        return None, [
+            f"warning: {folder.path} does not tell what the run read when it began (no {FINGERPRINTS}), so whether "
+            "data, models and libraries are still the same cannot be seen; it is kept from here on"
+        ]
+    return None if recorded is None else dict(recorded.get("inputs", {})), []
+
+
+def opened(config: RunConfig, folder: RunFolder, inputs: Inputs, checkpoint: Path | None, resume: bool) -> None:
+    """Make a new run's folder; in that of a resumed one, note what is another now.
+
+    A run resumed with more steps says so in its config.toml; resuming it once more would end too early otherwise.
+    """
+    if not resume:
+        folder.create(to_toml(config), inputs.to_file(None, 0))
+        return
+    path, text, recorded = folder.path / CONFIG, to_toml(config), folder.read_fingerprints()
+    if path.read_text(encoding="utf-8") != text:
         write_whole(path, text)
+    now = inputs.to_file(recorded, 0 if checkpoint is None else read_state(checkpoint).step)
+    if recorded != now:
+        folder.write_fingerprints(now)
 
 
 def refuse_unwritable(path: Path) -> None:

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from tutelage.config.clock import DATE
+from tutelage.config.fingerprints import differences, fingerprint_of
 from tutelage.config.models import context_length, load_outline, load_route_tokenizers, outline_teacher
 from tutelage.config.schema import DataConfig, ModelConfig, RunConfig
 from tutelage.errors import ConfigurationError, DataError
 from tutelage.models import Vocabulary, align, tokenizer_fingerprint, weights_fingerprint
 from tutelage.rollout import GivenAnswers, ScoreCache
-from tutelage.tasks import excerpt
 from tutelage.training import Phase, Recipe
 from tutelage.types import Prompt
 
-__all__ = ["differences", "given_answers", "refuse_unfit_for_given", "score_key", "shared_vocabulary"]
+__all__ = ["given_answers", "refuse_unfit_for_given", "score_key", "shared_vocabulary"]
 
 
 def shared_vocabulary(config: RunConfig, tokenizers: tuple[Any, Any]) -> Vocabulary:
@@ -68,12 +68,7 @@ def score_key(config: RunConfig, tokenizers: tuple[Any, Any], vocabulary: Vocabu
 
 def _identity(model: ModelConfig) -> dict[str, Any]:
     return {
-        "weights": weights_fingerprint(
-            model.path,
-            revision=model.revision,
-            trust_remote_code=model.trust_remote_code,
-            allow_pickle=model.allow_pickle,
-        ),
+        "weights": fingerprint_of(model),
         "dtype": model.dtype,
     }
 
@@ -90,20 +85,6 @@ def _template(data: DataConfig, tokenizer: Any, *, is_teacher: bool) -> dict[str
         "chat_template_kwargs": keywords,
         "system_prompt": system,
     }
-
-
-def differences(now: Mapping[str, Any], before: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """What is another in two nested tables, a line each, with its dotted name."""
-    found = []
-    for name in sorted(now.keys() | before.keys()):
-        mine, theirs = now.get(name), before.get(name)
-        if isinstance(mine, Mapping) and isinstance(theirs, Mapping):
-            found += differences(mine, theirs, f"{prefix}{name}.")
-        elif mine != theirs:
-            shown = excerpt(mine, 40), excerpt(theirs, 40)
-            values = "is another" if shown[0] == shown[1] else f"is {shown[0]}, was {shown[1]}"
-            found.append(f"{prefix}{name} {values}")
-    return found
 
 
 def given_answers(

@@ -145,7 +145,8 @@ class Adapter:
         # A set has another order in every process, and a checkpoint must have the same bytes.
         plain = {name: sorted(value) if isinstance(value, set) else value for name, value in config.items()}
         (folder / CONFIG).write_text(json.dumps(plain, indent=2, sort_keys=True) + "\n")
-        (folder / BASE).write_text(json.dumps(asdict(self.base), indent=2) + "\n")
+        noted = asdict(self.base) | {"is_folder": Path(self.base.path).is_dir()}
+        (folder / BASE).write_text(json.dumps(noted, indent=2) + "\n")
 
     def load(self, folder: Path) -> None:
         """Take the weights that `save` wrote.
@@ -258,18 +259,34 @@ def base_of(path: str) -> Base | None:
     """The base of an adapter's folder; None if the path is no such folder.
 
     Raises:
-      ModelError: the folder does not name its base.
+      ModelError: the folder does not name its base, or that is a folder which is not there.
     """
-    folder = Path(path)
+    base, was_folder = _named_base(Path(path))
+    if base is not None and was_folder and not Path(base.path).is_dir():
+        raise ModelError(
+            f"the adapter in {path!r} belongs to the model in {base.path!r}, which is not there. Put it back, or write "
+            f'where it is now into "path" of {Path(path) / BASE}; relative paths begin in the directory of the command.'
+        )
+    return base
+
+
+def _named_base(folder: Path) -> tuple[Base | None, bool]:
+    """The base that an adapter's folder names, and whether it was a folder when the adapter was saved.
+
+    A base that was moved is named anew by "path" in base.json, or by `base_model_name_or_path`, as peft has it. Whether
+    it is the same one is for its SHA-256 to say.
+    """
     if not (folder / CONFIG).is_file() or (folder / "config.json").is_file():
-        return None
+        return None, False
     try:
         config = json.loads((folder / CONFIG).read_text())
         noted = json.loads((folder / BASE).read_text()) if (folder / BASE).is_file() else {}
-        return Base(config["base_model_name_or_path"], config.get("revision"), noted.get("sha256"))
-    except (OSError, ValueError, KeyError, AttributeError) as problem:
+        named = [name for name in (noted.get("path"), config["base_model_name_or_path"]) if name]
+        place = next((name for name in named if Path(name).is_dir()), named[0])
+        return Base(place, config.get("revision"), noted.get("sha256")), bool(noted.get("is_folder"))
+    except (OSError, ValueError, KeyError, AttributeError, IndexError, TypeError) as problem:
         raise ModelError(
-            f"{path!r} holds an adapter, but its {CONFIG} does not tell of which model. Correct "
+            f"{str(folder)!r} holds an adapter, but its {CONFIG} does not tell of which model. Correct "
             "`base_model_name_or_path` there."
         ) from problem
 
@@ -308,7 +325,7 @@ def _injected(module: Any, config: Any, base: Base) -> Adapter:
 
 
 def _refuse_other_base(folder: Path, base: Base) -> None:
-    noted = base_of(str(folder))
+    noted, _ = _named_base(folder)
     if noted is not None and noted.sha256 and base.sha256 and noted.sha256 != base.sha256:
         raise ModelError(
             f"the adapter in {str(folder)!r} was trained on other weights than {base.path!r} has now (SHA-256 "

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import json
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig
 
+from tutelage.errors import ModelError, in_short
 from tutelage.files import sha256_of
+from tutelage.models.adapters import base_of
 from tutelage.models.loading import check_files
 from tutelage.models.vocabulary import PROBE_TEXT
 
 __all__ = ["tokenizer_fingerprint", "weights_fingerprint"]
 
-NOT_THE_MODEL = ("_name_or_path", "transformers_version", "torch_dtype", "dtype")  # keys of config.json that may differ
+ADAPTER_CONFIG = "adapter_config.json"
+# Keys of either configuration that may differ.
+NOT_THE_MODEL = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "base_model_name_or_path", "revision")
 
 
 def weights_fingerprint(
@@ -23,20 +28,38 @@ def weights_fingerprint(
 ) -> str:
     """Of a directory, the SHA-256 of its weights and configuration, wherever it lies; of a hub id, its commit.
 
-    Reads every byte of the weights, seconds per gigabyte; a hub id costs one small file.
+    Reads every byte of the weights, seconds per gigabyte; a hub id costs one small file. An adapter's is of it and of
+    its base.
 
     Raises:
-      ModelError: there is no such model directory, or it has no weights.
+      ModelError: there is no such model directory, it has no weights, or they cannot be read.
     """
     check_files(path, allow_pickle=allow_pickle)
-    folder = Path(path)
+    folder, base = Path(path), base_of(path)
     if not folder.is_dir():
         config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
         return f"hub {path} at {getattr(config, '_commit_hash', None) or revision}"
     files = sorted([*folder.glob("*.safetensors"), *(folder.glob("*.bin") if allow_pickle else [])])
-    settings = json.loads((folder / "config.json").read_text())
-    content = {name: value for name, value in settings.items() if name not in NOT_THE_MODEL}
-    return "sha256 " + _digest([content, {file.name: sha256_of(file) for file in files}])
+    try:
+        content: dict[str, Any] = json.loads((folder / ("config.json" if base is None else ADAPTER_CONFIG)).read_text())
+        sums = {file.name: _sum_of_unchanged(file, file.stat().st_size, file.stat().st_mtime_ns) for file in files}
+    except (OSError, ValueError) as problem:
+        raise ModelError(
+            f"{path!r} cannot be read: {in_short(problem)}. Give a model directory that is whole."
+        ) from problem
+    content = {name: value for name, value in content.items() if name not in NOT_THE_MODEL}
+    if base is None:
+        return "sha256 " + _digest([content, sums])
+    below = weights_fingerprint(
+        base.path, revision=base.revision, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle
+    )
+    return "sha256 " + _digest([content, sums, below])
+
+
+@lru_cache(maxsize=1024)
+def _sum_of_unchanged(file: Path, size: int, changed_ns: int) -> str:
+    """A run may ask for one file's sum several times, such as that of a teacher whose scores it reads."""
+    return sha256_of(file)
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:

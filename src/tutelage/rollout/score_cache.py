@@ -11,6 +11,7 @@ next one. Whether the scores fit a run is for `config` to say; which answers a s
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -152,6 +153,12 @@ class ScoreCache:
             return file
         except (pyarrow.ArrowException, OSError) as problem:
             raise DataError(f"{path} cannot be read ({problem}). {REMEDY}") from problem
+
+    @property
+    def fingerprint(self) -> str:
+        """Of what the shards hold, and of what they were made for."""
+        content = json.dumps([self.manifest, self._index()], sort_keys=True)
+        return "sha256 " + hashlib.sha256(content.encode()).hexdigest()
 
     def _index(self) -> dict[str, str]:
         path = self.folder / INDEX

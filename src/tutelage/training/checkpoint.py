@@ -30,6 +30,7 @@ from safetensors import SafetensorError
 from tutelage.errors import CheckpointError, ConfigurationError
 from tutelage.files import sha256_of, write_whole
 from tutelage.models import LanguageModel, Vocabulary, save_student
+from tutelage.models.adapters import BASE
 
 __all__ = ["CheckpointSettings", "Checkpoints", "TrainerState", "find_resumable", "named_checkpoints"]
 
@@ -204,6 +205,8 @@ def _damage(path: Path) -> str | None:
     try:
         manifest = json.loads((path / MANIFEST).read_text())
         for name, expected in manifest.items():
+            if name == BASE:  # which says where an adapter's base lies, and is corrected when that is moved
+                continue
             if not (path / name).exists():
                 return f"{name} is missing"
             if _fingerprint(path / name) != expected:

@@ -69,7 +69,10 @@ class EvaluationPlan:
 
 @dataclass
 class Run:
-    """Everything one training run is made of; `config.build` puts it together."""
+    """Everything one training run is made of; `config.build` puts it together.
+
+    `open_folder` makes the run's folder, or notes in it what a resumed run has changed; the first process calls it.
+    """
 
     phases: Sequence[Phase]
     engine: PairedEngine
@@ -97,29 +100,40 @@ class Run:
     refresh_reference_every: int = 0
     is_resumed: bool = False
     resume_from: Path | None = None
+    open_folder: Callable[[], None] = lambda: None
     messages: list[str] = field(default_factory=list)
 
 
 def train(run: Run, observer: Observer) -> TrainerState:
     """Carry a run to its last step; files are written as it goes, and the run's trackers hear of it.
 
+    Its folder is held meanwhile, and taken back if the run ends before it has computed anything.
+
     Raises:
+      OutputExistsError: the folder has come into being since the run was put together.
       ConfigurationError: a tracker cannot be started; nothing has been computed yet.
       RunInterrupted: Ctrl-C or SIGTERM; the run was saved at the step it had reached.
       ServerError: a server that computes for the run is gone; saved likewise.
       NonFiniteError: a loss or gradient was not finite; names the step, and the last good checkpoint stays.
       CheckpointError: a checkpoint could not be written; the previous one stays.
     """
-    with Tracking(
-        observer,
-        run.folder,
-        run.trackers if run.runtime.is_first else {},
-        name=run.name,
-        project=run.project,
-        settings=run.settings,
-        is_resumed=run.is_resumed,
-    ) as tracking:
-        return _train(run, tracking)
+    try:
+        run.runtime.from_first(run.open_folder)
+        with Tracking(
+            observer,
+            run.folder,
+            run.trackers if run.runtime.is_first else {},
+            name=run.name,
+            project=run.project,
+            settings=run.settings,
+            is_resumed=run.is_resumed,
+        ) as tracking:
+            return _train(run, tracking)
+    except Exception:
+        run.folder.remove_if_unused()
+        raise
+    finally:
+        run.folder.release()
 
 
 def _train(run: Run, observer: Observer) -> TrainerState:

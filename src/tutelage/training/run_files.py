@@ -1,6 +1,8 @@
 """The files a run leaves behind, and nothing else writes: configuration, metrics, samples, evaluations.
 
 config.toml         the run as resolved, enough to repeat it
+fingerprints.json   digests of what the run reads, and the versions of the libraries; see `config.fingerprints`
+.lock               held by the process that writes here
 metrics.jsonl       one line per step
 evaluations.jsonl   one line per evaluation
 samples.jsonl       some rollouts as text
@@ -12,17 +14,25 @@ curves.png          drawn by `report`
 
 from __future__ import annotations
 
+import errno
 import json
-from collections.abc import Callable, Iterable
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tutelage.errors import OutputExistsError
+from tutelage.errors import CheckpointError, OutputExistsError, in_short
 from tutelage.evaluation import EvaluationSample
 from tutelage.files import named, write_whole
+from tutelage.locks import hold, release
 
-__all__ = ["RunFolder"]
+__all__ = ["CONFIG", "FINGERPRINTS", "RunFolder"]
+
+CONFIG, FINGERPRINTS = "config.toml", "fingerprints.json"
+# What a run has written to once it has computed anything.
+WRITTEN = ("checkpoints", "evaluations", "evaluations.jsonl", "metrics.jsonl")
 
 
 class RunFolder:
@@ -33,6 +43,12 @@ class RunFolder:
 
     def __init__(self, path: Path, *, writes: bool = True) -> None:
         self.path, self.writes = path, writes
+        self._made: list[Path] = []  # by `create`: the folder, and those above it that were not there
+
+    @property
+    def holds_run(self) -> bool:
+        """A run lies here, and not only a run file that somebody called config.toml."""
+        return (self.path / CONFIG).is_file() and any((self.path / name).exists() for name in (FINGERPRINTS, *WRITTEN))
 
     @property
     def checkpoints(self) -> Path:
@@ -44,27 +60,90 @@ class RunFolder:
         """Where the samples of evaluations live."""
         return self.path / "evaluations"
 
-    def create(self, config_toml: str) -> None:
-        """Make the folder for a new run.
+    def hold(self) -> None:
+        """Be the only process that writes here, until `release` or this process's end.
 
         Raises:
-          OutputExistsError: something is already there.
+          OutputExistsError: another process writes here; says which.
+        """
+        if self.writes:
+            hold(self.path, "Wait for that one to end, or choose another folder with --set output=FOLDER.")
+
+    def release(self) -> None:
+        """Let others write here."""
+        if self.writes:
+            release(self.path)
+
+    def create(self, config_toml: str, fingerprints: Mapping[str, Any] | None = None) -> None:
+        """Make the folder for a new run, and hold it.
+
+        Raises:
+          OutputExistsError: something is already there, or is being made there.
+          OSError: it cannot be written; names the file, and nothing is left behind.
         """
         if not self.writes:
             return
-        beside = self.path.with_name(f".{self.path.name}.partial")
+        if self.path.exists():
+            raise self._exists()
+        place = self.path.absolute()
+        beside = place.with_name(f".{place.name}.partial")
+        missing = [parent for parent in place.parents if not parent.exists()]
         try:
-            if self.path.exists():
-                raise FileExistsError
+            beside.mkdir(parents=True, exist_ok=True)  # there already: left by a run that was killed at this point
+        except OSError:
+            _remove([beside, *missing])
+            raise
+        RunFolder(beside).hold()
+        try:
             # Renamed into place, so that no kill leaves a folder that is neither a run nor free for one.
-            beside.mkdir(parents=True, exist_ok=True)
-            (beside / "config.toml").write_text(config_toml)
+            for name, text in ((CONFIG, config_toml), (FINGERPRINTS, _as_json(fingerprints or {}))):
+                with named(beside / name):
+                    (beside / name).write_text(text, encoding="utf-8")
             beside.rename(self.path)
-        except FileExistsError:
-            raise OutputExistsError(
-                f"the output folder {self.path} already exists, and a run never overwrites one. Choose another with "
-                "--set output=FOLDER, or continue that run with --resume."
-            ) from None
+            self._made = [place, *missing]
+        except BaseException as problem:
+            release(beside)
+            _remove([beside, *missing])
+            if isinstance(problem, OSError) and problem.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+                raise self._exists() from None
+            raise
+
+    def remove_if_unused(self) -> None:
+        """Take back what `create` made if the run wrote nothing to it, so that the corrected command may begin anew."""
+        if self._made and not any((self.path / name).exists() for name in WRITTEN):
+            self.release()
+            _remove(self._made)
+
+    def _exists(self) -> OutputExistsError:
+        return OutputExistsError(
+            f"the output folder {self.path} already exists, and a run never overwrites one. Choose another with "
+            "--set output=FOLDER, or continue that run with --resume."
+        )
+
+    def read_fingerprints(self) -> dict[str, Any] | None:
+        """What the run read when it began; None = it was made by a version that did not keep that.
+
+        Raises:
+          CheckpointError: the file cannot be read.
+        """
+        path = self.path / FINGERPRINTS
+        if not path.exists():
+            return None
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(found, dict):
+                raise ValueError("it holds no table")
+        except (OSError, ValueError) as problem:
+            raise CheckpointError(
+                f"{path} cannot be read ({in_short(problem)}), so nobody knows what the run began with. Restore the "
+                "file; or delete it, and the run is resumed with whatever is there now."
+            ) from problem
+        return found
+
+    def write_fingerprints(self, fingerprints: Mapping[str, Any]) -> None:
+        """Keep what the run reads."""
+        if self.writes:
+            write_whole(self.path / FINGERPRINTS, _as_json(fingerprints))
 
     def append(self, name: str, records: Iterable[dict[str, Any]]) -> None:
         """Add lines to one of the JSONL files."""
@@ -117,3 +196,16 @@ class RunFolder:
                 self.append("superseded.jsonl", moved)
             kept = "".join(json.dumps(record) + "\n" for record in records if not is_after(record))
             write_whole(self.path / name, kept)
+
+
+def _as_json(content: Mapping[str, Any]) -> str:
+    return json.dumps(content, indent=2) + "\n"
+
+
+def _remove(folders: Iterable[Path]) -> None:
+    """Remove a folder with all that is in it, and those above it that are empty then."""
+    first, *above = folders
+    shutil.rmtree(first, ignore_errors=True)
+    for parent in above:
+        with suppress(OSError):
+            parent.rmdir()

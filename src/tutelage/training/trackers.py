@@ -230,8 +230,8 @@ class Tracking(Observer):
                     self._give_up(name, problem)
                     continue
                 raise ConfigurationError(
-                    f"the tracker {name!r} cannot start: {_in_short(problem)}. Mend that (log in, connect) and go on "
-                    f"with --resume, or do without it: --resume --set 'logging.trackers=[]'."
+                    f"the tracker {name!r} cannot start: {_in_short(problem)}. Correct that (log in, connect) and "
+                    f"give the same command again, or do without it: --set 'logging.trackers=[]'."
                 ) from problem
         if self.is_resumed:
             for record in self.folder.read("evaluations.jsonl"):

@@ -121,7 +121,9 @@ def test_a_tracker_that_cannot_start_ends_a_run_only_if_it_was_asked_for(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     Fake(monkeypatch, "wandb", "init")
-    with pytest.raises(ConfigurationError, match=r"'wandb' cannot start: ConnectionError: nobody answers\. .*--resume"):
+    with pytest.raises(
+        ConfigurationError, match=r"'wandb' cannot start: ConnectionError: nobody answers\. .*same command again"
+    ):
         steps(Tracking(Listener(), RunFolder(tmp_path), {"wandb": True}, name="tiny"), range(3))
     shown = Listener()
     steps(Tracking(shown, RunFolder(tmp_path), {"wandb": False}, name="tiny"), range(3))

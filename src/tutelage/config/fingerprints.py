@@ -1,0 +1,257 @@
+"""Does a run read what it read when it began?  Digests of all that decides its numbers, kept in its folder.
+
+They are of content: of the tokens that the models read, of the bytes of their weights. So what was moved is found to be
+the same, and what was edited in place is not. They are compared across the processes of a run, and on `--resume`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import sys
+import threading
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from tutelage.config.models import other_models
+from tutelage.config.prompts import Prompts
+from tutelage.config.schema import ModelConfig, RunConfig
+from tutelage.errors import ConfigurationError
+from tutelage.evaluation import EvaluationSet
+from tutelage.models import Vocabulary, tokenizer_fingerprint, weights_fingerprint
+from tutelage.rollout import ScoreCache
+from tutelage.runtime import LocalRuntime
+from tutelage.tasks import excerpt
+from tutelage.types import Prompt
+
+__all__ = ["Inputs", "ModelHashes", "data_inputs", "differences", "fingerprint_of", "library_versions"]
+
+INPUTS = {
+    "prompts": "the prompts that data.path gives",
+    "answers": "the right answers that data.path gives",
+    "evaluation": "the problems that evaluation.sets give",
+    "templates": "the chat templates",
+    "tokenizer": "the tokenizer",
+    "scores": "the scores in data.scores",
+    "versions": "the versions of the libraries",
+    "student": "the model files of the student",
+    "teacher": "the model files of the teacher",
+    "reference": "the model files of the reference",
+    "vocabulary": "the vocabulary and its stop ids",
+}
+"""what is compared, by the name that `--accept` takes"""
+
+LIBRARIES = ("tutelage", "torch", "transformers", "tokenizers", "peft", "math-verify", "latex2sympy2-extended", "sympy")
+
+
+@dataclass
+class Inputs:
+    """What a run reads, looked at piece by piece while it is put together.
+
+    Fields:
+      runtime: whose processes must read the same.
+      before: what was read when the run began; None = it begins now, or that was not kept.
+      accept: names of `INPUTS` that may have changed.
+      now: what is read now.
+      accepted: the changes that were accepted, a line each.
+    """
+
+    runtime: LocalRuntime
+    before: Mapping[str, Any] | None = None
+    accept: Sequence[str] = ()
+    now: dict[str, Any] = field(default_factory=dict)
+    accepted: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.accept) - INPUTS.keys())
+        if unknown:
+            raise ConfigurationError(f"--accept names {unknown[0]!r}; expected one of {', '.join(INPUTS)}.")
+
+    def add(self, part: Mapping[str, Any]) -> None:
+        """Look at some more of what the run reads.
+
+        Raises:
+          ConfigurationError: it is not the same in all processes, or not what it was when the run began.
+        """
+        for name, value in part.items():
+            self.runtime.check_equal(INPUTS[name], value)
+        self.now |= part
+        before, refused = self.before or {}, dict[str, str]()
+        for name in sorted(part.keys() & before.keys()):
+            lines = differences({name: part[name]}, {name: _comparable(name, part[name], before[name])})
+            if lines and name in self.accept:
+                self.accepted += lines
+            elif lines:
+                refused[name] = f"{INPUTS[name]} ({'; '.join(lines)})"
+        if refused:
+            insist = " ".join(f"--accept {name}" for name in refused)
+            raise ConfigurationError(
+                f"--resume: changed since the run began: {', '.join(refused.values())}; a resumed run must be the run "
+                "that was started. Undo the change, or start a new run with --set output=FOLDER. To go on all the "
+                f"same: --resume {insist}"
+            )
+
+    def to_file(self, recorded: Mapping[str, Any] | None, step: int) -> dict[str, Any]:
+        """What `fingerprints.json` is to hold: `recorded` is what it holds, `step` where the run stands."""
+        inputs = dict(self.now)
+        if self.before is not None and "evaluation" in inputs:  # a set that is left out now may come back
+            inputs["evaluation"] = {**self.before.get("evaluation", {}), **inputs["evaluation"]}
+        accepted = list((recorded or {}).get("accepted", []))
+        if self.accepted:
+            accepted.append({"step": step, "changes": sorted(self.accepted)})
+        started_in = (recorded or {}).get("started_in", str(Path.cwd()))
+        return {"started_in": started_in, "inputs": inputs, "accepted": accepted}
+
+
+def data_inputs(
+    config: RunConfig, prompts: Prompts, sets: Sequence[EvaluationSet], tokenizers: Mapping[str, Any]
+) -> dict[str, Any]:
+    """All that is known before any weights are loaded.
+
+    Args:
+      tokenizers: "student", "teacher" and those of further teachers by name; their tokens are the student's.
+    """
+    found: dict[str, Any] = {
+        "versions": library_versions(),
+        "tokenizer": tokenizer_fingerprint(tokenizers["student"]),
+        "templates": {name: _of_json(tokenizer.chat_template) for name, tokenizer in tokenizers.items()},
+        "prompts": _of_prompts(prompts.prompts),
+        "answers": _of_texts(prompts.answers),
+        "evaluation": {
+            each.name: {"problems": _of_prompts(each.prompts), "answers": _of_texts(each.answers)} for each in sets
+        },
+    }
+    if config.data.scores is not None:
+        found["scores"] = ScoreCache(Path(config.data.scores)).fingerprint
+    return found
+
+
+class ModelHashes:
+    """Digests of the model files, made on a thread of its own while the models are loaded from the same files.
+
+    Args:
+      with_teacher: False = no teacher's weights are read.
+    """
+
+    def __init__(self, config: RunConfig, *, with_teacher: bool) -> None:
+        self._models = list(_models_read(config, with_teacher))
+        self._found: dict[str, str] = {}
+        self._problem: Exception | None = None
+        self._thread = threading.Thread(target=self._hash_files, daemon=True)
+        self._thread.start()
+
+    def inputs(self, vocabulary: Vocabulary) -> dict[str, Any]:
+        """The digests, once they are there, and what the models have together.
+
+        Raises:
+          ModelError: a file cannot be read.
+        """
+        self._thread.join()
+        if self._problem is not None:
+            raise self._problem
+        found: dict[str, Any] = {"vocabulary": {"size": vocabulary.size, "stop_ids": sorted(vocabulary.stop_ids)}}
+        for key, model in self._models:
+            role, _, part = key.partition(".")
+            weights = self._found.get(key) or fingerprint_of(model)  # of a hub id, which costs nothing
+            found.setdefault(role, {})[part or "weights"] = weights
+        return found
+
+    def _hash_files(self) -> None:
+        try:
+            for key, model in self._models:
+                if Path(model.path).is_dir():
+                    self._found[key] = fingerprint_of(model)
+        except Exception as problem:  # raised where it is waited for
+            self._problem = problem
+
+
+def fingerprint_of(model: ModelConfig) -> str:
+    """Which weights a model's table names; see `weights_fingerprint`."""
+    return weights_fingerprint(
+        model.path,
+        revision=model.revision,
+        trust_remote_code=model.trust_remote_code,
+        allow_pickle=model.allow_pickle,
+    )
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of what numbers depend on; those that are not installed are left out."""
+    found = {"python": ".".join(map(str, sys.version_info[:2]))}
+    for name in LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def differences(now: Mapping[str, Any], before: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """What is another in two nested tables, a line each, with its dotted name."""
+    found = []
+    for name in sorted(now.keys() | before.keys()):
+        mine, theirs = now.get(name), before.get(name)
+        if isinstance(mine, Mapping) and isinstance(theirs, Mapping):
+            found += differences(mine, theirs, f"{prefix}{name}.")
+        elif mine != theirs:
+            shown = _excerpt(mine), _excerpt(theirs)
+            values = "is another" if shown[0] == shown[1] else f"is {shown[0]}, was {shown[1]}"
+            found.append(f"{prefix}{name} {values}")
+    return found
+
+
+def _excerpt(value: Any) -> str:
+    """A value in short, of a digest its beginning."""
+    return re.sub(r"([0-9a-f]{12})[0-9a-f]{8,}(\.{3})?", r"\1...", excerpt(value, 40))
+
+
+def _comparable(name: str, now: Any, before: Any) -> Any:
+    """Of evaluation sets only those that are there on both sides: a run may be judged on more, or on fewer."""
+    if name != "evaluation":
+        return before
+    return {**now, **{key: value for key, value in before.items() if key in now}}
+
+
+def _models_read(config: RunConfig, with_teacher: bool) -> Iterator[tuple[str, ModelConfig]]:
+    """The models whose weights decide numbers; a teacher that is served has none here."""
+    yield "student", config.student
+    reads_teacher = with_teacher and config.teacher.server is None
+    if reads_teacher:
+        yield "teacher", config.teacher
+    for key, model in other_models(config):
+        if reads_teacher or not key.startswith("teacher."):
+            yield key, model
+
+
+def _of_prompts(prompts: Sequence[Prompt]) -> dict[str, Any]:
+    """How many, and a digest of what is read of each."""
+
+    def parts() -> Iterator[bytes]:
+        for prompt in prompts:
+            yield array("q", prompt.student_tokens).tobytes()
+            yield b"same" if prompt.teacher_tokens is None else array("q", prompt.teacher_tokens).tobytes()
+            yield (prompt.teacher_name or "").encode()
+
+    return {"count": len(prompts), "sha256": _of_parts(parts())}
+
+
+def _of_texts(texts: Sequence[str | None]) -> str:
+    return _of_parts(b"none" if text is None else b"=" + text.encode("utf-8", "surrogatepass") for text in texts)
+
+
+def _of_json(content: Any) -> str:
+    return _of_parts([json.dumps(content, sort_keys=True, default=str).encode()])
+
+
+def _of_parts(parts: Iterable[bytes]) -> str:
+    """SHA-256 of parts of any length, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "little"))
+        digest.update(part)
+    return digest.hexdigest()

@@ -1,0 +1,77 @@
+"""Where does a run lie, and where is what it names?  A run lies where its config.toml lies, wherever that was moved to.
+
+Relative paths of a run mean what they mean in the directory in which the command runs. What is not there is looked for
+in the directory in which the run was started, which its folder remembers, so a run can be resumed from anywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tutelage.errors import ConfigurationError
+from tutelage.training import RunFolder
+from tutelage.training.run_files import CONFIG
+
+__all__ = ["check_output", "find_again", "is_path_of_content"]
+
+
+def find_again(table: dict[str, Any], file: Path) -> None:
+    """Give the table of a run's own config.toml the place where it lies, and places to what it names.
+
+    Any other run file's table stays as it is.
+    """
+    folder = RunFolder(file.parent)
+    if file.name != CONFIG or not folder.holds_run:
+        return
+    table["output"] = str(folder.path)
+    started_in = (folder.read_fingerprints() or {}).get("started_in")
+    if not isinstance(started_in, str):
+        return
+    for owner, key in _paths_in(table):
+        elsewhere = Path(started_in) / owner[key]
+        if not Path(owner[key]).exists() and elsewhere.exists():
+            owner[key] = str(elsewhere)
+
+
+def is_path_of_content(key: str) -> bool:
+    """Whether a setting only says where something lies, whose content is compared when a run is resumed."""
+    role, _, rest = key.partition(".")
+    last = rest.rpartition(".")[2]
+    return (role in ("student", "teacher", "reference") and last in ("path", "revision")) or key in (
+        "data.path",
+        "data.scores",
+    )
+
+
+def check_output(output: str | None, name: str) -> None:
+    """Refuse a run's name that would lead its folder out of runs/; an `output` may be anywhere.
+
+    Raises:
+      ConfigurationError: names the key.
+    """
+    if "\0" in (output or name):
+        raise ConfigurationError(
+            f"{'name' if output is None else 'output'} is {output or name!r}, which holds a NUL character, and no file "
+            "can be called so. Take it out."
+        )
+    if output is None and (".." in Path(name).parts or not name.strip("/. ")):
+        raise ConfigurationError(
+            f"name is {name!r}, after which the run's folder is called, and runs/{name} is not a folder inside runs/. "
+            "Give a plain name such as 'trb-1', or say where the run is to lie with output."
+        )
+
+
+def _paths_in(table: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
+    """Every path of a resolved configuration, as the table that holds it and its key there."""
+    teacher, evaluation = _table(table.get("teacher")), _table(table.get("evaluation"))
+    owners = [table.get("student"), teacher, table.get("reference"), table.get("data"), *evaluation.get("sets", [])]
+    owners += [*teacher.get("experts", []), *_table(teacher.get("routes")).values()]
+    for owner in map(_table, owners):
+        yield from ((owner, key) for key in ("path", "base", "scores") if isinstance(owner.get(key), str))
+
+
+def _table(value: Any) -> dict[str, Any]:
+    """A table, which somebody may have written in short since."""
+    return value if isinstance(value, dict) else {}
