@@ -8,6 +8,7 @@ found is left in FOLDER for `tests/e2e/test_processes.py`.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -62,6 +63,19 @@ def go(folder: Path, processes: Processes) -> None:
     train(build(folder, "resumed", "runtime.strategy=fsdp2", processes=processes, resume=True), Observer())
 
     refused(folder, "different", rank, lambda: build(folder, "different", f"seed={rank}", processes=processes))
+
+    # One run file, and two machines on which the data file is not the same.
+    place = folder / f"machine-{rank}"
+    place.mkdir()
+    rows = (folder / "prompts.jsonl").read_text()
+    (place / "data.jsonl").write_text(rows if rank == 0 else rows.replace("What is 2", "How much is 2"))
+    (place / "judged.jsonl").write_text(rows if rank == 0 else rows.replace('"6"', '"7"'))
+    with contextlib.chdir(place):
+        for name, override in {
+            "other-prompts": "data=data.jsonl",
+            "other-judged": 'evaluation.sets=[{path="judged.jsonl", name="sums"}]',
+        }.items():
+            refused(folder, name, rank, lambda: build(folder, name, override, processes=processes))  # noqa: B023
 
     run = build(folder, "nan", "policy=student", processes=processes)
     if rank == 1:

@@ -164,8 +164,18 @@ def test_what_one_cannot_do_ends_all_with_its_words(ended, folder: Path) -> None
 
 def test_different_run_files_are_refused(ended, folder: Path) -> None:
     first, second = ((folder / f"different.{rank}.txt").read_text() for rank in range(2))
-    assert first == second and "the run file of rank 1 is not that of rank 0" in first
+    assert first == second and "the run file: rank 1 has something else than rank 0" in first
     assert not (folder / "different").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [("other-prompts", "the prompts that data.path gives"), ("other-judged", "the problems that evaluation.sets give")],
+)
+def test_different_data_are_refused_everywhere(ended, folder: Path, name: str, what: str) -> None:
+    first, second = ((folder / f"{name}.{rank}.txt").read_text() for rank in range(2))
+    assert first == second and f"{what}: rank 1 has something else than rank 0" in first
+    assert not (folder / name).exists()
 
 
 def test_a_signal_to_one_stops_all_at_the_same_step(ended, folder: Path) -> None:

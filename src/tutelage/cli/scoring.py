@@ -14,6 +14,7 @@ from tutelage.config.models import load_model, load_teacher
 from tutelage.config.scores import score_key, shared_vocabulary
 from tutelage.errors import DataError, OutputExistsError
 from tutelage.files import sha256_of
+from tutelage.locks import hold, release
 from tutelage.models import LanguageModel, Vocabulary
 from tutelage.rollout import ScoreCache, score_top
 from tutelage.runtime import LocalRuntime
@@ -69,15 +70,31 @@ def write_scores(
             )
     else:
         cache.create(manifest)
-    damages = cache.damages()
-    teachers = _load_teachers(config, tokenizers[1]) if damages else {}
+    hold(output, "Wait for it to end, or score into a new folder.")
+    try:
+        _write_missing(config, cache, tokenizers[1], vocabulary, rollouts, on_message)
+    finally:
+        release(output)
+    return len(rollouts)
+
+
+def _write_missing(
+    config: RunConfig,
+    cache: ScoreCache,
+    tokenizer: Any,
+    vocabulary: Vocabulary,
+    rollouts: list[Rollout],
+    on_message: Callable[[str], None],
+) -> None:
+    """Write the shards that are not there, or not as they were written."""
+    answers_per_shard, damages = int(cache.manifest["answers_per_shard"]), cache.damages()
+    teachers = _load_teachers(config, tokenizer) if damages else {}
     for shard, problem in damages.items():
         if cache.path(shard).exists():
             on_message(f"{cache.path(shard).name} {problem}; it is made again")
         first = shard * answers_per_shard
         cache.write(shard, _read(config, teachers, vocabulary, rollouts[first : first + answers_per_shard]))
         on_message(f"shard {shard + 1} of {cache.num_shards} written")
-    return len(rollouts)
 
 
 def _load_teachers(config: RunConfig, tokenizer: Any) -> dict[str | None, LanguageModel]:

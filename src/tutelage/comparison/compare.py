@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 
 from tutelage.comparison.outcome import Outcome, notes_of, read_outcome, rich_tables, world_notes, write_outcome
-from tutelage.comparison.plan import Method, Plan, open_folder, refuse_unequal, shared_texts
+from tutelage.comparison.plan import PLAN, Method, Plan, open_folder, refuse_unequal, shared_texts
 from tutelage.comparison.running import default_workers, locked, run_jobs
 from tutelage.comparison.worlds import World
 from tutelage.config import refuse_unwritable
@@ -53,10 +54,15 @@ def run_plan(
     is_readable = world is None or not world.files  # problems of the packaged world are written first
     if is_readable:
         plan = _with_overlap(plan, allow_overlap)
-    open_folder(plan, world, resume=resume)
-    if not is_readable:
-        plan = _with_overlap(plan, allow_overlap)
-    with locked(plan.folder):
+    with ExitStack() as lock:
+        is_begun = (plan.folder / PLAN).is_file()
+        if is_begun:  # before anything in it is changed
+            lock.enter_context(locked(plan.folder))
+        open_folder(plan, world, resume=resume)
+        if not is_readable:
+            plan = _with_overlap(plan, allow_overlap)
+        if not is_begun:
+            lock.enter_context(locked(plan.folder))
         for note in [*world_notes(plan), *plan.notes]:
             console.print(note, markup=False, soft_wrap=True)
         jobs = plan.jobs()

@@ -27,8 +27,18 @@ from tutelage.errors import ConfigurationError, OutputExistsError
 from tutelage.files import write_whole
 from tutelage.tasks import load_problems, short_name
 
-__all__ = ["CHECKPOINT_RULES", "Method", "Plan", "make_methods", "open_folder", "refuse_unequal", "shared_texts"]
+__all__ = [
+    "CHECKPOINT_RULES",
+    "PLAN",
+    "Method",
+    "Plan",
+    "make_methods",
+    "open_folder",
+    "refuse_unequal",
+    "shared_texts",
+]
 
+PLAN = "plan.json"
 CHECKPOINT_RULES = {
     "last": "the weights after the last step",
     "best": "the step with the best evaluation, chosen on the very problems that are reported: its numbers are too "
@@ -194,7 +204,7 @@ def open_folder(plan: Plan, world: World | None, *, resume: bool) -> None:
       OutputExistsError: the folder exists, and `resume` is False.
       ConfigurationError: `resume`, and another comparison was begun there.
     """
-    path = plan.folder / "plan.json"
+    path = plan.folder / PLAN
     if plan.folder.exists() and not resume:
         raise OutputExistsError(
             f"the folder {plan.folder} already exists, and a comparison never overwrites one. Choose another with "

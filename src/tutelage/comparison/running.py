@@ -6,6 +6,7 @@ not stop the others. Runs that were begun are continued from their checkpoint, s
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from rich.text import Text
 
 from tutelage.config import load_config
 from tutelage.errors import OutputExistsError
+from tutelage.locks import hold, release
 from tutelage.report import read_jsonl
 from tutelage.report.live import FittedProgress, RunView, can_redraw
 from tutelage.training import named_checkpoints
@@ -65,9 +67,11 @@ class Job:
 
     @property
     def command(self) -> list[str]:
-        """What is executed; a run that was begun is resumed."""
+        """What is executed; a run that was begun is resumed. The folder may have been moved since the run file was
+        written."""
         resume = ["--resume"] if self.folder.exists() else []
-        return [sys.executable, "-c", CHILD, "train", str(self.run_file), *resume]
+        here = f"output={json.dumps(str(self.folder), ensure_ascii=False)}"
+        return [sys.executable, "-c", CHILD, "train", str(self.run_file), "--set", here, *resume]
 
 
 def default_workers() -> int:
@@ -126,7 +130,8 @@ def records_of(path: Path) -> list[dict[str, Any]]:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Own a folder of runs. The runs hold the lock too, so those of a killed command must have ended first.
+    """Own a folder of runs. Another command is refused at once. Runs of one that was killed hold a lock of their own,
+    since they may still save themselves, and are waited for.
 
     Raises:
       OutputExistsError: another command, or a run that one left behind, still works there.
@@ -134,7 +139,18 @@ def locked(folder: Path) -> Iterator[None]:
     if sys.platform == "win32":  # no such locks: it is for the user not to start two commands
         yield
         return
-    with (folder / ".lock").open("w") as file:
+    hold(folder, "Wait for it to end, or choose another folder.")
+    try:
+        with _runs_ended(folder):
+            yield
+    finally:
+        release(folder)
+
+
+@contextmanager
+def _runs_ended(folder: Path) -> Iterator[None]:
+    """Wait for runs that another command left behind; runs that are started inside are such to the next command."""
+    with (folder / ".runs.lock").open("w") as file:
         os.set_inheritable(file.fileno(), True)
         deadline = time.monotonic() + SECONDS_TO_SAVE
         while True:
@@ -144,8 +160,8 @@ def locked(folder: Path) -> Iterator[None]:
             except BlockingIOError:
                 if time.monotonic() > deadline:
                     raise OutputExistsError(
-                        f"{folder} is in use by another command or by runs that one left behind; two would write into "
-                        "each other's files. Wait for them to end, or choose another folder."
+                        f"{folder} is in use by runs that another command left behind; two would write into each "
+                        "other's files. Wait for them to end, or choose another folder."
                     ) from None
                 time.sleep(SECONDS_BETWEEN_LOOKS)
         yield

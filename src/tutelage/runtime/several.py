@@ -128,8 +128,8 @@ class SharedRuntime(LocalRuntime):
         for rank, other in enumerate(others, start=1):
             if other != first:
                 raise ConfigurationError(
-                    f"{what} of rank {rank} is not that of rank 0. Start all processes of a run with the same command, "
-                    "run file and model files."
+                    f"{what}: rank {rank} has something else than rank 0. Start all processes of a run with the same "
+                    "command, run file, data, model files and libraries."
                 )
 
     def learner(self, student: LanguageModel) -> Learner:

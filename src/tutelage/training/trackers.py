@@ -52,11 +52,23 @@ class TrackedRun:
 
     @property
     def identity(self) -> str:
-        """The run's short id; a resumed run has the same one. Not from the seed: runs with equal seeds are several."""
-        path = self.folder / IDENTITY_FILE
-        if not path.exists():
-            write_whole(path, json.dumps({"id": secrets.token_hex(4)}) + "\n")
-        return str(json.loads(path.read_text())["id"])
+        """The run's short id. Not from the seed: runs with equal seeds are several.
+
+        A resumed run has the same one, and so has one that was moved. A copy is another run.
+        """
+        path, here = self.folder / IDENTITY_FILE, str(self.folder.resolve())
+        noted = _identity_in(self.folder)
+        was = noted.get("folder", here)
+        if "id" not in noted or (was != here and _identity_in(Path(was)).get("id") == noted["id"]):
+            noted = {"id": secrets.token_hex(4)}
+        if noted != (now := {"id": noted["id"], "folder": here}):
+            write_whole(path, json.dumps(now) + "\n")
+        return str(noted["id"])
+
+
+def _identity_in(folder: Path) -> dict[str, Any]:
+    path = folder / IDENTITY_FILE
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
 
 
 class Tracker(ABC):

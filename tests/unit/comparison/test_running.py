@@ -122,7 +122,8 @@ def test_a_half_finished_run_is_resumed(tmp_path: Path, console: Console, spoilt
     (job.folder / spoilt).unlink()
     assert not is_finished(job)
     words = Job.command.fget(job)  # type: ignore[attr-defined]
-    assert words[-3:] == ["train", str(job.run_file), "--resume"]
+    here = f'output="{job.folder}"'  # whatever the run file says: the comparison's folder may have been moved
+    assert words[-5:] == ["train", str(job.run_file), "--set", here, "--resume"]
 
 
 def test_the_last_checkpoint_alone_is_not_the_end(tmp_path: Path, console: Console) -> None:
@@ -158,11 +159,20 @@ def test_a_folder_belongs_to_one_command_and_its_runs(tmp_path: Path, monkeypatc
         # As a run does that outlives a killed command: it has the lock until it ends.
         words = [sys.executable, "-S", "-c", "import sys; sys.stdin.read()"]
         left_behind = subprocess.Popen(words, stdin=subprocess.PIPE, close_fds=False)
-    with pytest.raises(OutputExistsError, match="in use"), locked(tmp_path):
+    with pytest.raises(OutputExistsError, match="by runs that another command left behind"), locked(tmp_path):
         pass
     left_behind.communicate()
     with locked(tmp_path):
-        pass
+        words = [sys.executable, "-c", ANOTHER, str(tmp_path)]
+        refused = subprocess.run(words, capture_output=True, text=True)
+    assert f"{tmp_path} is in use by process {os.getpid()} on " in refused.stderr
+
+
+ANOTHER = """import sys
+from pathlib import Path
+from tutelage.comparison.running import locked
+with locked(Path(sys.argv[1])):
+    pass"""
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel of Linux does this")

@@ -3,6 +3,7 @@ from __future__ import annotations
 import importlib.machinery
 import importlib.util
 import json
+import shutil
 import sqlite3
 import sys
 import types
@@ -15,7 +16,7 @@ from tests.tiny_run import write_run_file
 from tutelage.config import build_run, load_config
 from tutelage.errors import ConfigurationError
 from tutelage.training import TRACKERS, Observer, RunFolder, Tracking, chosen_trackers, train
-from tutelage.training.trackers import evaluation_numbers
+from tutelage.training.trackers import TrackedRun, evaluation_numbers
 from tutelage.types import StepResult
 
 EVALUATION = {
@@ -87,6 +88,19 @@ def test_a_library_hears_of_a_run_and_of_its_continuation(
     assert identity in (first.get("id", ""), first["name"].removeprefix("tiny-"))
     assert len(fake.named("finish")) == 2
     assert shown.steps == [0, 1, 2, 2, 3] and shown.messages == []
+
+
+def test_a_moved_run_keeps_its_identity_and_a_copy_gets_its_own(tmp_path: Path) -> None:
+    def identity(name: str) -> str:
+        return TrackedRun(tmp_path / name, "tiny", "mine", {}, 0, True).identity
+
+    (tmp_path / "a").mkdir()
+    first = identity("a")
+    shutil.copytree(tmp_path / "a", tmp_path / "copy")
+    second = identity("copy")
+    assert second != first and identity("copy") == second and identity("a") == first
+    (tmp_path / "a").rename(tmp_path / "moved")
+    assert identity("moved") == first
 
 
 @pytest.mark.parametrize(("error", "code"), [(None, 0), (KeyboardInterrupt, 1)])
