@@ -98,7 +98,6 @@ def test_the_record_is_what_a_teacher_that_is_there_would_say(home: Path) -> Non
         batch = objective.backward(answers)
         gradient = torch.cat([p.grad.flatten() for p in engine.student.module.parameters() if p.grad is not None])
         found.append((batch.loss, gradient))
-    shutil.rmtree(home / "never")
     (recorded, recorded_gradient), (asked, asked_gradient) = found
     assert recorded == pytest.approx(asked, rel=1e-5) and recorded > 0
     torch.testing.assert_close(recorded_gradient, asked_gradient, rtol=1e-4, atol=1e-7)
