@@ -10,11 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tutelage.errors import ConfigurationError
 from tutelage.training import RunFolder
 from tutelage.training.run_files import CONFIG
 
-__all__ = ["check_output", "find_again", "is_path_of_content"]
+__all__ = ["find_again", "is_path_of_content"]
 
 
 def find_again(table: dict[str, Any], file: Path) -> None:
@@ -43,24 +42,6 @@ def is_path_of_content(key: str) -> bool:
         "data.path",
         "data.scores",
     )
-
-
-def check_output(output: str | None, name: str) -> None:
-    """Refuse a run's name that would lead its folder out of runs/; an `output` may be anywhere.
-
-    Raises:
-      ConfigurationError: names the key.
-    """
-    if "\0" in (output or name):
-        raise ConfigurationError(
-            f"{'name' if output is None else 'output'} is {output or name!r}, which holds a NUL character, and no file "
-            "can be called so. Take it out."
-        )
-    if output is None and (".." in Path(name).parts or not name.strip("/. ")):
-        raise ConfigurationError(
-            f"name is {name!r}, after which the run's folder is called, and runs/{name} is not a folder inside runs/. "
-            "Give a plain name such as 'trb-1', or say where the run is to lie with output."
-        )
 
 
 def _paths_in(table: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:

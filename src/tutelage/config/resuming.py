@@ -9,7 +9,7 @@ from typing import Any
 
 from tutelage.config.fingerprints import Inputs
 from tutelage.config.load import load_config, settings_of, to_toml
-from tutelage.config.places import check_output, is_path_of_content
+from tutelage.config.places import is_path_of_content
 from tutelage.config.schema import RunConfig
 from tutelage.errors import CheckpointError, ConfigurationError, OutputExistsError
 from tutelage.files import write_whole
@@ -26,7 +26,6 @@ def beginning_of(config: RunConfig, folder: RunFolder, resume: bool) -> tuple[Pa
       OutputExistsError: the folder is there and `resume` is False, or another process works in it.
       CheckpointError, ConfigurationError: it holds no run that could be continued.
     """
-    check_output(config.output, config.name)
     if folder.path.exists() and not resume:
         raise OutputExistsError(
             f"the output folder {folder.path} already exists, and a run never overwrites one. Choose another with "
