@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
 import transformers
 
 torch.set_num_threads(1)
+# No test asks the hub; of names that stand for models and data sets only their form is looked at.
+huggingface_hub.constants.HF_HUB_OFFLINE = True  # type: ignore[misc]
 
 SHAPE: dict[str, Any] = {
     "hidden_size": 32,

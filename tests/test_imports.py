@@ -26,7 +26,7 @@ rollout
 policies targets divergences weighting models tasks
 kernels
 distributions schedules report
-locks paths
+locks paths hub
 types errors files
 __init__
 """

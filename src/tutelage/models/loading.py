@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 from transformers.utils import logging as transformers_logging
 
 from tutelage.errors import ConfigurationError, ModelError, in_short
+from tutelage.hub import check_hub
 from tutelage.models.adapters import AdapterSettings, Base, add_adapter, base_of, fingerprint, read_adapter
 from tutelage.models.language_model import LanguageModel, stop_ids_of
 from tutelage.models.quantised import quantised
@@ -166,6 +167,8 @@ def _check_directory(path: str, file_name: str) -> None:
         raise ModelError(f"{path!r} has no {file_name}, so it is not a model directory. {_ADVICE}.")
     if not folder.exists() and (path.startswith((".", "/", "~")) or path.count("/") > 1):
         raise ModelError(f"model directory {path!r} does not exist. {_ADVICE}.")
+    if not folder.exists():
+        check_hub(path, "model")
 
 
 def _check_weights(path: str, allow_pickle: bool) -> None:

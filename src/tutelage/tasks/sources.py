@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tutelage.errors import DataError
+from tutelage.hub import check_hub
 
 __all__ = ["Row", "check_text", "column_names", "excerpt", "rows_of", "short_name"]
 
@@ -130,9 +131,10 @@ def _chosen(names: Sequence[str], columns: Sequence[str]) -> list[str] | None:
 
 
 def _hub_rows(source: str, split: str, columns: Sequence[str]) -> Iterator[tuple[str, Row]]:
+    name, _, configuration = source.partition(":")
+    check_hub(name, "dataset")
     import datasets
 
-    name, _, configuration = source.partition(":")
     try:
         rows = datasets.load_dataset(name, configuration or None, split=split)
     except (OSError, ValueError) as error:  # not found, no network, no such configuration or split
