@@ -13,7 +13,7 @@ from huggingface_hub import constants
 from tests.fake_server import Fake, RawFake
 from tests.tiny_run import write_run_file
 from tutelage import hub
-from tutelage.cli.app import main
+from tutelage.cli import main
 from tutelage.errors import DataError, ModelError
 from tutelage.hub import check_hub
 from tutelage.models import check_files, load_tokenizer

@@ -25,6 +25,12 @@ from tutelage.config.prompts import (
 from tutelage.config.resuming import refuse_unwritable
 from tutelage.config.schema import DataConfig, EvaluationSetConfig, ModelConfig, PhaseConfig, RunConfig
 from tutelage.config.scores import given_answers
+from tutelage.config.serving import (
+    check_student_server,
+    check_teacher_server,
+    make_served_student,
+    make_served_teacher,
+)
 from tutelage.config.source import items_of
 
 __all__ = [
@@ -39,6 +45,8 @@ __all__ = [
     "build_phases",
     "build_recipe",
     "build_run",
+    "check_student_server",
+    "check_teacher_server",
     "decoder_of",
     "given_answers",
     "items_of",
@@ -47,6 +55,8 @@ __all__ = [
     "load_outline",
     "load_route_tokenizers",
     "load_tokenizers",
+    "make_served_student",
+    "make_served_teacher",
     "make_verifier",
     "policy_at",
     "other_models",

@@ -8,12 +8,29 @@ from typing import Any
 from tutelage.config.schema import RunConfig
 from tutelage.errors import ConfigurationError
 from tutelage.models import PROBE_TEXT, LanguageModel, Vocabulary
-from tutelage.rollout import LocalVLLM, PairedEngine, ServedTeacher, ServedVLLM, Server, VLLMEngine, address_of
+from tutelage.rollout import (
+    LocalVLLM,
+    PairedEngine,
+    ServedModel,
+    ServedTeacher,
+    ServedVLLM,
+    Server,
+    VLLMEngine,
+    address_of,
+)
 from tutelage.runtime import LocalRuntime
 from tutelage.training import Phase
 from tutelage.types import Prompt
 
-__all__ = ["check_servers", "make_served_teacher", "make_student_engine", "refuse_beyond_server"]
+__all__ = [
+    "check_servers",
+    "check_student_server",
+    "check_teacher_server",
+    "make_served_student",
+    "make_served_teacher",
+    "make_student_engine",
+    "refuse_beyond_server",
+]
 
 
 def make_student_engine(
@@ -44,9 +61,7 @@ def make_student_engine(
         if student.context_length is not None:
             sampler.max_tokens = min(sampler.max_tokens, student.context_length)
     else:
-        sampler = ServedVLLM(
-            Server(settings.server, settings.timeout_seconds, settings.retries, config.rollout.max_rows, "vllm.server")
-        )
+        sampler = make_served_student(config)
     return VLLMEngine(
         student,
         vocabulary,
@@ -55,6 +70,15 @@ def make_student_engine(
         support_size=config.rollout.support_size,
         score_tokens=config.rollout.score_tokens,
         hands_over=runtime.is_first,
+    )
+
+
+def make_served_student(config: RunConfig) -> ServedVLLM:
+    """The server that draws the student's answers."""
+    settings = config.vllm
+    assert settings.server is not None
+    return ServedVLLM(
+        Server(settings.server, settings.timeout_seconds, settings.retries, config.rollout.max_rows, "vllm.server")
     )
 
 
@@ -106,9 +130,21 @@ def check_servers(
       ServerError: see `ServedTeacher.check` and `ServedVLLM.check`.
     """
     if engine.served_teacher is not None:
-        longest = max((prompt.teacher_tokens or prompt.student_tokens for prompt in prompts), key=len)
-        probe = PROBE_TEXT, list(teacher_tokenizer(PROBE_TEXT, add_special_tokens=False)["input_ids"])
-        engine.served_teacher.check(longest, len(longest) + config.rollout.max_new_tokens, probe)
+        check_teacher_server(config, engine.served_teacher, prompts, teacher_tokenizer)
     if engine.student_engine is not None and isinstance(engine.student_engine.sampler, ServedVLLM):
-        longest = max((prompt.student_tokens for prompt in prompts), key=len)
-        engine.student_engine.sampler.check(longest, len(longest) + num_new_tokens)
+        check_student_server(engine.student_engine.sampler, prompts, num_new_tokens)
+
+
+def check_teacher_server(
+    config: RunConfig, served: ServedTeacher, prompts: Sequence[Prompt], tokenizer: Any
+) -> ServedModel:
+    """See `ServedTeacher.check`."""
+    longest = max((prompt.teacher_tokens or prompt.student_tokens for prompt in prompts), key=len)
+    probe = PROBE_TEXT, list(tokenizer(PROBE_TEXT, add_special_tokens=False)["input_ids"])
+    return served.check(longest, len(longest) + config.rollout.max_new_tokens, probe)
+
+
+def check_student_server(served: ServedVLLM, prompts: Sequence[Prompt], num_new_tokens: int) -> ServedModel:
+    """See `ServedVLLM.check`."""
+    longest = max((prompt.student_tokens for prompt in prompts), key=len)
+    return served.check(longest, len(longest) + num_new_tokens)

@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from tutelage.config import RunConfig
 from tutelage.doctor import budget, data, tokens, trial
+from tutelage.doctor import servers as serving
 from tutelage.doctor.finding import Finding, Verdict
 from tutelage.doctor.patient import Patient
 from tutelage.errors import TutelageError, in_short
@@ -35,6 +36,9 @@ CHEAP: Mapping[str, Check] = {
     "disk": budget.disk,
 }
 """Checks that read files and no weights."""
+
+SERVED: Mapping[str, Check] = {"servers": serving.servers}
+"""Checks of runs in which a server computes."""
 
 COSTLY: Mapping[str, Check] = {
     "own teacher": trial.own_teacher,
@@ -62,7 +66,8 @@ def examine(config: RunConfig, *, quick: bool = False, processes: int = 1) -> It
       processes: how many are to share the run; memory and time are then those of one of them.
     """
     patient, said = Patient(config, processes), set[str]()
-    for name, check in (CHEAP if quick else {**CHEAP, **COSTLY}).items():
+    served = SERVED if serving.has_servers(config) else {}
+    for name, check in {**CHEAP, **served, **({} if quick else COSTLY)}.items():
         if name in COSTLY and said & set(BLOCKING):
             yield Finding(Verdict.skipped, "not tried: the models cannot run as they are, see above", check=name)
             continue

@@ -11,6 +11,7 @@ from tutelage.rollout.served_teacher import ServedTeacher
 from tutelage.rollout.server import Server, address_of
 from tutelage.rollout.sharing import Spread, answers_to_share, whole_share, without_hidden
 from tutelage.rollout.streams import derive_seed, uniforms
+from tutelage.rollout.vllm_answers import ServedModel
 from tutelage.rollout.vllm_engine import VLLMEngine, VLLMSettings
 from tutelage.rollout.vllm_samplers import LocalVLLM, ServedVLLM
 
@@ -19,6 +20,7 @@ __all__ = [
     "LocalVLLM",
     "PairedEngine",
     "ScoreCache",
+    "ServedModel",
     "ServedTeacher",
     "ServedVLLM",
     "Server",

@@ -15,7 +15,7 @@ import torch
 from tutelage.errors import ServerError
 from tutelage.models import Vocabulary
 from tutelage.rollout.server import Server
-from tutelage.rollout.vllm_answers import bytes_for, choice_of, prompt_places, served_model
+from tutelage.rollout.vllm_answers import ServedModel, bytes_for, choice_of, prompt_places, served_model
 from tutelage.types import Rollout
 
 __all__ = ["ServedTeacher"]
@@ -48,18 +48,23 @@ class ServedTeacher:
     num_rows: int | None = None
     _names: list[str] = field(default_factory=list, init=False, repr=False, compare=False)
 
-    def check(self, prompt: Sequence[int], num_tokens: int, probe: tuple[str, Sequence[int]] | None = None) -> None:
+    def check(
+        self, prompt: Sequence[int], num_tokens: int, probe: tuple[str, Sequence[int]] | None = None
+    ) -> ServedModel:
         """Compare the server with what the run expects of it, in one short exchange before anything is computed.
 
         Args:
           prompt: that a rollout may begin with.
           num_tokens: of the longest prompt with its answer.
           probe: a text and its tokens in our tokenizer.
+        Returns:
+          What the server says about its model.
         Raises:
           ServerError: no answer, a context that is too short, another vocabulary, numbers that are no
             log-probabilities, or other ones when the same is asked again.
         """
-        limit = served_model(self.server).max_tokens
+        model = served_model(self.server)
+        limit = model.max_tokens
         if limit is not None and num_tokens + 1 > limit:
             raise ServerError(
                 f"a prompt and its answer may have {num_tokens} tokens, and {self.server.url} reads {limit} less the "
@@ -84,6 +89,7 @@ class ServedTeacher:
             )
         if probe is not None:
             self._check_tokenizer(*probe)
+        return model
 
     def _check_tokenizer(self, text: str, tokens: Sequence[int]) -> None:
         """Compare how a text is cut, where the server has a route that tells."""

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from tutelage.errors import ConfigurationError, ServerError, in_short
 from tutelage.rollout.server import Server
-from tutelage.rollout.vllm_answers import bytes_for, choice_of, logprob_of, malformed, served_model
+from tutelage.rollout.vllm_answers import ServedModel, bytes_for, choice_of, logprob_of, malformed, served_model
 
 __all__ = ["LocalVLLM", "Sampled", "SampledBy", "Sampling", "ServedVLLM"]
 
@@ -169,14 +169,15 @@ class ServedVLLM:
     server: Server
     _name: str | None = field(default=None, init=False, repr=False)
 
-    def check(self, prompt: Sequence[int], num_tokens: int) -> None:
+    def check(self, prompt: Sequence[int], num_tokens: int) -> ServedModel:
         """Ask for one token before anything is computed; its numbers are compared once the server has our weights.
 
         Args:
           prompt: that an answer may begin with.
           num_tokens: of the longest prompt with its answer.
         """
-        limit = served_model(self.server).max_tokens
+        model = served_model(self.server)
+        limit = model.max_tokens
         if limit is not None and num_tokens > limit:
             raise ServerError(
                 f"a prompt and its answer may have {num_tokens} tokens, and {self.server.url} holds {limit}. Start it "
@@ -184,6 +185,7 @@ class ServedVLLM:
             )
         self.server.post("/reset_prefix_cache")  # one of the routes that take new weights, and harmless
         self.sample([prompt], [0], Sampling(1.0, 1, (), ()))
+        return model
 
     def load(self, folder: Path) -> None:
         weights = {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}}

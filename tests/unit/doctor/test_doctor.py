@@ -13,6 +13,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from tests.fake_server import Fake, student_server, vllm_of
 from tests.tiny_run import CHAT_TEMPLATE, make_tokenizer, save_model, write_run_file
 from tutelage.cli import app
 from tutelage.cli.checkup import print_finding
@@ -281,8 +282,35 @@ def test_a_teacher_that_is_a_server_costs_no_memory_here_and_needs_no_weights(
     served = run("policy=student", "divergence.support=teacher_top_k", "teacher.server=http://localhost:1")
     there = budget.forecast(Patient(served))
     assert all(parts["teacher"] == 0 < here[phase]["teacher"] for phase, parts in there.items())
-    findings = {finding.check: finding for finding in examine(served, quick=True)}
-    assert {finding.verdict for finding in findings.values()} <= {Verdict.ok, Verdict.warning}
+    for name in CHEAP:
+        assert found(served, name).verdict in (Verdict.ok, Verdict.warning)
+
+
+def test_servers_are_asked(run: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Is it there, is it called as the run file calls it, does it take weights?"""
+    monkeypatch.setenv("no_proxy", "*")
+    path = str(tmp_path / "teacher")
+    model = load_language_model(path, load_tokenizer(path))
+    teacher, student = Fake(vllm_of(model, context=512)), student_server(lambda _: model)
+    drawing = ["rollout.engine=vllm", f"vllm.server={student.url}", "vllm.retries=0"]
+    config = run(
+        "policy=student",
+        "divergence.support=teacher_top_k",
+        f"teacher.server={teacher.url}",
+        "teacher.retries=0",
+        *drawing,
+    )
+    (finding,) = [each for each in examine(config, quick=True) if each.check == "servers"]
+    assert finding.verdict == Verdict.warning and finding.text.endswith("and the server's model is called 'm'")
+    assert (
+        "answers alike when asked twice" in finding.details[0] and "takes the student's weights" in finding.details[1]
+    )
+    teacher.close()
+    (finding,) = [each for each in examine(config, quick=True) if each.check == "servers"]
+    assert finding.verdict == Verdict.error and "gave no answer: asked once" in finding.text
+    (finding,) = [each for each in examine(run(*drawing), quick=True) if each.check == "servers"]
+    assert finding.verdict == Verdict.ok
+    student.close()
 
 
 # --- memory and time -------------------------------------------------------------------------------------------------
