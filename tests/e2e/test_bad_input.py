@@ -120,6 +120,14 @@ DATA: dict[str, tuple[Callable[[Path], Path], list[str]]] = {
         lambda folder: rows(folder / "p.jsonl", GOOD, {**GOOD, "problem": " \n"}),
         ["row 1 (line 2)", "only white space"],
     ),
+    "half an emoji in an answer": (
+        lambda folder: rows(folder / "p.jsonl", GOOD, {**GOOD, "answer": "2 \ud83d"}),
+        ["row 1 (line 2)", "half of a surrogate pair in column 'answer'", "Repair the escapes"],
+    ),
+    "NUL in an id": (
+        lambda folder: rows(folder / "p.jsonl", GOOD, {**GOOD, "id": "a\0b"}),
+        ["row 1 (line 2)", "a NUL character in column 'id'"],
+    ),
     "not JSON": (lambda folder: rows(folder / "p.jsonl", GOOD, "{oops\n"), ["line 2 is not JSON", "Repair or remove"]),
     "another format": (lambda folder: rows(folder / "p.csv", "a,b\n"), ["p.csv", ".jsonl, .json or .parquet"]),
     "a folder": (lambda folder: folder, ["a directory", ".jsonl, .json or .parquet"]),

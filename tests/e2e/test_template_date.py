@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ import pytest
 from tests.tiny_run import CHAT_TEMPLATE, write_run_file
 from tests.unit.doctor.test_doctor import found
 from tutelage import cli
+from tutelage.cli.scoring import write_scores
 from tutelage.config import build_run, load_config
+from tutelage.errors import DataError
 from tutelage.tasks import clock
 from tutelage.training import Observer, train
 
@@ -57,7 +60,7 @@ def test_a_resumed_run_reads_the_prompts_of_the_day_on_which_it_began(home: Path
 
 def test_without_a_question_for_the_date_none_is_kept(tmp_path: Path) -> None:
     run = build_run(load_config(write_run_file(tmp_path), ["evaluation.sets=[]"]))
-    assert "template_date" not in (run.folder.path / "config.toml").read_text()
+    assert "data.path" in run.settings and "data.template_date" not in run.settings
 
 
 def command(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
@@ -103,6 +106,38 @@ def test_a_checkpoint_is_evaluated_as_its_run_asked(home: Path, on: Any, monkeyp
     monkeypatch.setattr("tutelage.evaluation.evaluate", evaluate)
     command(monkeypatch, "evaluate", checkpoint, "--task", home.parent / "prompts.jsonl")
     assert seen == [list(run.prompts[0].student_tokens)]
+
+
+def test_answers_of_several_dates_are_refused(home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    answers = tmp_path / "answers.jsonl"
+    row = {"id": "sum/0", "sample": 0, "response": "0"}
+    answers.write_text("".join(json.dumps({**row, "template_date": f"2026-03-0{day}"}) + "\n" for day in (1, 2)))
+    refused_scoring(monkeypatch, home, answers, "prompts of different dates (2026-03-01, 2026-03-02;")
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"response": "half \ud83d"}, "row 0 (line 1) has half of a surrogate pair in column 'response'"),
+        ({"response_tokens": 3}, "row 0 (line 1) has 3 in column 'response_tokens'; expected token ids"),
+        ({"response_tokens": [True]}, "row 0 (line 1) has the token True"),
+        ({"response_tokens": ["a"]}, "row 0 (line 1) has the token 'a'"),
+    ],
+)
+def test_answers_that_cannot_be_scored(
+    home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, row: dict[str, Any], message: str
+) -> None:
+    answers = tmp_path / "answers.jsonl"
+    answers.write_text(json.dumps({"id": "sum/0", "sample": 0, **row}) + "\n")
+    refused_scoring(monkeypatch, home, answers, message)
+
+
+def refused_scoring(monkeypatch: pytest.MonkeyPatch, home: Path, answers: Path, message: str) -> None:
+    monkeypatch.setattr("tutelage.config.models.load_language_model", pytest.fail)
+    scores = home.parent / "scores"
+    with pytest.raises(DataError, match=re.escape(message)):
+        write_scores(load_config(home), answers, scores, answers_per_shard=4, resume=False, on_message=print)
+    assert not scores.exists()
 
 
 def test_doctor_shows_the_date(home: Path, on: Any) -> None:

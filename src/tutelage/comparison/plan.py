@@ -23,9 +23,10 @@ from tutelage.config import (
     settings_of,
     to_toml,
 )
+from tutelage.config.clock import DATE, dated
 from tutelage.errors import ConfigurationError, OutputExistsError
 from tutelage.files import write_whole
-from tutelage.tasks import load_problems, short_name
+from tutelage.tasks import TemplateClock, load_problems, short_name
 
 __all__ = [
     "CHECKPOINT_RULES",
@@ -211,20 +212,24 @@ def open_folder(plan: Plan, world: World | None, *, resume: bool) -> None:
             "--output FOLDER, or continue that comparison with --resume."
         )
     described = _described(plan)
+    date = TemplateClock().moment.isoformat()
     if resume:
         if not path.is_file():
             raise ConfigurationError(
                 f"--resume: {plan.folder} holds no comparison (no plan.json). Start it without --resume, or choose "
                 "another --output FOLDER."
             )
-        _refuse_changed(json.loads(path.read_text()), described, path)
+        before = json.loads(path.read_text())
+        _refuse_changed(before, described, path)
+        date = before.get(DATE)
+    described[DATE] = date  # for chat templates that ask: no method reads other prompts for having run a day later
     for file, content in (world.files if world is not None else {}).items():
         _write_once(file, content)
     for method in plan.methods:
         for seed in plan.seeds:
             job = plan.job(method, seed)
             values = {"name": method.name, "seed": seed, "output": str(job.folder)}
-            _write_once(job.run_file, to_toml(method.config.model_copy(update=values)))
+            _write_once(job.run_file, to_toml(dated(method.config.model_copy(update=values), date)))
     write_whole(path, json.dumps(described, indent=2) + "\n")
 
 

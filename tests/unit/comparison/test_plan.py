@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,15 @@ def test_everything_is_written_before_the_first_step(plan: Plan) -> None:
     for job, seed in zip(plan.jobs(), (0, 0, 1, 1), strict=True):
         config = load_config(job.run_file)
         assert (config.seed, config.output_folder) == (seed, str(job.folder))
+
+
+def test_all_runs_are_told_the_date_of_the_plan(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tutelage.tasks.clock._now", lambda: datetime(2026, 3, 1))
+    open_folder(plan, None, resume=False)
+    monkeypatch.setattr("tutelage.tasks.clock._now", lambda: datetime(2026, 3, 2))
+    open_folder(replace(plan, seeds=range(3)), None, resume=True)
+    dates = {load_config(job.run_file).data.template_date for job in replace(plan, seeds=range(3)).jobs()}
+    assert dates == {"2026-03-01T00:00:00"}
 
 
 def test_a_folder_is_continued_as_it_was_begun_or_not_at_all(plan: Plan) -> None:
