@@ -207,7 +207,7 @@ def evaluate(
                 engine,
                 problems,
                 Temperature(temperature).at(0),
-                verify=make_verifier(verifier, student),
+                verify=make_verifier(verifier, student, data.truncated_answers),
                 decode=decoder_of(student),
                 num_samples=samples,
                 temperature=temperature,

@@ -60,7 +60,7 @@ def write_samples(
     known = [answer for answer in answers if answer is not None]
     correct = None
     if config.data.verifier and len(known) == len(rollouts):
-        correct = make_verifier(config.data.verifier, engine.student)(rollouts, known)
+        correct = make_verifier(config.data.verifier, engine.student, config.data.truncated_answers)(rollouts, known)
     lines = []
     for place, rollout in enumerate(rollouts):
         record = {

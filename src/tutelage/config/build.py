@@ -59,7 +59,7 @@ from tutelage.policies import POLICIES, Policy, Temperature
 from tutelage.rollout import PairedEngine
 from tutelage.runtime import LocalRuntime, Processes, runtime_for
 from tutelage.targets import TARGETS
-from tutelage.tasks import Verifier, check_verifier, short_name
+from tutelage.tasks import THINKING_OPENS, TruncatedAnswers, Verifier, check_verifier, short_name
 from tutelage.training import (
     EvaluationPlan,
     Phase,
@@ -89,6 +89,8 @@ __all__ = [
 ]
 
 VerifyRollouts = Callable[[Sequence[Rollout], Sequence[str]], Sequence[bool]]
+
+_MAX_OPENING_TOKENS = 8  # a template's "<think>" and what white space comes after it, in any tokenizer
 
 
 def build_run(
@@ -206,7 +208,11 @@ def _put_together(
         micro_batch_tokens=config.runtime.micro_batch_tokens,
         loss_form=config.runtime.loss,
         folder=folder,
-        verify=make_verifier(config.data.verifier, engine.student) if config.data.verifier else None,
+        verify=(
+            make_verifier(config.data.verifier, engine.student, config.data.truncated_answers)
+            if config.data.verifier
+            else None
+        ),
         decode=decoder_of(engine.student),
         samples_per_log=config.logging.samples_per_log,
         steps_per_log=config.logging.steps_per_log,
@@ -378,13 +384,20 @@ def build_engine(
     )
 
 
-def make_verifier(task: str, student: LanguageModel) -> VerifyRollouts:
-    """Right or wrong for rollouts, from their text."""
-    decode, verifier = decoder_of(student), Verifier(task)
+def make_verifier(task: str, student: LanguageModel, truncated: TruncatedAnswers = "whole") -> VerifyRollouts:
+    """Right or wrong for rollouts, from their text and whether they ended by themselves."""
+    decode, verifier = decoder_of(student), Verifier(task, truncated=truncated)
+
+    def response_of(rollout: Rollout) -> str:
+        # Some templates open the thinking at the prompt's end, and the response then has its end only.
+        opens = decode(rollout.prompt_tokens[-_MAX_OPENING_TOKENS:]).rstrip().endswith(THINKING_OPENS)
+        return THINKING_OPENS * opens + decode(rollout.response_tokens)
 
     def verify(rollouts: Sequence[Rollout], answers: Sequence[str]) -> Sequence[bool]:
-        responses = [decode(rollout.response_tokens) for rollout in rollouts]
-        return verifier.verify_many(zip(responses, answers, strict=True))
+        return [
+            verifier.verify(response_of(rollout), answer, finished=rollout.finished)
+            for rollout, answer in zip(rollouts, answers, strict=True)
+        ]
 
     return verify
 

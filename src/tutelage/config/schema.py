@@ -16,6 +16,7 @@ from tutelage.errors import ConfigurationError, printable
 from tutelage.models import AdapterSettings
 from tutelage.paths import check_file_name, expanded_path
 from tutelage.rollout import VLLMSettings
+from tutelage.tasks import TruncatedAnswers
 from tutelage.training import CheckpointSettings, OptimizerSettings, RolloutSettings
 
 __all__ = [
@@ -180,6 +181,7 @@ class DataConfig(Section):
 
     `answer_column = ""`: the prompts have no answers. `verifier = ""`: answers are not judged. `template_date`: what a
     chat template is told that asks for the date; None = the moment when the run is first made, which is kept with it.
+    `truncated_answers`: what counts of one that was cut at the length limit; "whole" = what is whole in it.
     """
 
     path: PathText
@@ -198,6 +200,7 @@ class DataConfig(Section):
     teacher_chat_template_kwargs: dict[str, Any] | None = None
     max_prompt_tokens: int = Field(default=1024, ge=1)
     verifier: str = "math"
+    truncated_answers: TruncatedAnswers = "whole"
     scores: OptionalPath = None
 
     @field_validator("template_date", mode="before")

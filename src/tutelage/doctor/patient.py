@@ -138,4 +138,6 @@ class Patient:
 
     def verify(self, rollouts: Sequence[Rollout], answers: Sequence[str]) -> Sequence[bool]:
         """Right or wrong, as the run's verifier says."""
-        return make_verifier(self.config.data.verifier, self.engine.student)(rollouts, answers)
+        return make_verifier(self.config.data.verifier, self.engine.student, self.config.data.truncated_answers)(
+            rollouts, answers
+        )

@@ -62,7 +62,7 @@ class ProbeParts:
             )
         refuse_overlong_prompts(config, prompts)
         engine = build_engine(config, *tokenizers, student_path)
-        verify = make_verifier(config.data.verifier, engine.student)
+        verify = make_verifier(config.data.verifier, engine.student, config.data.truncated_answers)
         return cls(engine, prompts, answers, verify, config.rollout.max_new_tokens, config.seed)
 
     def judge(self, rollouts: Sequence[Rollout]) -> list[bool]:

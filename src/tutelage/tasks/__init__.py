@@ -1,5 +1,6 @@
 """Which prompts, and was the answer right?  Data sets, chat templates and verifiers."""
 
+from tutelage.tasks.answers import THINKING_OPENS
 from tutelage.tasks.benchmarks import BENCHMARKS, Benchmark
 from tutelage.tasks.chat import DroppedPromptsWarning, RenderedPrompts, render, render_all
 from tutelage.tasks.clock import TemplateClock
@@ -7,9 +8,10 @@ from tutelage.tasks.problems import Problem, load_problems
 from tutelage.tasks.readers import PromptWarning
 from tutelage.tasks.sources import Row, check_text, excerpt, rows_of, short_name
 from tutelage.tasks.templates import closing_text
-from tutelage.tasks.verifiers import Verifier, VerifierWarning, check_verifier, verify
+from tutelage.tasks.verifiers import TruncatedAnswers, Verifier, VerifierWarning, check_verifier, verify
 
 __all__ = [
+    "THINKING_OPENS",
     "BENCHMARKS",
     "Benchmark",
     "Problem",
@@ -27,6 +29,7 @@ __all__ = [
     "RenderedPrompts",
     "DroppedPromptsWarning",
     "verify",
+    "TruncatedAnswers",
     "Verifier",
     "VerifierWarning",
     "check_verifier",

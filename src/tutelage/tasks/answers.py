@@ -10,7 +10,7 @@ import re
 from tutelage.tasks.notation import MAX_ANSWER_CHARACTERS, clean, unified, up_to_closing_brace
 from tutelage.tasks.quantities import DIGITS, read_quantity
 
-__all__ = ["after_thinking", "exact_match", "final_answer", "reference_answer"]
+__all__ = ["THINKING_OPENS", "after_thinking", "exact_match", "final_answer", "reference_answer"]
 
 # A final answer stands at the end of a response; these bound the work.
 MAX_TAIL_CHARACTERS = 100_000
@@ -18,7 +18,7 @@ MAX_BOXES = 50
 _MAX_PHRASE_CHARACTERS = 300
 _MAX_WORDS = 5
 
-_THINKING_OPENS, _THINKING_ENDS = "<think>", "</think>"
+THINKING_OPENS, _THINKING_ENDS = "<think>", "</think>"
 _ANSWER_OPENS, _ANSWER_ENDS = "<answer>", "</answer>"
 
 _BOX = re.compile(
@@ -62,10 +62,10 @@ def after_thinking(response: str) -> str:
     A response without <think> in which </think> stands was begun by the prompt's template.
     """
     _, ends, said = response.rpartition(_THINKING_ENDS)
-    return "" if _THINKING_OPENS in said else said if ends else response
+    return "" if THINKING_OPENS in said else said if ends else response
 
 
-def final_answer(response: str) -> str | None:
+def final_answer(response: str, *, finished: bool = True) -> str | None:
     r"""What a response gives as its answer.
 
     It looks after the thinking, and within the last <answer>...</answer> if there is one, for the first of these: the
@@ -73,13 +73,20 @@ def final_answer(response: str) -> str | None:
     stands in, the last formula. Empty boxes do not count, of nested ones the inner one does. A response that was cut
     off inside its only box has no answer: "\boxed{12" may have been on its way to 125.
 
+    Args:
+        response: all that the model wrote.
+        finished: False = it was cut at the length limit. Then only what must be whole counts: a box or tag that is
+            closed and that no other was opened after, or a line after ####.
     Returns:
         The answer as it is written, or None where there is none or it is longer than 2,000 characters.
     """
     text, is_tagged = _tagged(after_thinking(response)[-MAX_TAIL_CHARACTERS:])
     answer, was_opened = _last_box(text)
+    if was_opened and not finished:
+        return None
     if answer is None and not was_opened:
-        answer = _unboxed_answer(unified(text), is_tagged)
+        is_whole = finished or is_tagged
+        answer = _unboxed_answer(unified(text), is_tagged) if is_whole else _after_hashes(text.rpartition("\n")[0])
     return answer if answer is not None and len(answer) <= MAX_ANSWER_CHARACTERS else None
 
 
@@ -92,11 +99,14 @@ def reference_answer(answer: str) -> str:
     return last_line[1].strip() if last_line else _after_hashes(answer) or answer.strip()
 
 
-def exact_match(response: str, answer: str) -> bool:
-    r"""After the thinking, the last \boxed{...} or else the last line is the answer, white space aside."""
+def exact_match(response: str, answer: str, *, finished: bool = True) -> bool:
+    r"""After the thinking, the last \boxed{...} or else the last line is the answer, white space aside.
+
+    Of a response that is not finished, only the box counts.
+    """
     said = after_thinking(response)
     boxed, _ = _last_box(said[-MAX_TAIL_CHARACTERS:])
-    lines = said.strip().splitlines()
+    lines = said.strip().splitlines() if finished else []
     found = boxed if boxed is not None else lines[-1] if lines else ""
     return bool(found.strip()) and found.split() == answer.split()
 

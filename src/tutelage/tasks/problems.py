@@ -12,11 +12,12 @@ import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 from tutelage.errors import ConfigurationError, DataError
-from tutelage.tasks.sources import Row, check_text, column_names, excerpt, rows_of, short_name
+from tutelage.tasks.sources import Row, WrittenFloat, check_text, column_names, excerpt, rows_of, short_name
 
 __all__ = ["Message", "Problem", "load_problems"]
 
@@ -31,6 +32,7 @@ VERL_PROMPT_COLUMN = "prompt"
 VERL_ANSWER_COLUMN = "reward_model.ground_truth"
 
 _MISSING = object()
+_MAX_PLAIN_EXPONENT = 20  # a float beyond it keeps its exponent: 6.02E+23
 
 
 @dataclass(frozen=True)
@@ -238,10 +240,28 @@ def _text(text: str, what: str, where: str) -> str:
 def _answer(value: Any, where: str) -> str:
     if isinstance(value, list) and len(value) == 1:
         value = value[0]
-    is_answer = isinstance(value, str | int | float) and value == value and str(value).strip()  # NaN is unlike itself
-    if not is_answer:
+    text = _as_text(value)
+    if text is None or not text.strip():
         raise DataError(
             f"{where} has {excerpt(value)} as its answer; expected text or a number. Complete or remove the row,"
             ' set data.answer_column to another column, or to "" if no answers are needed.'
         )
-    return str(value)
+    return text
+
+
+def _as_text(value: object) -> str | None:
+    """Text as it stands, a truth value as JSON writes it, a number with all its digits; None for anything else."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, WrittenFloat):
+        return value.text
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int):
+        return str(value)
+    if not isinstance(value, float | Decimal):
+        return None
+    number = Decimal(repr(value)) if isinstance(value, float) else value
+    if not number.is_finite():
+        return None
+    return f"{number:f}" if abs(number.adjusted()) <= _MAX_PLAIN_EXPONENT else str(number)

@@ -14,13 +14,24 @@ from typing import Any
 from tutelage.errors import DataError
 from tutelage.hub import check_hub
 
-__all__ = ["Row", "check_text", "column_names", "excerpt", "rows_of", "short_name"]
+__all__ = ["Row", "WrittenFloat", "check_text", "column_names", "excerpt", "rows_of", "short_name"]
 
 Row = Mapping[str, Any]
 
 _OTHER_FILE_ENDINGS = {".csv", ".tsv", ".txt", ".md", ".arrow", ".gz", ".zst", ".bz2", ".xz", ".zip", ".tar"}
 _PARQUET_ROWS = 64  # at once; a few bytes of a file may stand for megabytes in each of them
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?(:[\w.-]+)?")
+
+
+class WrittenFloat(float):
+    """A number of a JSON file that remembers how it was written, since 1e16 and 0.30 may be an answer."""
+
+    text: str
+
+    def __new__(cls, text: str) -> WrittenFloat:
+        number = super().__new__(cls, text)
+        number.text = text
+        return number
 
 
 def short_name(source: str) -> str:
@@ -67,7 +78,7 @@ def _jsonl_rows(path: Path) -> Iterator[tuple[str, Row]]:
                 continue
             place = f"row {row_number} (line {line_number})"
             try:
-                row = json.loads(line)
+                row = json.loads(line, parse_float=WrittenFloat)
             except (ValueError, RecursionError) as error:
                 raise DataError(
                     f"{path}, line {line_number} is not JSON ({error}): {excerpt(line)}; expected one JSON object per"
@@ -79,7 +90,7 @@ def _jsonl_rows(path: Path) -> Iterator[tuple[str, Row]]:
 
 def _json_rows(path: Path) -> Iterator[tuple[str, Row]]:
     try:
-        rows = json.loads(path.read_bytes() or b"[]")
+        rows = json.loads(path.read_bytes() or b"[]", parse_float=WrittenFloat)
     except (ValueError, RecursionError) as error:
         raise DataError(
             f"{path} is not JSON ({error}); expected a list of objects."

@@ -2,6 +2,7 @@ r"""Decides whether a response gives the right answer: total on any text, and bo
 
     "math"             the final answer (last \boxed{...}, or else last number) equals the reference, mathematically
     "exact"            the last \boxed{...}, or else the last line, is the reference letter for letter
+                       both look at what follows the thinking, </think>; a thinking that does not end has no answer
     "module:function"  a function of the user, (response, answer) -> bool or a score, correct from 0.5 up
     a callable         the same, called right here: no bound on its time
 
@@ -17,6 +18,7 @@ import importlib.util
 import re
 import warnings
 from collections.abc import Callable, Iterable
+from typing import Literal
 
 from tutelage.errors import ConfigurationError
 from tutelage.tasks.answers import exact_match, final_answer, reference_answer
@@ -24,10 +26,12 @@ from tutelage.tasks.equality import compare_plainly, for_algebra
 from tutelage.tasks.verifier_process import Verdict, WorkerProcess
 from tutelage.tasks.verifier_worker import is_correct
 
-__all__ = ["Task", "Verifier", "VerifierWarning", "check_verifier", "verify"]
+__all__ = ["Task", "TruncatedAnswers", "Verifier", "VerifierWarning", "check_verifier", "verify"]
 
 UserFunction = Callable[[str, str], bool | float]
 Task = str | UserFunction
+# What counts of a response that was cut at the length limit: what is whole in it, nothing, or all its text.
+TruncatedAnswers = Literal["whole", "wrong", "as_text"]
 
 _OWN_TASKS = ("math", "exact")
 _USERS_TASK = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
@@ -79,6 +83,9 @@ class Verifier:
         task: "math", "exact", "module:function" or a callable; see the top of this file.
         timeout_seconds: bound for one answer in the worker, not counting the worker's start; none for a callable.
         memory_limit_gib: what the worker may take on top of its imports; enforced on Linux.
+        truncated: what counts of a response that was cut at the length limit. "whole" = an answer that cannot have been
+            on its way to another, in a box or a tag that is closed; a user's function gets the text. "wrong" = nothing.
+            "as_text" = it is judged as if it had ended.
     Attributes:
         num_timeouts: answers counted as wrong because they took too long. If it is more than a few in a thousand, look
             whether the machine is overloaded.
@@ -86,7 +93,14 @@ class Verifier:
         ConfigurationError: an unknown task, or a bound that is not positive.
     """
 
-    def __init__(self, task: Task = "math", *, timeout_seconds: float = 5.0, memory_limit_gib: float = 4.0) -> None:
+    def __init__(
+        self,
+        task: Task = "math",
+        *,
+        timeout_seconds: float = 5.0,
+        memory_limit_gib: float = 4.0,
+        truncated: TruncatedAnswers = "whole",
+    ) -> None:
         _check_name(task)
         for name, bound in (("timeout_seconds", timeout_seconds), ("memory_limit_gib", memory_limit_gib)):
             if not bound > 0:
@@ -94,6 +108,7 @@ class Verifier:
                     f"{name} of a verifier is {bound}; expected more than 0. Use 5 seconds and 4 GiB if in doubt."
                 )
         self.task = task
+        self.truncated = truncated
         self.num_timeouts = 0
         self._has_warned = False
         self._worker = WorkerProcess(str(task), timeout_seconds=timeout_seconds, memory_limit_gib=memory_limit_gib)
@@ -126,16 +141,18 @@ class Verifier:
         """Verdicts on (response, answer) pairs, in their order."""
         return [self.verify(response, answer) for response, answer in pairs]
 
-    def verify(self, response: str, answer: str) -> bool:
-        """Whether the response gives the right answer; see the function `verify`."""
+    def verify(self, response: str, answer: str, *, finished: bool = True) -> bool:
+        """Whether the response gives the right answer; see the function `verify`. Not finished = cut at the limit."""
+        if not finished and self.truncated == "wrong":
+            return False
+        is_whole = finished or self.truncated == "as_text"
         if self.task == "exact":
-            return exact_match(response, answer)
+            return exact_match(response, answer, finished=is_whole)
         if self.task == "math":
-            return self._verify_math(response, answer)
+            return self._verify_math(final_answer(response, finished=is_whole), reference_answer(answer))
         return self._verify_by_user(response, answer)
 
-    def _verify_math(self, response: str, answer: str) -> bool:
-        candidate, reference = final_answer(response), reference_answer(answer)
+    def _verify_math(self, candidate: str | None, reference: str) -> bool:
         if candidate is None:
             return False
         plain = compare_plainly(candidate, reference)
