@@ -6,8 +6,10 @@ import the user's main module again. What the verdicts mean is for `verifiers.py
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import queue
 import signal
 import subprocess
 import sys
@@ -25,6 +27,7 @@ from tutelage.tasks import verifier_worker
 __all__ = ["Verdict", "WorkerProcess"]
 
 INSIDE_WORKER = "TUTELAGE_INSIDE_VERIFIER_WORKER"
+_MAX_REPLY_BYTES = 65_536
 _START_SECONDS = 120.0  # importing a user's module may load a whole framework from a cold disk
 
 _Process = subprocess.Popen[bytes]
@@ -61,6 +64,7 @@ class WorkerProcess:
         self.timeout_seconds = timeout_seconds
         self.memory_limit_gib = memory_limit_gib
         self.process: _Process | None = None
+        self._numbers = itertools.count()
         self._lock = threading.Lock()
         self._owner = os.getpid()
 
@@ -90,9 +94,9 @@ class WorkerProcess:
         with self._lock:
             # Two tries: a process that died by itself may have been ended from outside, or for an earlier answer.
             for _ in range(2):
-                process = self._running()
+                self._running()
                 started = time.monotonic()
-                reply = self._exchange(process, [response, answer], self.timeout_seconds)
+                reply = self._exchange({"response": response, "answer": answer}, self.timeout_seconds)
                 if reply is not None:
                     return Verdict(reply["correct"], reply["error"])
                 self._end()
@@ -100,9 +104,10 @@ class WorkerProcess:
                     return Verdict(False, f"it took longer than {self.timeout_seconds:g} seconds", timed_out=True)
             return Verdict(False, "it ended its process")
 
-    def _running(self) -> _Process:
+    def _running(self) -> None:
+        """Have a process with its judge loaded; a new one where there is none or it ended."""
         if self.process is not None and self.process.poll() is None:
-            return self.process
+            return
         self._end()
         is_users = self.task != "math"
         if is_users and INSIDE_WORKER in os.environ:
@@ -115,19 +120,22 @@ class WorkerProcess:
             [sys.executable, "-P", "-W", "ignore", str(Path(verifier_worker.__file__))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            bufsize=0,
             stderr=None if is_users else subprocess.DEVNULL,
             # sympy's results depend on the order of sets here and there: fix it, so that a verdict can be repeated
             env={**os.environ, INSIDE_WORKER: "1", "PYTHONHASHSEED": "0"},
             start_new_session=True,  # Ctrl-C does not reach it, and killing its group takes its children along
         )
-        self._finalizer = weakref.finalize(self, _end, process, os.getpid())
+        self._courier = _Courier(process)
+        self._courier.start()
+        self._finalizer = weakref.finalize(self, _end, process, self._courier, os.getpid())
         setup = {
             "task": self.task,
             "paths": [str(Path.cwd()), *sys.path],
             "timeout_seconds": self.timeout_seconds,
             "memory_limit_bytes": int(self.memory_limit_gib * 2**30),
         }
-        reply = self._exchange(process, setup, _START_SECONDS)
+        reply = self._exchange(setup, _START_SECONDS)
         if reply is None or reply["error"] is not None:
             self._end()
             reason = f"it ended or hung within {_START_SECONDS:g} seconds" if reply is None else reply["error"]
@@ -135,28 +143,14 @@ class WorkerProcess:
                 f"data.verifier is {self.task!r}, which cannot be loaded ({reason}); expected it to import from"
                 f" {Path.cwd()} or the installed packages. Check the names, and that the module imports by itself."
             )
-        return process
 
-    def _exchange(self, process: _Process, message: object, seconds: float) -> Any:
-        """Send a line and return the line that comes back; None if the process died or had to be killed."""
-        assert process.stdin is not None and process.stdout is not None
-        # A timer that kills bounds writing as well as reading, and works where pipes cannot be polled.
-        timer = threading.Timer(seconds, _kill, (process,))
-        timer.daemon = True
-        timer.start()
-        line = b""
+    def _exchange(self, message: dict[str, Any], seconds: float) -> Any:
+        """Send a message and return the reply to it; None if the process died or did not reply in time."""
         try:
-            process.stdin.write(json.dumps(message).encode() + b"\n")  # ASCII, so that lone surrogates travel too
-            process.stdin.flush()
-            line = process.stdout.readline()
-        except OSError:  # it died while we wrote
-            pass
-        except BaseException:  # Ctrl-C: the reply is still to come and would be taken for the next one's
+            return self._courier.exchange({"number": next(self._numbers), **message}, seconds)
+        except BaseException:  # Ctrl-C: nobody waits for the reply any more
             self._end()
             raise
-        finally:
-            timer.cancel()
-        return json.loads(line) if line.endswith(b"\n") else None
 
     def _end(self) -> None:
         if self.process is not None:
@@ -171,24 +165,90 @@ class WorkerProcess:
             self._owner = os.getpid()
 
 
+class _Courier(threading.Thread):
+    """Takes messages to a process and brings the replies; a thread of its own, since it may be stuck for ever.
+
+    A pipe that another process holds open neither ends nor takes anything, whatever became of the worker, and pipes
+    cannot be polled on every system. So who asks waits for this thread as long as it wants, and leaves it behind.
+    """
+
+    def __init__(self, process: _Process) -> None:
+        super().__init__(daemon=True, name="verifier's courier")
+        assert process.stdin is not None and process.stdout is not None
+        self._stdin, self._stdout = process.stdin, process.stdout
+        self._messages: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+        self._replies: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+    def exchange(self, message: dict[str, Any], seconds: float) -> Any:
+        """The reply to a message, or None if there is none or not in time. After that the courier is of no more use."""
+        self._messages.put(message)
+        try:
+            return self._replies.get(timeout=seconds)
+        except queue.Empty:
+            return None
+
+    def stop(self) -> None:
+        self._messages.put(None)
+
+    def run(self) -> None:
+        with (
+            self._stdin,
+            self._stdout,
+            suppress(OSError, ValueError, EOFError, RecursionError),
+        ):  # it ended, or wrote what is no message
+            received = b""
+            while (message := self._messages.get()) is not None:
+                to_send = memoryview(json.dumps(message).encode() + b"\n")  # ASCII, so that lone surrogates travel too
+                while to_send:
+                    to_send = to_send[self._stdin.write(to_send) :]
+                reply: dict[str, Any] = {}
+                while reply.get("number") != message["number"]:  # whatever else comes was never asked for
+                    while b"\n" not in received:
+                        received += self._read()
+                    line, _, received = received.partition(b"\n")
+                    reply = dict(json.loads(line))
+                self._replies.put(reply)
+        self._replies.put(None)
+
+    def _read(self) -> bytes:
+        read = self._stdout.read(_MAX_REPLY_BYTES)
+        if not read:
+            raise EOFError
+        return bytes(read)
+
+
 def _kill(process: _Process) -> None:
     if process.poll() is not None:  # its number may belong to another process by now
         return
+    children = _children(process.pid)  # also those that left its session
     with suppress(OSError):
         if hasattr(os, "killpg"):
             os.killpg(process.pid, signal.SIGKILL)
         else:
             process.kill()
+    for child in children:
+        with suppress(OSError):
+            os.kill(child, signal.SIGKILL)
 
 
-def _end(process: _Process, owner: int) -> None:
-    """Kill a process, wait for its end and close our ends of its pipes; a forked child only closes."""
+def _children(pid: int) -> list[int]:
+    """Processes that a process started, and theirs, as far as the system says so."""
+    children: list[int] = []
+    with suppress(OSError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            children += map(int, (task / "children").read_text().split())
+    return children + [grandchild for child in children for grandchild in _children(child)]
+
+
+def _end(process: _Process, courier: _Courier, owner: int) -> None:
+    """Kill a process, wait for its end and have our ends of its pipes closed; a forked child only closes."""
     if os.getpid() == owner:
         _kill(process)
         process.wait()
+        courier.stop()
+        courier.join(timeout=1.0)
     else:
         process.returncode = 0  # not ours to wait for; without this, Popen warns of a process left running
-    for pipe in (process.stdin, process.stdout):
-        if pipe is not None:
-            with suppress(OSError):  # what could not be sent has nobody left to read it
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
                 pipe.close()

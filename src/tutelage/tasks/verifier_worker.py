@@ -4,8 +4,10 @@ It is a process of its own because an answer such as 9^{9^{9^{9}}} keeps the alg
 signals nor threads can stop it, and takes all memory if it can. It is started by file name and imports nothing of
 Tutelage, so that it is ready as soon as its judge is, and a crash in it is not a crash of the run.
 
-    first line in   {"task", "paths", "timeout_seconds", "memory_limit_bytes"}    out   {"error": null or why it cannot}
-    then            [response, answer]                                            out   {"correct", "error"}
+    first line in   {"number", "task", "paths", "timeout_seconds", "memory_limit_bytes"}    out   {"number", "error"}
+    then            {"number", "response", "answer"}                              out   {"number", "correct", "error"}
+
+A reply has the number of its message. Whatever a judge forks off has no pipe to reply through.
 """
 
 from __future__ import annotations
@@ -51,28 +53,42 @@ def main() -> None:
     os.dup2(nothing, 0)
     os.dup2(2, 1)
 
+    own_id = os.getpid()
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=lambda: _leave_pipes(requests, replies))
     setup = json.loads(requests.readline())
     try:
         judge = _math_judge() if setup["task"] == "math" else _users_judge(setup["task"], setup["paths"])
     except BaseException as error:  # importing a user's module may raise anything, SystemExit included
-        _reply(replies, {"error": _describe(error)})
-        return
+        if os.getpid() == own_id:
+            _reply(replies, {"number": setup["number"], "error": _describe(error)})
+        os._exit(0)
     high_water_bytes = _virtual_bytes() + setup["memory_limit_bytes"] / 2
     _limit_memory(setup["memory_limit_bytes"])
-    _reply(replies, {"error": None})
+    _reply(replies, {"number": setup["number"], "error": None})
 
     for line in requests:
         _set_alarm(setup["timeout_seconds"] + _ORPHAN_GRACE_SECONDS)
-        response, answer = json.loads(line)
+        message = json.loads(line)
         try:
-            correct, failure = is_correct(judge(response, answer)), None
+            correct, failure = is_correct(judge(message["response"], message["answer"])), None
         except BaseException as error:
             correct, failure = False, _describe(error)
+        if os.getpid() != own_id:
+            os._exit(0)  # a judge's child that came back here: the worker is its parent
         _set_alarm(0.0)
-        _reply(replies, {"correct": correct, "error": failure})
+        _reply(replies, {"number": message["number"], "correct": correct, "error": failure})
         if _virtual_bytes() > high_water_bytes:
             break  # a fresh process has all its memory again; going on could make right answers fail for lack of it
     os._exit(0)  # not through sys.exit: a user's threads could keep an orphan alive
+
+
+def _leave_pipes(*pipes: IO[bytes]) -> None:
+    """In a forked child: nothing that it does may be taken for the worker's, nor keep the worker's pipes open."""
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for pipe in pipes:
+        os.dup2(nothing, pipe.fileno(), inheritable=False)
+    os.close(nothing)
 
 
 def _reply(replies: IO[bytes], message: dict[str, Any]) -> None:

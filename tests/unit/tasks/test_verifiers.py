@@ -44,7 +44,7 @@ def rewards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "rewards.py").write_text(
         textwrap.dedent(
             """
-            import math, os, sys, time
+            import ctypes, math, os, sys, time
 
             class Family:
                 @staticmethod
@@ -69,6 +69,32 @@ def rewards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
                 if response == "sleep": time.sleep(60)
                 if response == "hungry": return len(bytearray(2**40)) > 0
                 return True
+
+            def forking(response, answer):
+                child = os.fork()
+                if child == 0:
+                    if response == "leaves": os.setsid(); time.sleep(60)
+                    return True  # goes on as the worker would
+                if response == "waits": os.waitpid(child, 0)
+                if response == "leaves": open(answer, "w").write(str(child)); os._exit(3)
+                return response == answer
+
+            def hanging(response, answer):
+                if response == "fine": return True
+                child = os.fork() if response == "fork" else ctypes.CDLL(None).fork()
+                if child == 0: os.setsid()
+                else: open(answer, "w").write(str(child))
+                time.sleep(60)
+
+            def meddling(response, answer):
+                pipes = [fd for fd in map(int, os.listdir("/proc/self/fd")) if fd > 2
+                         and os.path.exists(f"/proc/self/fd/{fd}") and "pipe" in os.readlink(f"/proc/self/fd/{fd}")]
+                if response == "answers":
+                    for fd in pipes[1:]: os.write(fd, b'{"number": 1000000, "correct": true, "error": null}\\n')
+                if response == "babbles":
+                    for fd in pipes[1:]: os.write(fd, b"no message\\n")
+                if response == "closes": os.closerange(3, 100)
+                return response == answer
             """
         )
     )
@@ -139,6 +165,26 @@ def test_right_answers(math: Verifier, response: str, answer: str) -> None:
 @pytest.mark.parametrize(("response", "answer"), WRONG)
 def test_wrong_answers(math: Verifier, response: str, answer: str) -> None:
     assert math.verify(response, answer) is False
+
+
+def test_what_counts_of_an_answer_that_was_cut() -> None:
+    sixteen = [
+        r"so \boxed{16}, since",
+        "<answer>16</answer>",
+        "16",
+        r"\boxed{16} or \boxed{1",
+        "so\n#### 16",
+        "#### 16\nso",
+    ]
+    verdicts = {
+        truncated: [Verifier(truncated=truncated).verify(text, "16", finished=False) for text in sixteen]
+        for truncated in ("whole", "wrong", "as_text")
+    }
+    assert verdicts["whole"] == [True, True, False, False, False, True]
+    assert verdicts["wrong"] == [False] * 6
+    assert verdicts["as_text"] == [Verifier().verify(text, "16") for text in sixteen] == [True] * 6
+    exact = Verifier("exact")
+    assert [exact.verify(text, "16", finished=False) for text in sixteen[:3]] == [True, False, False]
 
 
 def test_many_keep_their_order(math: Verifier) -> None:
@@ -298,8 +344,7 @@ def test_the_worker_ends_when_its_parent_is_killed(rewards: None, is_idle: bool)
         worker = worker_of(verifier)
         if not is_idle:
             assert worker.stdin is not None
-            worker.stdin.write(b'["sleep", ""]\n')
-            worker.stdin.flush()
+            worker.stdin.write(b'{"number": 9, "response": "sleep", "answer": ""}\n')
         os.write(tell, str(worker.pid).encode())
         os.kill(os.getpid(), signal.SIGKILL)
     os.waitpid(child, 0)
@@ -310,6 +355,54 @@ def test_the_worker_ends_when_its_parent_is_killed(rewards: None, is_idle: bool)
     while is_running(worker_pid) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert not is_running(worker_pid)
+
+
+@needs_fork
+@pytest.mark.filterwarnings("ignore::tutelage.tasks.VerifierWarning")
+def test_a_verifier_that_forks_changes_no_verdict(rewards: None) -> None:
+    with Verifier("rewards:forking") as verifier:
+        pairs = [("waits", "no"), ("a", "b"), ("a", "a"), ("b", "a")] * 5
+        assert verifier.verify_many(pairs) == [response == answer for response, answer in pairs]
+
+
+@needs_fork
+def test_a_child_that_leaves_the_session_delays_no_verdict(rewards: None, tmp_path: Path) -> None:
+    with Verifier("rewards:forking", timeout_seconds=30.0) as verifier:
+        started = time.monotonic()
+        with pytest.warns(VerifierWarning, match="it ended its process"):
+            assert not verifier.verify("leaves", str(tmp_path / "child"))
+        assert time.monotonic() - started < 20
+        assert verifier.verify("a", "a")
+    os.kill(int((tmp_path / "child").read_text()), signal.SIGKILL)  # its parent ended by itself and took nobody along
+
+
+@needs_fork
+@pytest.mark.filterwarnings("ignore::tutelage.tasks.VerifierWarning")
+@pytest.mark.parametrize("way", ["fork", "past Python"])
+def test_a_worker_that_hangs_with_a_child_of_its_own_session_is_left_in_time(
+    rewards: None, tmp_path: Path, way: str
+) -> None:
+    with Verifier("rewards:hanging", timeout_seconds=1.0) as verifier:
+        check_verifier("rewards:hanging")
+        started = time.monotonic()
+        assert not verifier.verify(way, str(tmp_path / "child"))
+        assert verifier.num_timeouts == 1
+        assert time.monotonic() - started < 20
+        assert verifier.verify("fine", "")
+    child = int((tmp_path / "child").read_text())
+    if Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").exists():
+        assert not is_running(child)
+    else:
+        os.kill(child, signal.SIGKILL)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="the pipes are found through /proc")
+@pytest.mark.filterwarnings("ignore::tutelage.tasks.VerifierWarning")
+def test_what_is_written_into_the_pipe_is_taken_for_no_reply(rewards: None) -> None:
+    with Verifier("rewards:meddling") as verifier:
+        assert verifier.verify_many([("answers", "no"), ("a", "b"), ("a", "a")]) == [False, False, True]
+        assert verifier.verify_many([("babbles", "babbles"), ("a", "b"), ("a", "a")]) == [False, False, True]
+        assert verifier.verify_many([("closes", "closes"), ("a", "b"), ("a", "a")]) == [False, False, True]
 
 
 def is_running(pid: int) -> bool:
