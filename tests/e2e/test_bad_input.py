@@ -184,6 +184,12 @@ RUN = {
     "unknown weighting": (["weighting=tips"], ["weighting.name is 'tips'", "position_decay, tip"]),
     "unknown device": (["runtime.device=abacus"], ["runtime.device is 'abacus'", "cpu"]),
     "no such student": (["student=/no/such/model"], ["'/no/such/model' does not exist", "Hugging Face hub id"]),
+    "a name that leads elsewhere": (["name=../../mine"], ["name is '../../mine'", "under which no file can be kept"]),
+    "a path with a line break": (["data.scores=a\nb"], ["data.scores is 'a\\nb'", "a path has no line breaks"]),
+    "nobody's home": (["data.scores=~nobody-here/x"], ["data.scores is '~nobody-here/x'", "home folder of a user"]),
+    "a million threads": (["runtime.threads=1000000"], ["runtime.threads is 1000000", "1024"]),
+    "half a character": (["student=\udcff"], ["student.path is '\\udcff'", "not valid Unicode"]),
+    "two settings in one": (["steps=5\nseed=3"], ["steps is '5\\nseed=3'", "integer"]),
     "no override": (["steps"], ["--set got 'steps'", "key.path=value"]),
 }
 
@@ -203,6 +209,10 @@ def test_run_files_that_cannot_be_read(tmp_path: Path, tutelage: Command) -> Non
     refused(tutelage("train", "broken.toml"), "'broken.toml' is not valid TOML", "line 1")
     (tmp_path / "short.toml").write_text("steps = 3")
     refused(tutelage("train", "short.toml"), "student is missing", "--set student=")
+    (tmp_path / "deep.toml").write_text("a = " + "[" * 2000 + "]" * 2000)
+    refused(tutelage("train", "deep.toml"), "'deep.toml'", "nested more than 32 deep")
+    (tmp_path / "utf16.toml").write_bytes("steps = 3\n".encode("utf-16-le"))
+    refused(tutelage("train", "utf16.toml"), "'utf16.toml' has zero bytes", "Save it as UTF-8")
 
 
 @pytest.mark.usefixtures("no_weights")
@@ -518,6 +528,55 @@ def test_a_full_disk_is_one_line(home: Path, tutelage: Command, monkeypatch: pyt
 
     monkeypatch.setattr("tutelage.config.models.load_language_model", full)
     refused(tutelage("train", home / "run.toml", *settings("output=out")), "No space left on device", "metrics.jsonl")
+
+
+def test_paths_and_names_as_people_have_them(
+    home: Path, tmp_path: Path, tutelage: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run file as Notepad saves it, `~` in its paths, square brackets in the names of files."""
+    without_curves(monkeypatch)
+    monkeypatch.setenv("HOME", str(tmp_path / "me"))
+    (tmp_path / "me").mkdir()
+    (tmp_path / "me" / "student").symlink_to(home / "student")
+    prompts = write_prompts(tmp_path / "me" / "[b]sums[i].jsonl", 2)
+    run_file = tmp_path / "me" / "windows.toml"
+    run_file.write_bytes(b"\xef\xbb\xbf" + (home / "run.toml").read_bytes().replace(b"\n", b"\r\n"))
+    small = settings("steps=1", "rollout.max_new_tokens=4", "evaluation.num_samples=1", "student=~/student")
+    small += settings("data=~/[b]sums[i].jsonl", "evaluation.sets=~/[b]sums[i].jsonl")
+
+    trained = tutelage("train", "~/windows.toml", *small, *settings("output=~/[red]o[/b]"))
+    run = tmp_path / "me" / "[red]o[/b]"
+    assert (trained.code, trained.err) == (0, "") and f"run       {run}\n" in trained.out
+    assert "evaluation at step 1: [b]sums[i] pass@1" in trained.out
+    drawn = tutelage("generate", "~/windows.toml", "~/[/b].jsonl", "--limit", 1, *small)
+    assert (drawn.code, drawn.err) == (0, "") and f"written to {tmp_path / 'me' / '[/b].jsonl'}" in drawn.out
+    judged = tutelage("evaluate", "~/student", "--task=~/[b]sums[i].jsonl", "--output=~/[x]", "--max-new-tokens", 4)
+    assert (judged.code, judged.err) == (0, "") and f"{prompts.stem} " in judged.out
+    assert (tmp_path / "me" / "[x]").is_dir() and (tmp_path / "me" / "[" / "b].jsonl").is_file()
+    assert not (tmp_path / "~").exists()
+
+
+def test_any_terminal_can_show_it(home: Path, tmp_path: Path) -> None:
+    """In an encoding without the letters of the path, and in the locale that promises nothing."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
+    environment |= {"PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
+    arguments = ["doctor", "--quick", str(home / "run.toml"), *settings("output=läufe/学")]
+    command = [sys.executable, "-m", "tutelage", *arguments]
+    done = subprocess.run(command, capture_output=True, cwd=tmp_path, env=environment, timeout=120)
+    assert (done.returncode, done.stderr) == (0, b"") and b"ok" in done.stdout
+    done.stdout.decode("ascii")
+
+
+def test_a_reader_that_left_is_no_error(tmp_path: Path) -> None:
+    """`tutelage --help | true` says nothing on stderr."""
+    read, write = os.pipe()
+    os.close(read)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    done = subprocess.run(
+        [sys.executable, "-m", "tutelage", "--help"], stdout=write, stderr=subprocess.PIPE, env=environment, timeout=60
+    )
+    os.close(write)
+    assert (done.returncode, done.stderr) == (1, b"")
 
 
 def test_no_traceback_reaches_the_user(home: Path, tmp_path: Path) -> None:

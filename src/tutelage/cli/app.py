@@ -30,6 +30,7 @@ from tutelage.cli.comparing import compare, sweep
 from tutelage.cli.console import TextConsole
 from tutelage.cli.probe import probe_app
 from tutelage.errors import OutputExistsError
+from tutelage.paths import check_file_name
 
 __all__ = ["app"]
 
@@ -173,7 +174,7 @@ def evaluate(
     from tutelage.policies import Temperature
     from tutelage.rollout import PairedEngine
     from tutelage.runtime import LocalRuntime
-    from tutelage.tasks import check_verifier
+    from tutelage.tasks import check_verifier, short_name
 
     check_verifier(verifier)
     if output is not None and output.exists():
@@ -192,6 +193,8 @@ def evaluate(
     if data.template_date is None and Path(model).is_dir():  # a checkpoint of a run
         data = data.model_copy(update={"template_date": date_of_run(Path(model).absolute().parent.parent)})
     clock = template_clock(data)
+    for item in items if output is not None else []:
+        check_file_name(short_name(item.path), "the name of a problem set", "math500")
     sets = build_evaluation_sets(items, data, tokenizer, clock)
     for problems in sets:
         refuse_overlong(ModelConfig(path=model), None, problems.prompts, max_new_tokens, "--max-new-tokens")

@@ -45,7 +45,7 @@ def read_run_file(path: str | Path) -> dict[str, Any]:
     table = read_table(file)
     name = table.setdefault("name", file.stem)
     if isinstance(name, str):  # else the schema says what it must be; comparisons make folders of it before that
-        check_file_name(name, "name", "trb")
+        check_file_name(name, "name", "first-run")
     find_again(table, file)
     return table
 

@@ -41,6 +41,9 @@ def part_from(table: Mapping[str, Any], members: Mapping[str, type[Part]], key: 
         if isinstance(value, Mapping):
             values[field_name] = schedule_from(value, f"{key}.{field_name}")
         _refuse_wrong_kind(f"{key}.{field_name}", values[field_name], kinds[field_name])
+        alternatives = _alternatives(kinds[field_name])
+        if type(value) is int and float in alternatives and int not in alternatives:
+            values[field_name] = float(value)  # products of whole numbers can be beyond what a tensor takes
     missing = [f.name for f in fields(member) if f.init and f.name not in values and _is_required(f)]  # type: ignore[arg-type]
     if missing:
         raise ConfigurationError(f"{key}.{missing[0]} is missing; {name!r} needs it. Add it to [{key}].")
@@ -64,13 +67,17 @@ def _unknown_field(field: str, name: str, members: Mapping[str, type[Any]], key:
 
 def _refuse_wrong_kind(key: str, value: Any, hint: Any) -> None:
     """A field annotated with plain classes, such as `int` or `float | Schedule`, gets one of these."""
-    kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    kinds = _alternatives(hint)
     if not all(isinstance(kind, type) for kind in kinds):
         return
     allowed = (*kinds, int) if float in kinds else kinds
     if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in kinds):
         names = " or ".join(KINDS.get(kind, f"a {kind.__name__.lower()}") for kind in kinds)
         raise ConfigurationError(f"{key} is {value!r}; expected {names}. Correct it in the run file or with --set.")
+
+
+def _alternatives(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
 
 
 def _is_required(field: Any) -> bool:

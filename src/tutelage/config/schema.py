@@ -56,7 +56,7 @@ def _path(text: str | None) -> str | None:
 
 
 def _file_name(name: str | None) -> str | None:
-    return None if name is None else check_file_name(name, THIS, "math500")
+    return None if name is None else check_file_name(name, THIS, "first-run")
 
 
 # What a path or a name of a file is, wherever a run file has one.

@@ -29,6 +29,7 @@ from tutelage.demo.embedded import (
     embedded_tables,
 )
 from tutelage.errors import OutputExistsError, TutelageError
+from tutelage.files import write_whole
 from tutelage.report import plot_runs, read_jsonl
 
 __all__ = ["demo_run_file", "run_demo"]
@@ -80,7 +81,7 @@ def run_demo(output: Path | None, console: Console, *, steps: int, num_problems:
         raise OutputExistsError(f"the demo's folder {folder} already exists; nothing is overwritten. Choose another.")
     folder.mkdir(parents=True)
     for path, content in embedded_files(folder, steps=steps, num_problems=num_problems, seed=seed).items():
-        path.write_text(content)
+        write_whole(path, content)
     console.print(
         Text.assemble(
             f"A tiny teacher and a tiny, drifting student solve word problems: {steps} steps of {PROMPTS_PER_STEP} "
@@ -93,7 +94,7 @@ def run_demo(output: Path | None, console: Console, *, steps: int, num_problems:
     started = time.perf_counter()
     for method in METHODS:
         table = demo_run_file(method, folder, steps=steps, seed=seed)
-        (folder / f"{method.name}.toml").write_text(tomli_w.dumps(table))
+        write_whole(folder / f"{method.name}.toml", tomli_w.dumps(table))
     _train_all(folder, steps, console)
     figure = plot_runs({method.title: folder / method.name for method in METHODS}, folder / "curves.png")
 

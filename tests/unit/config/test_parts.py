@@ -109,3 +109,9 @@ def test_kinds_of_fields_to_come() -> None:
     refuse({**table, "flips": 1}, {"blend": Blend}, "target", "target.flips is 1; expected true or false")
     refuse({**table, "weight": "1"}, {"blend": Blend}, "target", "target.weight is '1'; expected a number or nothing")
     refuse({"name": "blend"}, {"blend": Blend}, "target", "target.teachers is missing; 'blend' needs it")
+
+
+def test_a_whole_number_for_a_field_of_numbers_is_one_that_tensors_take() -> None:
+    alpha = part_from({"name": "alpha", "order": 10**12}, DIVERGENCES, "divergence")
+    assert isinstance(alpha.order, float)  # type: ignore[attr-defined]
+    assert isinstance(part_from({"name": "reverse_kl", "top_k": 4}, DIVERGENCES, "divergence").top_k, int)
