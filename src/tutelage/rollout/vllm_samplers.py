@@ -183,7 +183,8 @@ class ServedVLLM:
                 f"a prompt and its answer may have {num_tokens} tokens, and {self.server.url} holds {limit}. Start it "
                 f"with --max-model-len {num_tokens}, or lower rollout.max_new_tokens and evaluation.max_new_tokens."
             )
-        self.server.post("/reset_prefix_cache")  # one of the routes that take new weights, and harmless
+        # Harmless, and there only beside the routes that take new weights.
+        self.server.post("/reset_prefix_cache")
         self.sample([prompt], [0], Sampling(1.0, 1, (), ()))
         return model
 

@@ -249,3 +249,55 @@ def test_a_server_that_is_no_teacher_is_refused(play: Callable[[Answer], Fake]) 
     short.check([1, 2], 63)
     with pytest.raises(ServerError, match="may have 64 tokens, and .* reads 64 less the one"):
         short.check([1, 2], 64)
+
+
+# --- the exchange before the first step ------------------------------------------------------------------------------
+
+
+def test_a_teacher_server_is_compared_before_the_first_step(play: Callable[[Answer], Fake]) -> None:
+    """One short prompt, sent twice: with the last id of the vocabulary, and the same tokens for a text."""
+    _, teacher, vocabulary = pair()
+    honest = vllm_of(teacher)
+    fake = play(honest)
+    served = ServedTeacher(Server(fake.url), vocabulary, 4)
+    assert served.check([1, 2, 8, 4], 20).name == "m"
+    prompts = [body["prompt"] for path, body in fake.asked if path == "/v1/completions"]
+    assert prompts == [[1, 2, 8, 4, 19]] * 2
+    served.check([1] * 50, 63)
+    assert len(fake.asked[-1][1]["prompt"]) == 32
+
+    def cut_into(tokens: Any) -> Answer:
+        return lambda path, body: (200, tokens) if path == "/tokenize" else honest(path, body)
+
+    for told in ({"tokens": [5, 6]}, {"count": 2}, None):  # the same, and servers that do not tell
+        ServedTeacher(Server(play(cut_into(told)).url), vocabulary, 4).check([1, 2], 20, ("text", [5, 6]))
+    with pytest.raises(ServerError, match=r"cuts a text into other tokens than teacher\.path's tokenizer"):
+        ServedTeacher(Server(play(cut_into({"tokens": [5, 7]})).url), vocabulary, 4).check([1], 20, ("text", [5, 6]))
+
+
+def test_a_server_without_the_route_for_texts_is_no_other_server(play: Callable[[Answer], Fake]) -> None:
+    _, teacher, vocabulary = pair()
+    honest = vllm_of(teacher)
+    fake = play(lambda path, body: (404, {}) if path == "/tokenize" else honest(path, body))
+    ServedTeacher(Server(fake.url), vocabulary, 4).check([1, 2], 20, ("text", [5, 6]))
+
+
+def test_two_models_at_one_address_are_noticed(play: Callable[[Answer], Fake]) -> None:
+    student, teacher, vocabulary = pair()
+    models = [vllm_of(student), vllm_of(teacher)]
+    fake = play(lambda path, body: models[len(fake.asked) % 2](path, body))
+    with pytest.raises(ServerError, match=r"was asked the same twice, and its log-probabilities differ by .* nats"):
+        ServedTeacher(Server(fake.url, most_at_once=1), vocabulary, 4).check([1, 2, 4, 5], 20)
+
+
+def test_a_student_server_is_asked_before_the_first_step(play: Callable[[Answer], Fake]) -> None:
+    """Is it there, does it hold prompts and answers whole, and does it have the routes that take new weights?"""
+    student, _, _ = pair()
+    fake = play(vllm_of(student))
+    ServedVLLM(Server(fake.url)).check([1, 2], 64)
+    assert [path for path, _ in fake.asked][:2] == ["/v1/models", "/reset_prefix_cache"]
+    with pytest.raises(ServerError, match="may have 65 tokens, and .* holds 64"):
+        ServedVLLM(Server(fake.url)).check([1, 2], 65)
+    closed = play(lambda path, body: (404, {}) if path == "/reset_prefix_cache" else vllm_of(student)(path, body))
+    with pytest.raises(ServerError, match=r"/reset_prefix_cache refuses a request \(404"):
+        ServedVLLM(Server(closed.url)).check([1, 2], 64)
