@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+import json
+import math
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-__all__ = ["named", "sha256_of", "write_whole", "written_whole"]
+__all__ = ["json_line", "named", "sha256_of", "write_whole", "written_whole"]
 
 
 @contextmanager
@@ -36,6 +39,22 @@ def write_whole(path: Path, text: str) -> None:
     """Write a text file so that a killed process leaves the old content or the new, never half of it."""
     with written_whole(path) as partial:
         partial.write_text(text, encoding="utf-8")
+
+
+def json_line(record: Mapping[str, Any]) -> str:
+    """A line of a JSON-lines file that every reader takes: null stands for a number that is not finite."""
+    try:
+        return json.dumps(record, allow_nan=False) + "\n"
+    except ValueError:  # rare, so that others do not pay for the search
+        return json.dumps(_finite(record), allow_nan=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def sha256_of(path: Path) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from rich.console import Group
 from rich.live import Live
@@ -111,12 +111,11 @@ class LiveObserver(PlainObserver):
         self.progress = Progress(console=self.console)
         self.task = self.progress.add_task(name, total=None)
         self.numbers = Text(no_wrap=True, overflow="ellipsis")
-        self.metrics: list[dict[str, float]] = []
-        self.evaluations: list[dict[str, Any]] = []
+        self.view = RunView()
         title, count = TextColumn("{task.description}", style="bold", markup=False), MofNCompleteColumn()
         clock = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
         bars = FittedProgress(self.progress, (title, BarColumn(), count, *clock), (title, BarColumn(10), count))
-        shown = Group(bars, RunView(self.metrics, self.evaluations), self.numbers)
+        shown = Group(bars, self.view, self.numbers)
         self.live = Live(shown, console=self.console, refresh_per_second=4)
 
     def __enter__(self) -> Self:
@@ -134,13 +133,13 @@ class LiveObserver(PlainObserver):
 
     def on_step(self, result: StepResult) -> None:
         self.progress.update(self.task, completed=result.step + 1)
-        self.metrics.append(result.metrics)
+        self.view.add_step(result.metrics)
         rest = figures({name: result.metrics[name] for name in BELOW if name in result.metrics}, None)
         self.numbers.plain = rest if result.phase is None else f"{result.phase}  {rest}"
 
     def on_evaluation(self, step: int, result: EvaluationResult) -> None:
         super().on_evaluation(step, result)
-        self.evaluations.append({"name": result.name, "pass_at_1": result.pass_at_1})
+        self.view.add_evaluation({"name": result.name, "pass_at_1": result.pass_at_1})
 
 
 def observer_for(name: str) -> PlainObserver:

@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
-from tutelage.comparison.running import records_of
+import numpy as np
+
 from tutelage.evaluation import t_interval
-from tutelage.report import Curve, pass_at_1_curve
+from tutelage.report import Columns, Curve, pass_at_1_curve, read_run
 
 __all__ = ["MEASURES", "Measure", "Summary", "area_under", "measure_run", "summarise_methods"]
 
@@ -90,20 +90,21 @@ def measure_run(folder: Path, *, checkpoint_rule: str, early_steps: int, num_rol
     Args:
       num_rollouts: per step; every one is read once by a teacher that was not there while it was sampled.
     """
-    metrics, evaluations = records_of(folder / "metrics.jsonl"), records_of(folder / "evaluations.jsonl")
-    sampled, greedy = (_values(pass_at_1_curve(evaluations, is_greedy=twin)) for twin in (False, True))
+    run = read_run(folder)
+    sampled, greedy = (_values(pass_at_1_curve(run.evaluations, is_greedy=twin)) for twin in (False, True))
     step = max(sampled, default=None)
     if checkpoint_rule == "best" and sampled:
         step = max(sampled, key=lambda at: (sampled[at], -at))  # of equals the first
-    tokens = sum(record["response_tokens_total"] for record in metrics)
-    forwards = sum(_teacher_forwards(record, num_rollouts) for record in metrics)
-    rewards = [record["reward"] for record in metrics[:early_steps] if "reward" in record]
+    tokens = float(np.nansum(run.metrics["response_tokens_total"]))
+    forwards = _teacher_forwards(run.metrics, num_rollouts)
+    rewards = run.metrics["reward"][:early_steps]
+    rewards = rewards[np.isfinite(rewards)]
     found = {
         "pass_at_1": None if step is None else sampled[step],
         "pass_at_1_greedy": None if step is None else greedy.get(step),
         "area": area_under(sampled),
-        "early_reward": statistics.fmean(rewards) if rewards else None,
-        "seconds": sum(record["seconds"] for record in metrics),
+        "early_reward": rewards.mean() if len(rewards) else None,
+        "seconds": np.nansum(run.metrics["seconds"]),
         "response_tokens": tokens,
         "teacher_forwards": forwards,
         "tokens_per_teacher_forward": tokens / forwards if forwards else None,
@@ -150,6 +151,8 @@ def _values(line: Curve) -> dict[int, float]:
     return {int(step): float(value) for step, value in zip(line.steps, line.values, strict=True)}
 
 
-def _teacher_forwards(record: Mapping[str, Any], num_rollouts: int) -> float:
-    per_forward = record.get("tokens_per_teacher_forward")
-    return float(record["response_tokens_total"] / per_forward if per_forward else num_rollouts)
+def _teacher_forwards(metrics: Columns, num_rollouts: int) -> float:
+    per_forward = metrics["tokens_per_teacher_forward"]
+    while_sampling = per_forward > 0  # which NaN is not
+    read_on = np.nansum(metrics["response_tokens_total"][while_sampling] / per_forward[while_sampling])
+    return float(read_on + num_rollouts * np.count_nonzero(~while_sampling))

@@ -26,7 +26,7 @@ from tutelage.config import load_config
 from tutelage.errors import OutputExistsError
 from tutelage.locks import hold, release
 from tutelage.report import read_jsonl
-from tutelage.report.live import FittedProgress, RunView, can_redraw
+from tutelage.report.live import FittedProgress, FollowedRun, RunView, can_redraw
 from tutelage.training import named_checkpoints
 from tutelage.training.interruption import Interruption
 
@@ -213,6 +213,7 @@ class _Display:
         self.live: AbstractContextManager[object] = (
             Live(self, console=console, refresh_per_second=4) if self.is_live else nullcontext()
         )
+        self.runs = {job.name: FollowedRun(job.folder) for job in jobs}
         self.views: dict[str, RunView] = {}
         self.bars: dict[str, TaskID] = {}
         left = {job.name for job in waiting}
@@ -244,7 +245,7 @@ class _Display:
         return bars + VIEW_HEIGHT * len(self.views) < height
 
     def looked_at(self, job: Job) -> None:
-        view = _view(job.folder)
+        view = self.runs[job.name].look()
         text, done = _status(view, job.folder)
         self.progress.update(self.bars[job.name], completed=done, figures=text)
         if self.is_live:
@@ -254,7 +255,9 @@ class _Display:
             self.say(f"{job.name} step {done}/{job.num_steps}  {text}")
 
     def ended(self, job: Job, code: int) -> None:
-        text = f"failed, exit code {code}" if code else f"finished  {_status(_view(job.folder), job.folder)[0]}"
+        text = (
+            f"failed, exit code {code}" if code else f"finished  {_status(self.runs[job.name].look(), job.folder)[0]}"
+        )
         self.num_failed += code != 0
         self.views.pop(job.name, None)
         self.progress.update(self.bars[job.name], figures=text, visible=self.shows_all)
@@ -266,22 +269,16 @@ class _Display:
         self.console.print(text, markup=False, soft_wrap=True)
 
 
-def _view(run: Path) -> RunView:
-    """What the files of a run say so far."""
-    return RunView(records_of(run / "metrics.jsonl"), records_of(run / "evaluations.jsonl"))
-
-
 def _status(view: RunView, run: Path) -> tuple[str, int]:
     """The latest numbers of a run in a few words, and how many steps it has done."""
-    metrics, evaluations = view.metrics, view.evaluations
-    if not metrics:
+    if not view.num_steps:
         return ("evaluating the untrained student" if run.exists() else "starting"), 0
-    last = metrics[-1]
-    parts = [f"loss {last['loss']:.2f}"]
-    if "reward" in last:
-        parts.append(f"reward {last['reward']:.2f}")
-    if evaluations:
-        parts.append(f"pass@1 {100 * evaluations[-1]['pass_at_1']:.1f}%")
-    if "blend_mean" in last:
-        parts.append(f"beta {last['blend_mean']:.2f}")
-    return "  ".join(parts), len(metrics)
+    last = view.last_step
+    shown = (
+        ("loss", last.get("loss"), ".2f"),
+        ("reward", last.get("reward"), ".2f"),
+        ("pass@1", view.last_pass_at_1, ".1%"),
+        ("beta", last.get("blend_mean"), ".2f"),
+    )
+    parts = [f"{label} {value:{form}}" for label, value, form in shown if isinstance(value, int | float)]
+    return "  ".join(parts), view.num_steps

@@ -2,16 +2,19 @@
 
 from tutelage.report.bands import Point, plot_methods, plot_sweep
 from tutelage.report.curves import plot_run, plot_runs
+from tutelage.report.lines import read_jsonl
 from tutelage.report.page import Report, default_path, watch_report, write_report
 from tutelage.report.probes import plot_budget, plot_continuation
-from tutelage.report.records import Curve, pass_at_1_curve, read_jsonl
+from tutelage.report.records import Columns, Curve, RunRecords, pass_at_1_curve, read_run
 from tutelage.report.sparkline import sparkline
 from tutelage.report.style import refuse_figure_format
 
 __all__ = [
+    "Columns",
     "Curve",
     "Point",
     "Report",
+    "RunRecords",
     "default_path",
     "pass_at_1_curve",
     "plot_budget",
@@ -21,6 +24,7 @@ __all__ = [
     "plot_runs",
     "plot_sweep",
     "read_jsonl",
+    "read_run",
     "refuse_figure_format",
     "sparkline",
     "watch_report",

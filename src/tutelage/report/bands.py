@@ -6,8 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from tutelage.report.plain import as_label
 from tutelage.report.records import Curve, RunRecords, curve, greedy_names, mean_and_spread, pass_at_1_curve, read_run
 from tutelage.report.style import INK, MUTED, TEXT_SIZE, Stroke, dress, name_strokes, saved, stroke
+from tutelage.report.thinning import extreme_places
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -93,7 +95,7 @@ def plot_sweep(
                 there, means, yerr=spreads, color=how.color, linestyle=how.linestyle, marker=how.marker, markersize=5,
                 linewidth=1.8, elinewidth=1.2,
             )  # fmt: skip
-        axes.set_xticks(range(len(values)), [f"{x}" for x in values])
+        axes.set_xticks(range(len(values)), [as_label(f"{x}") for x in values])
         axes.set_xlabel(x_label, color=MUTED, fontsize=TEXT_SIZE)
     name_strokes(figure, strokes, title)
     return saved(figure, path)
@@ -103,8 +105,8 @@ def _band(axes: Axes, lines: Sequence[Curve], how: Stroke) -> None:
     if not lines:
         return
     mean, spread = mean_and_spread(lines)
-    axes.fill_between(
-        mean.steps, mean.values - spread, mean.values + spread, color=how.color, alpha=BAND_ALPHA, linewidth=0
-    )
+    places = extreme_places(mean.values)
+    steps, values, spread = mean.steps[places], mean.values[places], spread[places]
+    axes.fill_between(steps, values - spread, values + spread, color=how.color, alpha=BAND_ALPHA, linewidth=0)
     marker = how.marker if len(mean) < 30 else ""
-    axes.plot(mean.steps, mean.values, color=how.color, linestyle=how.linestyle, linewidth=1.8, marker=marker, ms=4.5)
+    axes.plot(steps, values, color=how.color, linestyle=how.linestyle, linewidth=1.8, marker=marker, ms=4.5)

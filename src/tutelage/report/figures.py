@@ -13,9 +13,32 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tutelage.report.panels import moving_average
-from tutelage.report.records import Curve, RunRecords, curve, greedy_names, mean_and_spread, pass_at_1_curve
-from tutelage.report.style import GRID, INK, MUTED, SHADE, TEXT_SIZE, Stroke, dress, name_strokes, stroke
+from tutelage.report.panels import draw_steps
+from tutelage.report.plain import as_label
+from tutelage.report.records import (
+    Curve,
+    RunRecords,
+    curve,
+    greedy_names,
+    mean_and_spread,
+    on_common_steps,
+    pass_at_1_curve,
+)
+from tutelage.report.style import (
+    GRID,
+    INK,
+    MUTED,
+    SHADE,
+    TEXT_SIZE,
+    Stroke,
+    dress,
+    legend_columns,
+    name_strokes,
+    silent_about_glyphs,
+    stroke,
+    texts_as_text,
+)
+from tutelage.report.thinning import extreme_places, extremes, smoothed
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,10 +48,10 @@ __all__ = ["ReportFigure", "draw_figures", "for_page", "page_colors"]
 
 Methods = Mapping[str, Sequence[RunRecords]]
 Strokes = Mapping[str, Stroke]
+CurveOf = Callable[[RunRecords], Curve]
 WIDTH_INCHES, HEIGHT_INCHES = 4.8, 3.5
 DOTS_PER_INCH = 200
 BAND_ALPHA = 0.16
-LEGEND_LETTERS = 60  # of its size fit side by side; a stroke takes as much as ten
 PHASES = {
     "seconds_rollout": ("rollout", ""),
     "seconds_score": ("score", "//"),
@@ -58,30 +81,34 @@ class ReportFigure:
 
 def draw_figures(methods: Methods) -> Iterator[ReportFigure]:
     """Every figure that the runs have numbers for."""
-    lines: list[tuple[str, str, str, str, Callable[[RunRecords], Curve]]] = [
+    looks: list[tuple[str, str, str, str, CurveOf]] = [
         ("pass-at-1", "pass@1", "share correct, sampled, mean over the sets",
          "Share of right answers on the evaluation problems.", lambda run: pass_at_1_curve(run.evaluations)),
         ("pass-at-1-greedy", "pass@1, greedy", "share correct", "Share of right greedy answers.",
          lambda run: pass_at_1_curve(run.evaluations, is_greedy=True)
          if greedy_names(run.evaluations) else Curve(np.zeros(0), np.zeros(0))),
+    ]  # fmt: skip
+    metrics = [
         ("reward", "Reward", "right training rollouts, of the policy",
-         "Share of right answers among the training rollouts. A policy that asks the teacher is helped.",
-         lambda run: _smooth(curve(run.metrics, "reward"))),
-        ("loss", "Loss", "divergence from the target, nats per token", "What is minimised.",
-         lambda run: _smooth(curve(run.metrics, "loss"))),
-        ("teacher-support", "Teacher support", "log q of the sampled tokens, nats",
-         "How probable the teacher finds what was sampled; higher is nearer to the teacher.",
-         lambda run: _smooth(curve(run.metrics, "teacher_logprob"))),
-        ("response-length", "Response length", "tokens, mean over the rollouts", "Tokens per answer.",
-         lambda run: _smooth(curve(run.metrics, "response_tokens"))),
+         "Share of right answers among the training rollouts. A policy that asks the teacher is helped."),
+        ("loss", "Loss", "divergence from the target, nats per token", "What is minimised."),
+        ("teacher_logprob", "Teacher support", "log q of the sampled tokens, nats",
+         "How probable the teacher finds what was sampled; higher is nearer to the teacher."),
+        ("response_tokens", "Response length", "tokens, mean over the rollouts", "Tokens per answer."),
     ]  # fmt: skip
     strokes = {name: stroke(place) for place, name in enumerate(methods)}
-    for name, title, subtitle, caption, curve_of in lines:
-        if _curves(methods, curve_of):
+    for name, title, subtitle, caption, curve_of in looks:
+        if any(map(len, _curves(methods, curve_of))):
             figure, (axes,) = _sheet(methods, strokes)
             dress(axes, title, subtitle)
             _bands(axes, methods, strokes, curve_of)
             yield _finished(figure, name, title, f"{caption} {_band_words(methods)}")
+    for key, title, subtitle, caption in metrics:
+        if any(map(len, _curves(methods, _metric(key)))):
+            figure, (axes,) = _sheet(methods, strokes)
+            dress(axes, title, subtitle)
+            _smooth_bands(axes, methods, strokes, key)
+            yield _finished(figure, title.lower().replace(" ", "-"), title, f"{caption} {_step_words(methods)}")
     yield from _entropy(methods, strokes)
     yield from _trust_region(methods, strokes)
     yield from _cost(methods)
@@ -106,21 +133,18 @@ def page_colors(svg: str) -> str:
 
 
 def _entropy(methods: Methods, strokes: Strokes) -> Iterator[ReportFigure]:
-    def entropy(run: RunRecords) -> Curve:
-        return _smooth(curve(run.metrics, "teacher_entropy"))
-
-    if not _curves(methods, entropy):
+    if not any(map(len, _curves(methods, _metric("teacher_entropy")))):
         return
     figure, (axes,) = _sheet(methods, strokes)
     dress(axes, "Teacher entropy and pass@1", "left, lines: entropy, nats per token; right, marks: pass@1")
-    _bands(axes, methods, strokes, entropy)
+    _smooth_bands(axes, methods, strokes, "teacher_entropy")
     other = axes.twinx()
     other.spines[["top", "right", "left", "bottom"]].set_visible(False)
     other.tick_params(colors=MUTED, labelsize=TEXT_SIZE, length=0)
     for name, runs in methods.items():
         lines = [line for line in (pass_at_1_curve(run.evaluations) for run in runs) if len(line)]
         if lines:
-            mean, how = mean_and_spread(lines)[0], strokes[name]
+            mean, how = extremes(mean_and_spread(lines)[0]), strokes[name]
             other.plot(
                 mean.steps, mean.values, how.marker, color=how.color, ms=6, markeredgecolor="white", linestyle=":",
                 linewidth=0.8,
@@ -130,7 +154,7 @@ def _entropy(methods: Methods, strokes: Strokes) -> Iterator[ReportFigure]:
         "How unsure the teacher is on the prefixes that the policy visits (lines, left), and the share of right "
         "answers (marks, right): lower entropy means prefixes on which the teacher knows how "
         "to go on. "
-        + _band_words(methods),
+        + _step_words(methods),
     )  # fmt: skip
 
 
@@ -143,17 +167,17 @@ def _trust_region(methods: Methods, strokes: Strokes) -> Iterator[ReportFigure]:
     figure, (above, below) = _sheet(blended, strokes, rows=2)
     dress(above, "Trust region", "beta: teacher share of the policy, mean over tokens")
     dress(below, "", "KL(policy || student) used, and the budget (dotted), nats")
-    _bands(above, blended, strokes, lambda run: _smooth(curve(run.metrics, "blend_mean")))
-    _bands(below, blended, strokes, lambda run: _smooth(curve(run.metrics, "kl_used")))
+    _smooth_bands(above, blended, strokes, "blend_mean")
+    _smooth_bands(below, blended, strokes, "kl_used")
     for name, runs in blended.items():
-        budget = curve(runs[0].metrics, "kl_radius")
+        budget = extremes(curve(runs[0].metrics, "kl_radius"))
         below.plot(budget.steps, budget.values, color=strokes[name].color, linestyle=":", linewidth=1.4)
     for axes in (above, below):
         axes.set_ylim(bottom=0)
         axes.locator_params(axis="y", nbins=4)
     yield _finished(
         figure, "trust-region", "Budget and beta",
-        "How much of the teacher is in the policy, and how much of its KL budget that takes. " + _band_words(blended),
+        "How much of the teacher is in the policy, and how much of its KL budget that takes. " + _step_words(blended),
     )  # fmt: skip
 
 
@@ -161,14 +185,16 @@ def _cost(methods: Methods) -> Iterator[ReportFigure]:
     """Median seconds per phase: those of steps with a budget apart from those without."""
     bars: dict[str, dict[str, float]] = {}
     for name, runs in methods.items():
-        steps = [record for run in runs for record in run.metrics]
-        warm = [record for record in steps if record.get("kl_radius", 0) > 0]
-        plain = [record for record in steps if not record.get("kl_radius", 0) > 0]
-        parts = {f"{name}, warm-up": warm, f"{name}, after": plain} if warm and plain else {name: steps}
+        seconds = {key: np.nan_to_num(np.concatenate([run.metrics[key] for run in runs])) for key in PHASES}
+        is_warm = np.concatenate([run.metrics["kl_radius"] for run in runs]) > 0  # which NaN is not
+        is_mixed = is_warm.any() and not is_warm.all()
+        parts = (
+            {f"{name}, warm-up": is_warm, f"{name}, after": ~is_warm}
+            if is_mixed
+            else {name: np.full(len(is_warm), True)}
+        )
         for label, part in parts.items():
-            bars[label] = {
-                key: float(np.median([float(record.get(key, 0.0)) for record in part])) for key in PHASES if part
-            }
+            bars[label] = {key: float(np.median(values[part])) for key, values in seconds.items() if part.any()}
     if not any(sum(phases.values()) for phases in bars.values()):
         return
     from matplotlib.figure import Figure
@@ -188,7 +214,7 @@ def _cost(methods: Methods) -> Iterator[ReportFigure]:
         axes.annotate(f"{total:.2f}", (total, place), xytext=(3, 0), textcoords="offset points", va="center",
                       fontsize=TEXT_SIZE, color=INK)  # fmt: skip
     axes.margins(x=0.12)
-    axes.set_yticks(range(len(bars)), [label.replace("$", r"\$") for label in bars])
+    axes.set_yticks(range(len(bars)), [as_label(label) for label in bars])
     axes.invert_yaxis()
     axes.grid(False, axis="y")
     legend = figure.legend(loc="outside lower left", ncols=4, frameon=False, fontsize=TEXT_SIZE, handlelength=1.6)
@@ -205,56 +231,80 @@ def _sheet(methods: Methods, strokes: Strokes, rows: int = 1) -> tuple[Figure, l
     from matplotlib.figure import Figure  # here, so that importing the package does not pay for matplotlib
     from matplotlib.ticker import MaxNLocator
 
-    columns = max(1, min(len(methods), LEGEND_LETTERS // (10 + max(map(len, methods)))))
+    columns = legend_columns(WIDTH_INCHES, methods)
     height = HEIGHT_INCHES + 1.1 * (rows - 1) + 0.19 * ((len(methods) - 1) // columns)
     figure = Figure(figsize=(WIDTH_INCHES, height), layout="constrained", facecolor="white")
     all_axes = [figure.add_subplot(rows, 1, row + 1) for row in range(rows)]
-    warm = [record["step"] for runs in methods.values() for run in runs for record in run.metrics
-            if record.get("kl_radius", 0) > 0]  # fmt: skip
+    warm = [run.metrics.steps[run.metrics["kl_radius"] > 0] for runs in methods.values() for run in runs]
+    warm = [steps for steps in warm if len(steps)]
     for axes in all_axes:
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
         if warm:
-            axes.axvspan(min(warm) - 0.5, max(warm) + 0.5, color=SHADE, linewidth=0, zorder=0)
+            first, last = min(steps[0] for steps in warm), max(steps[-1] for steps in warm)
+            axes.axvspan(first - 0.5, last + 0.5, color=SHADE, linewidth=0, zorder=0)
     all_axes[-1].set_xlabel("optimiser step" + "; warm-up shaded" * bool(warm), color=MUTED, fontsize=TEXT_SIZE)
-    name_strokes(figure, {name: strokes[name] for name in methods}, columns=columns)
+    name_strokes(figure, {name: strokes[name] for name in methods})
     return figure, all_axes
 
 
-def _bands(axes: Axes, methods: Methods, strokes: Strokes, curve_of: Callable[[RunRecords], Curve]) -> None:
+def _smooth_bands(axes: Axes, methods: Methods, strokes: Strokes, key: str) -> None:
+    """A metric's moving average, as `_bands` draws it, with single steps behind where every method is one run."""
+    if _is_one_run_each(methods):
+        for name, (run,) in methods.items():
+            draw_steps(axes, curve(run.metrics, key), strokes[name], len(methods))
+    _bands(axes, methods, strokes, _metric(key), smooth=smoothed)
+
+
+def _bands(
+    axes: Axes,
+    methods: Methods,
+    strokes: Strokes,
+    curve_of: CurveOf,
+    smooth: Callable[[Curve], Curve] = lambda line: line,
+) -> None:
     for name, runs in methods.items():
         lines = [line for line in map(curve_of, runs) if len(line)]
         if not lines:
             continue
-        (mean, spread), how = mean_and_spread(lines), strokes[name]
+        (mean, spread), how = mean_and_spread([smooth(line) for line in on_common_steps(lines)]), strokes[name]
+        places = extreme_places(mean.values)
+        steps, values = mean.steps[places], mean.values[places]
         if len(lines) > 1:
-            axes.fill_between(
-                mean.steps, mean.values - spread, mean.values + spread, color=how.color, alpha=BAND_ALPHA, linewidth=0
-            )
+            low, high = values - spread[places], values + spread[places]
+            axes.fill_between(steps, low, high, color=how.color, alpha=BAND_ALPHA, linewidth=0)
         marker = how.marker if len(mean) < 30 else ""
-        axes.plot(
-            mean.steps, mean.values, color=how.color, linestyle=how.linestyle, linewidth=1.8, marker=marker, ms=4.5
-        )
+        axes.plot(steps, values, color=how.color, linestyle=how.linestyle, linewidth=1.8, marker=marker, ms=4.5)
 
 
-def _curves(methods: Methods, curve_of: Callable[[RunRecords], Curve]) -> list[Curve]:
-    return [line for runs in methods.values() for line in map(curve_of, runs) if len(line)]
+def _metric(key: str) -> CurveOf:
+    return lambda run: curve(run.metrics, key)
 
 
-def _smooth(line: Curve) -> Curve:
-    return Curve(line.steps, moving_average(line.values))
+def _curves(methods: Methods, curve_of: CurveOf) -> list[Curve]:
+    return [curve_of(run) for runs in methods.values() for run in runs]
+
+
+def _is_one_run_each(methods: Methods) -> bool:
+    return max(map(len, methods.values())) == 1
 
 
 def _band_words(methods: Methods) -> str:
-    if max(map(len, methods.values())) == 1:
-        return "One run each."
-    return "Means over seeds; band: one standard deviation."
+    return "One run each." if _is_one_run_each(methods) else "Means over seeds; band: one standard deviation."
+
+
+def _step_words(methods: Methods) -> str:
+    if _is_one_run_each(methods):
+        return "One run each. Thick: moving average; thin: single steps."
+    return "Moving averages. " + _band_words(methods)
 
 
 def _finished(figure: Figure, name: str, title: str, caption: str) -> ReportFigure:
     from matplotlib import rc_context
 
     svg, png = BytesIO(), BytesIO()
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": name, "hatch.linewidth": 0.7}):
+    texts_as_text(figure)
+    settings = {"svg.fonttype": "none", "svg.hashsalt": name, "hatch.linewidth": 0.7, "text.parse_math": False}
+    with rc_context(settings), silent_about_glyphs():  # type: ignore[arg-type]
         figure.savefig(svg, format="svg", metadata={"Date": None})
         figure.savefig(png, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})
     return ReportFigure(name, title, caption, svg.getvalue().decode("utf-8"), png.getvalue())

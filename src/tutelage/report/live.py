@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.progress import Progress, ProgressColumn
 from rich.table import Table
 from rich.text import Text
 
+from tutelage.report.lines import FollowedFile
+from tutelage.report.plain import in_line
+from tutelage.report.records import EVALUATIONS_FILE, METRICS_FILE, number_of
 from tutelage.report.sparkline import sparkline
 
-__all__ = ["FittedProgress", "RunView", "can_redraw"]
+__all__ = ["FittedProgress", "FollowedRun", "RunView", "can_redraw"]
 
 # Label, key of metrics.jsonl, format.
 CURVES = (("reward", "reward", "{:.2f}"), ("loss", "loss", "{:.3f}"), ("beta", "blend_mean", "{:.2f}"))
@@ -46,20 +52,44 @@ class FittedProgress:
         yield self.progress
 
 
-@dataclass
 class RunView:
     """pass@1, reward, loss, beta and the time split of one run; what a run does not have is left out.
 
     Renders itself into the width that it is given: a wide one has the range of each curve behind it, a narrow one has
-    numbers only. Nothing is said by colour, and a console without unicode gets no curves.
+    numbers only. Nothing is said by colour, and a console without unicode gets no curves. Of past steps only the
+    numbers of the curves are kept.
 
-    Fields:
+    Args:
       metrics: a record per step, as in `metrics.jsonl`.
       evaluations: a record per evaluation, as in `evaluations.jsonl`.
     """
 
-    metrics: Sequence[Mapping[str, Any]] = field(default_factory=list)
-    evaluations: Sequence[Mapping[str, Any]] = field(default_factory=list)
+    def __init__(
+        self, metrics: Iterable[Mapping[str, Any]] = (), evaluations: Iterable[Mapping[str, Any]] = ()
+    ) -> None:
+        self.num_steps = 0
+        self.last_step: Mapping[str, Any] = {}
+        self.last_pass_at_1: float | None = None
+        self._values = {key: array("d") for _, key, _ in CURVES}
+        self._pass_at_1: dict[str, array[float]] = {}
+        for record in metrics:
+            self.add_step(record)
+        for record in evaluations:
+            self.add_evaluation(record)
+
+    def add_step(self, record: Mapping[str, Any]) -> None:
+        """One step more."""
+        self.num_steps += 1
+        self.last_step = record
+        for key, values in self._values.items():
+            _add(values, record.get(key))
+
+    def add_evaluation(self, record: Mapping[str, Any]) -> None:
+        """One evaluation more."""
+        values = self._pass_at_1.setdefault(str(record.get("name", "")), array("d"))
+        _add(values, record.get("pass_at_1"))
+        if len(values):
+            self.last_pass_at_1 = values[-1]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         rows = list(self._curves())
@@ -80,29 +110,30 @@ class RunView:
                 drawn = sparkline(values, width)
                 curve.append(drawn, style="cyan")
                 if has_range and drawn:
-                    low, high = form.format(min(values)), form.format(max(values))
+                    low, high = form.format(values.min()), form.format(values.max())
                     curve.append(f"{' ' * (width - len(drawn))} {low} to {high}", style="dim")
             grid.add_row(Text(label), form.format(values[-1]), curve)
         if split is not None:
             grid.add_row("time", *split)
         yield grid
 
-    def _curves(self) -> Iterator[tuple[str, list[float], str]]:
+    def _curves(self) -> Iterator[tuple[str, np.ndarray[Any, np.dtype[np.float64]], str]]:
         """Label, finite values, format of every row."""
-        names = list(dict.fromkeys(record["name"] for record in self.evaluations))
-        for name in names:
-            values = [100 * float(record["pass_at_1"]) for record in self.evaluations if record["name"] == name]
-            yield ("pass@1" if len(names) == 1 else f"pass@1 {name}"), values, "{:.1f}%"
+        for name, found in self._pass_at_1.items():
+            if len(found):
+                yield (
+                    ("pass@1" if len(self._pass_at_1) == 1 else f"pass@1 {in_line(name)}"),
+                    100 * np.array(found),
+                    "{:.1f}%",
+                )
         for label, key, form in CURVES:
-            values = [float(record[key]) for record in self.metrics if _is_finite(record.get(key))]
-            if values:
-                yield label, values, form
+            if len(self._values[key]):
+                yield label, np.array(self._values[key]), form
 
     def _time_split(self) -> tuple[str, str] | None:
         """Seconds of the last step, and the share of each of its parts."""
-        if not self.metrics:
-            return None
-        seconds = {part: float(self.metrics[-1].get(f"seconds_{part}", 0)) for part in PARTS}
+        numbers = {part: number_of(self.last_step.get(f"seconds_{part}", 0.0)) for part in PARTS}
+        seconds = {part: value for part, value in numbers.items() if value > 0}  # which NaN is not
         total = sum(seconds.values())
         if not total:
             return None
@@ -110,5 +141,29 @@ class RunView:
         return f"{total:.1f}s", "  ".join(shares)
 
 
-def _is_finite(value: Any) -> bool:
-    return isinstance(value, int | float) and abs(value) < float("inf")  # which NaN is not
+class FollowedRun:
+    """A view of a run that another process writes, which reads on in its files whenever it is looked at."""
+
+    def __init__(self, folder: Path) -> None:
+        self._metrics = FollowedFile(folder / METRICS_FILE)
+        self._evaluations = FollowedFile(folder / EVALUATIONS_FILE)
+        self._view = RunView()
+
+    def look(self) -> RunView:
+        """The view with what was written since the last look."""
+        is_new, metrics = self._metrics.news()
+        if is_new:  # a run that is resumed takes back what it wrote after its checkpoint
+            self._evaluations = FollowedFile(self._evaluations.path)
+            self._view = RunView()
+        _, evaluations = self._evaluations.news()
+        for record in metrics:
+            self._view.add_step(record)
+        for record in evaluations:
+            self._view.add_evaluation(record)
+        return self._view
+
+
+def _add(values: array[float], value: Any) -> None:
+    number = number_of(value)
+    if number == number:  # which NaN is not
+        values.append(number)

@@ -12,12 +12,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tutelage.errors import DataError, OutputExistsError
 from tutelage.files import write_whole, written_whole
 from tutelage.report.answers import side_by_side
 from tutelage.report.figures import draw_figures, for_page
-from tutelage.report.sources import ReportedRun, grouped, is_finished, read_sources, settled
+from tutelage.report.plain import in_page, script_json
+from tutelage.report.sources import ReportedRun, grouped, is_finished, read_sources, settled, steps_done
 from tutelage.report.tables import (
     MOST_PROBLEMS_LISTED,
     Cell,
@@ -28,6 +30,10 @@ from tutelage.report.tables import (
     problem_changes,
     summary,
 )
+from tutelage.report.thinning import MAX_STRETCHES
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 __all__ = ["Report", "default_path", "watch_report", "write_report"]
 
@@ -36,15 +42,18 @@ MARK_WITHIN = 1000  # bytes from the start
 FIGURES_MARK = ".made-by-tutelage-report"
 MOST_RUNS_WITH_PROBLEMS = 8
 MOST_NAMES_IN_TITLE = 4
+MOST_LEFT_OUT = 20  # sentences about what could not be read
+MAX_PICTURE_BYTES = 5_000_000
 
 
 @dataclass(frozen=True)
 class Report:
-    """What was written: the page, its figures, and whether all of its runs had come to their end."""
+    """What was written: the page, its figures, whether all of its runs had come to their end, what was left out."""
 
     path: Path
     figures: Sequence[Path]
     is_complete: bool
+    left_out: Sequence[str] = ()
 
 
 def default_path(sources: Sequence[Path]) -> Path:
@@ -70,16 +79,17 @@ def write_report(sources: Sequence[Path], path: Path | None = None, *, refresh: 
     runs, comparisons = read_sources(sources)
     figures = list(draw_figures({name: [run.records for run in group] for name, group in settled(runs).items()}))
     is_complete = all(map(is_finished, runs)) and not any(it.record.get("missing", ["?"]) for it in comparisons)
-    changes = [change for run in runs[:MOST_RUNS_WITH_PROBLEMS] for change in problem_changes(run)]
-    sweeps = [(it.folder.name, _data_uri(it.sweep_figure)) for it in comparisons if it.sweep_figure is not None]
+    left_out = [sentence for run in runs for sentence in run.records.left_out]
+    changes = [change for run in runs[:MOST_RUNS_WITH_PROBLEMS] for change in problem_changes(run, left_out)]
+    sweeps = [(it.folder.name, uri) for it in comparisons if (uri := _data_uri(it.sweep_figure, left_out))]
+    answers = side_by_side(runs, left_out)
+    left_out = left_out[:MOST_LEFT_OUT] + [f"And {len(left_out) - MOST_LEFT_OUT} more."] * (
+        len(left_out) > MOST_LEFT_OUT
+    )
 
-    from jinja2 import Environment, FunctionLoader, StrictUndefined
     from markupsafe import Markup
 
-    page = Environment(
-        loader=FunctionLoader(_template), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    ).get_template("report.html.jinja")
-    text = page.render(
+    text = _page_template().render(
         mark=Markup(MARK),
         css=Markup(_template("report.css")),
         js=Markup(_template("report.js")),
@@ -90,19 +100,21 @@ def write_report(sources: Sequence[Path], path: Path | None = None, *, refresh: 
         comparisons=[compared(it) for it in comparisons],
         figures=[(figure, Markup(for_page(figure))) for figure in figures],
         sweeps=sweeps,
-        answers=side_by_side(runs),
+        answers=answers,
         changes=changes,
         change_table=_change_table(changes),
         listed=[change for change in changes if change.gained or change.lost],
         most=MOST_PROBLEMS_LISTED,
         differences=configuration_differences(runs),
+        left_out=left_out,
+        stretches=MAX_STRETCHES if any(len(run.records.metrics) > MAX_STRETCHES for run in runs) else 0,
         footer=f"Read from {', '.join(str(source) for source in sources)}.",
     )
     written = _write_figures(folder, [(f"{it.name}.{kind}", data) for it in figures for kind, data in
                                       (("svg", it.svg.encode()), ("png", it.png))])  # fmt: skip
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, text)
-    return Report(path, written, is_complete)
+    return Report(path, written, is_complete, left_out)
 
 
 def watch_report(
@@ -151,6 +163,17 @@ def _write_figures(folder: Path, files: Sequence[tuple[str, bytes]]) -> list[Pat
     return [folder / name for name, _ in files]
 
 
+def _page_template() -> Template:
+    """The page's template, in which every text is made plain and escaped where it is put in, and nowhere else."""
+    from jinja2 import Environment, FunctionLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FunctionLoader(_template), autoescape=True, undefined=StrictUndefined, trim_blocks=True, finalize=in_page
+    )
+    environment.policies["json.dumps_function"] = script_json
+    return environment.get_template("report.html.jinja")
+
+
 def _template(name: str) -> str:
     return (resources.files("tutelage.report") / "templates" / name).read_text(encoding="utf-8")
 
@@ -167,7 +190,7 @@ def _progress_words(runs: Sequence[ReportedRun]) -> str:
     words = f"{len(runs)} run{'s' * (len(runs) != 1)}"
     if not going:
         return f"{words}, all finished."
-    last = [f"{run.label} at step {run.records.metrics[-1].get('step', 0) + 1}" for run in going[:5]]
+    last = [f"{run.label} at step {steps_done(run)}" for run in going[:5]]
     return f"{words}, {len(going)} not finished: {'; '.join(last)}{'; …' * (len(going) > 5)}. " + (
         "Means leave them out where others of their method are finished."
     )
@@ -188,5 +211,10 @@ def _change_table(changes: Sequence[Change]) -> Table:
     return Table("problems", ("run", "problems", "steps", "gained", "lost", "net"), rows)
 
 
-def _data_uri(path: Path) -> str:
+def _data_uri(path: Path | None, left_out: list[str]) -> str:
+    if path is None:
+        return ""
+    if path.stat().st_size > MAX_PICTURE_BYTES:
+        left_out.append(f"{path}: a picture of more than {MAX_PICTURE_BYTES // 1_000_000} MB.")
+        return ""
     return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii")

@@ -6,14 +6,14 @@ Runs arrive as label -> records, strokes as label -> how that run is drawn every
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
-from tutelage.report.records import Curve, RunRecords, curve, greedy_names, mean_and_spread
+from tutelage.report.plain import as_label
+from tutelage.report.records import Columns, Curve, RunRecords, curve, greedy_names, mean_and_spread
 from tutelage.report.style import MUTED, SHADE, TEXT_SIZE, Stroke, dress, label_right, stroke
+from tutelage.report.thinning import extreme_places, extremes, gathered, moving_median, smoothed
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,15 +26,15 @@ __all__ = [
     "draw_trust_region",
     "has_seconds",
     "has_trust_region",
+    "draw_steps",
     "mark_phases",
-    "moving_average",
     "shade_trust_region",
 ]
 
 Runs = Mapping[str, RunRecords]
 Strokes = Mapping[str, Stroke]
 
-SMOOTHING_SHARE = 1 / 20  # width of a moving average or median, as a share of the points of a curve
+MAX_MARKS = 100  # lines where a phase begins, and stretches that are shaded; with more nobody sees the curves
 PHASES = {"seconds_rollout": "rollout", "seconds_score": "score", "seconds_update": "update"}
 
 
@@ -50,11 +50,11 @@ def draw_pass_at_1_of_sets(axes: Axes, run: RunRecords) -> None:
     """pass@1 of one run, a line for every evaluation set, with its interval."""
     dress(axes, "pass@1", "share correct, 95% interval over problems")
     labels = []
-    for index, name in enumerate(_set_names(run)):
-        line = curve(_records_of(run, name), "pass_at_1")
+    for index, (name, columns) in enumerate(run.evaluations.items()):
+        line = curve(columns, "pass_at_1")
         if not len(line):
             continue
-        _points_with_bars(axes, run, name, line, stroke(index), shift=0.0)
+        _points_with_bars(axes, columns, stroke(index), shift=0.0)
         labels.append((line.values[-1], name, stroke(index).color))
     label_right(axes, labels)
     _say_if_empty(axes)
@@ -66,19 +66,25 @@ def draw_pass_at_1_of_runs(axes: Axes, runs: Runs, strokes: Strokes) -> None:
     A step enters the mean only where all sets of that run were evaluated; the sets' intervals are not those of a mean,
     so none are drawn.
     """
-    names = sorted({name for run in runs.values() for name in set(_set_names(run)) - greedy_names(run.evaluations)})
+    names = sorted({name for run in runs.values() for name in set(run.evaluations) - greedy_names(run.evaluations)})
     if len(names) < 2:
-        dress(axes, "pass@1", f"share correct, 95% interval over problems{''.join(f', {name}' for name in names)}")
+        dress(
+            axes,
+            "pass@1",
+            f"share correct, 95% interval over problems{''.join(f', {as_label(name)}' for name in names)}",
+        )
     else:
         dress(axes, "pass@1", f"share correct, mean of {len(names)} sets")
-    last_step = max((record.get("step", 0) for run in runs.values() for record in run.evaluations), default=0)
+    last_step = max(
+        (look.steps.max(initial=0) for run in runs.values() for look in run.evaluations.values()), default=0
+    )
     for index, (label, run) in enumerate(runs.items()):
         if len(names) == 1:
             shift = (index - (len(runs) - 1) / 2) * 0.006 * last_step  # side by side, so that no bar hides another
-            _points_with_bars(axes, run, names[0], curve(run.evaluations, "pass_at_1"), strokes[label], shift)
-        else:
-            line = _mean_curve([curve(_records_of(run, name), "pass_at_1") for name in names])
-            _points(axes, line, strokes[label], shift=0.0)
+            _points_with_bars(axes, run.evaluations.get(names[0]), strokes[label], shift)
+        elif names and all(name in run.evaluations for name in names):
+            line, _ = mean_and_spread([curve(run.evaluations[name], "pass_at_1") for name in names])
+            _points(axes, extremes(line), strokes[label], shift=0.0)
     _say_if_empty(axes)
 
 
@@ -90,7 +96,7 @@ def draw_trust_region(blend_axes: Axes, kl_axes: Axes, runs: Runs, strokes: Stro
     for label, run in runs.items():
         _line(blend_axes, curve(run.metrics, "blend_mean"), strokes[label], len(runs))
         _line(kl_axes, curve(run.metrics, "kl_used"), strokes[label], len(runs))
-        budget = curve(run.metrics, "kl_radius")
+        budget = extremes(curve(run.metrics, "kl_radius"))
         color = strokes[label].color if len(runs) > 1 else MUTED
         kl_axes.plot(budget.steps, budget.values, color=color, linestyle=":", linewidth=1.4)
     for axes in (blend_axes, kl_axes):
@@ -104,15 +110,15 @@ def draw_seconds(axes: Axes, run: RunRecords) -> None:
     Moving medians: they pass over a single slow step, and keep the edge at the end of a warm-up that a mean would blur.
     """
     dress(axes, "Time per step", "seconds, by phase")
-    curves = {name: curve(run.metrics, key) for key, name in PHASES.items()}
-    steps = np.unique(np.concatenate([line.steps for line in curves.values()]))
+    parts = {name: run.metrics[key] for key, name in PHASES.items()}
+    is_timed = np.any([np.isfinite(seconds) for seconds in parts.values()], axis=0)
+    steps = gathered(run.metrics.steps[is_timed])
     floor, labels = np.zeros(len(steps)), []
-    for index, (name, line) in enumerate(curves.items()):
-        if not len(line):
+    for index, (name, seconds) in enumerate(parts.items()):
+        if not np.isfinite(seconds).any():
             continue
-        seconds = np.zeros(len(steps))  # a phase that a step lacks took no time: a blend scores while it samples
-        seconds[np.searchsorted(steps, line.steps)] = line.values
-        ceiling = floor + _moving_median(seconds)
+        there = np.nan_to_num(seconds[is_timed])  # a phase that a step lacks took no time: a blend scores as it samples
+        ceiling = floor + moving_median(gathered(there, by_median=True))
         color = stroke(index).color
         axes.fill_between(steps, floor, ceiling, facecolor=color, alpha=0.7, linewidth=0)
         labels.append(((floor[-1] + ceiling[-1]) / 2, name, color))
@@ -134,6 +140,8 @@ def has_trust_region(run: RunRecords) -> bool:
 def shade_trust_region(axes: Axes, run: RunRecords) -> None:
     """Shade the steps whose KL radius is above 0."""
     radius = curve(run.metrics, "kl_radius")
+    if np.count_nonzero(np.diff(radius.values > 0)) > MAX_MARKS:
+        radius = extremes(radius)
     is_on = radius.values > 0
     for part in np.split(np.arange(len(radius)), np.flatnonzero(np.diff(is_on)) + 1):
         if len(part) and is_on[part[0]]:
@@ -142,16 +150,22 @@ def shade_trust_region(axes: Axes, run: RunRecords) -> None:
 
 def mark_phases(axes: Axes, run: RunRecords) -> None:
     """A dotted line before every step at which another phase of the run begins."""
-    for before, after in pairwise(run.metrics):
-        if before.get("phase") != after.get("phase"):
-            axes.axvline(after["step"] - 0.5, color=MUTED, linewidth=1, linestyle=":", zorder=1)
+    begins = run.metrics.steps[1:][np.diff(run.metrics["phase"]) != 0]
+    for step in begins if len(begins) <= MAX_MARKS else ():
+        axes.axvline(step - 0.5, color=MUTED, linewidth=1, linestyle=":", zorder=1)
+
+
+def draw_steps(axes: Axes, line: Curve, how: Stroke, num_runs: int) -> None:
+    """Single steps as a thin line; where they are too many, through the lowest and the highest of each stretch."""
+    line = extremes(line)
+    axes.plot(line.steps, line.values, color=how.color, linewidth=0.8, alpha=0.3 / num_runs**0.5)
 
 
 def _line(axes: Axes, line: Curve, how: Stroke, num_runs: int) -> None:
-    smooth = moving_average(line.values)
+    draw_steps(axes, line, how, num_runs)
     marker = how.marker if len(line) == 1 else ""
-    axes.plot(line.steps, line.values, color=how.color, linewidth=0.8, alpha=0.3 / num_runs**0.5)
-    axes.plot(line.steps, smooth, color=how.color, linestyle=how.linestyle, linewidth=2, marker=marker)
+    line = smoothed(line)
+    axes.plot(line.steps, line.values, color=how.color, linestyle=how.linestyle, linewidth=2, marker=marker)
 
 
 def _points(axes: Axes, line: Curve, how: Stroke, shift: float) -> None:
@@ -161,48 +175,17 @@ def _points(axes: Axes, line: Curve, how: Stroke, shift: float) -> None:
     )  # fmt: skip
 
 
-def _points_with_bars(axes: Axes, run: RunRecords, name: str, line: Curve, how: Stroke, shift: float) -> None:
-    low = curve(_records_of(run, name), "pass_at_1_low")
-    high = curve(_records_of(run, name), "pass_at_1_high")
-    if len(low) == len(high):
-        axes.vlines(low.steps + shift, low.values, high.values, color=how.color, linewidth=1.4, alpha=0.45)
-    _points(axes, line, how, shift)
-
-
-def _set_names(run: RunRecords) -> list[str]:
-    """What the run was evaluated on, in order of first appearance."""
-    return list(dict.fromkeys(str(record.get("name", "")) for record in run.evaluations))
-
-
-def _records_of(run: RunRecords, name: str) -> list[dict[str, object]]:
-    return [record for record in run.evaluations if str(record.get("name", "")) == name]
-
-
-def _mean_curve(curves: list[Curve]) -> Curve:
-    """Mean of the curves on the steps that all of them have."""
-    return mean_and_spread(curves)[0]
-
-
-def moving_average(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Centred mean over an odd window, cut off at both ends."""
-    window = np.ones(_odd_window(len(values)))
-    if len(window) == 1:
-        return values  # also where there is no value at all, which numpy would refuse
-    return np.convolve(values, window, mode="same") / np.convolve(np.ones(len(values)), window, mode="same")
-
-
-def _moving_median(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Centred median over an odd window, the curve mirrored beyond its ends."""
-    window = _odd_window(len(values))
-    if window == 1:
-        return values
-    padded = np.pad(values, window // 2, mode="reflect")
-    medians: NDArray[np.float64] = np.median(np.lib.stride_tricks.sliding_window_view(padded, window), axis=-1)
-    return medians
-
-
-def _odd_window(num_points: int) -> int:
-    return 2 * round(num_points * SMOOTHING_SHARE / 2) + 1
+def _points_with_bars(axes: Axes, looks: Columns | None, how: Stroke, shift: float) -> None:
+    if looks is None:
+        return
+    line = curve(looks, "pass_at_1")
+    shown = np.isin(looks.steps, line.steps[extreme_places(line.values)])
+    ends = np.isfinite(looks["pass_at_1_low"]) & np.isfinite(looks["pass_at_1_high"]) & shown
+    axes.vlines(
+        looks.steps[ends] + shift, looks["pass_at_1_low"][ends], looks["pass_at_1_high"][ends], color=how.color,
+        linewidth=1.4, alpha=0.45,
+    )  # fmt: skip
+    _points(axes, extremes(line), how, shift)
 
 
 def _say_if_empty(axes: Axes) -> None:

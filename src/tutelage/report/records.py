@@ -1,147 +1,215 @@
-"""What a run left on disk, read back: JSON lines, and the curves in them. Nothing here draws or writes."""
+"""What a run left on disk, read back: columns of numbers, and the curves in them. Nothing here draws or writes.
+
+A run may have a million lines, so of each only the numbers are kept that a report or a comparison asks for.
+"""
 
 from __future__ import annotations
 
-import json
 import math
+from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tutelage.errors import DataError
+from tutelage.report.lines import strict_objects
 
 __all__ = [
     "GREEDY_SUFFIX",
+    "METRICS",
+    "Columns",
     "Curve",
     "RunRecords",
+    "columns_of",
     "curve",
+    "evaluations_of",
     "greedy_names",
     "mean_and_spread",
+    "number_of",
+    "on_common_steps",
     "pass_at_1_curve",
-    "read_jsonl",
     "read_run",
 ]
 
 METRICS_FILE = "metrics.jsonl"
 EVALUATIONS_FILE = "evaluations.jsonl"
 GREEDY_SUFFIX = "-greedy"  # a run files greedy answers to a set under the set's name and this
+METRICS = (
+    "loss", "reward", "teacher_logprob", "teacher_entropy", "response_tokens", "kl_radius", "blend_mean", "kl_used",
+    "seconds_rollout", "seconds_score", "seconds_verify", "seconds_update", "seconds",
+    "response_tokens_total", "tokens_per_teacher_forward",
+)  # fmt: skip
+"""What is kept of a line of metrics, beside its step and its phase."""
+LARGEST = 1e30  # of a number that is drawn or averaged; beyond, sums and axes overflow, and no run gets there alive
+LARGEST_STEP = 2.0**53
+
+Numbers = NDArray[np.float64]
+NAN = math.nan
 
 
 @dataclass(frozen=True)
 class Curve:
     """A number against the step: steps increasing, values finite, one each; possibly none."""
 
-    steps: NDArray[np.float64]
-    values: NDArray[np.float64]
+    steps: Numbers
+    values: Numbers
 
     def __len__(self) -> int:
         return len(self.steps)
 
 
 @dataclass(frozen=True)
-class RunRecords:
-    """The lines of one run, in the order they were written.
+class Columns:
+    """Numbers of the lines of a file, one line per step, steps increasing.
 
     Fields:
-      metrics: one object per optimiser step; keys may differ from step to step.
-      evaluations: one object per evaluation, the ends of its interval also as `pass_at_1_low` and `pass_at_1_high`; may
-        be empty.
+      values: key -> a number per line, NaN where the line has no finite one.
     """
 
-    metrics: list[dict[str, Any]]
-    evaluations: list[dict[str, Any]]
+    steps: Numbers
+    values: Mapping[str, Numbers]
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __getitem__(self, key: str) -> Numbers:
+        return self.values[key] if key in self.values else np.full(len(self), NAN)
 
 
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSON-lines file; a last line torn by a killed process is left out.
+@dataclass(frozen=True)
+class RunRecords:
+    """The lines of one run.
 
-    A broken line anywhere else, a line that is no object, and a file without a whole line are refused.
+    Fields:
+      metrics: of each optimiser step; `phase` is a number for each name.
+      evaluations: set -> its lines, the ends of the interval as `pass_at_1_low` and `pass_at_1_high`.
+      left_out: a sentence about each key whose value is something else than a number or null somewhere.
     """
-    if not path.is_file():
-        raise DataError(
-            f"{path} does not exist; expected a JSON-lines file. Point to the folder of a run that has begun."
-        )
-    lines = path.read_bytes().split(b"\n")
-    records = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except ValueError as error:  # broken JSON, or UTF-8 cut inside a character
-            if number == len(lines):  # no line end behind it: still being written when the process died
-                break
-            raise DataError(f"{path}, line {number} is not JSON ({error}). Mend or delete that line.") from error
-        if not isinstance(record, dict):
-            raise DataError(
-                f"{path}, line {number} is {line[:40]!r}; expected a JSON object. Mend or delete that line."
-            )
-        records.append(record)
-    if not records:
-        raise DataError(
-            f"{path} has no complete line; expected one JSON object per line. Let the run finish a step first."
-        )
-    return records
+
+    metrics: Columns
+    evaluations: Mapping[str, Columns]
+    left_out: Sequence[str] = ()
 
 
 def read_run(folder: Path) -> RunRecords:
-    """The records of a run folder. It must have metrics; a run that was never evaluated has no evaluations file."""
-    evaluations_path = folder / EVALUATIONS_FILE
-    evaluations = read_jsonl(evaluations_path) if evaluations_path.is_file() else []
-    return RunRecords(
-        metrics=read_jsonl(folder / METRICS_FILE),
-        evaluations=[record | _interval_ends(record) for record in evaluations],
-    )
+    """The records of a run folder. It must have metrics; a run that was never evaluated has no evaluations file.
 
-
-def curve(records: Iterable[Mapping[str, Any]], key: str) -> Curve:
-    """One key against the step. Records without a finite number there are skipped.
-
-    A resumed run may have written a step twice; the later record counts.
+    Raises:
+      DataError: a file is missing or has a line that is no JSON object.
     """
-    value_of_step: dict[float, float] = {}
+    wrong: dict[str, int] = {}
+    metrics = columns_of(strict_objects(folder / METRICS_FILE), wrong)
+    evaluations_path = folder / EVALUATIONS_FILE
+    evaluations = evaluations_of(strict_objects(evaluations_path), wrong) if evaluations_path.is_file() else {}
+    left_out = [
+        f"{folder}: {count:,} line{'s' * (count > 1)} without a number as {key}, not in its curve."
+        for key, count in wrong.items()
+    ]
+    return RunRecords(metrics, evaluations, left_out)
+
+
+def columns_of(
+    records: Iterable[Mapping[str, Any]], wrong: dict[str, int] | None = None, keys: Sequence[str] = METRICS
+) -> Columns:
+    """Records -> columns. Those without a step are left out; of two with one step, as a resumed run may leave them, the
+    later counts.
+
+    Args:
+      wrong: gets the number of records in which a key has something else than a number or null.
+    """
+    wrong = {} if wrong is None else wrong
+    steps, phases = array("d"), array("d")
+    columns = [(key, array("d")) for key in keys]
+    adders = [(key, column.append) for key, column in columns]
+    phase_numbers: dict[str, int] = {}
     for record in records:
-        step, value = record.get("step"), record.get(key)
-        if _is_finite_number(step) and _is_finite_number(value):
-            value_of_step[float(step)] = float(value)
-    steps = sorted(value_of_step)
-    return Curve(np.array(steps), np.array([value_of_step[step] for step in steps]))
+        step = number_of(record.get("step"))
+        if not 0 <= step <= LARGEST_STEP:  # which NaN is not
+            wrong["step"] = wrong.get("step", 0) + 1
+            continue
+        steps.append(step)
+        phases.append(phase_numbers.setdefault(str(record.get("phase")), len(phase_numbers)))
+        for key, add in adders:
+            value = record.get(key)
+            add(NAN if value is None else number_of(value, key, wrong))
+    found = {key: np.frombuffer(column, np.float64) for key, column in [*columns, ("phase", phases)] if len(column)}
+    return _later_lines(np.frombuffer(steps, np.float64) if steps else np.zeros(0), found)
 
 
-def mean_and_spread(curves: Sequence[Curve]) -> tuple[Curve, NDArray[np.float64]]:
-    """Mean and standard deviation (n - 1; 0 for one curve) on the steps that all of at least one curve have."""
+def number_of(value: Any, key: str = "", wrong: dict[str, int] | None = None) -> float:
+    """The number that a JSON value is; NaN for what is none, or none that is finite or of a size that occurs."""
+    if value.__class__ is float and -LARGEST < value < LARGEST:
+        return value
+    if value.__class__ is int and -LARGEST < value < LARGEST:
+        return float(value)
+    if wrong is not None and value is not None and value.__class__ not in (float, int):
+        wrong[key] = wrong.get(key, 0) + 1
+    return NAN
+
+
+def evaluations_of(records: Iterable[Mapping[str, Any]], wrong: dict[str, int] | None = None) -> dict[str, Columns]:
+    """Set -> its evaluations, in order of first appearance."""
+    lines: dict[str, list[dict[str, Any]]] = {}
+    for record in records:
+        interval = record.get("pass_at_1_interval")
+        low, high = interval if isinstance(interval, list) and len(interval) == 2 else (None, None)
+        kept = {"step": record.get("step"), "pass_at_1": record.get("pass_at_1")}
+        lines.setdefault(str(record.get("name", "")), []).append(
+            kept | {"pass_at_1_low": low, "pass_at_1_high": high},
+        )
+    keys = ("pass_at_1", "pass_at_1_low", "pass_at_1_high")
+    return {name: columns_of(own, wrong, keys) for name, own in lines.items()}
+
+
+def curve(columns: Columns, key: str) -> Curve:
+    """One key against the step, where it has a finite number."""
+    values = columns[key]
+    there = np.isfinite(values)
+    return Curve(columns.steps[there], values[there])
+
+
+def on_common_steps(curves: Sequence[Curve]) -> list[Curve]:
+    """The curves on the steps that all of at least one of them have."""
     steps = curves[0].steps
     for line in curves[1:]:
-        steps = np.intersect1d(steps, line.steps)
-    rows = np.array([line.values[np.searchsorted(line.steps, steps)] for line in curves])
-    spread = rows.std(axis=0, ddof=1) if len(rows) > 1 else np.zeros(len(steps))
-    return Curve(steps, rows.mean(axis=0)), spread
+        if not np.array_equal(line.steps, steps):
+            steps = np.intersect1d(steps, line.steps)
+    return [
+        line if len(line) == len(steps) else Curve(steps, line.values[np.searchsorted(line.steps, steps)])
+        for line in curves
+    ]
 
 
-def greedy_names(evaluations: Iterable[Mapping[str, Any]]) -> set[str]:
-    """Names under which greedy answers to another set are filed."""
-    names = {str(record.get("name", "")) for record in evaluations}
+def mean_and_spread(curves: Sequence[Curve]) -> tuple[Curve, Numbers]:
+    """Mean and standard deviation (n - 1; 0 for one curve) on the steps that all of at least one curve have."""
+    common = on_common_steps(curves)
+    rows = np.array([line.values for line in common])
+    spread = rows.std(axis=0, ddof=1) if len(rows) > 1 else np.zeros(rows.shape[1])
+    return Curve(common[0].steps, rows.mean(axis=0)), spread
+
+
+def greedy_names(evaluations: Iterable[str]) -> set[str]:
+    """Names of sets under which greedy answers to another set are filed."""
+    names = set(evaluations)
     return {name for name in names if name.removesuffix(GREEDY_SUFFIX) in names - {name}}
 
 
-def pass_at_1_curve(evaluations: Sequence[Mapping[str, Any]], *, is_greedy: bool = False) -> Curve:
+def pass_at_1_curve(evaluations: Mapping[str, Columns], *, is_greedy: bool = False) -> Curve:
     """pass@1 against the step: the mean over the sets, sampled or greedy, where all of them were evaluated."""
     greedy = greedy_names(evaluations)
-    names = greedy if is_greedy else {str(record.get("name", "")) for record in evaluations} - greedy
-    curves = [curve([record for record in evaluations if record.get("name") == name], "pass_at_1") for name in names]
+    names = greedy if is_greedy else set(evaluations) - greedy
+    curves = [curve(evaluations[name], "pass_at_1") for name in evaluations if name in names]
     return mean_and_spread(curves)[0] if curves else Curve(np.zeros(0), np.zeros(0))
 
 
-def _interval_ends(record: Mapping[str, Any]) -> dict[str, Any]:
-    interval = record.get("pass_at_1_interval")
-    if not isinstance(interval, list) or len(interval) != 2:
-        return {}
-    return {"pass_at_1_low": interval[0], "pass_at_1_high": interval[1]}
-
-
-def _is_finite_number(value: Any) -> TypeGuard[float]:
-    return isinstance(value, int | float) and math.isfinite(value)
+def _later_lines(steps: Numbers, values: Mapping[str, Numbers]) -> Columns:
+    """Columns in the order of steps, of equal steps the later line."""
+    if not (np.diff(steps) > 0).all():
+        order = np.argsort(steps, kind="stable")
+        is_last = np.append(np.diff(steps[order]) > 0, True)
+        kept = order[is_last]
+        steps, values = steps[kept], {key: column[kept] for key, column in values.items()}
+    return Columns(steps, values)

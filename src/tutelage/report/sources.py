@@ -9,14 +9,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tutelage.errors import DataError
+from tutelage.errors import DataError, in_short
+from tutelage.report.plain import shortened
 from tutelage.report.records import METRICS_FILE, RunRecords, read_run
 
-__all__ = ["Comparison", "ReportedRun", "flattened", "grouped", "is_finished", "read_sources", "settled"]
+__all__ = [
+    "COMPARISON_FILE",
+    "Comparison",
+    "ReportedRun",
+    "flattened",
+    "grouped",
+    "is_finished",
+    "read_sources",
+    "settled",
+    "steps_done",
+]
 
 COMPARISON_FILE = "comparison.json"
 PLAN_FILE = "plan.json"
 NOT_OF_THE_METHOD = {"output", "seed"}
+NAME_LETTERS = 80
 
 
 @dataclass(frozen=True)
@@ -90,9 +102,16 @@ def settled(runs: Sequence[ReportedRun]) -> dict[str, list[ReportedRun]]:
 def is_finished(run: ReportedRun) -> bool:
     """All steps are on file, and the evaluation after the last one where there are any."""
     steps = run.config.get("steps", 0)
-    last = max((record.get("step", -1) for record in run.records.metrics), default=-1)
+    if not isinstance(steps, int):
+        return True  # nothing says that there is more to come
     looks = run.records.evaluations
-    return last + 1 >= steps and (not looks or any(look.get("step") == steps for look in looks))
+    return steps_done(run) >= steps and (not looks or any(steps in look.steps for look in looks.values()))
+
+
+def steps_done(run: ReportedRun) -> int:
+    """How many steps the run has written."""
+    steps = run.records.metrics.steps
+    return int(steps[-1]) + 1 if len(steps) else 0
 
 
 def flattened(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -109,10 +128,15 @@ def flattened(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def _read_comparison(folder: Path) -> tuple[Comparison, list[ReportedRun]]:
     record = _read_json(folder / COMPARISON_FILE)
     methods = record.get("methods") or list(_read_json(folder / PLAN_FILE).get("methods", {}))
+    if not isinstance(methods, list) or not all(isinstance(name, str) and Path(name).name == name for name in methods):
+        raise DataError(
+            f"{folder}: its methods are {shortened(repr(methods), NAME_LETTERS)}; expected a list of names of folders. "
+            f"Delete {COMPARISON_FILE}, or name the runs themselves."
+        )
     runs = [
-        ReportedRun(str(method), f"{method}, {run.name}", run, _config_of(run), read_run(run))
+        ReportedRun(method, f"{method}, {run.name}", run, _config_of(run), read_run(run))
         for method in methods
-        for run in sorted(_folders(folder / "runs" / str(method)), key=lambda run: (len(run.name), run.name))
+        for run in sorted(_folders(folder / "runs" / method), key=lambda run: (len(run.name), run.name))
         if (run / METRICS_FILE).is_file() and (run / METRICS_FILE).stat().st_size
     ]
     figure = folder / "sweep.png"
@@ -123,7 +147,9 @@ def _read_single(folders: Sequence[Path], taken: set[str]) -> list[ReportedRun]:
     configs = [_config_of(folder) for folder in folders]
     recipes = [{key: x for key, x in config.items() if key not in NOT_OF_THE_METHOD} for config in configs]
     groups = [recipes.index(recipe) if recipe else place for place, recipe in enumerate(recipes)]
-    names = {place: str(configs[place].get("name", folders[place].name)) for place in set(groups)}
+    names = {
+        place: shortened(str(configs[place].get("name", folders[place].name)), NAME_LETTERS) for place in set(groups)
+    }
     for place, name in names.items():
         if name in taken or list(names.values()).count(name) > 1:
             names[place] = f"{folders[place].parent.name}/{folders[place].name}"
@@ -142,9 +168,9 @@ def _config_of(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        return flattened(tomllib.loads(path.read_text(encoding="utf-8")))
-    except ValueError as error:
-        raise DataError(f"{path} is not TOML ({error}). Mend it, or leave the run out.") from error
+        return flattened(tomllib.loads(path.read_text(encoding="utf-8-sig")))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path} is not TOML ({in_short(error)}). Fix it, or leave the run out.") from error
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -152,9 +178,11 @@ def _read_json(path: Path) -> dict[str, Any]:
         return {}
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{path} is not JSON ({error}). Mend or delete it.") from error
-    return record if isinstance(record, dict) else {}
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path} is not JSON ({in_short(error)}). Fix or delete it.") from error
+    if not isinstance(record, dict):
+        raise DataError(f"{path} holds no JSON object. Fix or delete it.")
+    return record
 
 
 def _folders(path: Path) -> list[Path]:

@@ -1,15 +1,14 @@
 """A curve in one line of text, for a terminal or a log."""
 
-from collections.abc import Sequence
-
 import numpy as np
+from numpy.typing import ArrayLike
 
 __all__ = ["sparkline"]
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 
 
-def sparkline(values: Sequence[float], width: int = 40) -> str:
+def sparkline(values: ArrayLike, width: int = 40) -> str:
     """The values as unicode blocks, the smallest ▁ and the largest █; equal values are all ▁, none are "".
 
     More values than `width` are averaged in `width` consecutive groups; fewer take one block each. Numbers that are not

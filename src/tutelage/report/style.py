@@ -5,12 +5,15 @@ Everything is set on the axes it is given; the global settings of matplotlib are
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tutelage.errors import ConfigurationError
 from tutelage.files import written_whole
+from tutelage.report.plain import as_label, in_line, shortened
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,10 +28,13 @@ __all__ = [
     "Stroke",
     "dress",
     "label_right",
+    "legend_columns",
     "name_strokes",
     "refuse_figure_format",
     "saved",
+    "silent_about_glyphs",
     "stroke",
+    "texts_as_text",
 ]
 
 INK = "#222222"
@@ -44,7 +50,11 @@ MARKERS = ("o", "s", "^", "D", "v")
 TITLE_SIZE = 11
 TEXT_SIZE = 9
 DOTS_PER_INCH = 130
+LONGEST_TEXT = 120  # letters of one text in a figure
 FIGURE_FORMATS = (".png", ".pdf", ".svg")
+LEGEND_LETTERS_PER_INCH = 12.5
+STROKE_LETTERS = 10  # a stroke takes as much room as so many
+MAX_LEGEND_COLUMNS = 6
 LABEL_GAP = 0.075  # least distance between two labels, as a share of the height of a full panel
 
 
@@ -101,12 +111,18 @@ def label_right(axes: Axes, labels: Sequence[tuple[float, str, str]], panel_shar
         heights[index] = min(heights[index], heights[index + 1] - gap)
     for height, (_, text, color) in zip(heights, placed, strict=True):
         axes.annotate(
-            text, (1, height), xytext=(4, 0), xycoords="axes fraction", textcoords="offset points", va="center",
+            as_label(text), (1, height), xytext=(4, 0), xycoords="axes fraction", textcoords="offset points", va="center",
             fontsize=TEXT_SIZE, color=color, parse_math=False, annotation_clip=False,
         )  # fmt: skip
 
 
-def name_strokes(figure: Figure, strokes: Mapping[str, Stroke], title: str = "", columns: int = 6) -> None:
+def legend_columns(width_inches: float, names: Collection[str]) -> int:
+    """How many names fit side by side above a figure."""
+    letters = STROKE_LETTERS + max(len(as_label(name)) for name in names)
+    return max(1, min(len(names), MAX_LEGEND_COLUMNS, int(width_inches * LEGEND_LETTERS_PER_INCH // letters)))
+
+
+def name_strokes(figure: Figure, strokes: Mapping[str, Stroke], title: str = "") -> None:
     """The names of the strokes above the panels, under a grey line of text if there is one."""
     from matplotlib.lines import Line2D
 
@@ -116,12 +132,11 @@ def name_strokes(figure: Figure, strokes: Mapping[str, Stroke], title: str = "",
     ]
     placeholders = [str(index) for index in range(len(handles))]
     legend = figure.legend(
-        handles, placeholders, loc="outside upper left", ncols=min(len(handles), columns), frameon=False,
+        handles, placeholders, loc="outside upper left", ncols=legend_columns(figure.get_figwidth(), strokes), frameon=False,
         handlelength=3.2, fontsize=TEXT_SIZE + 1, title=title or None, title_fontsize=TEXT_SIZE, alignment="left",
     )  # fmt: skip
     for text, label in zip(legend.get_texts(), strokes, strict=True):
-        text.set_parse_math(False)  # a folder's name may hold $ or begin with _, which a legend would take as commands
-        text.set_text(label)
+        text.set_text(as_label(label))  # a folder's name may begin with _, which a legend would take as a command
         text.set_color(INK)
 
 
@@ -133,9 +148,31 @@ def refuse_figure_format(path: Path) -> None:
         )
 
 
+def texts_as_text(figure: Figure) -> None:
+    """Names in a figure are text: $ begins no formula, a control character is shown, a long one is cut."""
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        assert isinstance(text, Text)
+        text.set_parse_math(False)
+        text.set_text(in_line(shortened(text.get_text(), LONGEST_TEXT)))
+
+
+@contextmanager
+def silent_about_glyphs() -> Iterator[None]:
+    """No warning of a letter that the font lacks: it is a box in a PNG, and itself in an SVG."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        yield
+
+
 def saved(figure: Figure, path: Path) -> Path:
     """Write a figure whole or not at all, in the format that the path's ending names; returns the path."""
+    from matplotlib import rc_context
+
     path.parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(path) as partial:
+    texts_as_text(figure)
+    # Labels of ticks are made only while the figure is drawn, so the setting has to hold then.
+    with rc_context({"text.parse_math": False}), silent_about_glyphs(), written_whole(path) as partial:
         figure.savefig(partial, format=path.suffix[1:].lower(), dpi=DOTS_PER_INCH)
     return path

@@ -11,14 +11,18 @@ from typing import Any
 
 import numpy as np
 
-from tutelage.report.records import Curve, curve, pass_at_1_curve, read_jsonl
-from tutelage.report.sources import Comparison, ReportedRun, grouped, settled
+from tutelage.errors import DataError, in_short
+from tutelage.report.lines import sound_objects
+from tutelage.report.plain import shortened
+from tutelage.report.records import Curve, curve, pass_at_1_curve
+from tutelage.report.sources import COMPARISON_FILE, Comparison, ReportedRun, grouped, settled
 
 __all__ = ["Cell", "Change", "Table", "compared", "configuration_differences", "problem_changes", "summary"]
 
-EVALUATION_SAMPLES = re.compile(r"step-(\d+)-(.+)\.jsonl")
+EVALUATION_SAMPLES = re.compile(r"step-(\d{1,15})-(.+)\.jsonl")
 SOLVED_SHARE = 0.5
 MOST_PROBLEMS_LISTED = 60
+MOST_LOOKS = 9  # of an evaluation set, between which problems are gained and lost
 
 
 Cell = tuple[str, float | str]  # text, what it is sorted by
@@ -81,7 +85,21 @@ def summary(runs: Sequence[ReportedRun]) -> Table:
 
 
 def compared(comparison: Comparison) -> Table | None:
-    """The numbers that a comparison wrote, shares as they are; below a mean the paired difference and its interval."""
+    """The numbers that a comparison wrote, shares as they are; below a mean the paired difference and its interval.
+
+    Raises:
+      DataError: they are not where a comparison writes them.
+    """
+    try:
+        return _compared(comparison)
+    except (AttributeError, KeyError, TypeError, ValueError) as problem:
+        raise DataError(
+            f"{comparison.folder / COMPARISON_FILE} is not what a comparison writes ({in_short(problem)}). Delete it; "
+            "tutelage compare with --resume writes it again."
+        ) from problem
+
+
+def _compared(comparison: Comparison) -> Table | None:
     record = comparison.record
     summaries: Mapping[str, Mapping[str, Any]] = record.get("summaries", {})
     names = [name for name in record.get("measures", {}) if any(name in own for own in summaries.values())]
@@ -109,20 +127,26 @@ def configuration_differences(runs: Sequence[ReportedRun]) -> Table | None:
     return Table("configuration", ("key", *configs), rows) if rows else None
 
 
-def problem_changes(run: ReportedRun) -> list[Change]:
+def problem_changes(run: ReportedRun, left_out: list[str]) -> list[Change]:
     """Problems gained and lost between neighbouring evaluations of a run, and from the first to the last.
 
-    A problem is solved where at least half of its answers are right. Answers are drawn, so some problems come and go by
-    chance; compare the two counts.
+    Of more than 9 evaluations 9 are taken, evenly, the first and the last among them. A problem is solved where at
+    least half of its answers are right. Answers are drawn, so some problems come and go by chance; compare the two
+    counts.
+
+    Args:
+      left_out: gets a sentence about lines that cannot be read.
     """
     files: dict[str, dict[int, Path]] = {}
     folder = run.folder / "evaluations"
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
-        if match := EVALUATION_SAMPLES.fullmatch(path.name):
+        if path.is_file() and (match := EVALUATION_SAMPLES.fullmatch(path.name)):
             files.setdefault(match[2], {})[int(match[1])] = path
     changes = []
     for name, of_step in files.items():
-        right = {step: _right_answers(path) for step, path in sorted(of_step.items())}
+        looks = sorted(of_step)
+        places = np.unique(np.linspace(0, len(looks) - 1, min(MOST_LOOKS, len(looks))).round().astype(int))
+        right = {looks[place]: _right_answers(of_step[looks[place]], left_out) for place in places}
         steps = list(right)
         pairs = list(pairwise(steps))
         if len(steps) > 2:
@@ -131,12 +155,13 @@ def problem_changes(run: ReportedRun) -> list[Change]:
     return changes
 
 
-def _right_answers(path: Path) -> dict[str, tuple[int, int]]:
+def _right_answers(path: Path, left_out: list[str]) -> dict[str, tuple[int, int]]:
     """Problem id -> right answers, answers."""
     counts: dict[str, tuple[int, int]] = {}
-    for record in read_jsonl(path):
-        right, number = counts.get(str(record.get("problem_id")), (0, 0))
-        counts[str(record.get("problem_id"))] = (right + bool(record.get("correct")), number + 1)
+    for record in sound_objects(path, left_out):
+        problem = shortened(str(record.get("problem_id")))
+        right, number = counts.get(problem, (0, 0))
+        counts[problem] = (right + bool(record.get("correct")), number + 1)
     return counts
 
 
@@ -191,4 +216,4 @@ def _range_words(counts: Sequence[int]) -> str:
 
 
 def _shown(value: Any) -> str:
-    return "–" if value is None else str(value)
+    return "–" if value is None else shortened(str(value))

@@ -25,7 +25,7 @@ from typing import Any
 
 from tutelage.errors import CheckpointError, OutputExistsError, in_short
 from tutelage.evaluation import EvaluationSample
-from tutelage.files import named, write_whole
+from tutelage.files import json_line, named, write_whole
 from tutelage.locks import hold, release
 
 __all__ = ["CONFIG", "FINGERPRINTS", "RunFolder"]
@@ -149,7 +149,7 @@ class RunFolder:
         """Add lines to one of the JSONL files."""
         if not self.writes:
             return
-        text = "".join(json.dumps(record) + "\n" for record in records)
+        text = "".join(json_line(record) for record in records)
         path = self.path / name
         with named(path), path.open("a") as file:
             file.write(text)
@@ -172,7 +172,7 @@ class RunFolder:
         self.evaluations.mkdir(exist_ok=True)
         # The step was not on file when it was evaluated, so an existing file is that of a killed run.
         path = self.evaluations / f"step-{step:06d}-{name}.jsonl"
-        write_whole(path, "".join(json.dumps(asdict(sample)) + "\n" for sample in samples))
+        write_whole(path, "".join(json_line(asdict(sample)) for sample in samples))
 
     def cut_back(self, step: int) -> None:
         """Forget what was written after the checkpoint of `step`: the resumed run writes it again.
@@ -194,7 +194,7 @@ class RunFolder:
             moved = [{"file": name, **record} for record in records if is_after(record)]
             if moved:
                 self.append("superseded.jsonl", moved)
-            kept = "".join(json.dumps(record) + "\n" for record in records if not is_after(record))
+            kept = "".join(json_line(record) for record in records if not is_after(record))
             write_whole(self.path / name, kept)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -25,16 +26,21 @@ TOKENS_PER_WINDOW = 8
 def token_log(rollout: Rollout, decode: Callable[[Sequence[int]], str]) -> dict[str, Any]:
     """The first `MOST_TOKENS` tokens as columns of equal length, to three decimals; what was not recorded is left out.
 
-    `text` are the pieces, the others fields of `Rollout` (nats; `replaced` is 1 or 0).
+    `text` are the pieces, the others fields of `Rollout` (nats; `replaced` is 1 or 0; None for an infinite number,
+    such as the log-probability of a token that the teacher rules out).
     """
     columns: dict[str, Any] = {"text": pieces_of(rollout.response_tokens[:MOST_TOKENS], decode)}
     for name, field in FIELDS.items():
         values = getattr(rollout, field)
         if values is not None and not values.isnan().any():  # NaN: nobody knows
-            columns[name] = [round(value, DIGITS) + 0.0 for value in values[:MOST_TOKENS].tolist()]
+            columns[name] = [_rounded(value) for value in values[:MOST_TOKENS].tolist()]
     if rollout.replaced is not None:
         columns["replaced"] = rollout.replaced[:MOST_TOKENS].int().tolist()
     return columns
+
+
+def _rounded(value: float) -> float | None:
+    return round(value, DIGITS) + 0.0 if math.isfinite(value) else None  # + 0.0: no sign where nothing is left
 
 
 def pieces_of(tokens: Sequence[int], decode: Callable[[Sequence[int]], str]) -> list[str]:

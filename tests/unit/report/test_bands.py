@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tutelage.report import plot_methods
-from tutelage.report.records import Curve, greedy_names, mean_and_spread, pass_at_1_curve
+from tutelage.report.records import Curve, evaluations_of, greedy_names, mean_and_spread, pass_at_1_curve
 
 
 def test_mean_and_spread_of_the_common_steps() -> None:
@@ -25,10 +25,11 @@ def test_sampled_and_greedy_answers_are_told_apart() -> None:
         {"step": 0, "name": name, "pass_at_1": value}
         for name, value in (("a", 0.1), ("a-greedy", 0.5), ("b", 0.3), ("b-greedy", 0.7), ("non-greedy", 0.2))
     ]
-    assert greedy_names(rows) == {"a-greedy", "b-greedy"}, "a set may end in the word without being a twin"
-    assert pass_at_1_curve(rows).values == pytest.approx([0.2])
-    assert pass_at_1_curve(rows, is_greedy=True).values == pytest.approx([0.6])
-    assert len(pass_at_1_curve([])) == 0
+    evaluations = evaluations_of(rows)
+    assert greedy_names(evaluations) == {"a-greedy", "b-greedy"}, "a set may end in the word without being a twin"
+    assert pass_at_1_curve(evaluations).values == pytest.approx([0.2])
+    assert pass_at_1_curve(evaluations, is_greedy=True).values == pytest.approx([0.6])
+    assert len(pass_at_1_curve({})) == 0
 
 
 @pytest.mark.parametrize("with_greedy", [True, False])

@@ -8,8 +8,9 @@ from matplotlib.figure import Figure
 
 from tutelage.errors import ConfigurationError, DataError
 from tutelage.report import plot_run, plot_runs
-from tutelage.report.panels import _mean_curve, _moving_median, mark_phases, moving_average
-from tutelage.report.records import Curve, RunRecords
+from tutelage.report.panels import mark_phases
+from tutelage.report.records import Curve, RunRecords, columns_of, mean_and_spread
+from tutelage.report.thinning import moving_average, moving_median
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
@@ -85,7 +86,7 @@ def test_a_line_stands_where_another_phase_begins():
     metrics = [{"step": step, "phase": "sft" if step < 3 else "opd"} for step in range(6)]
     for records, expected in ((metrics, [2.5]), (full_metrics(), [])):
         axes = figure.add_subplot()
-        mark_phases(axes, RunRecords(metrics=records, evaluations=[]))
+        mark_phases(axes, RunRecords(columns_of(records), {}))
         assert [line.get_xdata()[0] for line in axes.lines] == expected
 
 
@@ -121,19 +122,19 @@ def test_importing_the_package_does_not_import_matplotlib():
 
 
 def test_smoothing_keeps_constants_lengths_and_short_curves():
-    for smooth in (moving_average, _moving_median):
+    for smooth in (moving_average, moving_median):
         np.testing.assert_allclose(smooth(np.full(100, 2.5)), 2.5)
         assert smooth(np.arange(5.0)).tolist() == [0, 1, 2, 3, 4]
         assert smooth(np.zeros(0)).shape == (0,)
     values = np.random.default_rng(0).random(40)  # window 3
     assert moving_average(values)[7] == pytest.approx(values[6:9].mean())
     assert moving_average(values)[0] == pytest.approx(values[:2].mean())
-    assert _moving_median(values)[7] == np.median(values[6:9])
+    assert moving_median(values)[7] == np.median(values[6:9])
 
 
 def test_a_mean_over_evaluation_sets_needs_all_of_them():
     first = Curve(np.array([0.0, 10.0, 20.0]), np.array([0.2, 0.4, 0.6]))
     second = Curve(np.array([10.0, 20.0]), np.array([0.0, 1.0]))
-    mean = _mean_curve([first, second])
+    mean = mean_and_spread([first, second])[0]
     assert mean.steps.tolist() == [10, 20]
     np.testing.assert_allclose(mean.values, [0.2, 0.8])

@@ -80,10 +80,9 @@ def test_what_is_missing_is_left_out() -> None:
 
 
 def test_records_that_grow_are_seen() -> None:
-    records: list[dict[str, float]] = []
-    view = RunView(records)
+    view = RunView()
     assert lines(view, 40) == []
-    records.append({"loss": 0.5})
+    view.add_step({"loss": 0.5})
     assert lines(view, 40)[0].split()[:2] == ["loss", "0.500"]
 
 

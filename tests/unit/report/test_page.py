@@ -93,17 +93,18 @@ def test_numbers_are_those_of_the_files(folder: Path) -> None:
 
 def test_problems_gained_and_lost(folder: Path) -> None:
     runs, _ = read_sources([folder / "trb-0"])
-    found = [(it.before, it.after, it.gained, it.lost) for it in problem_changes(runs[0])]
+    found = [(it.before, it.after, it.gained, it.lost) for it in problem_changes(runs[0], [])]
     gained, lost = [("two", 0, 2, 2)], [("one", 2, 0, 2)]
     assert found == [(0, 3, gained, lost), (3, 6, [], []), (0, 6, gained, lost)]
 
 
-def test_answers_stay_within_their_size(tmp_path: Path) -> None:
+def test_answers_stay_within_their_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = write_run(tmp_path / "trb")
     long = [sample_of(step, 0) | {"response": "x" * 300_000} for step in range(6)]
+    monkeypatch.setattr("tutelage.report.answers.MOST_LETTERS", 300_000)
     write_lines(run / "samples.jsonl", long)
     runs, _ = read_sources([run])
-    views = side_by_side(runs)["views"]
+    views = side_by_side(runs, [])["views"]
     assert len(json.dumps(views)) <= 1_200_000 and [view["step"] for view in views] == [0, 2, 4]
 
 

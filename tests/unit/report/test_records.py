@@ -1,9 +1,11 @@
 import json
 
+import numpy as np
 import pytest
 
 from tutelage.errors import DataError
-from tutelage.report.records import curve, read_jsonl, read_run
+from tutelage.report.lines import read_jsonl
+from tutelage.report.records import columns_of, curve, read_run
 
 
 def test_read_jsonl_leaves_out_a_torn_last_line(tmp_path):
@@ -48,23 +50,25 @@ def test_curve_skips_what_is_no_finite_number_and_keeps_the_later_of_two_equal_s
         {"step": 5, "loss": "0.1"},
         {"step": 0, "loss": 0.5},
     ]
-    line = curve(records, "loss")
+    columns = columns_of(records)
+    line = curve(columns, "loss")
     assert line.steps.tolist() == [0, 3]
     assert line.values.tolist() == [0.5, 3.0]
-    assert len(curve(records, "reward")) == 0
+    assert len(curve(columns, "reward")) == len(curve(columns, "no such key")) == 0
 
 
 def test_read_run_needs_metrics_but_no_evaluations(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 0}\n')
-    assert read_run(tmp_path).evaluations == []
+    assert read_run(tmp_path).evaluations == {}
     evaluations = [
         {"step": 0, "name": "a", "pass_at_1": 0.3, "pass_at_1_interval": [0.2, 0.4]},
         {"step": 0, "name": "b"},
     ]
     (tmp_path / "evaluations.jsonl").write_text("".join(json.dumps(line) + "\n" for line in evaluations))
-    first, second = read_run(tmp_path).evaluations
-    assert (first["pass_at_1_low"], first["pass_at_1_high"]) == (0.2, 0.4)
-    assert "pass_at_1_low" not in second
+    found = read_run(tmp_path).evaluations
+    assert list(found) == ["a", "b"]
+    assert (found["a"]["pass_at_1_low"], found["a"]["pass_at_1_high"]) == ([0.2], [0.4])
+    assert np.isnan(found["b"]["pass_at_1_low"]).all()
     (tmp_path / "metrics.jsonl").unlink()
     with pytest.raises(DataError, match=r"metrics\.jsonl does not exist"):
         read_run(tmp_path)

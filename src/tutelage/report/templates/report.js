@@ -18,7 +18,7 @@
   const data = JSON.parse(document.getElementById("answers-data").textContent);
   const place = document.getElementById("answers");
   if (!data.views.length) return;
-  const memory = (() => { try { return JSON.parse(sessionStorage.getItem("tutelage") || "{}"); } catch { return {}; } })();
+  const memory = (() => { try { return JSON.parse(sessionStorage.getItem("tutelage")) || {}; } catch { return {}; } })();
   const state = { step: memory.step ?? data.views[0].step, answer: memory.answer ?? 0, colour: memory.colour ?? "fate" };
   const make = (tag, text, name) => {
     const element = document.createElement(tag);
@@ -26,23 +26,25 @@
     if (name) element.className = name;
     return element;
   };
-  const number = (value) => (value === undefined ? undefined : value.toFixed(3));
+  const number = (value) => (value === null ? "not finite" : value.toFixed(3));
   const at = (tokens, column, i) => (tokens[column] ? tokens[column][i] : undefined);
 
-  // How strongly a token is marked: 0 to 3, each with its own line below the token beside the colour.
-  const level = (value, low, middle, high) => (value === undefined ? 0 : (value > low) + (value > middle) + (value > high));
+  // How strongly a token is marked: 0 to 3, each with its own line below the token beside the colour. JSON has no
+  // infinite numbers: null stands for one, such as the log-probability of what the teacher rules out.
+  const level = (value, low, middle, high) => (value === null ? 3 : (value > low) + (value > middle) + (value > high));
+  const less = (a, b) => (a === null || b === null ? null : a - b);
   const COLOURS = {
     fate: { title: "kept or replaced", has: (t) => t.replaced,
       mark: (t, i) => (at(t, "replaced", i) ? "replaced" : ""),
       legend: [["", "kept draft, or drawn by the student"], ["replaced", "the draft was refused, this drawn in its place"]] },
     teacher: { title: "teacher log-prob", has: (t) => t.teacher_logprob,
-      mark: (t, i) => "level" + level(-at(t, "teacher_logprob", i), 0.1, 1, 4),
+      mark: (t, i) => "level" + level(less(0, at(t, "teacher_logprob", i)), 0.1, 1, 4),
       legend: [["level0", "above −0.1"], ["level1", "−0.1 to −1"], ["level2", "−1 to −4"], ["level3", "below −4 nats"]] },
     kl: { title: "KL to the student", has: (t) => t.kl,
       mark: (t, i) => "level" + level(at(t, "kl", i), 0.001, 0.01, 0.04),
       legend: [["level0", "below 0.001"], ["level1", "to 0.01"], ["level2", "to 0.04"], ["level3", "above 0.04 nats"]] },
     gap: { title: "log p − log q", has: (t) => t.teacher_logprob && t.student_logprob,
-      mark: (t, i) => "level" + level(at(t, "student_logprob", i) - at(t, "teacher_logprob", i), 0.1, 1, 4),
+      mark: (t, i) => "level" + level(less(at(t, "student_logprob", i), at(t, "teacher_logprob", i)), 0.1, 1, 4),
       legend: [["level0", "below 0.1"], ["level1", "to 1"], ["level2", "to 4"], ["level3", "above 4 nats: the student's own idea"]] },
   };
 
@@ -61,7 +63,7 @@
     const detail = make("p", "Point at a token, or step through them with the arrow keys.", "detail");
     detail.setAttribute("aria-live", "polite");
     const spans = tokens.text.map((piece, i) => {
-      const mark = COLOURS[state.colour].has(tokens) ? COLOURS[state.colour].mark(tokens, i) : "";
+      const mark = COLOURS[state.colour]?.has(tokens) ? COLOURS[state.colour].mark(tokens, i) : "";
       const last = i + 1 === tokens.text.length && record.finished;
       const span = make("span", piece || (last ? "[stop]" : "·"), mark);
       span.dataset.place = i;
@@ -114,7 +116,7 @@
     const steps = [...new Set(data.views.map((view) => view.step))];
     if (!steps.includes(state.step)) state.step = steps[0];
     const views = data.views.filter((view) => view.step === state.step);
-    if (state.answer >= views.length) state.answer = 0;
+    if (!views[state.answer]) state.answer = 0;
     const view = views[state.answer];
     const logged = view.answers.filter((record) => record && record.tokens);
     const colours = Object.entries(COLOURS).filter(([, colour]) => logged.some((record) => colour.has(record.tokens)));
@@ -123,8 +125,7 @@
     for (const [mark, text] of colours.length ? COLOURS[state.colour].legend : []) {
       legend.append(make("span", text, mark), " ");
     }
-    const cards = view.answers.map((record, i) => {
-      const card = make("article", undefined, "answer");
+    const filled = (card, record, i) => {
       card.append(make("h3", data.runs[i]));
       if (!record) { card.append(make("p", "Nothing logged for this prompt at this step.", "muted")); return card; }
       const ending = record.finished ? "ended by itself" : "cut by the length limit";
@@ -137,6 +138,13 @@
       if (record.tokens) card.append(...answerText(record.tokens, record, data.runs[i]));
       else card.append(make("div", record.response, "text"));
       return card;
+    };
+    const cards = view.answers.map((record, i) => {
+      const card = make("article", undefined, "answer");
+      try { return filled(card, record, i); } catch (problem) {  // one bad answer takes no other one with it
+        card.replaceChildren(make("h3", data.runs[i]), make("p", `This answer cannot be shown: ${problem.message}`, "muted"));
+        return card;
+      }
     });
     const answers = make("div", undefined, "answers");
     answers.append(...cards);

@@ -1,0 +1,68 @@
+"""Text as text: what a name, a prompt or an answer holds is shown, and does nothing to what is around it.
+
+A page and a figure get their texts through here. That < and & are escaped in a page is the template's work.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from markupsafe import Markup
+
+__all__ = ["as_label", "in_line", "in_page", "script_json", "shortened", "shown"]
+
+# Control characters other than tab and line feed, marks that turn the direction of writing around, characters that
+# nobody can see, halves of surrogate pairs, and what is no character at all. Joiners stay: words and emoji need them.
+UNSHOWABLE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ufffe\uffff"
+    "\ud800-\udfff\U000e0000-\U000e007f]"
+)
+SHOWN_LETTERS = 200
+LABEL_LETTERS = 40  # beside a panel there is room for so many
+
+
+def shown(text: str) -> str:
+    """The text with everything that cannot be shown as an escape that can, such as \\x1b or \\u202e."""
+    return UNSHOWABLE.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+def in_line(text: str) -> str:
+    """As `shown`, on one line."""
+    return shown(text).replace("\n", "\\n").replace("\t", "\\t")
+
+
+def as_label(text: str) -> str:
+    """A name of a run or a set beside a line: on one line, and of one that is long its beginning and its end."""
+    text = in_line(text)
+    return text if len(text) <= LABEL_LETTERS else f"{text[: LABEL_LETTERS // 2]}…{text[-LABEL_LETTERS // 2 + 1 :]}"
+
+
+def shortened(text: str, most: int = SHOWN_LETTERS) -> str:
+    """The text, or its beginning and how much was cut off."""
+    return text if len(text) <= most else f"{text[:most]} … ({len(text) - most:,} more characters)"
+
+
+def in_page(value: object) -> object:
+    """What a template prints for a value; markup of our own stays as it is."""
+    return shown(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def script_json(value: Any, **_: object) -> str:
+    """JSON that every browser reads: texts as they are shown, null where a number is not finite."""
+    return json.dumps(_readable(value), allow_nan=False, sort_keys=True)
+
+
+def _readable(value: Any) -> Any:
+    if isinstance(value, str):
+        return shown(value)
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {shown(str(key)): _readable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_readable(item) for item in value]
+    return value
