@@ -113,15 +113,20 @@ def measured(job: str, run: Path, source: Path) -> dict[str, Any]:
     """Seconds, seconds of the processor and megabytes of one process that does the job with the library at `source`."""
     environment = {**os.environ, "PYTHONPATH": str(source), "OMP_NUM_THREADS": "1"}
     started = time.perf_counter()
-    process = subprocess.Popen([sys.executable, "-c", JOBS[job].format(run=str(run))], env=environment)
-    _, status, usage = os.wait4(process.pid, 0)
-    seconds = time.perf_counter() - started
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise SystemExit(f"{job} at {source} ended with code {process.returncode}")
+    with tempfile.TemporaryFile("w+") as said:
+        process = subprocess.Popen(
+            [sys.executable, "-c", JOBS[job].format(run=str(run))], env=environment, stdout=said, stderr=said
+        )
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - started
+        process.returncode = os.waitstatus_to_exitcode(status)
+        said.seek(0)
+        failure = said.read().splitlines()[-1] if process.returncode else ""
     unit = 1 if sys.platform == "darwin" else 1024  # the kernel's unit of ru_maxrss
     found = {"seconds": seconds, "cpu": usage.ru_utime + usage.ru_stime, "megabytes": usage.ru_maxrss * unit / 1e6}
     page = run.parent / f"{run.name}.report.html"
+    if failure:
+        return found | {"failure": failure}
     return found | ({"page_megabytes": page.stat().st_size / 1e6} if job == "tutelage report" else {})
 
 
@@ -139,13 +144,13 @@ def checked_out(commit: str) -> Iterator[Path]:
 
 def show(results: dict[str, dict[str, Any]], lines: int, size: float, facts: dict[str, Any]) -> None:
     """A row per job and source."""
-    table = Table("", "source", "seconds", "of the processor", "MB at most", "page, MB")
+    table = Table("", "source", "seconds", "of the processor", "MB at most", "page, MB, or how it failed")
     table.title = f"a run of {lines:,} metric lines, {size / 1e6:,.0f} MB"
     for job in JOBS:
         for name, found in results.items():
             page = found[job].get("page_megabytes")
             cells = [f"{found[job][key]:,.0f}" for key in ("seconds", "cpu", "megabytes")]
-            table.add_row(job, name, *cells, "" if page is None else f"{page:.1f}")
+            table.add_row(job, name, *cells, found[job].get("failure", "" if page is None else f"{page:.1f}"))
     console = wide_console()
     console.print(table)
     console.print(describe(facts))

@@ -330,4 +330,7 @@ def report(
     else:
         written = write_report(runs, output)
         console.say(f"report    {written.path}")
-    console.say(f"figures   {written.figures[0].parent}")
+    if written.figures:
+        console.say(f"figures   {written.figures[0].parent}")
+    for sentence in written.left_out:
+        console.say(f"left out  {sentence}")

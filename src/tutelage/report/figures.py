@@ -5,7 +5,6 @@ Runs arrive as method -> records, one per seed; lines are means over seeds and b
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -25,7 +24,6 @@ from tutelage.report.records import (
     pass_at_1_curve,
 )
 from tutelage.report.style import (
-    GRID,
     INK,
     MUTED,
     SHADE,
@@ -44,7 +42,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["ReportFigure", "draw_figures", "for_page", "page_colors"]
+__all__ = ["ReportFigure", "draw_figures"]
 
 Methods = Mapping[str, Sequence[RunRecords]]
 Strokes = Mapping[str, Stroke]
@@ -57,14 +55,6 @@ PHASES = {
     "seconds_score": ("score", "//"),
     "seconds_verify": ("verify", "xx"),
     "seconds_update": ("update", ".."),
-}
-# Colours that follow the page from light to dark; the other lines are readable on both.
-PAGE_COLORS = {
-    INK: "var(--ink)",
-    MUTED: "var(--muted)",
-    GRID: "var(--grid)",
-    SHADE: "var(--shade)",
-    "#0072B2": "var(--blue)",
 }
 
 
@@ -112,24 +102,6 @@ def draw_figures(methods: Methods) -> Iterator[ReportFigure]:
     yield from _entropy(methods, strokes)
     yield from _trust_region(methods, strokes)
     yield from _cost(methods)
-
-
-def for_page(figure: ReportFigure) -> str:
-    """The SVG as an element of a page: colours that follow the theme, ids that no other figure has, no metadata."""
-    text = figure.svg[figure.svg.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = re.sub(r'\bid="([^"]+)"', rf'id="{figure.name}-\1"', text)
-    text = re.sub(r'(href="|url\()#', rf"\1#{figure.name}-", text)
-    text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
-    text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
-    return page_colors(text.replace("<svg", '<svg aria-hidden="true" focusable="false"', 1))
-
-
-def page_colors(svg: str) -> str:
-    """Ink, grid and paper as custom properties of the page."""
-    for color, variable in PAGE_COLORS.items():
-        svg = svg.replace(color.lower(), variable)
-    return re.sub(r"fill: #ffffff\b", "fill: none", svg).replace("#000000", "var(--ink)")
 
 
 def _entropy(methods: Methods, strokes: Strokes) -> Iterator[ReportFigure]:

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 from tutelage.errors import DataError, OutputExistsError
 from tutelage.files import write_whole, written_whole
 from tutelage.report.answers import side_by_side
-from tutelage.report.figures import draw_figures, for_page
+from tutelage.report.figures import draw_figures
+from tutelage.report.inline_svg import for_page
 from tutelage.report.plain import in_page, script_json
 from tutelage.report.sources import ReportedRun, grouped, is_finished, read_sources, settled, steps_done
 from tutelage.report.tables import (
@@ -77,6 +78,7 @@ def write_report(sources: Sequence[Path], path: Path | None = None, *, refresh: 
     folder = path.with_name(f"{path.stem}-figures")
     _refuse_foreign(path, folder)
     runs, comparisons = read_sources(sources)
+    tables = [compared(it) for it in comparisons]
     figures = list(draw_figures({name: [run.records for run in group] for name, group in settled(runs).items()}))
     is_complete = all(map(is_finished, runs)) and not any(it.record.get("missing", ["?"]) for it in comparisons)
     left_out = [sentence for run in runs for sentence in run.records.left_out]
@@ -97,7 +99,7 @@ def write_report(sources: Sequence[Path], path: Path | None = None, *, refresh: 
         progress=_progress_words(runs),
         refresh=0 if is_complete else refresh,
         summary=summary(runs),
-        comparisons=[compared(it) for it in comparisons],
+        comparisons=tables,
         figures=[(figure, Markup(for_page(figure))) for figure in figures],
         sweeps=sweeps,
         answers=answers,

@@ -127,11 +127,12 @@ def flattened(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _read_comparison(folder: Path) -> tuple[Comparison, list[ReportedRun]]:
     record = _read_json(folder / COMPARISON_FILE)
-    methods = record.get("methods") or list(_read_json(folder / PLAN_FILE).get("methods", {}))
+    methods = record.get("methods") or _read_json(folder / PLAN_FILE).get("methods", [])
+    methods = list(methods) if isinstance(methods, dict) else methods
     if not isinstance(methods, list) or not all(isinstance(name, str) and Path(name).name == name for name in methods):
         raise DataError(
             f"{folder}: its methods are {shortened(repr(methods), NAME_LETTERS)}; expected a list of names of folders. "
-            f"Delete {COMPARISON_FILE}, or name the runs themselves."
+            f"Fix or delete {COMPARISON_FILE} or {PLAN_FILE}, or name the runs themselves."
         )
     runs = [
         ReportedRun(method, f"{method}, {run.name}", run, _config_of(run), read_run(run))

@@ -111,8 +111,8 @@ def label_right(axes: Axes, labels: Sequence[tuple[float, str, str]], panel_shar
         heights[index] = min(heights[index], heights[index + 1] - gap)
     for height, (_, text, color) in zip(heights, placed, strict=True):
         axes.annotate(
-            as_label(text), (1, height), xytext=(4, 0), xycoords="axes fraction", textcoords="offset points", va="center",
-            fontsize=TEXT_SIZE, color=color, parse_math=False, annotation_clip=False,
+            as_label(text), (1, height), xytext=(4, 0), xycoords="axes fraction", textcoords="offset points",
+            va="center", fontsize=TEXT_SIZE, color=color, annotation_clip=False,
         )  # fmt: skip
 
 
@@ -131,9 +131,10 @@ def name_strokes(figure: Figure, strokes: Mapping[str, Stroke], title: str = "")
         for how in strokes.values()
     ]
     placeholders = [str(index) for index in range(len(handles))]
+    columns = legend_columns(figure.get_figwidth(), strokes)
     legend = figure.legend(
-        handles, placeholders, loc="outside upper left", ncols=legend_columns(figure.get_figwidth(), strokes), frameon=False,
-        handlelength=3.2, fontsize=TEXT_SIZE + 1, title=title or None, title_fontsize=TEXT_SIZE, alignment="left",
+        handles, placeholders, loc="outside upper left", ncols=columns, frameon=False, handlelength=3.2,
+        fontsize=TEXT_SIZE + 1, title=title or None, title_fontsize=TEXT_SIZE, alignment="left",
     )  # fmt: skip
     for text, label in zip(legend.get_texts(), strokes, strict=True):
         text.set_text(as_label(label))  # a folder's name may begin with _, which a legend would take as a command

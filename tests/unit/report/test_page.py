@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 from collections.abc import Iterator
+from html.parser import HTMLParser
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
+import tomli_w
 from typer.testing import CliRunner
 
 from tests.browser import MISSING, Browser, browser
-from tests.unit.report.run_folders import sample_of, write_lines, write_run
+from tests.unit.report.run_folders import metrics_of, sample_of, write_lines, write_run
 from tutelage.cli import app
 from tutelage.errors import DataError, OutputExistsError
-from tutelage.report import default_path, watch_report, write_report
+from tutelage.report import default_path, plot_run, watch_report, write_report
 from tutelage.report.answers import side_by_side
 from tutelage.report.sources import grouped, is_finished, read_sources
 from tutelage.report.tables import configuration_differences, problem_changes, summary
@@ -195,6 +199,116 @@ def test_means_are_over_finished_runs(tmp_path: Path) -> None:
     assert [text for text, _ in row[:5]] == ["trb", "1", "6", "0.0", "60.0"]
     (row,) = summary(runs[1:]).rows
     assert [text for text, _ in row[:3]] == ["trb", "1", "2"]
+
+
+HOSTILE = (
+    "</script><script>alert(1)</script>", "<img src=x onerror=alert(1)> &lt;b&gt;", "{{ 7 * 7 }}{% raw %} [red]x[/b]",
+    "$x_1$ \\frac{ $ ^", "a\nb\tc\x1b[31m\x07", "\u202eevil\u202c\u2066\u200f", "你好 😀 مرحبا", "_hidden", "x" * 3_000,
+)  # fmt: skip
+
+
+def hostile_run(folder: Path, text: str) -> Path:
+    """A run whose every text is the one given."""
+    run = write_run(folder)
+    settings = {"name": text, "steps": 6, "policy": {"name": text}}
+    (run / "config.toml").write_text(tomli_w.dumps(settings), encoding="utf-8")
+    write_lines(run / "evaluations.jsonl", ({"step": step, "name": text, "pass_at_1": 0.5} for step in (0, 3, 6)))
+    half = text + "\ud83d"  # which TOML cannot hold
+    tokens = {"text": list(half[:20]), "kl": [float("nan")] * 20, "teacher_logprob": [float("-inf")] * len(half[:20])}
+    of_it = {"prompt": half, "response": half, "answer": half, "tokens": tokens}
+    write_lines(run / "samples.jsonl", [sample_of(step, 3) | of_it for step in range(6)])
+    for step in (0, 3, 6):
+        path = run / "evaluations" / f"step-{step:06d}-sums.jsonl"
+        write_lines(path, [{"problem_id": half, "correct": step > 0}, {"problem_id": "other", "correct": step < 3}])
+    return run
+
+
+class Elements(HTMLParser):
+    """The elements of a page, with what they hold, and their attributes."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.names: list[str] = []
+        self.attributes: set[str] = set()
+        self.scripts: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.names.append(tag)
+        self.attributes |= {name for name, _ in attrs}
+
+    def handle_data(self, data: str) -> None:
+        if self.names[-1:] == ["script"]:
+            self.scripts.append(data)
+
+
+@pytest.fixture(scope="module")
+def hostile_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("hostile")
+    runs = [hostile_run(folder / str(place), text) for place, text in enumerate(HOSTILE)]
+    for run in runs[:2]:
+        assert plot_run(run).read_bytes().startswith(b"\x89PNG")
+    return write_report(runs, folder / "page.html").path
+
+
+def test_texts_of_a_run_add_no_element(hostile_page: Path, page: Path) -> None:
+    text = hostile_page.read_text(encoding="utf-8")
+    found, plain = Elements(text), Elements(page.read_text())
+    assert set(found.names) <= set(plain.names) and found.attributes <= plain.attributes
+    assert found.names.count("script") == 2 and found.names.count("img") == 0
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]", text)
+    for shown in (
+        "&lt;/script&gt;&lt;script&gt;alert(1)",
+        "\\x1b[31m\\x07",
+        "\\u202eevil\\u202c",
+        "你好 😀 مرحبا",
+        "{{ 7 * 7 }}",
+    ):
+        assert shown in text
+    assert len(text) < 1_500_000
+
+
+def test_rollouts_are_json_for_a_browser(hostile_page: Path) -> None:
+    (data, *_) = [script for script in Elements(hostile_page.read_text()).scripts if script.startswith("{")]
+    read = json.loads(data, parse_constant=lambda constant: pytest.fail(constant))
+    assert read["runs"][0] == HOSTILE[0]
+    (answer, *_) = read["views"][0]["answers"]
+    assert answer["response"] == HOSTILE[0] + "\\ud83d"
+    assert answer["tokens"]["teacher_logprob"] == [None] * 20, "one infinite number takes no other with it"
+
+
+def test_figures_with_such_names_are_xml(hostile_page: Path) -> None:
+    for path in (hostile_page.parent / "page-figures").glob("*.svg"):
+        letters = "".join(ElementTree.parse(path).getroot().itertext())
+        assert "\\x1b[31m" in letters and "$x_1$ \\frac{ $ ^" in letters and "你好" in letters
+
+
+def test_a_long_run_is_drawn_with_few_points_and_counted_in_full(tmp_path: Path) -> None:
+    steps = 5_000
+    run = write_run(tmp_path / "long")
+    (run / "config.toml").write_text(f'name = "long"\nsteps = {steps}\n')
+    dice = random.Random(0)
+    loss = [dice.random() for _ in range(steps)]
+    loss[1_234] = 777.0
+    metrics = ({**metrics_of(step, 0, 0.05), "loss": loss[step], "seconds": 0.1 * step} for step in range(steps))
+    write_lines(run / "metrics.jsonl", metrics)
+    write_lines(run / "evaluations.jsonl", ({"step": n, "name": "s", "pass_at_1": n / steps} for n in range(steps + 1)))
+    report = write_report([run])
+    text = report.path.read_text()
+    assert len(text) < 1_200_000 and "gathered into 500 stretches" in text
+    (row,) = summary(read_sources([run])[0]).rows
+    assert [cell for cell, _ in row[2:6]] == [f"{steps}", "0.0", "100.0", "100.0"]
+    assert row[8][0] == f"{sum(0.1 * step for step in range(steps)):.0f}"
+    svg = (tmp_path / "long.report-figures/loss.svg").read_text()
+    assert svg.count("L ") < 4_000 and ">800<" in svg, "the axis reaches up to the spike"
+
+
+def test_only_few_evaluations_are_compared_by_problem(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    for step in range(7, 200):
+        write_lines(run / "evaluations" / f"step-{step:06d}-sums.jsonl", [{"problem_id": "one", "correct": True}])
+    changes = problem_changes(read_sources([run])[0][0], [])
+    assert len(changes) == 9 and (changes[-1].before, changes[-1].after) == (0, 199)
 
 
 # --- in a real browser -----------------------------------------------------------------------------------------------

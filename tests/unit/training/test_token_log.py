@@ -39,3 +39,9 @@ def test_columns_are_rounded_and_bounded() -> None:
     assert set(log) == {"text", "student_logprob", "kl", "replaced"}, "what is not known is not there"
     assert {len(column) for column in log.values()} == {MOST_TOKENS}
     assert log["student_logprob"][0] == -0.123 and log["kl"][0] == 0 and log["replaced"][:4] == [0, 0, 1, 0]
+
+
+def test_what_the_teacher_rules_out_is_null() -> None:
+    teacher = torch.tensor([-0.5, -torch.inf])
+    log = token_log(Rollout([0], [65, 66], torch.zeros(2), torch.zeros(2), teacher_logprobs=teacher), by_bytes)
+    assert log["teacher_logprob"] == [-0.5, None]
