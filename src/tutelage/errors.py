@@ -40,10 +40,14 @@ __all__ = [
     "printable",
 ]
 
-# What a terminal obeys in place of showing it, or shows as something else: C0 (but tab and line break), DEL, C1, marks
-# and overrides of the writing direction, separators that end a line for some readers, byte order marks, and halves of
-# surrogate pairs, which no encoding can write.
-UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
+# What a terminal or a page obeys in place of showing it, or shows as something else: C0 (but tab and line break), DEL,
+# C1, marks and overrides of the writing direction, separators that end a line for some readers, byte order marks,
+# letters without a shape, what is no character, and halves of surrogate pairs, which no encoding can write. Joiners
+# stay: words and emoji need them.
+UNPRINTABLE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f"
+    "\ufeff\ufff9-\ufffb\ufffe\uffff\ud800-\udfff\U000e0000-\U000e007f]"
+)
 MAX_QUOTED = 500  # letters of somebody else's message in one of ours
 
 

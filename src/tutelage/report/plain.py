@@ -7,32 +7,22 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Mapping
 from typing import Any
 
 from markupsafe import Markup
 
-__all__ = ["as_label", "in_line", "in_page", "script_json", "shortened", "shown"]
+from tutelage.errors import printable
 
-# Control characters other than tab and line feed, marks that turn the direction of writing around, characters that
-# nobody can see, halves of surrogate pairs, and what is no character at all. Joiners stay: words and emoji need them.
-UNSHOWABLE = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ufffe\uffff"
-    "\ud800-\udfff\U000e0000-\U000e007f]"
-)
+__all__ = ["as_label", "in_line", "in_page", "script_json", "shortened"]
+
 SHOWN_LETTERS = 200
 LABEL_LETTERS = 40  # beside a panel there is room for so many
 
 
-def shown(text: str) -> str:
-    """The text with everything that cannot be shown as an escape that can, such as \\x1b or \\u202e."""
-    return UNSHOWABLE.sub(lambda found: ascii(found[0])[1:-1], text)
-
-
 def in_line(text: str) -> str:
-    """As `shown`, on one line."""
-    return shown(text).replace("\n", "\\n").replace("\t", "\\t")
+    """As `printable`, on one line."""
+    return printable(text).replace("\n", "\\n").replace("\t", "\\t")
 
 
 def as_label(text: str) -> str:
@@ -48,7 +38,7 @@ def shortened(text: str, most: int = SHOWN_LETTERS) -> str:
 
 def in_page(value: object) -> object:
     """What a template prints for a value; markup of our own stays as it is."""
-    return shown(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def script_json(value: Any, **_: object) -> str:
@@ -58,11 +48,11 @@ def script_json(value: Any, **_: object) -> str:
 
 def _readable(value: Any) -> Any:
     if isinstance(value, str):
-        return shown(value)
+        return printable(value)
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {shown(str(key)): _readable(item) for key, item in value.items()}
+        return {printable(str(key)): _readable(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_readable(item) for item in value]
     return value

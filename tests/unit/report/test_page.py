@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import random
 import re
+import shutil
+import subprocess
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -201,6 +204,7 @@ def test_means_are_over_finished_runs(tmp_path: Path) -> None:
     assert [text for text, _ in row[:3]] == ["trb", "1", "2"]
 
 
+NODE = shutil.which("node")
 HOSTILE = (
     "</script><script>alert(1)</script>", "<img src=x onerror=alert(1)> &lt;b&gt;", "{{ 7 * 7 }}{% raw %} [red]x[/b]",
     "$x_1$ \\frac{ $ ^", "a\nb\tc\x1b[31m\x07", "\u202eevil\u202c\u2066\u200f", "你好 😀 مرحبا", "_hidden", "x" * 3_000,
@@ -275,6 +279,22 @@ def test_rollouts_are_json_for_a_browser(hostile_page: Path) -> None:
     (answer, *_) = read["views"][0]["answers"]
     assert answer["response"] == HOSTILE[0] + "\\ud83d"
     assert answer["tokens"]["teacher_logprob"] == [None] * 20, "one infinite number takes no other with it"
+
+
+@pytest.mark.skipif(not NODE, reason="needs node")
+def test_the_script_of_a_page_survives_what_is_odd(hostile_page: Path) -> None:
+    def cards(*arguments: str) -> list[dict[str, Any]]:
+        command = [str(NODE), str(Path(__file__).with_name("document.js")), str(hostile_page), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, encoding="utf-8")
+        return list(json.loads(done.stdout))
+
+    first, second, *_ = cards('{"step": "no", "answer": -3, "colour": "teacher"}')
+    assert set(first["marks"]) == {"level3"}, "what the teacher rules out is marked most"
+    assert HOSTILE[0] in first["text"] and HOSTILE[1] in second["text"]
+    for memory in ("null", "3", "{", chr(34) * 2):
+        assert len(cards(memory)) == 4, "one for each run that is shown"
+    broken, other, *_ = cards("{}", '{"tokens": {"text": 5}}')
+    assert "cannot be shown" in broken["text"] and other["text"] == second["text"]
 
 
 def test_figures_with_such_names_are_xml(hostile_page: Path) -> None:

@@ -8,7 +8,8 @@ import math
 import pytest
 from markupsafe import Markup
 
-from tutelage.report.plain import LABEL_LETTERS, as_label, in_line, in_page, script_json, shortened, shown
+from tutelage.errors import printable
+from tutelage.report.plain import LABEL_LETTERS, as_label, in_line, in_page, script_json, shortened
 
 
 @pytest.mark.parametrize(
@@ -24,8 +25,8 @@ from tutelage.report.plain import LABEL_LETTERS, as_label, in_line, in_page, scr
     ],
 )
 def test_what_cannot_be_shown_is_an_escape_that_can(text: str, expected: str) -> None:
-    assert shown(text) == expected
-    shown(text).encode("utf-8")
+    assert printable(text) == expected
+    printable(text).encode("utf-8")
 
 
 def test_labels_are_short_and_on_one_line() -> None:
