@@ -40,7 +40,7 @@ def test_a_line_without_an_end_in_sight_is_not_kept(tmp_path: Path, monkeypatch:
 
 
 def test_of_a_line_its_numbers_are_kept_and_nothing_else() -> None:
-    num_lines = 20_000
+    num_lines = 4_000
     tracemalloc.start()
     columns = columns_of(
         {"step": step, **{f"metric_{i}": i + 0.5 for i in range(40)}, "loss": 0.5} for step in range(num_lines)
