@@ -12,6 +12,7 @@ import pytest
 
 from tutelage import cli
 from tutelage.comparison.running import Job
+from tutelage.demo import student_path, teacher_path
 
 ROOT = Path(__file__).parents[2]
 OPD, TRB = ROOT / "recipes" / "opd.toml", ROOT / "recipes" / "trb.toml"
@@ -167,8 +168,32 @@ def test_problems_that_are_trained_on_are_refused(
     problems.write_text('{"problem": "What is 1 + 1?", "answer": "2"}\n')
     words = ["compare", OPD, TRB, "--seeds", 1, "--output", "c", "--set", f"data={problems}", "--set", "steps=1"]
     words += ["--set", 'evaluation.sets=[{path="problems.jsonl", name="fresh problems"}]']
+    words += ["--set", f"student={student_path()}", "--set", f"teacher={teacher_path()}"]
     code, _, err = tutelage(*words)
     assert code == 2 and "1 evaluation problems are also training prompts, such as 'What is 1 + 1?'" in err
     assert not (tmp_path / "c").exists()
     code, out, _ = tutelage(*words, "--allow-overlap")
     assert code == 0 and "partly about problems that were trained on" in out
+
+
+@pytest.mark.usefixtures("imitated")
+def test_a_comparison_goes_on_with_what_it_began_with_or_not_at_all(
+    tutelage: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    """Also the runs that had not begun: they would have no beginning to be compared with."""
+    words = ("compare", OPD, TRB, "--seeds", 1, "--output", "c", *SMALL)
+    assert tutelage(*words)[0] == 0
+    more = (*words[:4], 2, *words[5:], "--resume")
+    prompts = tmp_path / "c/data/prompts.jsonl"
+    rows = prompts.read_text().splitlines(keepends=True)
+    prompts.write_text("".join([rows[1], rows[0], *rows[2:]]))
+    code, _, err = tutelage(*more)
+    assert code == 2 and err.count("\n") == 1
+    assert "changed since it began: " in err and "the prompts that data.path gives" in err
+    assert err.endswith("To go on all the same: --resume --accept answers --accept prompts\n")
+    assert not (tmp_path / "c/runs/opd/seed-1").exists()
+    code, _, err = tutelage(*more, "--accept", "answers", "--accept", "prompts")
+    assert (code, err) == (0, "")
+    assert [each["step"] for each in json.loads((tmp_path / "c/fingerprints.json").read_text())["accepted"]] == [0]
+    code, _, err = tutelage(*words, "--accept", "prompts")
+    assert code == 2 and "Add --resume" in err

@@ -100,7 +100,7 @@ def test_what_changed_since_the_start_is_refused_by_name(here: Path, name: str) 
     with pytest.raises(ConfigurationError) as refused:
         resumed("run/config.toml", *overrides)
     message = str(refused.value)
-    assert message.startswith("--resume: changed since the run began: ")
+    assert message.startswith("--resume: changed since it began: ")
     assert message.partition("To go on all the same: --resume ")[2] == " ".join(
         f"--accept {each}" for each in sorted(expected)
     )

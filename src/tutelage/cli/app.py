@@ -18,6 +18,7 @@ from tutelage.cli.arguments import (
     MAX_NEW_TOKENS,
     MAX_SAMPLES,
     MAX_SEED,
+    Accept,
     CheckpointRule,
     Overrides,
     Precision,
@@ -50,12 +51,7 @@ def train(
     run_file: RunFile,
     overrides: Overrides = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in its output folder.")] = False,
-    accept: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--accept", help="With --resume: what may have changed, such as versions. May be given several times."
-        ),
-    ] = None,
+    accept: Accept = None,
 ) -> None:
     """Distil the student that a run file describes."""
     if "WORLD_SIZE" in os.environ:  # of a broken connection torch prints its stack; we say who is gone

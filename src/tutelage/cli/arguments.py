@@ -17,6 +17,7 @@ from tutelage.errors import ConfigurationError
 from tutelage.paths import expanded_path
 
 __all__ = [
+    "Accept",
     "AllowOverlap",
     "CheckpointRule",
     "EarlySteps",
@@ -109,5 +110,11 @@ WorldSeed = Annotated[
     typer.Option(help="Picks prompts and problems of the embedded world; default 0.", min=0, max=MAX_SEED),
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue in the output folder; finished runs stay.")]
+Accept = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--accept", help="With --resume: what may have changed, such as versions. May be given several times."
+    ),
+]
 AllowOverlap = Annotated[bool, typer.Option("--allow-overlap", help="Evaluate on prompts that are trained on.")]
 Rule = Annotated[CheckpointRule, typer.Option("--checkpoint", help="Which weights of a run are reported.")]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tutelage.cli.arguments import (
+    Accept,
     AllowOverlap,
     CheckpointRule,
     EarlySteps,
@@ -51,6 +52,7 @@ def compare(
     problems: WorldProblems = None,
     problem_seed: WorldSeed = None,
     resume: Resume = False,
+    accept: Accept = None,
     allow_overlap: AllowOverlap = False,
 ) -> None:
     """Compare methods fairly: same prompts and problems, several seeds, paired differences, cost."""
@@ -68,7 +70,9 @@ def compare(
         early_steps,
         where.name if where is not None else None,
     )
-    run_plan(plan, where, TextConsole(), workers=workers, resume=resume, allow_overlap=allow_overlap)
+    run_plan(
+        plan, where, TextConsole(), workers=workers, resume=resume, accept=accept or [], allow_overlap=allow_overlap
+    )
 
 
 def sweep(
@@ -92,6 +96,7 @@ def sweep(
     problems: WorldProblems = None,
     problem_seed: WorldSeed = None,
     resume: Resume = False,
+    accept: Accept = None,
     allow_overlap: AllowOverlap = False,
 ) -> None:
     """Run one method over a grid of settings, against a baseline; a table and a figure."""
@@ -122,6 +127,7 @@ def sweep(
         TextConsole(),
         workers=workers,
         resume=resume,
+        accept=accept or [],
         allow_overlap=allow_overlap,
         free_keys=list(values),
         draw=lambda outcome: draw_sweep(outcome, points, values, name, folder / "sweep.png"),

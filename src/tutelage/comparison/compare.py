@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from tutelage.comparison.inputs import check_inputs
 from tutelage.comparison.outcome import Outcome, notes_of, read_outcome, rich_tables, world_notes, write_outcome
 from tutelage.comparison.plan import PLAN, Method, Plan, open_folder, refuse_unequal, shared_texts
 from tutelage.comparison.running import default_workers, locked, run_jobs
@@ -27,6 +28,7 @@ def run_plan(
     *,
     workers: int | None = None,
     resume: bool = False,
+    accept: Sequence[str] = (),
     allow_overlap: bool = False,
     free_keys: Sequence[str] = (),
     draw: Callable[[Outcome], Path] | None = None,
@@ -36,6 +38,7 @@ def run_plan(
     Args:
       workers: runs at once; None = as many as there are cores, or one if they would share an accelerator.
       resume: continue in the folder of `plan`; finished runs are not repeated.
+      accept: with `resume`, what may have changed since the comparison began, see `fingerprints.INPUTS`.
       allow_overlap: problems that are also trained on are a warning and not a refusal.
       free_keys: in which the methods may differ although a comparison should not.
       draw: draws one figure more from what is finished, and says where it is.
@@ -44,6 +47,11 @@ def run_plan(
       RunInterrupted: Ctrl-C or SIGTERM; every run was saved.
       TutelageError: runs failed; the others are done, and the table is written.
     """
+    if accept and not resume:
+        raise ConfigurationError(
+            f"--accept {accept[0]} says what may have changed since a comparison began, and this one begins now. Add "
+            "--resume, or drop it."
+        )
     _refuse_unmeasurable(plan.methods)
     notes = [f"Not the same for all: {note}." for note in refuse_unequal(plan.methods, free_keys)]
     plan = replace(plan, notes=[*plan.notes, *notes])
@@ -65,7 +73,8 @@ def run_plan(
             lock.enter_context(locked(plan.folder))
         for note in [*world_notes(plan), *plan.notes]:
             console.print(note, markup=False, soft_wrap=True)
-        jobs = plan.jobs()
+        overrides = check_inputs(plan, accept)
+        jobs = [replace(job, overrides=overrides, accept=accept) for job in plan.jobs()]
         try:
             failed = run_jobs(jobs, console, workers=workers)
         except RunInterrupted as interruption:

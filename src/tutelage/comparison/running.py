@@ -57,6 +57,8 @@ class Job:
       run_file: whose `output` is `folder`.
       folder, log: of the run, and what it prints.
       num_steps: of the run.
+      overrides: `--set` of the run file.
+      accept: what may have changed since a run began, see `fingerprints.INPUTS`.
     """
 
     name: str
@@ -64,14 +66,18 @@ class Job:
     folder: Path
     log: Path
     num_steps: int
+    overrides: Sequence[str] = ()
+    accept: Sequence[str] = ()
 
     @property
     def command(self) -> list[str]:
         """What is executed; a run that was begun is resumed. The folder may have been moved since the run file was
         written."""
-        resume = ["--resume"] if self.folder.exists() else []
         here = f"output={json.dumps(str(self.folder), ensure_ascii=False)}"
-        return [sys.executable, "-c", CHILD, "train", str(self.run_file), "--set", here, *resume]
+        words = [word for override in (here, *self.overrides) for word in ("--set", override)]
+        if self.folder.exists():
+            words += ["--resume", *(word for name in self.accept for word in ("--accept", name))]
+        return [sys.executable, "-c", CHILD, "train", str(self.run_file), *words]
 
 
 def default_workers() -> int:

@@ -91,8 +91,8 @@ class Inputs:
         if refused:
             insist = " ".join(f"--accept {name}" for name in refused)
             raise ConfigurationError(
-                f"--resume: changed since the run began: {', '.join(refused.values())}; a resumed run must be the run "
-                "that was started. Undo the change, or start a new run with --set output=FOLDER. To go on all the "
+                f"--resume: changed since it began: {', '.join(refused.values())}; a resumed run must be the run "
+                "that was started. Undo the change, or start anew in another folder. To go on all the "
                 f"same: --resume {insist}"
             )
 
@@ -145,8 +145,8 @@ class ModelHashes:
         self._thread = threading.Thread(target=self._hash_files, daemon=True)
         self._thread.start()
 
-    def inputs(self, vocabulary: Vocabulary) -> dict[str, Any]:
-        """The digests, once they are there, and what the models have together.
+    def inputs(self, vocabulary: Vocabulary | None = None) -> dict[str, Any]:
+        """The digests, once they are there, and what the models have together, where that is known.
 
         Raises:
           ModelError: a file cannot be read.
@@ -154,7 +154,9 @@ class ModelHashes:
         self._thread.join()
         if self._problem is not None:
             raise self._problem
-        found: dict[str, Any] = {"vocabulary": {"size": vocabulary.size, "stop_ids": sorted(vocabulary.stop_ids)}}
+        found = dict[str, Any]()
+        if vocabulary is not None:
+            found["vocabulary"] = {"size": vocabulary.size, "stop_ids": sorted(vocabulary.stop_ids)}
         for key, model in self._models:
             role, _, part = key.partition(".")
             weights = self._found.get(key) or fingerprint_of(model)  # of a hub id, which costs nothing

@@ -56,7 +56,7 @@ class Script(Job):
 def script(folder: Path, name: str, code: str = WHOLE) -> Script:
     run_file = folder / "run.toml"
     run_file.write_text(CONFIG)
-    return Script(name, run_file, folder / name, folder / f"{name}.log", 2, code)
+    return Script(name, run_file, folder / name, folder / f"{name}.log", 2, code=code)
 
 
 @pytest.fixture(autouse=True)

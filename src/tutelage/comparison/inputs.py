@@ -1,0 +1,47 @@
+"""Do all runs of a comparison read the same, also those that begin after a pause?
+
+What the methods share is looked at before any run starts, and kept in the comparison's own `fingerprints.json`. A run
+that was begun is compared with its own beginning anyway; one that was not would begin with whatever is there now.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tutelage.comparison.plan import Plan
+from tutelage.config import build_evaluation_sets, load_route_tokenizers, load_tokenizers, read_prompts
+from tutelage.config.clock import DATE, dated, template_clock
+from tutelage.config.fingerprints import Inputs, ModelHashes, data_inputs
+from tutelage.runtime import LocalRuntime
+from tutelage.training import RunFolder
+
+__all__ = ["check_inputs"]
+
+
+def check_inputs(plan: Plan, accept: Sequence[str]) -> list[str]:
+    """Compare what the runs will read with what the comparison began with.
+
+    Args:
+      accept: names of `fingerprints.INPUTS` that may have changed.
+    Returns:
+      overrides for all runs: the date that their chat templates are told, where one asks for it.
+    Raises:
+      ConfigurationError: something changed that is not in `accept`.
+      DataError, ModelError: prompts, problems or models cannot be used.
+    """
+    folder = RunFolder(plan.folder)
+    recorded = folder.read_fingerprints() or {}
+    config = dated(plan.methods[0].config, recorded.get(DATE))
+    inputs = Inputs(LocalRuntime("cpu"), recorded.get("inputs"), accept)
+    student, teacher = load_tokenizers(config)
+    hashes = ModelHashes(config, with_teacher=True)
+    routes, clock = load_route_tokenizers(config), template_clock(config.data)
+    prompts = read_prompts(config.data, student, teacher, routes, clock)
+    sets = build_evaluation_sets(config.evaluation.sets, config.data, student, clock)
+    inputs.add(data_inputs(config, prompts, sets, {"student": student, "teacher": teacher, **routes}))
+    inputs.add(hashes.inputs())
+    date = clock.moment.isoformat() if clock.was_asked else None
+    now = inputs.to_file(recorded, 0) | ({} if date is None else {DATE: date})
+    if now != recorded:
+        folder.write_fingerprints(now)
+    return [] if date is None else [f"data.{DATE}={date}"]
