@@ -197,3 +197,7 @@ def test_a_comparison_goes_on_with_what_it_began_with_or_not_at_all(
     assert [each["step"] for each in json.loads((tmp_path / "c/fingerprints.json").read_text())["accepted"]] == [0]
     code, _, err = tutelage(*words, "--accept", "prompts")
     assert code == 2 and "Add --resume" in err
+    code, _, err = tutelage(
+        *words[:6], "d", *SMALL, "--set", "data.use_chat_template=true", "--set", "student=nowhere/x"
+    )
+    assert code == 2 and err.count("\n") == 1 and not (tmp_path / "d").exists(), "nothing blocks the corrected command"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -67,14 +68,20 @@ def run_plan(
         if is_begun:  # before anything in it is changed
             lock.enter_context(locked(plan.folder))
         open_folder(plan, world, resume=resume)
-        if not is_readable:
-            plan = _with_overlap(plan, allow_overlap)
         if not is_begun:
             lock.enter_context(locked(plan.folder))
+        try:
+            if not is_readable:
+                plan = _with_overlap(plan, allow_overlap)
+            check_inputs(plan, accept)
+        except Exception:
+            if not is_begun:  # so that the corrected command may begin anew
+                lock.close()
+                shutil.rmtree(plan.folder)
+            raise
         for note in [*world_notes(plan), *plan.notes]:
             console.print(note, markup=False, soft_wrap=True)
-        overrides = check_inputs(plan, accept)
-        jobs = [replace(job, overrides=overrides, accept=accept) for job in plan.jobs()]
+        jobs = [replace(job, accept=accept) for job in plan.jobs()]
         try:
             failed = run_jobs(jobs, console, workers=workers)
         except RunInterrupted as interruption:

@@ -6,9 +6,10 @@ that was begun is compared with its own beginning anyway; one that was not would
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 
-from tutelage.comparison.plan import Plan
+from tutelage.comparison.plan import PLAN, Plan
 from tutelage.config import build_evaluation_sets, load_route_tokenizers, load_tokenizers, read_prompts
 from tutelage.config.clock import DATE, dated, template_clock
 from tutelage.config.fingerprints import Inputs, ModelHashes, data_inputs
@@ -18,20 +19,18 @@ from tutelage.training import RunFolder
 __all__ = ["check_inputs"]
 
 
-def check_inputs(plan: Plan, accept: Sequence[str]) -> list[str]:
-    """Compare what the runs will read with what the comparison began with.
+def check_inputs(plan: Plan, accept: Sequence[str]) -> None:
+    """Compare what the runs will read with what the comparison began with; its plan is written.
 
     Args:
       accept: names of `fingerprints.INPUTS` that may have changed.
-    Returns:
-      overrides for all runs: the date that their chat templates are told, where one asks for it.
     Raises:
       ConfigurationError: something changed that is not in `accept`.
       DataError, ModelError: prompts, problems or models cannot be used.
     """
     folder = RunFolder(plan.folder)
     recorded = folder.read_fingerprints() or {}
-    config = dated(plan.methods[0].config, recorded.get(DATE))
+    config = dated(plan.methods[0].config, json.loads((plan.folder / PLAN).read_text()).get(DATE))
     inputs = Inputs(LocalRuntime("cpu"), recorded.get("inputs"), accept)
     student, teacher = load_tokenizers(config)
     hashes = ModelHashes(config, with_teacher=True)
@@ -40,8 +39,6 @@ def check_inputs(plan: Plan, accept: Sequence[str]) -> list[str]:
     sets = build_evaluation_sets(config.evaluation.sets, config.data, student, clock)
     inputs.add(data_inputs(config, prompts, sets, {"student": student, "teacher": teacher, **routes}))
     inputs.add(hashes.inputs())
-    date = clock.moment.isoformat() if clock.was_asked else None
-    now = inputs.to_file(recorded, 0) | ({} if date is None else {DATE: date})
+    now = inputs.to_file(recorded, 0)
     if now != recorded:
         folder.write_fingerprints(now)
-    return [] if date is None else [f"data.{DATE}={date}"]

@@ -57,7 +57,6 @@ class Job:
       run_file: whose `output` is `folder`.
       folder, log: of the run, and what it prints.
       num_steps: of the run.
-      overrides: `--set` of the run file.
       accept: what may have changed since a run began, see `fingerprints.INPUTS`.
     """
 
@@ -66,7 +65,6 @@ class Job:
     folder: Path
     log: Path
     num_steps: int
-    overrides: Sequence[str] = ()
     accept: Sequence[str] = ()
 
     @property
@@ -74,7 +72,7 @@ class Job:
         """What is executed; a run that was begun is resumed. The folder may have been moved since the run file was
         written."""
         here = f"output={json.dumps(str(self.folder), ensure_ascii=False)}"
-        words = [word for override in (here, *self.overrides) for word in ("--set", override)]
+        words = ["--set", here]
         if self.folder.exists():
             words += ["--resume", *(word for name in self.accept for word in ("--accept", name))]
         return [sys.executable, "-c", CHILD, "train", str(self.run_file), *words]
