@@ -139,11 +139,11 @@ def make_methods(
             raise ConfigurationError(f"--set {override}: no method is called {owner!r}. There are {', '.join(names)}.")
     methods = []
     for name, table in zip(names, tables, strict=True):
-        moved, changes = (deepcopy(dict(table)), []) if world is None else in_world(table, world)
         applied = [*own[name], *(own_overrides or {}).get(name, ())]
         overridden = {override.partition("=")[0].strip() for override in applied}
-        changes = [change for change in changes if change.split(" ")[0] not in overridden]
         try:
+            moved, changes = (deepcopy(dict(table)), []) if world is None else in_world(table, world)
+            changes = [change for change in changes if change.split(" ")[0] not in overridden]
             config = resolve_config(moved, applied)
             build_phases(config)
         except ConfigurationError as problem:

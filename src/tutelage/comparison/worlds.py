@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tutelage.config import RunConfig, read_run_file
+from tutelage.config import RunConfig, read_run_file, resolve_config
 from tutelage.errors import ConfigurationError
 
 __all__ = ["World", "in_world", "read_world", "scaled_horizons"]
@@ -20,6 +20,7 @@ __all__ = ["World", "in_world", "read_world", "scaled_horizons"]
 # Tables that say which models, prompts and problems there are: a world's own take the place of all of the recipe's, but
 # for `student.adapter`, which stays.
 REPLACED = ("student", "teacher", "teachers", "reference", "data", "evaluation")
+NEEDED = ("student", "teacher", "data")  # of these tables
 # Tables of sizes and numbers: a world's keys go over the recipe's, the others stay.
 MERGED = ("rollout", "optimizer", "checkpoint", "runtime", "logging")
 
@@ -48,6 +49,7 @@ def read_world(path: Path) -> World:
 def in_world(table: Mapping[str, Any], world: World) -> tuple[dict[str, Any], list[str]]:
     """A run file's table moved to a world, and what that changed, key by key, for the user."""
     tables = _checked(world).tables
+    _check_shape(table)
     moved, changes = deepcopy(dict(table)), []
     if "steps" in tables:
         before = moved.get("steps", RunConfig.model_fields["steps"].default)
@@ -92,7 +94,7 @@ def scaled_horizons(table: Mapping[str, Any], before: int, now: int) -> tuple[di
         if "schedule" in copy and isinstance(copy.get("steps"), int):
             copy["steps"] = max(1, round(copy["steps"] * now / before))
             note(f"{key}.steps", value["steps"], copy["steps"])
-        if "schedule" in copy and isinstance(copy.get("points"), list):
+        if "schedule" in copy and _are_points(copy.get("points")):  # else the schedule refuses them later
             copy["points"] = _moved_points(copy["points"], now / before)
             note(f"{key}.points", value["points"], copy["points"])
         if isinstance(copy.get("phase"), list):
@@ -107,6 +109,12 @@ def scaled_horizons(table: Mapping[str, Any], before: int, now: int) -> tuple[di
             changes.append(f"{key} {old} -> {new}")
 
     return walk(table, ""), changes
+
+
+def _are_points(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(point, list) and len(point) == 2 and isinstance(point[0], int) for point in value
+    )
 
 
 def _moved_points(points: list[Any], ratio: float) -> list[Any]:
@@ -130,6 +138,13 @@ def _moved_phases(phases: list[dict[str, Any]], ratio: float) -> list[dict[str, 
     return moved
 
 
+def _check_shape(table: Mapping[str, Any]) -> None:
+    """Refuse a table whose values are not of the kinds that they are changed as; a recipe may leave out its models."""
+    named = {key: table.get(key, {}) for key in NEEDED}
+    filled = {key: {"path": "of the world", **own} if isinstance(own, Mapping) else own for key, own in named.items()}
+    resolve_config(deepcopy({**table, **filled}))
+
+
 def _checked(world: World) -> World:
     wrong = [key for key in world.tables if key not in (*REPLACED, *MERGED, "steps")]
     if wrong:
@@ -137,10 +152,14 @@ def _checked(world: World) -> World:
             f"the world {world.name} sets {', '.join(wrong)}; a world has models, prompts, problems and sizes, and the "
             "recipes have the method. Leave that to the recipes."
         )
-    missing = [key for key in ("student", "teacher", "data") if key not in world.tables]
+    missing = [key for key in NEEDED if key not in world.tables]
     if missing:
         raise ConfigurationError(
             f"the world {world.name} has no {missing[0]}; it must say which models and prompts there are. "
             f"Add [{missing[0]}] with a path."
         )
+    try:
+        _check_shape(world.tables)
+    except ConfigurationError as problem:
+        raise ConfigurationError(f"the world {world.name}: {problem}") from problem
     return world

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tutelage.comparison.plan import make_methods
 from tutelage.comparison.worlds import World, in_world, read_world, scaled_horizons
 from tutelage.config import build_phases, build_recipe, read_run_file, resolve_config
 from tutelage.demo.embedded import embedded_world
@@ -107,3 +109,27 @@ def test_the_embedded_worlds_files_depend_on_the_seed(tmp_path: Path) -> None:
     assert not set(first.values()) & set(other.values())
     with pytest.raises(ConfigurationError, match="expected 0 to 999"):
         embedded_world(tmp_path, steps=1, num_problems=3, seed=1000)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"steps": "many"},
+        {"steps": 0},
+        {"student": 5},
+        {"student": []},
+        {"rollout": 5},
+        {"phase": 7},
+        {"phase": [7]},
+        {"phase": [{"steps": "x"}]},
+        {"policy": {"name": "trust_region", "kl_radius": {"schedule": "piecewise", "points": [1]}}},
+        {"policy": {"name": "trust_region", "kl_radius": {"schedule": "piecewise", "points": [[0.5, 1], [1]]}}},
+    ],
+)
+def test_shapes_that_cannot_be_moved_are_one_line(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        make_methods([{"name": "mine", "policy": "student", **wrong}], [], World("small", SMALL, {}))
+    assert str(caught.value).startswith("mine: ") and "\n" not in str(caught.value)
+    if "phase" not in wrong and "policy" not in wrong:
+        with pytest.raises(ConfigurationError, match=r"the world odd: "):
+            make_methods([{"name": "mine"}], [], World("odd", SMALL | wrong, {}))
