@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -101,11 +102,14 @@ def _config(run_file: Path, overrides: list[str] | None, output: Path | None, fi
 
 def _numbers(text: str, option: str, kind: Callable[[str], Number]) -> list[Number]:
     try:
-        return [kind(each) for each in text.split(",")]
-    except ValueError:
+        numbers = [kind(each) for each in text.split(",")]
+        if all(map(math.isfinite, numbers)):
+            return numbers
+        raise ValueError
+    except (ValueError, OverflowError):
         example = "8,16,32" if kind is int else "0,0.001,0.01"
         raise ConfigurationError(
-            f"{option} is {text!r}; expected numbers with commas between. Use {option} {example}."
+            f"{option} is {text!r}; expected finite numbers with commas between. Use {option} {example}."
         ) from None
 
 

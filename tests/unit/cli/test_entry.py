@@ -179,6 +179,7 @@ def test_a_warning_is_one_line(ending: Ending, monkeypatch: pytest.MonkeyPatch, 
         (["evaluate", "~nobody-of-that-name/m", "--task", "t"], "error: MODEL is '~nobody-of-that-name/m'"),
         (["evaluate", "m", "--task", "a\nb"], "error: --task is 'a\\nb'"),
         (["train", ""], "error: "),
+        (["probe", "budget", "r.toml", "--radii", "0,nan"], "error: --radii is '0,nan'; expected finite numbers"),
         (["report", "x\x1b[31m"], "error: RUNS is 'x\\x1b[31m'"),
     ],
 )
