@@ -12,7 +12,15 @@ from tutelage.config.models import context_length, named_teachers, other_models,
 from tutelage.config.schema import DataConfig, EvaluationSetConfig, ModelConfig, RunConfig
 from tutelage.errors import ConfigurationError
 from tutelage.evaluation import EvaluationSet
-from tutelage.tasks import BENCHMARKS, Problem, TemplateClock, load_problems, render_all, short_name
+from tutelage.tasks import (
+    BENCHMARKS,
+    Problem,
+    TemplateClock,
+    load_problems,
+    max_prompt_characters,
+    render_all,
+    short_name,
+)
 from tutelage.types import Prompt
 
 __all__ = [
@@ -47,6 +55,8 @@ def read_prompts(
       route_tokenizers: of further teachers by name; the rows then say in `data.teacher_column` which one is theirs.
       clock: what chat templates are told when they ask for the date; None = as `data` says.
     """
+    tokenizers = [student_tokenizer, teacher_tokenizer, *(route_tokenizers or {}).values()]
+    max_characters = max_prompt_characters(tokenizers, data.max_prompt_tokens)
     problems = load_problems(
         data.path,
         prompt_column=data.prompt_column,
@@ -54,6 +64,7 @@ def read_prompts(
         teacher_column=data.teacher_column if route_tokenizers else None,
         split=data.split,
         limit=data.limit,
+        max_characters=max_characters,
     )
     refuse_unknown_teachers(problems, route_tokenizers or {}, data.teacher_column)
     rendered = render_all(
@@ -69,6 +80,7 @@ def read_prompts(
         route_tokenizers=route_tokenizers,
         chat_template=data.chat_template,
         clock=clock or template_clock(data),
+        max_characters=max_characters,
     )
     kept = rendered.problems
     return Prompts(rendered.prompts, [problem.id for problem in kept], [problem.answer for problem in kept])
@@ -91,8 +103,9 @@ def build_evaluation_sets(
 def _evaluation_set(
     name: str, item: EvaluationSetConfig, data: DataConfig, tokenizer: Any, clock: TemplateClock | None
 ) -> EvaluationSet:
+    max_characters = max_prompt_characters([tokenizer], data.max_prompt_tokens)
     rendered = render_all(
-        load_evaluation_problems(item),
+        load_evaluation_problems(item, max_characters),
         tokenizer,
         None,
         max_prompt_tokens=data.max_prompt_tokens,
@@ -101,13 +114,18 @@ def _evaluation_set(
         chat_template_kwargs=data.chat_template_kwargs,
         chat_template=data.chat_template,
         clock=clock or template_clock(data),
+        max_characters=max_characters,
     )
     answers = [problem.answer or "" for problem in rendered.problems]
     return EvaluationSet(name, rendered.prompts, [problem.id for problem in rendered.problems], answers)
 
 
-def load_evaluation_problems(item: EvaluationSetConfig) -> list[Problem]:
-    """The problems of one set as they are read, not yet put to a model; a benchmark's name brings its columns."""
+def load_evaluation_problems(item: EvaluationSetConfig, max_characters: int | None = None) -> list[Problem]:
+    """The problems of one set as they are read, not yet put to a model; a benchmark's name brings its columns.
+
+    Args:
+      max_characters: see `tasks.load_problems`.
+    """
     if item.path in BENCHMARKS and not Path(item.path).exists():
         item = item.model_copy(update=asdict(BENCHMARKS[item.path]))
     return load_problems(
@@ -116,6 +134,7 @@ def load_evaluation_problems(item: EvaluationSetConfig) -> list[Problem]:
         answer_column=item.answer_column,
         split=item.split,
         limit=item.limit,
+        max_characters=max_characters,
     )
 
 

@@ -5,7 +5,7 @@ from tutelage.tasks.benchmarks import BENCHMARKS, Benchmark
 from tutelage.tasks.chat import DroppedPromptsWarning, RenderedPrompts, render, render_all
 from tutelage.tasks.clock import TemplateClock
 from tutelage.tasks.problems import Problem, load_problems
-from tutelage.tasks.readers import PromptWarning
+from tutelage.tasks.readers import PromptWarning, max_prompt_characters
 from tutelage.tasks.sources import Row, check_text, excerpt, rows_of, short_name
 from tutelage.tasks.templates import closing_text
 from tutelage.tasks.verifiers import TruncatedAnswers, Verifier, VerifierWarning, check_verifier, verify
@@ -22,6 +22,7 @@ __all__ = [
     "closing_text",
     "excerpt",
     "load_problems",
+    "max_prompt_characters",
     "rows_of",
     "short_name",
     "render",

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from tutelage.errors import ConfigurationError, DataError
 from tutelage.tasks.clock import TemplateClock
 from tutelage.tasks.problems import Problem
-from tutelage.tasks.readers import PromptReader
+from tutelage.tasks.readers import PromptReader, max_prompt_characters
 from tutelage.types import Prompt
 
 if TYPE_CHECKING:
@@ -90,6 +90,7 @@ def render_all(
     route_tokenizers: Mapping[str, PreTrainedTokenizerBase] | None = None,
     chat_template: str | None = None,
     clock: TemplateClock | None = None,
+    max_characters: int | None = None,
 ) -> RenderedPrompts:
     """Every problem as student and teacher read it, without those too long for either.
 
@@ -100,6 +101,7 @@ def render_all(
         route_tokenizers: further teachers' tokenizers by name; a problem that names a teacher is read through that one.
         use_chat_template: for both sides; None = each side uses its template if it has one.
         chat_template: which template, where a tokenizer has several.
+        max_characters: a longer text is dropped before it is tokenised; None = `max_prompt_characters`.
         (the others as in `PromptReader`)
     Returns:
         `teacher_tokens` of a prompt is None where the teacher reads the same ids as the student.
@@ -127,7 +129,9 @@ def render_all(
     }
     _check_name(chat_template, [student, *teachers.values()])
 
-    max_characters = min(reader.max_characters(max_prompt_tokens) for reader in (student, *teachers.values()))
+    if max_characters is None:
+        readers_of = [student_tokenizer, *(tokenizer for _, tokenizer in tokenizers)]
+        max_characters = max_prompt_characters(readers_of, max_prompt_tokens)
     student_ids = student.read(problems, max_characters)
     readers, teacher_ids = [student], list(student_ids)
     for name, teacher in teachers.items():
@@ -139,7 +143,7 @@ def render_all(
                 teacher_ids[place] = ids
     for reader in readers:
         reader.warn(stacklevel=2)
-    return _without_long_ones(problems, student_ids, teacher_ids, max_prompt_tokens)
+    return _without_long_ones(problems, student_ids, teacher_ids, max_prompt_tokens, max_characters)
 
 
 def _check_name(name: str | None, readers: Sequence[PromptReader]) -> None:
@@ -155,19 +159,19 @@ def _without_long_ones(
     student: Sequence[list[int] | None],
     teacher: Sequence[list[int] | None],
     max_prompt_tokens: int,
+    max_characters: int,
 ) -> RenderedPrompts:
     """The prompts that fit; None stands for one whose very text is too long."""
     kept, prompts, lengths = [], [], []
-    longest_text = 0
     for problem, mine, theirs in zip(problems, student, teacher, strict=True):
         if mine is None or theirs is None:
-            longest_text = max(longest_text, len(problem.text))
             continue
         lengths.append(max(len(mine), len(theirs)))
         if lengths[-1] <= max_prompt_tokens:
             kept.append(problem)
             prompts.append(Prompt(mine, None if theirs == mine else theirs, teacher_name=problem.teacher))
-    longest = f"{longest_text} characters" if longest_text else f"{max(lengths)} tokens"
+    is_text_too_long = len(lengths) < len(problems)
+    longest = f"more than {max_characters} characters" if is_text_too_long else f"{max(lengths)} tokens"
     if not kept:
         shortest = f"the shortest has {min(lengths)} tokens, " if lengths else ""
         raise DataError(

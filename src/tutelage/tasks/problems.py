@@ -70,6 +70,7 @@ def load_problems(
     teacher_column: str | None = None,
     split: str = "train",
     limit: int | None = None,
+    max_characters: int | None = None,
 ) -> list[Problem]:
     """All problems of a file or hub data set, in its order.
 
@@ -85,6 +86,8 @@ def load_problems(
         teacher_column: column with the name of the row's teacher, where it has one; None = no teacher is asked for.
         split: which split of a hub data set; files have none.
         limit: read the first so many problems only.
+        max_characters: of a text with more, the first so many and one are kept, so that a few bytes of a compressed
+          file do not fill the memory with text that `render_all` drops as too long.
     Returns:
         At least one problem. Ids are those of the `id` column if every row read has one and no two are the same;
         otherwise "<file or data set name>/<row>" with rows counted from 0.
@@ -112,6 +115,8 @@ def load_problems(
             check_text(answer, f"column {answer_column!r}", where)
         own_ids.append(_name(row.get("id"), "id", where))
         teacher = _name(_lookup(row, teacher_column), teacher_column, where) if teacher_column else None
+        if max_characters is not None:
+            prompt = _beginning(prompt, max_characters + 1)
         problems.append(Problem(f"{name}/{len(problems)}", prompt, answer, teacher or None))
         if len(problems) == limit:
             break
@@ -123,6 +128,12 @@ def load_problems(
     if None in own_ids or len(set(own_ids)) < len(own_ids):
         return problems
     return [replace(problem, id=str(own_id)) for own_id, problem in zip(own_ids, problems, strict=True)]
+
+
+def _beginning(prompt: str | tuple[Message, ...], num_characters: int) -> str | tuple[Message, ...]:
+    if isinstance(prompt, str):
+        return prompt[:num_characters]
+    return tuple({**message, "content": message["content"][:num_characters]} for message in prompt)
 
 
 def _columns_of_layout(source: str, row: Row, prompt_column: str, answer_column: str | None) -> tuple[str, str | None]:

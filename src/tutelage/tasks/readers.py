@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,7 @@ from tutelage.tasks.templates import ChatTemplate, check_keywords, chosen_templa
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["PromptReader", "PromptWarning"]
+__all__ = ["PromptReader", "PromptWarning", "max_prompt_characters"]
 
 # Read at a time: enough for a tokenizer that works in parallel, and few enough for what it notes of every token.
 BATCH_ROWS, BATCH_CHARACTERS = 1024, 2**20
@@ -32,6 +32,12 @@ SHORTEST_SPECIAL = 3  # characters; a special token such as "!" stands in any te
 
 class PromptWarning(UserWarning):
     """What a model reads is not what was written, as far as that can be told."""
+
+
+def max_prompt_characters(tokenizers: Iterable[PreTrainedTokenizerBase | None], max_tokens: int) -> int:
+    """No text of more characters has so few tokens for all of them: a token stands for no more than the longest one."""
+    longest = [max(map(len, tokenizer.get_vocab()), default=1) for tokenizer in tokenizers if tokenizer is not None]
+    return max(MIN_CHARACTERS, max_tokens * min(longest, default=1))
 
 
 @dataclass
@@ -106,11 +112,6 @@ class PromptReader:
             and getattr(mine, "backend_tokenizer", None) is not None
             and mine.backend_tokenizer.to_str() == theirs.backend_tokenizer.to_str()
         )
-
-    def max_characters(self, max_tokens: int) -> int:
-        """No text of more characters has so few tokens: each stands for at most the longest one's characters."""
-        longest = max(map(len, self.tokenizer.get_vocab()), default=1)
-        return max(MIN_CHARACTERS, max_tokens * longest)
 
     def read(self, problems: Sequence[Problem], max_characters: int | None = None) -> list[list[int] | None]:
         """Token ids of each problem, up to where the answer begins; None = longer than `max_characters`.

@@ -349,6 +349,14 @@ def test_of_parquet_only_named_columns_are_read(tmp_path: Path, monkeypatch: pyt
     assert asked == [["id", "problem", "answer", "route", "reward_model"]]
 
 
+def test_of_a_text_that_will_be_dropped_the_beginning_is_kept(tmp_path: Path) -> None:
+    system, short = {"role": "system", "content": "s"}, {"role": "user", "content": "12345"}
+    cells = ["123456789", "12345", [system, {"role": "user", "content": "123456789"}], [system, short]]
+    path = write_jsonl(tmp_path / "p.jsonl", [{"problem": cell, "answer": 1} for cell in cells])
+    prompts = [problem.prompt for problem in load_problems(path, max_characters=5)]
+    assert prompts == ["123456", "12345", (system, {"role": "user", "content": "123456"}), (system, short)]
+
+
 def test_a_parquet_file_without_the_column_names_all_that_it_has(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "p.parquet", [{"question": "a", "gold": {"final": "1"}, "tags": ["x"]}])
     message = r"row 0 has no column 'problem'; it has 'question', 'gold\.final', 'tags'\. Expected data\.prompt_column"
