@@ -119,10 +119,12 @@ def _tagged(text: str) -> tuple[str, bool]:
 
 
 def _unboxed_answer(text: str, is_tagged: bool) -> str | None:
+    marked = _after_hashes(text)
+    if marked is not None:
+        return marked
     announced = _phrases(text.strip()) if is_tagged else _announced(text)
     return (
-        _after_hashes(text)
-        or next(filter(_reads_as_answer, announced), None)
+        next(filter(_reads_as_answer, announced), None)
         or _last_number(text)
         or _last_formula(text)
         or next((phrase for phrase in announced if len(phrase.split()) <= _MAX_WORDS), None)
@@ -136,7 +138,7 @@ def _last_box(text: str) -> tuple[str | None, bool]:
         content = box["bare"] or up_to_closing_brace(text, box.end())
         if content is None:
             was_opened = True
-        elif clean(content):  # the prompt's own "within \\boxed{{}}" is no answer
+        elif content.isalnum() or clean(content):  # the prompt's own "within \\boxed{{}}" is no answer
             return content.strip(), was_opened
     return None, was_opened
 
@@ -146,8 +148,10 @@ def _after_hashes(text: str) -> str | None:
 
     Other text there is a heading in Markdown.
     """
-    numbers = [number for number in _LINE_AFTER_HASHES.findall(text) if read_quantity(clean(number)) is not None]
-    return numbers[-1] if numbers else None
+    for number in reversed(_LINE_AFTER_HASHES.findall(text)):
+        if number.isdecimal() or read_quantity(clean(number)) is not None:
+            return str(number)
+    return None
 
 
 def _announced(text: str) -> list[str]:

@@ -381,3 +381,33 @@ def test_of_a_hub_data_set_only_named_columns_are_decoded(monkeypatch: pytest.Mo
     monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: Noting())
     assert load_problems("owner/pictures") == [Problem("pictures/0", "a", "1")]
     assert chosen == [["problem", "answer"]]
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "json"])
+def test_a_json_number_is_an_answer_as_it_is_written(tmp_path: Path, ending: str) -> None:
+    written = ["0.00001", "1e16", "6.02e23", "2.50", "-0.0", "123456789012345678901234567890", "true", "false"]
+    written += ["0.1234567890123456789012345"]
+    lines = [f'{{"problem": "?", "answer": {number}}}' for number in written]
+    path = tmp_path / f"numbers.{ending}"
+    path.write_text("\n".join(lines) if ending == "jsonl" else f"[{', '.join(lines)}]")
+    assert [problem.answer for problem in load_problems(path)] == written
+
+
+def test_a_parquet_number_keeps_its_digits(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    import pyarrow
+    import pyarrow.parquet
+
+    numbers = {0.00001: "0.00001", 1e16: "10000000000000000", 6.02e23: "6.02E+23", 0.1: "0.1", 18.0: "18.0"}
+    path = tmp_path / "numbers.parquet"
+    table = pyarrow.table({"problem": ["?"] * len(numbers), "answer": list(numbers)})
+    pyarrow.parquet.write_table(table, path)
+    assert [problem.answer for problem in load_problems(path)] == list(numbers.values())
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity"])
+def test_an_answer_that_is_no_number_is_refused(tmp_path: Path, number: str) -> None:
+    path = tmp_path / "numbers.jsonl"
+    path.write_text(f'{{"problem": "?", "answer": {number}}}')
+    with pytest.raises(DataError, match="as its answer; expected text or a number"):
+        load_problems(path)
