@@ -161,6 +161,7 @@ class SampledTokens:
       student_logprobs, behaviour_logprobs, target_logprobs: [n] log p, log mu and log target at the rollout.
       credits: [n] see `Divergence.credits`.
       uniforms: [n] in [0, 1); a random number that belongs to the token.
+      is_teachers: [n] bool, the teacher alone drew the token (the policy's blend is 1).
     """
 
     logprobs: Tensor
@@ -169,6 +170,7 @@ class SampledTokens:
     target_logprobs: Tensor
     credits: Tensor
     uniforms: Tensor
+    is_teachers: Tensor
 
 
 @dataclass(frozen=True)

@@ -134,5 +134,5 @@ def _refuse_overlong(path: Path, config: RunConfig, rollouts: Sequence[Rollout])
             if limit is not None and own and max(lengths) > limit:
                 raise DataError(
                     f"an answer of {path} has {max(lengths)} tokens with its prompt, but {reader.path!r} "
-                    f"holds {limit}. Remove or cut answers that are longer."
+                    f"holds {limit}{limit.remark}. Remove or cut answers that are longer."
                 )

@@ -11,6 +11,7 @@ from tutelage.errors import ConfigurationError
 from tutelage.models import (
     DTYPES,
     AdapterSettings,
+    ContextLength,
     DynamicFusion,
     FixedFusion,
     FusedTeacher,
@@ -60,9 +61,12 @@ def named_teachers(config: RunConfig) -> list[tuple[str | None, ModelConfig]]:
     return [(None, config.teacher), *config.teacher.routes.items()]
 
 
-def context_length(model: ModelConfig) -> int | None:
-    """Most tokens that a model reads at once, from its configuration alone; None = it does not say."""
-    return context_length_of(model.path, revision=model.revision, trust_remote_code=model.trust_remote_code)
+def context_length(model: ModelConfig) -> ContextLength | None:
+    """Most tokens that a model reads as one, from its configuration alone; None = it does not say."""
+    length = context_length_of(model.path, revision=model.revision, trust_remote_code=model.trust_remote_code)
+    if length is not None and isinstance(model, TeacherConfig) and model.server is not None:
+        return None if length.made_for is None else ContextLength(length.made_for, length.made_for)
+    return length
 
 
 def _base_of(expert: ModelConfig, path: str) -> ModelConfig:

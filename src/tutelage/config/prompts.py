@@ -152,7 +152,7 @@ def refuse_overlong(
             remedy = f"Set {key} to at most {room}, or lower" if room > 0 else "Lower"
             raise ConfigurationError(
                 f"{key} is {max_new_tokens}, and the longest prompt has {max(lengths)} tokens; {model.path} holds "
-                f"{limit} in all. {remedy} max_prompt_tokens, so that longer prompts are left out."
+                f"{limit} in all{limit.remark}. {remedy} max_prompt_tokens, so that longer prompts are left out."
             )
 
 

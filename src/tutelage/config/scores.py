@@ -125,7 +125,7 @@ def given_answers(
     if limit is not None and given.longest > limit:
         raise DataError(
             f"an answer in {cache.folder} has {given.longest} tokens with its prompt, but the context of "
-            f"{student.path!r} holds {limit}. Score shorter answers, or choose another student."
+            f"{student.path!r} holds {limit}{limit.remark}. Score shorter answers, or choose another student."
         )
     return given
 

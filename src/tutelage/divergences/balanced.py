@@ -44,4 +44,5 @@ class Balanced(Divergence):
         gap = entropy(target_logprobs) - entropy(student_logprobs.detach())
         logit = math.log(self.forward_share) - math.log1p(-self.forward_share)
         weight = torch.sigmoid(logit + self.sharpness * gap)
-        return weight * forward + (1 - weight) * reverse
+        # A share that has been rounded to 0 must also silence what is infinite.
+        return torch.where(weight > 0, weight * forward, 0) + torch.where(weight < 1, (1 - weight) * reverse, 0)

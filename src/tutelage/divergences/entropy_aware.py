@@ -20,7 +20,8 @@ class EntropyAware(Divergence):
 
     S are the target's most probable events, q' the target renormalised on S, p the student as it is (eq. 10). The last
     sum is KL(q' || p on S) - log p(S): it also draws the student's mass into S, so it is 0 only where S is everything.
-    The paper takes its first term from the sampled token with a clipped ratio; here it is the exact sum.
+    The paper takes its first term from the sampled token with a clipped ratio; here it is the exact sum. It averages
+    over the tokens of an answer and then over answers; here, as everywhere, all tokens of a batch count the same.
 
     Entropy and S are those of the support's events. Both are exact with `support = "full"`, the default here. On a
     top-k the tail is one event, which makes the entropy too low: the gate opens less often.
@@ -48,7 +49,12 @@ class EntropyAware(Divergence):
 
     def between(self, student_logprobs: Tensor, target_logprobs: Tensor) -> Tensor:
         reverse = kl_divergence(student_logprobs, target_logprobs)
+        if self.forward_weight == 0:  # 0 · inf
+            return reverse
         is_open = entropy(target_logprobs) > self.entropy_threshold
         top = target_logprobs.topk(min(self.forward_top_k, target_logprobs.shape[-1]), dim=-1)
-        forward = kl_divergence(normalise(top.values), student_logprobs.gather(-1, top.indices))
-        return reverse + self.forward_weight * forward.masked_fill(~is_open, 0)
+        # A target without mass on the support has no q'; the reverse KL is infinite there.
+        is_void = (top.values == -math.inf).all(-1)
+        most_probable = normalise(top.values.masked_fill(is_void[..., None], 0))
+        forward = kl_divergence(most_probable, student_logprobs.gather(-1, top.indices))
+        return reverse + self.forward_weight * forward.masked_fill(~is_open | is_void, 0)

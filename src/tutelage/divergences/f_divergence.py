@@ -24,12 +24,21 @@ from tutelage.types import Target
 __all__ = ["GENERATORS", "AlphaDivergence", "FDivergence", "TotalVariation", "f_divergence", "total_variation"]
 
 
+# Terms above this power of the largest number count as infinite: 7e28 in float32.
+SHARE_OF_RANGE = 0.75
+
+
 class Generator(NamedTuple):
-    """f, as q f(p / q) from log p and log q, with f(0) and lim f(t) / t for t -> inf."""
+    """f, as q f(p / q) from log p and log q, with f(0) and lim f(t) / t for t -> inf.
+
+    Fields:
+      is_steep: a term can leave the range of its type though both sides have mass.
+    """
 
     term: Callable[[Tensor, Tensor], Tensor]
     at_zero: float
     at_infinity: float
+    is_steep: bool = False
 
 
 def _jensen_shannon(log_p: Tensor, log_q: Tensor) -> Tensor:
@@ -43,8 +52,8 @@ GENERATORS: dict[str, Generator] = {
     "total_variation": Generator(lambda p, q: (p.exp() - q.exp()).abs() / 2, 0.5, 0.5),
     # KL(p || m) + KL(q || m), twice the Jensen-Shannon divergence
     "jensen_shannon": Generator(_jensen_shannon, math.log(2), math.log(2)),
-    "chi2_forward": Generator(lambda p, q: (q.exp() - p.exp()) * torch.expm1(q - p), math.inf, 1.0),
-    "chi2_reverse": Generator(lambda p, q: (p.exp() - q.exp()) * torch.expm1(p - q), 1.0, math.inf),
+    "chi2_forward": Generator(lambda p, q: (q.exp() - p.exp()) * torch.expm1(q - p), math.inf, 1.0, True),
+    "chi2_reverse": Generator(lambda p, q: (p.exp() - q.exp()) * torch.expm1(p - q), 1.0, math.inf, True),
     "squared_hellinger": Generator(lambda p, q: ((p / 2).exp() - (q / 2).exp()).square(), 1.0, 1.0),
 }
 
@@ -53,25 +62,48 @@ def _alpha(order: float) -> Generator:
     """f(t) = (t^a - a t - (1 - a)) / (a (a - 1)), and its limits at 0 and 1."""
     at_zero = 1 / order if order > 0 else math.inf
     at_infinity = 1 / (1 - order) if order < 1 else math.inf
-    if order == 0:
-        return Generator(lambda p, q: q.exp() * (q - p) + p.exp() - q.exp(), at_zero, at_infinity)
-    if order == 1:
-        return Generator(lambda p, q: p.exp() * (p - q) - p.exp() + q.exp(), at_zero, at_infinity)
 
     def term(log_p: Tensor, log_q: Tensor) -> Tensor:
-        product = (order * log_p + (1 - order) * log_q).exp()
-        return (order * log_p.exp() + (1 - order) * log_q.exp() - product) / (order * (1 - order))
+        # The formula divides by a and by 1 - a what nearly cancels where either is small. Written as
+        # (q (t - 1) - q (t^a - 1) / a) / (1 - a) it only minds the second, and the two sides may be exchanged.
+        share = order
+        if order > 0.5:
+            log_p, log_q, share = log_q, log_p, 1 - order
+        return (_power_gain(log_p, log_q, 1.0) - _power_gain(log_p, log_q, share)) / (1 - share)
 
-    return Generator(term, at_zero, at_infinity)
+    return Generator(term, at_zero, at_infinity, is_steep=not 0 <= order <= 1)
+
+
+def _power_gain(log_p: Tensor, log_q: Tensor, power: float) -> Tensor:
+    """q (t^a - 1) / a with t = p / q, and its limit q log t at a = 0."""
+    if power == 0:
+        return log_q.exp() * (log_p - log_q)
+    exponent = power * (log_p - log_q)
+    near = log_q.exp() * torch.expm1(exponent.clamp_max(1)) / power
+    # Far from 1 nothing cancels, but q would be 0 before t^a ends the range.
+    far = ((power * log_p + (1 - power) * log_q).exp() - log_q.exp()) / power
+    return torch.where(exponent > 1, far, near)
 
 
 def _summed(generator: Generator, student_logprobs: Tensor, target_logprobs: Tensor) -> Tensor:
-    """sum_e q f(p / q); no event of probability 0 reaches the formula, so that no gradient meets 0 · inf."""
+    """sum_e q f(p / q); no event of probability 0 reaches the formula, so that no gradient meets 0 · inf.
+
+    A term near the end of its type's range is infinite: the gradients beside it would be inf - inf.
+    """
     lacks_p, lacks_q = student_logprobs == -math.inf, target_logprobs == -math.inf
     is_edge = lacks_p | lacks_q
-    terms = generator.term(student_logprobs.masked_fill(is_edge, 0), target_logprobs.masked_fill(is_edge, 0))
-    terms = torch.where(lacks_p, _at_edge(target_logprobs, generator.at_zero), terms)
-    return torch.where(lacks_q, _at_edge(student_logprobs, generator.at_infinity), terms).sum(-1)
+
+    def terms(is_left_out: Tensor) -> Tensor:
+        return generator.term(student_logprobs.masked_fill(is_left_out, 0), target_logprobs.masked_fill(is_left_out, 0))
+
+    if not generator.is_steep:
+        found = terms(is_edge)
+    else:
+        with torch.no_grad():
+            is_beyond = ~(terms(is_edge) < torch.finfo(student_logprobs.dtype).max ** SHARE_OF_RANGE)
+        found = terms(is_edge | is_beyond).masked_fill(is_beyond, math.inf)
+    found = torch.where(lacks_p, _at_edge(target_logprobs, generator.at_zero), found)
+    return torch.where(lacks_q, _at_edge(student_logprobs, generator.at_infinity), found).sum(-1)
 
 
 def _at_edge(logprobs: Tensor, slope: float) -> Tensor:

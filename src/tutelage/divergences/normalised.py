@@ -40,7 +40,13 @@ class NormalisedKD(Divergence):
 
     def between(self, student_logprobs: Tensor, target_logprobs: Tensor) -> Tensor:
         choice = target_logprobs.argmax(-1, keepdim=True)
-        of_choice = -target_logprobs.gather(-1, choice).exp() * student_logprobs.gather(-1, choice)
+        target_choice, student_choice = (
+            each.gather(-1, choice)[..., 0] for each in (target_logprobs, student_logprobs)
+        )
+        # A target without mass on the support has no choice: 0 · inf.
+        of_choice = -target_choice.exp() * student_choice.masked_fill(target_choice == -math.inf, 0)
+        if self.others_weight == 0:  # 0 · inf
+            return of_choice
         others = [logprobs.scatter(-1, choice, -math.inf) for logprobs in (student_logprobs, target_logprobs)]
         nothing_left, is_out_of_reach = ((each == -math.inf).all(-1) for each in reversed(others))
         is_void = (nothing_left | is_out_of_reach)[..., None]
@@ -48,4 +54,4 @@ class NormalisedKD(Divergence):
         student, target = (temper(each.masked_fill(is_void, 0), self.temperature) for each in others)
         of_others = kl_divergence(target, student) + entropy(target)
         of_others = torch.where(is_out_of_reach, math.inf, of_others).masked_fill(nothing_left, 0)
-        return of_choice.squeeze(-1) + self.others_weight * self.temperature**2 * of_others
+        return of_choice + self.others_weight * self.temperature**2 * of_others

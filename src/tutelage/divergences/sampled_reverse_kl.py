@@ -13,7 +13,7 @@ from tutelage.divergences.base import Divergence, refuse_not_a_share, refuse_out
 from tutelage.errors import ConfigurationError
 from tutelage.types import SampledTokens, TokenRecords
 
-__all__ = ["SampledReverseKL", "importance_ratio", "score_term"]
+__all__ = ["SampledReverseKL", "reweighed", "score_term"]
 
 BASELINES = ("none", "expected", "leave_one_out")
 
@@ -77,7 +77,7 @@ class SampledReverseKL(Divergence):
         if self.baseline == "expected":
             advantages = advantages + self.between(student_logprobs, target_logprobs).detach()
         estimates = sampled.student_logprobs - sampled.target_logprobs
-        return importance_ratio(sampled, self.ratio_cap) * (estimates + score_term(sampled, advantages))
+        return reweighed(sampled, estimates + score_term(sampled, advantages), self.ratio_cap)
 
     def _returns(self, rewards_T: Tensor) -> Tensor:
         returns, later = [], 0.0
@@ -87,16 +87,19 @@ class SampledReverseKL(Divergence):
         return torch.tensor(returns[::-1], dtype=rewards_T.dtype)
 
 
-def importance_ratio(sampled: SampledTokens, cap: float) -> Tensor:
-    """min(p / mu, cap) of the sampled tokens, without a gradient."""
-    return (sampled.student_logprobs - sampled.behaviour_logprobs).clamp_max(math.log(cap)).exp()
+def reweighed(sampled: SampledTokens, values: Tensor, cap: float) -> Tensor:
+    """min(p / mu, cap) · values: as if the student had drawn the tokens. The ratio has no gradient."""
+    ratio = (sampled.student_logprobs - sampled.behaviour_logprobs).clamp_max(math.log(cap)).exp()
+    # What the student never draws does not count, be it infinite.
+    return ratio * values.masked_fill(ratio == 0, 0)
 
 
 def score_term(sampled: SampledTokens, advantages: Tensor) -> Tensor:
     """A number that is 0 and whose gradient is - advantage · grad log p(a)."""
     # An infinite advantage shows in the loss that stands beside this term; here it would be inf · 0 = NaN.
     advantages = advantages.masked_fill(~advantages.isfinite(), 0).detach()
-    return -advantages * (sampled.logprobs - sampled.logprobs.detach())
+    logprobs = sampled.logprobs.masked_fill(sampled.logprobs == -math.inf, 0)
+    return -advantages * (logprobs - logprobs.detach())
 
 
 def _mean_of_others(records: TokenRecords, credits_N: Tensor) -> Tensor:

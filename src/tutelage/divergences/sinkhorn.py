@@ -28,7 +28,8 @@ class Sinkhorn(Divergence):
     Events must be the same tokens at every position, so only the whole vocabulary will do.
 
     Fields:
-      transport_weight, forward_weight: of the two terms. The paper's code has 0.001 for the first.
+      transport_weight, forward_weight: of the two terms. The paper's code has 0.001 for the first, where it multiplies
+        the sum over a batch; here the loss is a mean over tokens, so its 0.001 on b vectors is 0.001 b here.
       group_tokens: b; the cost grows with b V per token.
       temperature, epsilon, iterations: 2, 0.1 and 20 in the paper's code.
     """

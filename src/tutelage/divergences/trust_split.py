@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from tutelage.distributions import kl_divergence, normalise
 from tutelage.divergences.base import Divergence, refuse_outside
-from tutelage.divergences.sampled_reverse_kl import importance_ratio, score_term
+from tutelage.divergences.sampled_reverse_kl import reweighed, score_term
 from tutelage.errors import ConfigurationError
 from tutelage.types import SampledTokens
 
@@ -24,7 +25,12 @@ class TrustSplit(Divergence):
     """M (sampled reverse KL) + (1 - M) (outlier's loss),   M ~ Bernoulli(min(1, q(a) / p(a)))     (TrOPD, 2606.01249)
 
     q is the target. The paper's formula and its reported code differ at the tokens that are not trusted, and which of
-    them gave the published numbers is not known to us: both are here. The part on teacher's prefixes is not.
+    them gave the published numbers is not known to us: both are here. A token that the teacher alone drew, as in its
+    prefix of an answer, has no part in the split: it is imitated weakly, w (log q - log p), which is the paper's term.
+
+    Both halves of the split carry the same ratio min(p / mu, cap). The paper knows tokens of the student and of the
+    teacher only; where a blend of both drew them, their mean is thus the one under the student, as far as the cap goes.
+
     The weighting "tropd" is the first half alone, for any divergence: what is not trusted is left out.
 
     Fields:
@@ -33,6 +39,7 @@ class TrustSplit(Divergence):
       outliers: "forward_kl": sum_v q (log q - log p) with its gradient, the paper's formula. "scalar": the same number,
         q renormalised on the support, as a detached penalty on the sampled token, as the code is reported to do.
       ratio_cap: see `SampledReverseKL`.
+      prefix_weight: w, beta_1 of the paper; 0 learns nothing from the teacher's own tokens.
     """
 
     needs_rollouts = True
@@ -43,10 +50,13 @@ class TrustSplit(Divergence):
     acceptance: str = "sampled"
     outliers: str = "forward_kl"
     ratio_cap: float = 5.0
+    prefix_weight: float = 0.001
 
     def __post_init__(self) -> None:
         super().__post_init__()
         refuse_outside(self.ratio_cap, "ratio_cap", self.ratio_cap > 0, "a ratio above 0")
+        is_inside = 0 <= self.prefix_weight < math.inf
+        refuse_outside(self.prefix_weight, "prefix_weight", is_inside, "a finite number of at least 0")
         for name, known in (("acceptance", ACCEPTANCES), ("outliers", OUTLIERS)):
             if getattr(self, name) not in known:
                 raise ConfigurationError(
@@ -61,11 +71,18 @@ class TrustSplit(Divergence):
         trust = rewards.clamp_max(0).exp()
         if self.acceptance == "sampled":
             trust = (sampled.uniforms < trust).to(trust.dtype)
-        trusted = importance_ratio(sampled, self.ratio_cap) * (score_term(sampled, rewards) - rewards)
+        trusted = score_term(sampled, rewards) - rewards
         if self.outliers == "forward_kl":
             untrusted = self.between(student_logprobs, target_logprobs)
         else:
-            distances = self.between(student_logprobs, normalise(target_logprobs)).detach()
+            is_void = (target_logprobs == -math.inf).all(-1)  # no mass there: no distance, and nothing to penalise
+            known = normalise(target_logprobs.masked_fill(is_void[..., None], 0))
+            distances = self.between(student_logprobs, known).detach().masked_fill(is_void, 0)
             untrusted = distances + score_term(sampled, -distances)
         # A share of 0 must also silence what is infinite.
-        return torch.where(trust > 0, trust * trusted, 0) + torch.where(trust < 1, (1 - trust) * untrusted, 0)
+        split = torch.where(trust > 0, trust * trusted, 0) + torch.where(trust < 1, (1 - trust) * untrusted, 0)
+        split = reweighed(sampled, split, self.ratio_cap)
+        if self.prefix_weight == 0:
+            return split.masked_fill(sampled.is_teachers, 0)
+        imitated = self.prefix_weight * (rewards + score_term(sampled, torch.ones_like(rewards)))
+        return torch.where(sampled.is_teachers, imitated, split)

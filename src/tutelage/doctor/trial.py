@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from tutelage.diagnostics import rollout_metrics
+from tutelage.distributions import gather_logprobs
 from tutelage.divergences import DIVERGENCES
 from tutelage.doctor.finding import Finding, Verdict
 from tutelage.doctor.patient import Patient
 from tutelage.evaluation import EvaluationResult, EvaluationSet, evaluate
+from tutelage.models import LanguageModel, both_readings
 from tutelage.policies import Policy, Student, Teacher
 from tutelage.rollout import PairedEngine
 from tutelage.targets import TARGETS
@@ -18,6 +22,7 @@ from tutelage.types import Prompt
 __all__ = ["own_teacher", "overlap", "solving"]
 
 NUM_PROMPTS, NUM_TOKENS = 2, 64  # of the student as its own teacher
+MAX_TEXT, NUM_LAST = 32_768, 32  # of the longest text, and its tokens that are compared
 NUM_PROBLEMS, NUM_SAMPLES = 16, 4  # of pass@1
 # Runs that succeeded began with 0.72 of the student's top K in the teacher's and rose above 0.91, with 0.97 to 0.99 of
 # the mass there; runs that failed stayed low (arXiv 2604.13016, sections 2.3 and 3). The lines are ours. Both count,
@@ -30,7 +35,9 @@ TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.1, tor
 def own_teacher(patient: Patient) -> Finding:
     """The student as its own teacher: the loss is 0 and both sides give every token the same log-probability.
 
-    A scoring that is off by one token, or that reads another prompt, shows here and nowhere else.
+    A scoring that is off by one token, or that reads another prompt, shows here and nowhere else. What begins later in
+    a text than these answers get (a sliding window, rotary factors of long texts) shows in the longest text that the
+    run can reach, which each model that writes reads in both ways: two forwards each, a small part of what follows.
     """
     student, vocabulary, config = patient.engine.student, patient.engine.vocabulary, patient.config
     size = config.rollout.support_size
@@ -61,7 +68,37 @@ def own_teacher(patient: Patient) -> Finding:
             "Decoding and scoring disagree (shifted by a token, another prompt, dropout): compare with a plain forward "
             'of transformers, and set `attention = "eager"` for the student.',
         )
-    return Finding(Verdict.ok, text)
+    length = min(_longest_text(patient), MAX_TEXT)
+    gaps = []
+    for model in [student, *patient.engine.teachers.values()]:
+        gaps.append(_reading_gap(model, asked[0].student_tokens, min(length, model.context_length or length)))
+        if not gaps[-1] <= max(TOLERANCES[member.autocast or member.module.dtype] for member in model.members):
+            return Finding(
+                Verdict.error,
+                f"{text}; but at the run's longest text, {length} tokens, the log-probabilities of {model.name} while "
+                f"it writes and afterwards are {gaps[-1]:.1e} nats apart",
+                "Lower rollout.max_new_tokens until both agree, and please report the model.",
+            )
+    return Finding(Verdict.ok, f"{text}, at most {max(gaps):.1e} at {length} tokens")
+
+
+def _longest_text(patient: Patient) -> int:
+    """Tokens of the longest prompt and answer that any model of the run can come to read."""
+    config, prompts = patient.config, patient.prompts.prompts
+    asked = max(max(len(p.student_tokens), len(p.teacher_tokens or ())) for p in prompts)
+    sets = [len(p.student_tokens) for problems in patient.evaluation_sets for p in problems.prompts]
+    evaluated = max(sets, default=0) + (config.evaluation.max_new_tokens or config.rollout.max_new_tokens)
+    return max(asked + config.rollout.max_new_tokens, evaluated if sets else 0)
+
+
+def _reading_gap(model: LanguageModel, tokens: Sequence[int], length: int) -> float:
+    """Mean difference of the log-probabilities of a text's last tokens, read through the cache and whole."""
+    text = (list(tokens) * (1 + length // len(tokens)))[:length]
+    num_last = min(NUM_LAST, length - 1)
+    next_T = torch.tensor(text[length - num_last + 1 :], device=model.device)
+    cached_T, whole_T = (gather_logprobs(read_TV[:-1], next_T) for read_TV in both_readings(model, text, num_last))
+    is_hidden_T = (cached_T == whole_T) & cached_T.isinf()  # a stop id whose mass is at another one
+    return float((cached_T - whole_T).abs().masked_fill(is_hidden_T, 0).mean())
 
 
 def overlap(patient: Patient) -> Finding:

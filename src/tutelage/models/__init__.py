@@ -2,6 +2,7 @@
 
 from tutelage.models.adapters import AdapterSettings, base_of
 from tutelage.models.cache import RaggedCache
+from tutelage.models.context import ContextLength
 from tutelage.models.fingerprint import tokenizer_fingerprint, weights_fingerprint
 from tutelage.models.fused_teacher import FusedTeacher
 from tutelage.models.fusion import DynamicFusion, FixedFusion, Fusion
@@ -18,7 +19,7 @@ from tutelage.models.loading import (
 from tutelage.models.outline import outline_of
 from tutelage.models.quantised import check_quantization
 from tutelage.models.saving import export_model, save_student
-from tutelage.models.serving import check_servable
+from tutelage.models.serving import both_readings, check_servable
 from tutelage.models.shared_backbone import SharedBackbone, earlier_self
 from tutelage.models.vocabulary import PROBE_TEXT, Vocabulary, align, check_same_tokenizer
 
@@ -26,6 +27,7 @@ __all__ = [
     "DTYPES",
     "PROBE_TEXT",
     "AdapterSettings",
+    "ContextLength",
     "DynamicFusion",
     "FixedFusion",
     "FusedTeacher",
@@ -37,6 +39,7 @@ __all__ = [
     "align",
     "as_language_model",
     "base_of",
+    "both_readings",
     "check_distinct",
     "check_files",
     "check_quantization",

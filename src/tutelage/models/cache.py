@@ -106,15 +106,16 @@ class RaggedCache(Cache):
 
     Fields:
       num_rows, capacity: rows and slots; the rows change with `select` only, the slots grow when more are needed.
+      max_capacity: slots that no row will exceed, so that none are reserved beyond them in advance; None = unknown.
 
     The cache never reads lengths from the device: the caller, who knows them, says how far rows are filled.
     """
 
     layers: list[RaggedLayer]  # type: ignore[assignment]
 
-    def __init__(self, num_layers: int, num_rows: int, capacity: int) -> None:
+    def __init__(self, num_layers: int, num_rows: int, capacity: int, max_capacity: int | None = None) -> None:
         super().__init__(layers=[RaggedLayer(num_rows, capacity) for _ in range(num_layers)])
-        self.num_rows, self.capacity = num_rows, capacity
+        self.num_rows, self.capacity, self.max_capacity = num_rows, capacity, max_capacity
 
     def begin(self, positions_BT: Tensor, extent: int) -> None:
         """Announce the next forward.
@@ -134,7 +135,8 @@ class RaggedCache(Cache):
         """Make room for at least `capacity` slots; what is cached stays."""
         if capacity <= self.capacity:
             return
-        self.capacity = max(capacity, int(self.capacity * GROWTH))
+        grown = int(self.capacity * GROWTH)
+        self.capacity = max(capacity, grown if self.max_capacity is None else min(grown, self.max_capacity))
         for layer in self.layers:
             layer.reserve(self.capacity)
 

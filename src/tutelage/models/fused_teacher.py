@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from tutelage.distributions import normalise
 from tutelage.errors import ConfigurationError
 from tutelage.models.cache import RaggedCache
+from tutelage.models.context import ContextLength
 from tutelage.models.fusion import Fusion
 from tutelage.models.language_model import LanguageModel
 from tutelage.models.vocabulary import align
@@ -60,7 +61,7 @@ class FusedTeacher(LanguageModel):
         return self.vocabulary.size
 
     @property
-    def context_length(self) -> int | None:
+    def context_length(self) -> ContextLength | None:
         return min((part.context_length for part in self.parts if part.context_length is not None), default=None)
 
     @property
@@ -80,8 +81,8 @@ class FusedTeacher(LanguageModel):
     def cache_bytes_per_slot(self) -> int:
         return sum(part.cache_bytes_per_slot for part in self.parts)
 
-    def new_cache(self, num_rows: int, capacity: int) -> RaggedCache:
-        return JointCache([part.new_cache(num_rows, capacity) for part in self.parts])
+    def new_cache(self, num_rows: int, capacity: int, max_capacity: int | None = None) -> RaggedCache:
+        return JointCache([part.new_cache(num_rows, capacity, max_capacity) for part in self.parts])
 
     @torch.no_grad()
     def prefill(self, sequences: Sequence[Sequence[int]], max_tokens: int = 16_384) -> RaggedCache:

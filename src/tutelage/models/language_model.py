@@ -22,6 +22,7 @@ from tutelage.kernels import Head, softcapped
 from tutelage.models.adapters import Adapter
 from tutelage.models.cache import RaggedCache
 from tutelage.models.compiled_step import CompiledStep
+from tutelage.models.context import ContextLength, context_length_in
 from tutelage.models.llama_forward import LlamaForward
 from tutelage.models.packing import pack
 
@@ -91,10 +92,9 @@ class LanguageModel:
         return int(next(self._head.parameters()).shape[0])
 
     @property
-    def context_length(self) -> int | None:
-        """Most tokens the model was made for, or None if it does not say."""
-        length = getattr(self.config, "max_position_embeddings", None)
-        return int(length) if length else None
+    def context_length(self) -> ContextLength | None:
+        """Most tokens of a text that the model reads as one model, or None if it does not say."""
+        return context_length_in(self.config)
 
     @property
     def known_ids(self) -> list[int]:
@@ -185,11 +185,15 @@ class LanguageModel:
             return nullcontext()
         return torch.autocast(self.device.type, self.autocast)
 
-    def new_cache(self, num_rows: int, capacity: int) -> RaggedCache:
-        """An empty cache of `num_rows` rows and `capacity` slots; the slots grow when a forward needs more."""
+    def new_cache(self, num_rows: int, capacity: int, max_capacity: int | None = None) -> RaggedCache:
+        """An empty cache of `num_rows` rows and `capacity` slots; the slots grow when a forward needs more.
+
+        Args:
+          max_capacity: what no row will exceed, where that is known.
+        """
         if self.compile:
             capacity = CompiledStep.bucket(capacity)
-        cache = RaggedCache(int(self.config.num_hidden_layers), num_rows, capacity)
+        cache = RaggedCache(int(self.config.num_hidden_layers), num_rows, capacity, max_capacity)
         if self._lean_forward is not None:
             self._lean_forward.allocate(cache, self.autocast)
         return cache

@@ -13,6 +13,7 @@ from transformers.utils import logging as transformers_logging
 from tutelage.errors import ConfigurationError, ModelError, in_short
 from tutelage.hub import check_hub
 from tutelage.models.adapters import AdapterSettings, Base, add_adapter, base_of, fingerprint, read_adapter
+from tutelage.models.context import ContextLength, context_length_in
 from tutelage.models.language_model import LanguageModel, stop_ids_of
 from tutelage.models.quantised import quantised
 from tutelage.models.serving import check_servable
@@ -73,8 +74,10 @@ def check_files(path: str, *, allow_pickle: bool = False) -> None:
         _check_weights(path, allow_pickle=False)
 
 
-def context_length_of(path: str, *, revision: str | None = None, trust_remote_code: bool = False) -> int | None:
-    """Most tokens a model was made for, from its configuration alone; None if it does not say."""
+def context_length_of(
+    path: str, *, revision: str | None = None, trust_remote_code: bool = False
+) -> ContextLength | None:
+    """Most tokens a model reads as one model, from its configuration alone; None if it does not say."""
     base = base_of(path)
     if base is not None:
         path, revision = base.path, base.revision
@@ -83,8 +86,7 @@ def context_length_of(path: str, *, revision: str | None = None, trust_remote_co
         config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as problem:
         raise _not_loaded("model", path, problem) from problem
-    length = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return int(length) if length else None
+    return context_length_in(config.get_text_config())
 
 
 def load_language_model(

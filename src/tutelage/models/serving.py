@@ -4,21 +4,36 @@ First by what the configuration says (kinds of attention), then by trying: a few
 rows of different lengths with a rolled-back tail, and the same tokens read as packed sequences must give the logits of
 one plain forward. A new architecture that ignores our mask, or scales its logits in a way we do not know, is caught
 here and not in a ruined run. Where our own forward is what disagrees, the model is served by its module's.
+
+A few tokens do not reach what begins thousands of tokens later, so the try-out comes to meet it. A window is narrowed
+to fewer tokens than are tried, for as long as they are; where that shows nothing but a disagreement, as many tokens are
+read as the window really has. And a token at the last position of the context must leave the
+first ones as they are: where it does not, positions mean something else in longer texts. `both_readings` compares at
+any length; `doctor` does so at the longest that a run can reach.
 """
 
 from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
+from torch import Tensor
 
+from tutelage.distributions import normalise
 from tutelage.errors import ConfigurationError, UnsupportedArchitectureError
 from tutelage.models.language_model import LanguageModel
 
-__all__ = ["check_servable"]
+__all__ = ["both_readings", "check_servable"]
 
 SERVED_LAYER_TYPES = {"full_attention", "sliding_attention"}
+# Windows that are masked inside a module by the length of its cache, not by the position of a query (GPT-Neo).
+LOCAL_LAYER_TYPES = {"local"}
+# Tokens that are tried, and what a window is narrowed to meanwhile.
+TRIED_TOKENS, TRIED_WINDOW = 6, 3
 # Largest difference of log-probabilities, in nats, between cached and plain decoding that rounding explains.
 TOLERANCES = {torch.float64: 1e-8, torch.float32: 1e-3, torch.bfloat16: 0.25, torch.float16: 0.05}
 
@@ -30,13 +45,15 @@ def check_servable(model: LanguageModel) -> None:
     disagrees with the module while the module's cached forward does not.
 
     Raises:
-      UnsupportedArchitectureError: linear, chunked or recurrent layers, an encoder, or logits that do not agree.
+      UnsupportedArchitectureError: linear, chunked or recurrent layers, an encoder, logits that do not agree, or
+        positions that change their meaning in longer texts.
       ConfigurationError: `model.compile` is on and our own forward does not serve the model.
     """
     architecture = type(model.module).__name__
     if getattr(model.module.config, "is_encoder_decoder", False):
         raise UnsupportedArchitectureError(_refusal(model, architecture, "it is an encoder-decoder"))
     unknown = sorted(set(getattr(model.config, "layer_types", None) or ()) - SERVED_LAYER_TYPES)
+    unknown += sorted(set(getattr(model.config, "attention_layers", None) or ()) & LOCAL_LAYER_TYPES)
     if unknown:
         raise UnsupportedArchitectureError(_refusal(model, architecture, f"it has layers of type {', '.join(unknown)}"))
     problem = _disagreement(model)
@@ -56,7 +73,8 @@ def check_servable(model: LanguageModel) -> None:
 def _disagreement(model: LanguageModel) -> str | None:
     """Why this model cannot be served as it is set up, or None if it can."""
     try:
-        error = _served_error(model)
+        error = _error_across_window(model)
+        shift = _shift_by_length(model)
     except (RuntimeError, TypeError, ValueError, KeyError, AttributeError, IndexError) as problem:
         if isinstance(problem, ConfigurationError):
             raise
@@ -65,8 +83,43 @@ def _disagreement(model: LanguageModel) -> str | None:
         return f"its logits are NaN, so its weights are damaged or overflow in {model.module.dtype}"
     tolerance = TOLERANCES[model.module.dtype]
     if not error <= tolerance:
-        return f"cached and plain decoding differ by {error:.2g} nats where {tolerance:g} is rounding"
+        window = getattr(model.config, "sliding_window", None)
+        hint = "" if not window else f" (its configuration has sliding_window = {window}; null if its code knows none)"
+        return f"cached and plain decoding differ by {error:.2g} nats where {tolerance:g} is rounding{hint}"
+    if not shift <= tolerance:
+        return (
+            f"a token at position {int(model.context_length or 0) - 1} changes what the first ones predict by "
+            f"{shift:.2g} nats, so its positions mean something else in longer texts"
+        )
     return None
+
+
+def _error_across_window(model: LanguageModel) -> float:
+    """`_served_error`, across the sliding window where there is one."""
+    window = getattr(model.config, "sliding_window", None)
+    with _narrow_window(model.config):
+        error = _served_error(model)
+    if not window or error <= TOLERANCES[model.module.dtype]:
+        return error
+    # The module may make its mask of something else, so that only the window itself shows whether both agree.
+    ids = model.known_ids[:64]
+    tokens = (ids * (1 + window // len(ids)))[:window] + ids[:TRIED_TOKENS]
+    cached_TV, whole_TV = both_readings(model, tokens, TRIED_TOKENS)
+    return max(_served_error(model), float((cached_TV - whole_TV).abs().max()))
+
+
+@contextmanager
+def _narrow_window(config: Any) -> Iterator[None]:
+    """A sliding window of fewer tokens than are tried; masks are made from the configuration, here and there."""
+    window = getattr(config, "sliding_window", None)
+    if not window or window <= TRIED_WINDOW:
+        yield
+        return
+    config.sliding_window = TRIED_WINDOW
+    try:
+        yield
+    finally:
+        config.sliding_window = window
 
 
 def _refusal(model: LanguageModel, architecture: str, reason: str) -> str:
@@ -85,7 +138,7 @@ def _served_error(model: LanguageModel) -> float:
     was_training = model.module.training
     model.module.eval()
     ids = torch.tensor(model.known_ids[:64], device=model.device)
-    length, drafted, starts = 6, 3, [2, 3]  # two rows of different lengths
+    length, drafted, starts = TRIED_TOKENS, 3, [2, 3]  # two rows of different lengths
     tokens_BT = ids[torch.arange(2 * length, device=model.device).reshape(2, length) % len(ids)]
     plain_BTV = model.module(input_ids=tokens_BT, use_cache=False).logits.log_softmax(-1)
 
@@ -101,3 +154,41 @@ def _served_error(model: LanguageModel) -> float:
     expected_BTV = plain_BTV.gather(1, steps_BT[..., None].expand_as(cached_BTV))
     expected_NV = torch.cat([row_TV[start:] for row_TV, start in zip(plain_BTV, starts, strict=True)])
     return float(torch.stack([(cached_BTV - expected_BTV).abs().max(), (packed_NV - expected_NV).abs().max()]).max())
+
+
+@torch.no_grad()
+def _shift_by_length(model: LanguageModel) -> float:
+    """What a token at the context's last position changes about the log-probabilities behind the first two."""
+    if model.context_length is None or model.context_length <= TRIED_TOKENS:
+        return 0.0
+    was_training = model.module.training
+    model.module.eval()
+    tokens_1T = torch.tensor([(model.known_ids * 3)[:3]], device=model.device)
+    near, far = (
+        model.module(
+            input_ids=tokens_1T, position_ids=torch.tensor([[0, 1, last]], device=model.device), use_cache=False
+        ).logits[0, :2]
+        for last in (2, model.context_length - 1)
+    )
+    model.module.train(was_training)
+    return float((near.log_softmax(-1) - far.log_softmax(-1)).abs().max())
+
+
+@torch.no_grad()
+def both_readings(model: LanguageModel, tokens: Sequence[int], num_last: int) -> tuple[Tensor, Tensor]:
+    """Log-probabilities behind the last tokens of a text as rollout and update see them: [num_last, V], twice.
+
+    Costs two forwards over the text, and the logits of the last tokens only.
+
+    Args:
+      tokens: more than `num_last`.
+      num_last: tokens that are read from the cache's filled part on, as a draft is.
+    Returns:
+      through the cache, and whole.
+    """
+    start = len(tokens) - num_last
+    cache = model.prefill([tokens[:start]], max_tokens=len(tokens))
+    positions_1T = torch.arange(start, len(tokens), device=model.device)[None]
+    tokens_1T = torch.tensor([list(tokens[start:])], device=model.device)
+    cached_TV = normalise(model.logits(model.hidden_cached(tokens_1T, positions_1T, cache, len(tokens))[0]))
+    return cached_TV, normalise(model.logits(model.hidden_packed([tokens], [start])))

@@ -34,7 +34,7 @@ from tutelage.rollout.statistics import student_statistics, teacher_statistics
 from tutelage.rollout.streams import TokenStreams
 from tutelage.types import Prompt, Rollout
 
-__all__ = ["Decoder", "Decoding", "Task"]
+__all__ = ["Decoder", "Decoding", "Task", "slots_of"]
 
 # Rows are refilled, or dropped from the caches, once at least this share of them is finished: either costs about as
 # much as a round.
@@ -66,16 +66,23 @@ class Task:
         return len(self.prompts) * self.num_samples
 
 
+def slots_of(num_prompt_tokens: int, max_new_tokens: int, num_drafted: int) -> int:
+    """Most cache slots of a row: a draft goes on beyond an answer's limit while other answers have more to come."""
+    return num_prompt_tokens + max_new_tokens + num_drafted - 1
+
+
 class Decoder:
     """One model and its cache. Each row has one token that was not read yet, and the position that it will take.
 
     Args:
-      num_rows, capacity: of the cache.
+      num_rows, capacity, max_capacity: of the cache.
     """
 
-    def __init__(self, model: LanguageModel, vocabulary: Vocabulary, num_rows: int, capacity: int) -> None:
+    def __init__(
+        self, model: LanguageModel, vocabulary: Vocabulary, num_rows: int, capacity: int, max_capacity: int
+    ) -> None:
         self.model, self.vocabulary = model, vocabulary
-        self.cache: RaggedCache = model.new_cache(num_rows, capacity)
+        self.cache: RaggedCache = model.new_cache(num_rows, capacity, max_capacity)
         self.positions_B = torch.zeros(num_rows, dtype=torch.int64)
         self.last_tokens_B = torch.zeros(num_rows, dtype=torch.int64, device=model.device)
 
@@ -143,9 +150,10 @@ class Decoding:
         self.device = student.device
         self.stop_id = vocabulary.stop_id
         longest = max(max(len(p.student_tokens), len(p.teacher_tokens or ())) for p in task.prompts)
-        capacity = longest + min(task.max_new_tokens, FIRST_SLOTS)
-        self.student = Decoder(student, vocabulary, num_rows, capacity)
-        self.teacher = None if teacher is None else Decoder(teacher, vocabulary, num_rows, capacity)
+        num_drafted = 1 if draft_length is None else min(draft_length.longest, task.max_new_tokens)
+        slots = longest + min(task.max_new_tokens, FIRST_SLOTS), slots_of(longest, task.max_new_tokens, num_drafted)
+        self.student = Decoder(student, vocabulary, num_rows, *slots)
+        self.teacher = None if teacher is None else Decoder(teacher, vocabulary, num_rows, *slots)
         self.streams = TokenStreams(task.seed, task.step, num_rows, self.device)
         self.records = Records(task.num_rollouts)
         self.num_started = 0

@@ -161,6 +161,7 @@ class DraftLength:
 
     def __init__(self, fixed: int | None, costs: Costs) -> None:
         self.fixed, self.costs = fixed, costs
+        self.longest = LONGEST if fixed is None else fixed
         self.continuation = Continuation()
 
     def choose(self, num_rows: int, most: int) -> int:

@@ -15,12 +15,13 @@ from typing import Any
 
 import torch
 
-from tutelage.errors import ConfigurationError, DataError
+from tutelage.errors import ConfigurationError
 from tutelage.models import LanguageModel, Vocabulary, align, as_language_model
 from tutelage.policies import Policy
-from tutelage.rollout.decoding import Decoding, Task
+from tutelage.rollout.decoding import Decoding, Task, slots_of
 from tutelage.rollout.draft_length import LONGEST, Costs, DraftLength, draft_length_named
 from tutelage.rollout.given import GivenAnswers
+from tutelage.rollout.limits import check_readable
 from tutelage.rollout.scoring import score, score_reference
 from tutelage.rollout.served_teacher import ServedTeacher
 from tutelage.rollout.vllm_engine import VLLMEngine
@@ -149,7 +150,8 @@ class PairedEngine:
         ready = [p if isinstance(p, Prompt) else Prompt(list(p)) for p in prompts]
         if policy.is_given and self.given is not None:
             return self.given.generate(ready, num_samples=num_samples, seed=seed, step=step)
-        self._check_prompts(ready, max_new_tokens)
+        # Answers with statistics are there to be scored, so their teacher will read them if it does not take part.
+        self._check_prompts(ready, max_new_tokens, with_teacher=policy.needs_teacher or records_statistics)
         if not ready:
             return []
         if self.student_engine is not None and not policy.needs_teacher:
@@ -213,6 +215,10 @@ class PairedEngine:
         reads, max_tokens = self.reference_reads, self.score_tokens
         return score_reference(self.reference, self.vocabulary, rollouts, reads=reads, max_tokens=max_tokens)
 
+    @property
+    def _longest_draft(self) -> int:
+        return LONGEST if self.fixed_draft_length is None else self.fixed_draft_length
+
     def _teacher_named(self, name: str | None) -> LanguageModel:
         if name not in self.teachers:
             known = ", ".join(map(repr, self.teachers))
@@ -237,7 +243,8 @@ class PairedEngine:
         if with_teacher:
             names = {prompt.teacher_name for prompt in prompts}
             slot_bytes += max(self._teacher_named(name).cache_bytes_per_slot for name in names)
-        row_bytes = (longest + max_new_tokens + LONGEST) * slot_bytes
+        num_drafted = min(self._longest_draft if with_teacher else 1, max_new_tokens)
+        row_bytes = slots_of(longest, max_new_tokens, num_drafted) * slot_bytes
         if row_bytes > budget:
             raise ConfigurationError(
                 f"one answer of {max_new_tokens} tokens to a prompt of {longest} needs {row_bytes / 2**30:.3g} GiB of "
@@ -246,26 +253,13 @@ class PairedEngine:
             )
         return min(self.max_rows, budget // row_bytes)
 
-    def _check_prompts(self, prompts: list[Prompt], max_new_tokens: int) -> None:
+    def _check_prompts(self, prompts: list[Prompt], max_new_tokens: int, *, with_teacher: bool) -> None:
         for place, prompt in enumerate(prompts):
-            teacher = self.teachers.get(prompt.teacher_name)
-            for model, tokens in ((self.student, prompt.student_tokens), (teacher, prompt.teacher_tokens)):
-                if model is None or tokens is None:
-                    continue
-                if len(tokens) == 0:
-                    raise DataError(f"prompt {place} is empty for {model.name}; at least one token is expected.")
-                limit = model.context_length
-                if limit is not None and len(tokens) + max_new_tokens > limit:
-                    raise DataError(
-                        f"prompt {place} has {len(tokens)} tokens and {max_new_tokens} may be added, more than the "
-                        f"{limit} tokens of {model.name}. Shorten the prompts or lower `max_new_tokens`."
-                    )
-                if max(tokens) >= model.padded_vocabulary_size:
-                    raise DataError(
-                        f"prompt {place} has token {max(tokens)}, but {model.name} has embeddings for "
-                        f"{model.padded_vocabulary_size} tokens only: model and tokenizer do not belong together. Load "
-                        "the tokenizer that the model was trained with."
-                    )
+            check_readable(self.student, prompt.student_tokens, max_new_tokens, f"prompt {place}")
+            teacher = self.teachers.get(prompt.teacher_name) if with_teacher else None
+            if teacher is not None:
+                own = prompt.student_tokens if prompt.teacher_tokens is None else prompt.teacher_tokens
+                check_readable(teacher, own, max_new_tokens, f"prompt {place}")
 
 
 def _by_teacher(names: Sequence[str | None], is_asked: bool = True) -> dict[str | None, list[int]]:

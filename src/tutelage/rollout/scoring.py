@@ -17,6 +17,7 @@ from tutelage.distributions import gather_logprobs, normalise
 from tutelage.errors import DataError
 from tutelage.models import LanguageModel, Vocabulary
 from tutelage.policies import Policy
+from tutelage.rollout.limits import check_readable
 from tutelage.rollout.statistics import (
     reference_statistics,
     student_statistics,
@@ -143,6 +144,8 @@ def _read(
     """Copies of the rollouts with what `statistics` finds in the model's log-probabilities behind the prompts."""
     scored = list(rollouts)
     sequences = [(prompt, rollout.response_tokens) for prompt, rollout in zip(prompts, rollouts, strict=True)]
+    for place, (prompt, response) in enumerate(sequences):
+        check_readable(model, [*prompt, *response], 0, f"answer {place} with its prompt")
     for batch in batches_by_tokens(sequences, max_tokens):
         hidden_ND = response_hidden(model, [sequences[i] for i in batch])
         tokens_N = torch.tensor([t for i in batch for t in rollouts[i].response_tokens], device=hidden_ND.device)

@@ -19,7 +19,8 @@ from tutelage.kernels import philox
 
 __all__ = ["TokenStreams", "derive_seed", "uniforms"]
 
-# Random numbers are made for this many positions at a time, because one small call costs as much as one large one.
+# Random numbers are made for this many positions at a time, because one small call costs as much as one large one; for
+# more where a draft is longer.
 POSITIONS_PER_BLOCK = 64
 
 
@@ -84,8 +85,10 @@ class TokenStreams:
         A row advances by at most the length that it took before it takes again.
         """
         if length > self._num_left:
+            if length > self._block_2BT.shape[2]:
+                self._block_2BT = self._block_2BT.new_zeros(2, len(self._all_B), length)
             self._refresh(self._all_B, positions_B)
-            self._num_left = POSITIONS_PER_BLOCK
+            self._num_left = self._block_2BT.shape[2]
         self._num_left -= length
         places_BT = (positions_B - self._first_B)[:, None] + torch.arange(length, device=positions_B.device)
         draws_BT, keeps_BT = self._block_2BT.gather(2, places_BT.expand(2, -1, -1))
@@ -98,7 +101,7 @@ class TokenStreams:
         self._all_B = self._all_B[: len(rows_B)]
 
     def _refresh(self, rows_R: Tensor, positions_R: Tensor) -> None:
-        places_RT = positions_R[:, None] + torch.arange(POSITIONS_PER_BLOCK, device=positions_R.device)
+        places_RT = positions_R[:, None] + torch.arange(self._block_2BT.shape[2], device=positions_R.device)
         draws_RT, keeps_RT = uniforms(self.seed, self.step, self._prompts_B[rows_R], self._samples_B[rows_R], places_RT)
         self._first_B[rows_R] = positions_R
         self._block_2BT[0, rows_R], self._block_2BT[1, rows_R] = draws_RT, keeps_RT

@@ -162,6 +162,7 @@ class Objective:
                 "credits": self.divergence.credits(records, target_N - student_N),
                 # 24 bits, which float32 holds below 1: not every device has float64.
                 "uniforms": ((for_divergence_N * 2**24).floor() / 2**24).float(),
+                "is_teachers": torch.cat([_drawn_by_teacher(rollout) for rollout in records.rollouts]),
             }
         return {name: list(torch.split(values_N, records.lengths)) for name, values_N in plan.items()}
 
@@ -189,10 +190,8 @@ class Objective:
             target = self.target(student.detach() if self.target.is_constant else student, teacher, reference)
             if not self.divergence.needs_rollouts:
                 return self.divergence.between(student, target)
-            of_target_n, credits_n, uniforms_n = (
-                planned[name][span] for name in ("target_logprobs", "credits", "uniforms")
-            )
-            sampled = SampledTokens(now_n, sampled_N[span], behaviour_N[span], of_target_n, credits_n, uniforms_n)
+            of_plan = (planned[name][span] for name in ("target_logprobs", "credits", "uniforms", "is_teachers"))
+            sampled = SampledTokens(now_n, sampled_N[span], behaviour_N[span], *of_plan)
             return self.divergence.on_sampled(sampled, student, target)
 
         chunk = self.chunk_tokens or tokens_per_chunk(self.vocabulary)
@@ -330,6 +329,11 @@ class Objective:
                 return DenseTarget(torch.cat(pieces)[order_n])
 
         return asked
+
+
+def _drawn_by_teacher(rollout: Rollout) -> Tensor:
+    """[T] bool, tokens that the teacher alone drew; none of them where the policy has no blend."""
+    return torch.zeros(len(rollout), dtype=torch.bool) if rollout.blend is None else rollout.blend == 1
 
 
 def _recorded(

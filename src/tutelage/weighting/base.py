@@ -18,6 +18,8 @@ __all__ = ["Weighting", "recorded_kl", "refuse_outside"]
 
 # Less than this is lost when a mass is known as 1 minus float32 probabilities.
 SMALLEST_TAIL = 2.0**-24
+# No more than this comes of rounding where a support has all the mass.
+LARGEST_EMPTY_TAIL = 1e-5
 
 
 @dataclass(frozen=True)
@@ -56,22 +58,25 @@ def recorded_kl(records: TokenRecords, *, reverse: bool) -> Tensor:
     """KL(student || teacher), or KL(teacher || student) if not `reverse`, of each token as far as records tell.
 
     Taken on the recorded support and its tail: at most the full KL. The student's tail is 1 minus its mass, known to
-    about 1e-7 and never below 6e-8 unless the support is the whole vocabulary; good enough to rank tokens with.
+    about 1e-7 and never below 6e-8; good enough to rank tokens with. Where the teacher has none, one of up to 1e-5 is
+    taken for rounding, as of a support that is the whole vocabulary, and a larger one is infinitely far from it.
 
     Returns:
-      [N] nats, float64, finite: an infinite one becomes the largest of the others, or 0.
+      [N] nats, float64, finite: an infinite one becomes the largest of the others, or 1 where these are all 0.
     """
     student_NK = records.joined("student_support_logprobs").double()
     teacher_NK = records.joined("teacher_support_logprobs").double()
     teacher_tail_N = records.joined("teacher_tail_logprobs").double()
-    student_tail_N = (1 - student_NK.exp().sum(-1)).clamp_min(SMALLEST_TAIL).log()
-    student_tail_N = student_tail_N.masked_fill(teacher_tail_N == -math.inf, -math.inf)
+    rest_N = 1 - student_NK.exp().sum(-1)
+    is_whole_N = (teacher_tail_N == -math.inf) & (rest_N <= LARGEST_EMPTY_TAIL)
+    student_tail_N = rest_N.clamp_min(SMALLEST_TAIL).log().masked_fill(is_whole_N, -math.inf)
     student_NE = torch.cat([student_NK, student_tail_N[:, None]], dim=-1)
     teacher_NE = torch.cat([teacher_NK, teacher_tail_N[:, None]], dim=-1)
     kl_N = kl_divergence(student_NE, teacher_NE) if reverse else kl_divergence(teacher_NE, student_NE)
     is_finite_N = kl_N.isfinite()
+    kl_N = kl_N.clamp_min(0)
     largest = float(kl_N[is_finite_N].max()) if bool(is_finite_N.any()) else 0.0
-    return kl_N.clamp_min(0).masked_fill(~is_finite_N, largest)
+    return kl_N.masked_fill(~is_finite_N, largest or 1.0)
 
 
 def refuse_outside(value: float, key: str, is_inside: bool, expected: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -61,6 +62,7 @@ def expected_gradient(
         target_N,
         divergence.credits(records, target_N - old_N),
         torch.full_like(old_N, 0.5) if uniforms is None else uniforms,
+        torch.zeros_like(old_N, dtype=torch.bool),
     )
     losses_N = divergence.on_sampled(sampled, student[prefixes_N], TARGET[prefixes_N])
     shares_P = mu_N.reshape(len(combinations), -1).sum(-1).exp()
@@ -141,7 +143,7 @@ def test_a_top_k_sum_in_the_advantage_would_teach_nothing() -> None:
     prefixes_N = [prefix for a, _ in ANSWERS for prefix in (0, 1 + a)]
     old_N = now_N.detach()
     nothing_N = torch.zeros_like(old_N)
-    sampled = SampledTokens(now_N, old_N, old_N, nothing_N, nothing_N, nothing_N)
+    sampled = SampledTokens(now_N, old_N, old_N, nothing_N, nothing_N, nothing_N, nothing_N.bool())
     shares = old_N.reshape(-1, 2).sum(-1).exp().repeat_interleave(2)
     (score_term(sampled, -top_k[prefixes_N]) * shares).sum().backward()
     assert leaf.grad is not None and leaf.grad.abs().max() < 1e-15
@@ -176,7 +178,7 @@ def test_discounted_returns_and_the_mean_of_the_others() -> None:
 def one_token(log_p: float, log_q: float, uniform: float = 0.5, log_mu: float | None = None) -> SampledTokens:
     leaf, q, u = torch.tensor([log_p]), torch.tensor([log_q]), torch.tensor([uniform]).double()
     mu = leaf.clone() if log_mu is None else torch.tensor([log_mu])
-    return SampledTokens(leaf.requires_grad_(), leaf.detach(), mu, q, q - leaf.detach(), u)
+    return SampledTokens(leaf.requires_grad_(), leaf.detach(), mu, q, q - leaf.detach(), u, torch.zeros(1).bool())
 
 
 def test_the_ratio_is_capped() -> None:
@@ -235,3 +237,35 @@ def test_the_expected_split_is_the_mean_over_draws() -> None:
     trust = TrustSplit(acceptance="sampled")
     mean = torch.stack([expected_gradient(trust, uniforms=draw)[0] for draw in draws[:: len(draws) // 60]]).mean(0)
     torch.testing.assert_close(mean, expected_gradient(TrustSplit(acceptance="expected"))[0], atol=0.02, rtol=0)
+
+
+def test_both_halves_of_the_split_carry_the_same_ratio() -> None:
+    """So the mean over another policy's tokens is the one over the student's, for the value and its gradient."""
+    for acceptance in ("sampled", "expected"):
+        for outliers in ("forward_kl", "scalar"):
+            split = TrustSplit(acceptance=acceptance, outliers=outliers, ratio_cap=math.inf)
+            leaf = STUDENT[:1].clone().requires_grad_()
+            found = []
+            for mu in (STUDENT[0], BEHAVIOUR[0]):
+                student = leaf.log_softmax(-1).expand(V, -1)
+                now, old, q = student.diagonal(), STUDENT[0], TARGET[0]
+                draws, none = torch.full((V,), 0.6).double(), torch.zeros(V).bool()
+                losses = split.on_sampled(SampledTokens(now, old, mu, q, q - old, draws, none), student, TARGET[:1])
+                total = (mu.exp() * losses).sum()
+                found.append((total.detach(), torch.autograd.grad(total, leaf)[0]))
+            torch.testing.assert_close(found[1], found[0])
+
+
+@pytest.mark.parametrize("outliers", ["forward_kl", "scalar"])
+def test_the_teachers_own_tokens_are_imitated_weakly(outliers: str) -> None:
+    """0.001 (log q - log p), as in the paper: no ratio, no split, and the gradient of a weak fine-tuning."""
+    for log_p, log_q in ((-5.0, -0.5), (-0.5, -5.0)):
+        sampled = replace(one_token(log_p, log_q, log_mu=log_q), is_teachers=torch.ones(1).bool())
+        leaf = STUDENT.clone().requires_grad_()
+        loss = TrustSplit(outliers=outliers).on_sampled(sampled, leaf[:1], TARGET[:1])
+        loss.sum().backward()
+        assert loss.item() == pytest.approx(0.001 * (log_q - log_p))
+        assert sampled.logprobs.grad.item() == pytest.approx(-0.001)
+        assert leaf.grad is None or not leaf.grad.any()
+        silent = TrustSplit(outliers=outliers, prefix_weight=0.0).on_sampled(sampled, leaf[:1], TARGET[:1])
+        assert silent.item() == 0

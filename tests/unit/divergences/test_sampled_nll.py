@@ -18,7 +18,7 @@ def loss_of(student: torch.Tensor, token: int) -> torch.Tensor:
     tokens = torch.full(student.shape[:-1], token)
     now = gather_logprobs(student.log_softmax(-1), tokens)
     nothing = torch.zeros_like(now.detach())
-    sampled = SampledTokens(now, nothing, nothing, nothing, nothing, nothing)
+    sampled = SampledTokens(now, nothing, nothing, nothing, nothing, nothing, nothing.bool())
     return SampledNLL().on_sampled(sampled, student, student)
 
 

@@ -181,20 +181,31 @@ def test_tied_weights_get_both_gradients() -> None:
     torch.testing.assert_close(found[0], found[1], rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("holes", ["student", "teacher"])
-@pytest.mark.parametrize("divergence", [ReverseKL(), ForwardKL(), JensenShannon()], ids=repr)
+def with_holes(here: World, holes: str) -> World:
+    """A world in which one model, both, or each on its own forbid tokens; the first word of all is certain."""
+    blocked_V, other_V = torch.zeros(2, PADDED + 2, dtype=torch.float64)
+    blocked_V[[2, 9, 30]], other_V[[2, 4, 31]] = -math.inf, -math.inf
+    if holes == "certain":
+        blocked_V[1:] = other_V[1:] = -math.inf
+    if holes != "teacher":
+        here = here._replace(head=here.head._replace(bias_V=blocked_V[:PADDED].requires_grad_()))
+    if holes != "student":
+        here = here._replace(teacher_head=here.teacher_head._replace(bias_V=other_V))
+    return here
+
+
+every_hole = pytest.mark.parametrize("holes", ["student", "teacher", "both", "certain"])
+
+
+@every_hole
+@pytest.mark.parametrize("divergence", LOCAL, ids=repr)
 def test_impossible_tokens_are_as_in_the_naive_form(divergence: Divergence, holes: str) -> None:
     """Infinite values of some tokens, and finite gradients all the same."""
-    here = world(PLAIN)
-    blocked_V = torch.zeros(PADDED + 2, dtype=torch.float64)
-    blocked_V[[2, 9, 30]] = -math.inf
-    if holes == "teacher":
-        here = here._replace(teacher_head=here.teacher_head._replace(bias_V=blocked_V))
-    else:
-        here = here._replace(head=here.head._replace(bias_V=blocked_V[:PADDED].requires_grad_()))
-    tiled, naive = tiled_full(here, divergence, TILINGS[0]), naive_full(here, divergence)
-    assert all(each is not None and each.isfinite().all() for each in tiled[2])
-    assert_same(tiled, naive, 1e-10)
+    here = with_holes(world(PLAIN), holes)
+    for tiling in TILINGS[:2]:
+        tiled, naive = tiled_full(here, divergence, tiling), naive_full(here, divergence)
+        assert all(each is not None and each.isfinite().all() for each in tiled[2])
+        assert_same(tiled, naive, 1e-10)
 
 
 # --- a support and its rest -------------------------------------------------------------------------------------------
@@ -246,6 +257,17 @@ def test_every_member_on_a_support(member: Divergence, rest: str) -> None:
     for softcap, vocabulary in ((None, MERGED), (2.0, PLAIN)):
         expected, found = both_on_support(world(vocabulary, softcap=softcap), divergence, 6, TILINGS[:2])
         for each in found:
+            assert_same(each, expected, 1e-10)
+
+
+@every_hole
+@pytest.mark.parametrize("member", ANY, ids=repr)
+def test_impossible_tokens_on_a_support_are_as_in_the_naive_form(member: Divergence, holes: str) -> None:
+    for rest in ("tail", "truncated"):
+        divergence = replace(member, support="student_top_k", top_k=4, rest=rest)
+        expected, found = both_on_support(with_holes(world(PLAIN), holes), divergence, 6, TILINGS[:2])
+        for each in found:
+            assert all(gradient is not None and gradient.isfinite().all() for gradient in each[2])
             assert_same(each, expected, 1e-10)
 
 

@@ -106,10 +106,14 @@ def test_rows_are_planned_from_the_byte_budget() -> None:
     student, teacher = make_model("qwen3", vocab_size=20), make_model("qwen3", vocab_size=20, seed=1)
     prompts = [Prompt([1, 2, 3], teacher_tokens=[1] * 10)]
     slot_bytes = 2 * 2 * 2 * 8 * 8  # keys and values, layers, heads, head size, bytes of a float64
-    answer_bytes = 2 * (10 + 20 + 16) * slot_bytes  # both models; prompt, answer, draft
+    # Both models; prompt, answer, and what a draft of 16 reads beyond the answer's last token.
+    answer_bytes = 2 * (10 + 20 + 15) * slot_bytes
     engine = PairedEngine(student, teacher, cache_bytes=3 * answer_bytes)
     assert engine.rows_that_fit(prompts, 20, with_teacher=True) == 3
-    assert engine.rows_that_fit(prompts, 20, with_teacher=False) == 6
+    assert engine.rows_that_fit(prompts, 20, with_teacher=False) == 9, "one model, no draft: 270 slots of 30"
+    for draft_length, num_rows in ((1, 4), (10, 3), (19, 2), (200, 2)):  # no draft is longer than an answer
+        fixed = PairedEngine(student, teacher, cache_bytes=3 * answer_bytes, draft_length=draft_length)
+        assert fixed.rows_that_fit(prompts, 20, with_teacher=True) == num_rows
     assert PairedEngine(student, teacher).rows_that_fit(prompts, 20, with_teacher=True) == 256
     shapes = watch_reading(student)
     engine.generate(TrustRegion(0.1), prompts, max_new_tokens=20, num_samples=10)

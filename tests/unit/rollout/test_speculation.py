@@ -12,6 +12,7 @@ from torch import Tensor
 from tests.conftest import make_model
 from tests.enumerated import chi_square_p_value, enumerated_law, make_world
 from tutelage.errors import ConfigurationError, NonFiniteError
+from tutelage.models import LanguageModel, RaggedCache
 from tutelage.policies import FixedBlend, Interleaved, Mixture, Policy, Proposal, Teacher, TeacherPrefix, TrustRegion
 from tutelage.rollout import PairedEngine, drafts
 from tutelage.rollout.draft_length import Continuation, Costs, DraftLength
@@ -319,3 +320,22 @@ class TestDraftLength:
         for _ in range(200):
             continuation.count(99, 100)
         assert continuation.rate > 0.95
+
+
+def test_drafts_longer_than_a_block_of_random_numbers() -> None:
+    """And no cache grows beyond what `rows_that_fit` counted."""
+    student, teacher = (LanguageModel(make_model("qwen3", vocab_size=6, seed=seed, **SMALL)) for seed in (0, 1))
+    prompts, settings = [[2, 1], [4]], {"max_new_tokens": 150, "num_samples": 3, "seed": 3}
+    expected = PairedEngine(student, teacher, draft_length=4).generate(TrustRegion(0.05), prompts, **settings)
+    assert {len(rollout) for rollout in expected} == {150}, "nothing stops these models"
+    caches = []
+
+    class Watched(LanguageModel):
+        def new_cache(self, *given: int) -> RaggedCache:
+            caches.append(super().new_cache(*given))
+            return caches[-1]
+
+    for draft_length in (65, 100, 1000):
+        engine = PairedEngine(student, Watched(teacher.module), draft_length=draft_length, max_rows=2)
+        assert tokens_of(engine.generate(TrustRegion(0.05), prompts, **settings)) == tokens_of(expected)
+        assert max(cache.capacity for cache in caches) <= 2 + 150 + min(draft_length, 150) - 1

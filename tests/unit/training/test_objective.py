@@ -9,7 +9,7 @@ from tests.conftest import make_model
 from tutelage.divergences import DIVERGENCES, ReverseKL, SampledNLL, SampledReverseKL, Sinkhorn, TrustSplit
 from tutelage.errors import ConfigurationError, EmptyBatchError
 from tutelage.kernels import Tiling
-from tutelage.policies import Student, TrustRegion
+from tutelage.policies import Student, TeacherPrefix, TrustRegion
 from tutelage.rollout import PairedEngine
 from tutelage.targets import TargetRule, Teacher
 from tutelage.training import Objective, Recipe
@@ -363,3 +363,20 @@ def test_sampled_tokens_need_a_target_that_acts_on_them() -> None:
     Recipe(Student(), Whole(), ReverseKL())
     with pytest.raises(ConfigurationError, match="the target Whole is known as a whole distribution only"):
         Recipe(Student(), Whole(), SampledReverseKL())
+
+
+def test_the_teachers_prefix_is_imitated_with_a_thousandth_of_the_weight(engine: PairedEngine) -> None:
+    """Where the answers are all prefix, TrOPD's gradient is that of fine-tuning on them, times 0.001."""
+    made = engine.generate(TeacherPrefix(99), [[1, 2, 3], [4]], max_new_tokens=8, num_samples=2)
+    trust, weak = gradients(engine, made, divergence=TrustSplit())
+    _, full = gradients(engine, made, divergence=SampledNLL())
+    for name, gradient in weak.items():
+        torch.testing.assert_close(gradient, 0.001 * full[name], rtol=1e-5, atol=1e-9)
+    rewards = torch.cat([rollout.teacher_logprobs - rollout.student_logprobs for rollout in made])
+    assert trust.loss == pytest.approx(0.001 * rewards.mean().item(), rel=1e-5)
+    # Behind the prefix the split goes on.
+    mixed = engine.generate(TeacherPrefix(3), [[1, 2, 3], [4]], max_new_tokens=8, num_samples=2)
+    halves = [TrustSplit(prefix_weight=weight) for weight in (0.0, 1.0)]
+    without, with_prefix = (gradients(engine, mixed, divergence=half)[0].loss for half in halves)
+    prefix = torch.cat([(r.teacher_logprobs - r.student_logprobs)[:3] for r in mixed]).sum().item()
+    assert with_prefix - without == pytest.approx(prefix / sum(map(len, mixed)), rel=1e-4)

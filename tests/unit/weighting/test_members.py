@@ -71,6 +71,43 @@ def test_an_infinite_kl_counts_as_the_largest() -> None:
     torch.testing.assert_close(recorded_kl(records, reverse=True), torch.tensor([0.7, 0.7, 0.3]).double())
 
 
+def records_of_rows(rows: list[tuple[list[float], list[float]]], size: int) -> TokenRecords:
+    """One answer, with student and teacher of each token, whose first `size` words are the support."""
+    p, q = (torch.tensor(each).double() for each in zip(*rows, strict=True))
+    nothing = torch.zeros(len(rows))
+    rollout = Rollout(
+        [0],
+        [0] * len(rows),
+        nothing,
+        nothing,
+        student_entropy=torch.ones(len(rows)).double(),
+        student_support_logprobs=p[:, :size].log(),
+        teacher_support_logprobs=q[:, :size].log(),
+        teacher_tail_logprobs=q[:, size:].sum(-1).log(),
+    )
+    return TokenRecords([rollout])
+
+
+def test_a_tail_that_the_teacher_rules_out_is_infinitely_far() -> None:
+    """And TIP keeps it first, also where all others are equal to the teacher."""
+    flat, ruled_out = [0.25] * 4, ([0.4, 0.3, 0.2, 0.1], [0.6, 0.4, 0.0, 0.0])
+    far = [0.1, 0.2, 0.3, 0.4]
+    from_far = 0.25 * math.log(2.5) + 0.25 * math.log(1.25) + 0.5 * math.log(0.5 / 0.7)
+    for other, largest, first_two in ((far, from_far, [1, 2]), (flat, 1.0, [0, 2])):
+        records = records_of_rows([(flat, flat), (flat, other), ruled_out], size=2)
+        reverse, forward = recorded_kl(records, reverse=True), recorded_kl(records, reverse=False)
+        assert reverse[2].item() == pytest.approx(largest) == reverse.max().item()
+        assert kept("soft_or", 0.67, records) == first_two
+        assert forward[2].item() == pytest.approx(0.6 * math.log(1.5) + 0.4 * math.log(4 / 3))
+
+
+def test_a_support_with_all_mass_has_no_tail_to_rule_out() -> None:
+    """Its float32 sum may miss 1 by rounding."""
+    records = records_of_rows([([0.5, 0.3, 0.2 - 2e-6], [0.6, 0.3, 0.1])], size=3)
+    expected = 0.5 * math.log(5 / 6) + 0.2 * math.log(2)
+    assert recorded_kl(records, reverse=True)[0].item() == pytest.approx(expected, abs=1e-5)
+
+
 @pytest.mark.parametrize(("share", "number"), [(0.29, 29), (0.5, 50), (0.005, 1), (0.019, 1), (0.021, 2), (1.0, 100)])
 def test_tip_keeps_exactly_the_stated_number(share: float, number: int) -> None:
     entropies = torch.rand(100, generator=torch.Generator().manual_seed(0)).tolist()
