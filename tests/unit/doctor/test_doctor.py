@@ -20,7 +20,7 @@ from tutelage.cli.checkup import print_finding
 from tutelage.config import RunConfig, load_config, resolve_config
 from tutelage.demo import problem_lines, student_path, teacher_path
 from tutelage.doctor import CHEAP, COSTLY, Finding, Patient, Verdict, budget, early_warnings, examine, trial
-from tutelage.models import load_language_model, load_tokenizer
+from tutelage.models import both_readings, load_language_model, load_tokenizer
 from tutelage.rollout import scoring
 
 END_OF_TEXT, IM_END = 256, 258
@@ -453,6 +453,26 @@ def test_a_loss_that_reads_off_by_one_as_the_scoring_does(
     for module in ("tutelage.rollout.scoring", "tutelage.training.objective"):
         monkeypatch.setattr(f"{module}.response_hidden", lambda model, read: aligned(model, read).roll(1, 0))
     assert found(run(), "own teacher").verdict == Verdict.error
+
+
+def test_the_longest_text_of_the_run_is_read_both_ways(
+    run: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here a cache goes wrong in long texts only, as where a window or other rotary factors begin."""
+    config, lengths = run(), []
+
+    def spoiled(model: Any, tokens: Any, num_last: int) -> tuple[torch.Tensor, torch.Tensor]:
+        lengths.append(len(tokens))
+        cached, whole = both_readings(model, tokens, num_last)
+        return cached.roll(1, -1), whole
+
+    longest = max(len(prompt.student_tokens) for prompt in Patient(config).prompts.prompts)
+    expected = longest + config.rollout.max_new_tokens
+    assert f"at {expected} tokens" in found(config, "own teacher").text
+    monkeypatch.setattr("tutelage.doctor.trial.both_readings", spoiled)
+    finding = found(config, "own teacher")
+    assert finding.verdict == Verdict.error and lengths == [expected]
+    assert f"but at the run's longest text, {expected} tokens" in finding.text
 
 
 def test_a_model_that_fails_is_a_line(run: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch) -> None:
