@@ -31,7 +31,7 @@ ROOT = Path(__file__).parents[1]
 TRACKERS = ("tensorboard", "wandb", "trackio")
 TEST_TOOLS = ("pytest", "pytest-timeout", "hypothesis")
 FLOOR = re.compile(r"([A-Za-z0-9._-]+)>=([0-9][0-9a-z.]*)")
-SECONDS = 900  # for one command
+SECONDS = 3600  # for one command; PyTorch is gigabytes
 ASKED = ("--max-new-tokens", "40", "--samples", "1")
 
 # Run in the new environment: files for the steps, and a read through `datasets`, as of a hub's data set.
