@@ -10,7 +10,7 @@
     ├── CheckpointError             (RuntimeError)     a checkpoint could not be written or read
     ├── EmptyBatchError             (ValueError)       no response token to learn from
     ├── ZeroMassError               (ValueError)       a distribution without any mass where some is needed
-    ├── NonFiniteError              (ArithmeticError)  a loss or gradient is NaN or infinite
+    ├── NonFiniteError              (ArithmeticError)  a loss, gradient, weight or moment is NaN or infinite
     ├── WorkerLostError             (RuntimeError)     another process of the run is gone
     ├── ServerError                 (ConnectionError)  a server or engine that computes for us is gone, or refuses
     └── RunInterrupted              (RuntimeError)     Ctrl-C or SIGTERM, after the run was saved
@@ -94,7 +94,7 @@ class ZeroMassError(TutelageError, ValueError):
 
 
 class NonFiniteError(TutelageError, ArithmeticError):
-    """A loss or a gradient became NaN or infinite; no update was made from it."""
+    """A loss, a gradient, or a weight or moment after an update became NaN or infinite; nothing of it is saved."""
 
 
 class WorkerLostError(TutelageError, RuntimeError):

@@ -16,6 +16,7 @@ from tutelage.config.clock import date_of_run, dated, template_clock, with_asked
 from tutelage.config.fingerprints import Inputs, ModelHashes, data_inputs
 from tutelage.config.load import settings_of, to_toml
 from tutelage.config.models import (
+    check_models,
     load_model,
     load_outline,
     load_route_tokenizers,
@@ -53,6 +54,7 @@ from tutelage.models import (
     check_distinct,
     check_files,
     check_same_tokenizer,
+    check_savable,
     load_tokenizer,
 )
 from tutelage.policies import POLICIES, Policy, Temperature
@@ -170,6 +172,7 @@ def _put_together(
         runtime=runtime,
     )
     engine.given = given
+    runtime.from_first(lambda: check_savable(engine.student, engine.vocabulary))
     if config.rollout.engine == "vllm":
         engine.student_engine = make_student_engine(config, engine.student, engine.vocabulary, runtime)
     check_servers(
@@ -343,6 +346,7 @@ def build_engine(
     """
     runtime = runtime or LocalRuntime(config.runtime.device)
     device = runtime.device
+    check_models(config, with_teacher=with_teacher)
     student, first_self = load_student(config, student_tokenizer, device, student_path)
     is_served = config.teacher.server is not None
     teacher, routes = None, dict[str, LanguageModel]()

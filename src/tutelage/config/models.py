@@ -17,7 +17,9 @@ from tutelage.models import (
     FusedTeacher,
     LanguageModel,
     base_of,
+    check_learnable,
     check_quantization,
+    check_unquantised,
     context_length_of,
     earlier_self,
     load_language_model,
@@ -28,6 +30,7 @@ from tutelage.targets import TARGETS, TargetRule
 from tutelage.tasks import Problem
 
 __all__ = [
+    "check_models",
     "context_length",
     "load_model",
     "load_outline",
@@ -120,6 +123,8 @@ def load_student(
         first_self = earlier_self(model)
         if checkpoint is not None:
             model.adapter.load(Path(checkpoint))
+    if student.quantization is None:
+        check_learnable(model.module, student.path)
     model.compile = config.rollout.compile
     model.autocast = None if runtime.autocast is None else DTYPES[runtime.autocast]
     model.checkpoints_gradient, model.compiles_update = runtime.gradient_checkpointing, runtime.compile
@@ -132,6 +137,14 @@ def load_teacher(teacher: TeacherConfig, tokenizer: Any, device: str) -> Languag
     return _fused(teacher, tokenizer, lambda model, its_tokenizer: load_model(model, its_tokenizer, device))
 
 
+def check_models(config: RunConfig, *, with_teacher: bool) -> None:
+    """Refuse models whose files do not fit their configurations, before the weights of any are read."""
+    is_read = with_teacher and config.teacher.server is None
+    models = [config.student, *([config.teacher] if is_read else []), *(model for _, model in other_models(config))]
+    for model in models:
+        load_outline(model, None)
+
+
 def load_outline(model: ModelConfig, tokenizer: Any, adapter: AdapterSettings | None = None) -> LanguageModel:
     """A model as its table says, without its weights; the files of a served teacher need not include any."""
     return outline_of(
@@ -141,6 +154,7 @@ def load_outline(model: ModelConfig, tokenizer: Any, adapter: AdapterSettings | 
         revision=model.revision,
         trust_remote_code=model.trust_remote_code,
         allow_pickle=model.allow_pickle,
+        attention=model.attention,
         adapter=adapter,
         needs_weights=not (isinstance(model, TeacherConfig) and model.server is not None),
     )
@@ -178,6 +192,13 @@ def refuse_unlearnable(student: StudentConfig, autocast: str | None, device: str
             f"student.path {student.path!r} is an adapter, and [student.adapter] asks for a second one. Drop "
             f"[student.adapter] to train the first one on, or merge it: tutelage export {student.path} --output DIR"
         )
+    if student.dtype == "float16" and student.adapter is None and base_of(student.path) is None:
+        raise ConfigurationError(
+            "student.dtype is 'float16', in which small numbers such as optimizer.epsilon are 0 and updates become "
+            "NaN. Set student.dtype = 'bfloat16', or 'float32' with runtime.autocast = 'bfloat16'."
+        )
+    base = base_of(student.path)
+    check_unquantised(student.path, None if base is None else base.path)
     if student.quantization is not None:
         check_quantization(student.quantization, device)
     if autocast is not None and student.adapter is None and student.dtype != "float32":

@@ -23,7 +23,7 @@ from tutelage.config import (
 )
 from tutelage.config.clock import template_clock, with_asked_date
 from tutelage.evaluation import EvaluationSet
-from tutelage.models import DTYPES, LanguageModel, Vocabulary, align
+from tutelage.models import DTYPES, LanguageModel, Vocabulary, align, check_savable
 from tutelage.policies import Student
 from tutelage.rollout import GivenAnswers, PairedEngine, derive_seed
 from tutelage.tasks import TemplateClock
@@ -107,6 +107,7 @@ class Patient:
     def engine(self) -> PairedEngine:
         """The models with their weights, the student's gradient on and all others' off."""
         engine = build_engine(self.config, *self.tokenizers, with_reference=self.needs_reference)
+        check_savable(engine.student, engine.vocabulary)
         for model in engine.frozen:
             model.module.requires_grad_(False)
         engine.student.let_learn()

@@ -1,9 +1,11 @@
 """How do we talk to a language model?  Loading, one shared vocabulary, one stop event, a ragged key/value cache."""
 
-from tutelage.models.adapters import AdapterSettings, base_of
+from tutelage.models.adapter_files import base_of
+from tutelage.models.adapters import AdapterSettings
 from tutelage.models.cache import RaggedCache
 from tutelage.models.context import ContextLength
 from tutelage.models.fingerprint import tokenizer_fingerprint, weights_fingerprint
+from tutelage.models.finite import is_all_finite
 from tutelage.models.fused_teacher import FusedTeacher
 from tutelage.models.fusion import DynamicFusion, FixedFusion, Fusion
 from tutelage.models.handing_over import save_untied
@@ -17,7 +19,8 @@ from tutelage.models.loading import (
     load_tokenizer,
 )
 from tutelage.models.outline import outline_of
-from tutelage.models.quantised import check_quantization
+from tutelage.models.quantised import check_learnable, check_quantization, check_unquantised
+from tutelage.models.read_back import check_savable, check_saved
 from tutelage.models.saving import export_model, save_student
 from tutelage.models.serving import both_readings, check_servable
 from tutelage.models.shared_backbone import SharedBackbone, earlier_self
@@ -42,12 +45,17 @@ __all__ = [
     "both_readings",
     "check_distinct",
     "check_files",
+    "check_learnable",
     "check_quantization",
+    "check_savable",
+    "check_saved",
     "check_same_tokenizer",
     "check_servable",
+    "check_unquantised",
     "context_length_of",
     "earlier_self",
     "export_model",
+    "is_all_finite",
     "load_language_model",
     "load_tokenizer",
     "outline_of",

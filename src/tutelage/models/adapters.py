@@ -11,7 +11,6 @@ and head, which the loss reads as plain weights.
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,26 +19,31 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tutelage.errors import ConfigurationError, ModelError, in_short
+from tutelage.models.adapter_files import (
+    BASE,
+    CONFIG,
+    WEIGHTS,
+    Base,
+    check_adapter_weights,
+    check_only_low_rank,
+    check_same_base,
+)
+from tutelage.models.reading import read_json, reading
 
 __all__ = [
     "Adapter",
     "AdapterSettings",
-    "Base",
     "add_adapter",
-    "base_of",
-    "fingerprint",
     "place_adapter",
     "read_adapter",
 ]
 
 NAME = "default"  # peft's own
 PREFIX = "base_model.model."  # how peft calls the model inside its wrapper; its readers expect it in front of names
-WEIGHTS, CONFIG, BASE = "adapter_model.safetensors", "adapter_config.json", "base.json"
 
 
 @dataclass(frozen=True)
@@ -72,20 +76,6 @@ class AdapterSettings:
             raise ConfigurationError(
                 f"student.adapter.learning_rate_factor is {self.learning_rate_factor}; it must be a positive number."
             )
-
-
-@dataclass(frozen=True)
-class Base:
-    """The backbone that an adapter was made for.
-
-    Fields:
-      path, revision: where it is.
-      sha256: of its weights; None = not known (other tools do not note it, and quantised weights are not compared).
-    """
-
-    path: str
-    revision: str | None = None
-    sha256: str | None = None
 
 
 @dataclass(frozen=True)
@@ -134,12 +124,16 @@ class Adapter:
             self.tuner.model.train()  # which is when peft forgets what it held
             self.tuner.model.eval()
 
-    def save(self, folder: Path) -> None:
-        """Write the adapter alone, as `peft` and `transformers` read it, and which base it belongs to."""
+    def state(self) -> dict[str, Tensor]:
+        """The adapter's weights under the names that they have in a file."""
         from peft import get_peft_model_state_dict
 
         state = get_peft_model_state_dict(self.tuner.model, save_embedding_layers=False)
-        save_file({PREFIX + name: weight.contiguous() for name, weight in state.items()}, folder / WEIGHTS)
+        return {PREFIX + name: weight.detach().contiguous() for name, weight in state.items()}
+
+    def save(self, folder: Path) -> None:
+        """Write the adapter alone, as `peft` and `transformers` read it, and which base it belongs to."""
+        save_file(self.state(), folder / WEIGHTS)
         config = self.tuner.peft_config[NAME].to_dict()
         config |= {"base_model_name_or_path": self.base.path, "revision": self.base.revision, "inference_mode": True}
         # A set has another order in every process, and a checkpoint must have the same bytes.
@@ -156,11 +150,14 @@ class Adapter:
         """
         from peft import set_peft_model_state_dict
 
-        _refuse_other_base(folder, self.base)
+        check_same_base(folder, self.base)
+        with reading("adapter", str(folder)):
+            stored = load_file(folder / WEIGHTS)
+        check_adapter_weights(stored, folder)
+        state = {name.removeprefix(PREFIX): weight for name, weight in stored.items()}
         try:
-            state = {name.removeprefix(PREFIX): weight for name, weight in load_file(folder / WEIGHTS).items()}
             found: Any = set_peft_model_state_dict(self.tuner.model, state)
-        except (OSError, SafetensorError, RuntimeError) as problem:
+        except (RuntimeError, ValueError, KeyError) as problem:
             raise ModelError(
                 f"the adapter in {str(folder)!r} cannot be put on {self.base.path!r}: {in_short(problem)}. "
                 "Give the folder of an adapter of that model, with the rank and modules that it was made with."
@@ -245,59 +242,25 @@ def place_adapter(module: Any, folder: Path, base: Base) -> Adapter:
     """
     from peft import PeftConfig
 
-    config = PeftConfig.from_pretrained(str(folder))
-    if str(config.peft_type.value) != "LORA":
+    read_json(folder / CONFIG)
+    with reading("adapter", str(folder)):
+        config = PeftConfig.from_pretrained(str(folder))
+        kind = str(config.peft_type.value)
+    if kind != "LORA":
         raise ModelError(
-            f"the adapter in {str(folder)!r} is of the kind {config.peft_type.value}; expected LoRA, DoRA or rsLoRA. "
+            f"the adapter in {str(folder)!r} is of the kind {kind}; expected LoRA, DoRA or rsLoRA. "
             "Merge it into its base with the tool that made it."
         )
+    check_only_low_rank(config, folder)
     config.inference_mode = False
-    return _injected(module, config, base)
-
-
-def base_of(path: str) -> Base | None:
-    """The base of an adapter's folder; None if the path is no such folder.
-
-    Raises:
-      ModelError: the folder does not name its base, or that is a folder which is not there.
-    """
-    base, was_folder = _named_base(Path(path))
-    if base is not None and was_folder and not Path(base.path).is_dir():
-        raise ModelError(
-            f"the adapter in {path!r} belongs to the model in {base.path!r}, which is not there. Put it back, or write "
-            f'where it is now into "path" of {Path(path) / BASE}; relative paths begin in the directory of the command.'
-        )
-    return base
-
-
-def _named_base(folder: Path) -> tuple[Base | None, bool]:
-    """The base that an adapter's folder names, and whether it was a folder when the adapter was saved.
-
-    A base that was moved is named anew by "path" in base.json, or by `base_model_name_or_path`, as peft has it. Whether
-    it is the same one is for its SHA-256 to say.
-    """
-    if not (folder / CONFIG).is_file() or (folder / "config.json").is_file():
-        return None, False
     try:
-        config = json.loads((folder / CONFIG).read_text())
-        noted = json.loads((folder / BASE).read_text()) if (folder / BASE).is_file() else {}
-        named = [name for name in (noted.get("path"), config["base_model_name_or_path"]) if name]
-        place = next((name for name in named if Path(name).is_dir()), named[0])
-        return Base(place, config.get("revision"), noted.get("sha256")), bool(noted.get("is_folder"))
-    except (OSError, ValueError, KeyError, AttributeError, IndexError, TypeError) as problem:
+        with reading("adapter", str(folder)):
+            return _injected(module, config, base)
+    except ConfigurationError as problem:
         raise ModelError(
-            f"{str(folder)!r} holds an adapter, but its {CONFIG} does not tell of which model. Correct "
-            "`base_model_name_or_path` there."
+            f"the adapter in {str(folder)!r} does not fit {base.path!r}: {in_short(problem.__cause__ or problem)}. "
+            "Give the folder of an adapter of that model."
         ) from problem
-
-
-def fingerprint(module: nn.Module) -> str:
-    """SHA-256 of all weights in bfloat16, the same for every type of number that the model may be loaded in."""
-    digest = hashlib.sha256()
-    for name, weight in sorted(module.named_parameters()):
-        digest.update(f"{name} {list(weight.shape)}".encode())
-        digest.update(weight.detach().to("cpu", torch.bfloat16).contiguous().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def _injected(module: Any, config: Any, base: Base) -> Adapter:
@@ -322,12 +285,3 @@ def _injected(module: Any, config: Any, base: Base) -> Adapter:
         )
     module.eval()  # new layers come in training mode
     return adapter
-
-
-def _refuse_other_base(folder: Path, base: Base) -> None:
-    noted, _ = _named_base(folder)
-    if noted is not None and noted.sha256 and base.sha256 and noted.sha256 != base.sha256:
-        raise ModelError(
-            f"the adapter in {str(folder)!r} was trained on other weights than {base.path!r} has now (SHA-256 "
-            f"{noted.sha256[:12]} then, {base.sha256[:12]} now). Restore that model, or start a new run."
-        )

@@ -12,13 +12,13 @@ from transformers import AutoConfig
 
 from tutelage.errors import ModelError, in_short
 from tutelage.files import sha256_of
-from tutelage.models.adapters import base_of
+from tutelage.models.adapter_files import CONFIG, base_of
 from tutelage.models.loading import check_files
+from tutelage.models.reading import read_json, reading
 from tutelage.models.vocabulary import PROBE_TEXT
 
 __all__ = ["tokenizer_fingerprint", "weights_fingerprint"]
 
-ADAPTER_CONFIG = "adapter_config.json"
 # Keys of either configuration that may differ.
 NOT_THE_MODEL = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "base_model_name_or_path", "revision")
 
@@ -37,13 +37,14 @@ def weights_fingerprint(
     check_files(path, allow_pickle=allow_pickle)
     folder, base = Path(path), base_of(path)
     if not folder.is_dir():
-        config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
+        with reading("model", path):
+            config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
         return f"hub {path} at {getattr(config, '_commit_hash', None) or revision}"
     files = sorted([*folder.glob("*.safetensors"), *(folder.glob("*.bin") if allow_pickle else [])])
     try:
-        content: dict[str, Any] = json.loads((folder / ("config.json" if base is None else ADAPTER_CONFIG)).read_text())
+        content = read_json(folder / ("config.json" if base is None else CONFIG))
         sums = {file.name: _sum_of_unchanged(file, file.stat().st_size, file.stat().st_mtime_ns) for file in files}
-    except (OSError, ValueError) as problem:
+    except OSError as problem:
         raise ModelError(
             f"{path!r} cannot be read: {in_short(problem)}. Give a model directory that is whole."
         ) from problem

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tutelage.models.language_model import LanguageModel
+from tutelage.models.saving import follow_umask
 
 __all__ = ["save_untied"]
 
@@ -26,3 +27,4 @@ def save_untied(student: LanguageModel, folder: Path) -> None:
         config.tie_word_embeddings = is_tied
     if student.tokenizer is not None:
         student.tokenizer.save_pretrained(folder)
+    follow_umask(folder)

@@ -26,7 +26,7 @@ from tutelage.models.context import ContextLength, context_length_in
 from tutelage.models.llama_forward import LlamaForward
 from tutelage.models.packing import pack
 
-__all__ = ["LanguageModel", "as_language_model"]
+__all__ = ["LanguageModel", "as_language_model", "ids_of", "stop_ids_of"]
 
 
 @dataclass
@@ -398,11 +398,12 @@ def stop_ids_of(module: Any, tokenizer: Any = None) -> tuple[int, ...]:
     """Every id that ends an answer: the tokenizer's first, then those of the generation and model configurations."""
     candidates: list[int] = []
     for source in (tokenizer, getattr(module, "generation_config", None), module.config):
-        candidates.extend(_ids(getattr(source, "eos_token_id", None)))
+        candidates.extend(ids_of(getattr(source, "eos_token_id", None)))
     return tuple(dict.fromkeys(candidates))
 
 
-def _ids(value: int | Iterable[int] | None) -> list[int]:
+def ids_of(value: int | Iterable[int] | None) -> list[int]:
+    """Token ids of a configuration's entry that may be none, one or several."""
     if value is None:
         return []
     assert not isinstance(value, Mapping)

@@ -6,17 +6,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
-from transformers.utils import logging as transformers_logging
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from tutelage.errors import ConfigurationError, ModelError, in_short
+from tutelage.errors import ConfigurationError, ModelError
 from tutelage.hub import check_hub
-from tutelage.models.adapters import AdapterSettings, Base, add_adapter, base_of, fingerprint, read_adapter
+from tutelage.models.adapter_files import WEIGHTS as ADAPTER_WEIGHTS
+from tutelage.models.adapter_files import Base, base_of, fingerprint
+from tutelage.models.adapters import AdapterSettings, add_adapter, read_adapter
 from tutelage.models.context import ContextLength, context_length_in
+from tutelage.models.finite import check_finite_weights
+from tutelage.models.generation import read_generation_config
 from tutelage.models.language_model import LanguageModel, stop_ids_of
-from tutelage.models.quantised import quantised
+from tutelage.models.quantised import method_of, quantised
+from tutelage.models.reading import ADVICE, reading
 from tutelage.models.serving import check_servable
+from tutelage.models.weight_check import check_report, load_meta_module, quietly
+from tutelage.models.weight_files import weight_files
 
 __all__ = ["check_distinct", "check_files", "context_length_of", "load_language_model", "load_tokenizer"]
 
@@ -46,14 +51,12 @@ def load_tokenizer(path: str, *, revision: str | None = None, trust_remote_code:
         _check_directory(path, "config.json")
     elif not (Path(path) / "tokenizer_config.json").is_file():
         path, revision = base.path, base.revision
-    try:
+    with reading("tokenizer", path):
         tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError) as problem:
-        raise _not_loaded("tokenizer", path, problem) from problem
     # Where there are no files, transformers makes up a tokenizer without tokens, and everything it reads is empty.
     names, folder = sorted(set(tokenizer.vocab_files_names.values())), Path(path)
     if names and folder.is_dir() and not any((folder / name).exists() for name in names):
-        raise ModelError(f"{path!r} has no tokenizer (none of {', '.join(names)}). {_ADVICE}.")
+        raise ModelError(f"{path!r} has no tokenizer (none of {', '.join(names)}). {ADVICE}.")
     return tokenizer
 
 
@@ -68,10 +71,12 @@ def check_files(path: str, *, allow_pickle: bool = False) -> None:
     base = base_of(path)
     if base is None:
         _check_directory(path, "config.json")
-        _check_weights(path, allow_pickle)
-    else:
-        check_files(base.path, allow_pickle=allow_pickle)
-        _check_weights(path, allow_pickle=False)
+        if Path(path).is_dir():
+            weight_files(path, allow_pickle=allow_pickle)
+        return
+    check_files(base.path, allow_pickle=allow_pickle)
+    if not (Path(path) / ADAPTER_WEIGHTS).is_file():
+        raise ModelError(f"{path!r} has an adapter's configuration but no weights ({ADAPTER_WEIGHTS}). {ADVICE}.")
 
 
 def context_length_of(
@@ -82,11 +87,9 @@ def context_length_of(
     if base is not None:
         path, revision = base.path, base.revision
     _check_directory(path, "config.json")
-    try:
+    with reading("model", path):
         config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError) as problem:
-        raise _not_loaded("model", path, problem) from problem
-    return context_length_in(config.get_text_config())
+        return context_length_in(config.get_text_config())
 
 
 def load_language_model(
@@ -123,72 +126,60 @@ def load_language_model(
     check_files(path, allow_pickle=allow_pickle)
     noted = base_of(path)
     base = Base(path, revision) if noted is None else noted
-    # The hub's progress bars would tear through our own display.
-    transformers_logging.disable_progress_bar()
-    try:
-        module: Any = AutoModelForCausalLM.from_pretrained(
+    source: dict[str, Any] = {"revision": base.revision, "trust_remote_code": trust_remote_code}
+    outline = load_meta_module(base.path, dtype=DTYPES[dtype], allow_pickle=allow_pickle, attention=attention, **source)
+    comes_quantised = method_of(outline.config) is not None
+    placement = (
+        {"device_map": {"": str(device)}} if comes_quantised else {}
+    )  # quantised weights are made where they stay
+    if quantization is not None:
+        placement = quantised(quantization, DTYPES[dtype], device)
+    with reading("model", base.path), quietly():
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             base.path,
             dtype=DTYPES[dtype],
-            revision=base.revision,
-            trust_remote_code=trust_remote_code,
             use_safetensors=None if allow_pickle else True,
             attn_implementation=attention,
-            **({} if quantization is None else quantised(quantization, DTYPES[dtype], device)),
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are refused by name below
+            **source,
+            **placement,
         )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as problem:
-        if isinstance(problem, ConfigurationError):
-            raise
-        raise _not_loaded("model", base.path, problem) from problem
+    module, report = loaded
+    check_report(report, base.path)
+    check_finite_weights(module, base.path)
     # Rollouts and losses must see the same distribution, so dropout stays off throughout, also while training.
     module.eval()
     fitted = None
     if noted is not None or adapter is not None:
         # Numbers that were rounded twice, or quantised, cannot be compared with those of the files.
-        is_comparable = dtype != "float16" and quantization is None
+        is_comparable = dtype != "float16" and not placement
         base = Base(base.path, base.revision, fingerprint(module) if is_comparable else None)
         # Before the model moves to its device, so that a fresh adapter is the same on all of them.
         if noted is not None:
             fitted = read_adapter(module, Path(path), base)
         elif adapter is not None:
             fitted = add_adapter(module, adapter, base, seed)
-    if noted is not None and (Path(path) / "generation_config.json").is_file():
-        module.generation_config = GenerationConfig.from_pretrained(path)
-    if quantization is None:  # quantised weights are made where they stay
+    # Of an adapter's folder its own; and aloud where there is a damaged one, which transformers passes over.
+    if Path(path).is_dir() and (generation_config := read_generation_config(path)) is not None:
+        module.generation_config = generation_config
+    if not placement:
         module.to(device)
-    model = LanguageModel(module, tokenizer, stop_ids_of(module, tokenizer), name=path, adapter=fitted)
+    with reading("stop ids of the model", path):
+        stop_ids = stop_ids_of(module, tokenizer)
+    model = LanguageModel(module, tokenizer, stop_ids, name=path, adapter=fitted)
     check_servable(model)
     return model
 
 
-_ADVICE = "Give a model directory (config.json, *.safetensors, tokenizer.json) or a Hugging Face hub id"
-
-
 def _check_directory(path: str, file_name: str) -> None:
     folder = Path(path)
-    if folder.is_dir() and not (folder / file_name).exists():
-        raise ModelError(f"{path!r} has no {file_name}, so it is not a model directory. {_ADVICE}.")
+    if folder.is_dir() and not (folder / file_name).is_file():
+        raise ModelError(f"{path!r} has no {file_name}, so it is not a model directory. {ADVICE}.")
     if not folder.exists() and (path.startswith((".", "/", "~")) or path.count("/") > 1):
-        raise ModelError(f"model directory {path!r} does not exist. {_ADVICE}.")
+        raise ModelError(f"model directory {path!r} does not exist. {ADVICE}.")
     if not folder.exists():
         check_hub(path, "model")
-
-
-def _check_weights(path: str, allow_pickle: bool) -> None:
-    folder = Path(path)
-    if not folder.is_dir() or any(folder.glob("*.safetensors")):
-        return
-    if not any(folder.glob("*.bin")):
-        raise ModelError(f"{path!r} has a config.json but no weights (*.safetensors). {_ADVICE}.")
-    if not allow_pickle:
-        raise ModelError(
-            f"{path!r} has only pickled weights (*.bin), which can run code when opened; safetensors are expected. "
-            "Convert them (load once, then `save_pretrained`), or set `allow_pickle = true` if you trust the file."
-        )
-
-
-def _not_loaded(what: str, path: str, problem: Exception) -> ModelError:
-    where = "" if Path(path).exists() else " (no such directory here, so it was taken for a hub id)"
-    return ModelError(f"no {what} could be loaded from {path!r}{where}: {in_short(problem)}. {_ADVICE}.")
 
 
 def _identity(path: str) -> str:

@@ -6,17 +6,18 @@ the real model, worked out by the same code, and nothing can be computed with it
 
 from __future__ import annotations
 
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
-from tutelage.errors import ModelError, in_short
-from tutelage.models.adapters import AdapterSettings, Base, add_adapter, base_of, place_adapter
+from tutelage.models.adapter_files import Base, base_of
+from tutelage.models.adapters import AdapterSettings, add_adapter, place_adapter
+from tutelage.models.generation import read_generation_config
 from tutelage.models.language_model import LanguageModel, stop_ids_of
 from tutelage.models.loading import DTYPES, check_files
+from tutelage.models.reading import reading
+from tutelage.models.weight_check import load_meta_module
 
 __all__ = ["outline_of"]
 
@@ -29,6 +30,7 @@ def outline_of(
     revision: str | None = None,
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
+    attention: str | None = None,
     adapter: AdapterSettings | None = None,
     needs_weights: bool = True,
 ) -> LanguageModel:
@@ -45,23 +47,23 @@ def outline_of(
         check_files(path, allow_pickle=allow_pickle)
     noted = base_of(path)
     base = Base(path, revision) if noted is None else noted
-    try:
-        config = AutoConfig.from_pretrained(base.path, revision=base.revision, trust_remote_code=trust_remote_code)
-        with torch.device("meta"):
-            module: Any = AutoModelForCausalLM.from_config(
-                config, dtype=DTYPES[dtype], trust_remote_code=trust_remote_code
-            )
-    except (OSError, ValueError, KeyError, RuntimeError) as problem:
-        raise ModelError(
-            f"no model can be made of the configuration in {base.path!r}: {in_short(problem)}. Give a model "
-            "directory or hub id of a causal language model."
-        ) from problem
-    with suppress(OSError):  # without one, it stops where its configuration says
-        module.generation_config = GenerationConfig.from_pretrained(path, revision=revision or "main")
+    module = load_meta_module(
+        base.path,
+        dtype=DTYPES[dtype],
+        revision=base.revision,
+        trust_remote_code=trust_remote_code,
+        allow_pickle=allow_pickle,
+        attention=attention,
+        needs_weights=needs_weights,
+    )
+    if (generation_config := read_generation_config(path, revision)) is not None:
+        module.generation_config = generation_config
     fitted = None
     with torch.device("meta"):
         if noted is not None:
             fitted = place_adapter(module, Path(path), base)
         elif adapter is not None:
             fitted = add_adapter(module, adapter, base, seed=0)
-    return LanguageModel(module, tokenizer, stop_ids_of(module, tokenizer), name=path, adapter=fitted)
+    with reading("stop ids of the model", path):
+        stop_ids = stop_ids_of(module, tokenizer)
+    return LanguageModel(module, tokenizer, stop_ids, name=path, adapter=fitted)

@@ -1,18 +1,91 @@
-"""A backbone in 4 bits for an adapter to learn on: QLoRA (arXiv 2305.14314), through `bitsandbytes` on CUDA.
+"""Weights that are codes for numbers: a backbone in 4 bits for an adapter to learn on, and folders that come quantised.
 
-Not tried yet on a GPU: the tests see the refusals and what is asked of `transformers`.
+QLoRA (arXiv 2305.14314) goes through `bitsandbytes` on CUDA. It was not tried yet on a GPU: the tests see the refusals
+and what is asked of `transformers`. A folder that comes quantised (FP8, AWQ, GPTQ, ...) can be a teacher. It cannot be
+a student: codes do not learn, and what was saved or merged would be written in codes that nobody can read back.
 """
 
 from __future__ import annotations
 
 import importlib.util
+from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.quantizers import AutoHfQuantizer
 
 from tutelage.errors import ConfigurationError
+from tutelage.models.reading import read_json
 
-__all__ = ["check_quantization", "quantised"]
+__all__ = [
+    "check_learnable",
+    "check_packages",
+    "check_quantization",
+    "check_unquantised",
+    "is_quantised",
+    "method_of",
+    "quantised",
+]
+
+
+def method_of(config: Any) -> str | None:
+    """How the weights of a folder are quantised, from its configuration; None = they are plain numbers."""
+    for place in (config, config.get_text_config()):
+        settings = getattr(place, "quantization_config", None)
+        if settings is not None:
+            method = settings.get("quant_method") if isinstance(settings, dict) else settings.quant_method
+            return str(getattr(method, "value", method))
+    return None
+
+
+def is_quantised(module: Any) -> bool:
+    """Whether a loaded model's weights are codes, or were when they were read."""
+    return getattr(module, "hf_quantizer", None) is not None
+
+
+def check_learnable(module: Any, path: str) -> None:
+    """Refuse a student whose weights came quantised, as one from the hub may.
+
+    Raises:
+      ConfigurationError: names how they are quantised.
+    """
+    if is_quantised(module):
+        raise ConfigurationError(_refusal(path, str(method_of(module.config))))
+
+
+def check_packages(config: Any) -> None:
+    """Ask the quantiser of a folder whether it can run here; it answers with an ImportError that says what it needs."""
+    settings = getattr(config, "quantization_config", None)
+    if settings is not None:
+        place = {"": "cuda" if torch.cuda.is_available() else "cpu"}
+        AutoHfQuantizer.from_config(settings, pre_quantized=True).validate_environment(device_map=place)
+
+
+def check_unquantised(path: str, base_path: str | None = None) -> None:
+    """Refuse a student whose folder, or whose adapter's base, is quantised; a hub id is looked at when it is loaded.
+
+    Raises:
+      ConfigurationError: names how it is quantised.
+    """
+    file = Path(base_path or path) / "config.json"
+    if not file.is_file():
+        return
+    settings = read_json(file)
+    text = settings.get("text_config")
+    for table in (settings, text if isinstance(text, dict) else {}):
+        if table.get("quantization_config") is not None:
+            quantization = table["quantization_config"]
+            method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
+            raise ConfigurationError(_refusal(path, str(method)))
+
+
+def _refusal(path: str, method: str) -> str:
+    """Why such a model cannot be the student."""
+    return (
+        f"student {path!r} has weights that are quantised already ({method}); these cannot learn, and neither they nor "
+        "an adapter merged into them could be saved rightly. Set `student` to the model before it was quantised; with "
+        "[student.adapter], student.quantization = '4bit' then keeps it small. As a teacher it may stay quantised."
+    )
 
 
 def check_quantization(quantization: str, device: str | torch.device) -> None:

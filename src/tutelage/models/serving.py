@@ -36,6 +36,7 @@ LOCAL_LAYER_TYPES = {"local"}
 TRIED_TOKENS, TRIED_WINDOW = 6, 3
 # Largest difference of log-probabilities, in nats, between cached and plain decoding that rounding explains.
 TOLERANCES = {torch.float64: 1e-8, torch.float32: 1e-3, torch.bfloat16: 0.25, torch.float16: 0.05}
+QUANTISED_TOLERANCE = 0.25  # weights that are codes; products are made in bfloat16 or float16
 
 
 def check_servable(model: LanguageModel) -> None:
@@ -81,7 +82,7 @@ def _disagreement(model: LanguageModel) -> str | None:
         return f"decoding through the cache failed with {type(problem).__name__}: {problem}"
     if math.isnan(error):
         return f"its logits are NaN, so its weights are damaged or overflow in {model.module.dtype}"
-    tolerance = TOLERANCES[model.module.dtype]
+    tolerance = TOLERANCES.get(model.module.dtype, QUANTISED_TOLERANCE)
     if not error <= tolerance:
         window = getattr(model.config, "sliding_window", None)
         hint = "" if not window else f" (its configuration has sliding_window = {window}; null if its code knows none)"

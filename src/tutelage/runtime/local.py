@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tutelage.errors import ConfigurationError, NonFiniteError, TutelageError
-from tutelage.models import LanguageModel
+from tutelage.models import LanguageModel, is_all_finite
 
 __all__ = ["Learner", "LocalRuntime"]
 
@@ -124,7 +124,8 @@ class LocalRuntime:
         """Clip the gradients, step, clear them; returns the gradient norm before clipping.
 
         Raises:
-          NonFiniteError: the norm is NaN or infinite; the parameters are left as they were.
+          NonFiniteError: the norm is NaN or infinite, and the parameters are left as they were; or the parameters or
+            the optimizer's moments are after the step.
         """
         parameters: list[Tensor] = [
             p for group in optimizer.param_groups for p in group["params"] if p.grad is not None
@@ -135,7 +136,24 @@ class LocalRuntime:
             raise NonFiniteError(f"the gradient norm is {norm}")
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        self.check_finite(optimizer)
         return norm
+
+    def check_finite(self, optimizer: torch.optim.Optimizer) -> None:
+        """Look at what learns and at the optimizer's moments, in all processes.
+
+        Raises:
+          NonFiniteError: some are NaN or infinite, here or elsewhere, so that no process goes on.
+        """
+        weights = [p for group in optimizer.param_groups for p in group["params"]]
+        moments = [
+            value
+            for state in optimizer.state.values()
+            for value in state.values()
+            if isinstance(value, Tensor) and value.dim()
+        ]
+        if self.all_sum(float(not is_all_finite([*weights, *moments]))):
+            raise NonFiniteError("after the update, weights or the optimizer's moments are NaN or infinite")
 
 
 def gathered(value: Any) -> Any:

@@ -1,13 +1,7 @@
 """What is one step, and how do steps make a run?"""
 
-from tutelage.training.checkpoint import (
-    Checkpoints,
-    CheckpointSettings,
-    TrainerState,
-    find_resumable,
-    named_checkpoints,
-    read_state,
-)
+from tutelage.training.checkpoint import Checkpoints, CheckpointSettings, find_resumable, named_checkpoints
+from tutelage.training.checkpoint_files import TrainerState, read_state
 from tutelage.training.data import PromptOrder
 from tutelage.training.loop import EvaluationPlan, Run, train
 from tutelage.training.loss_form import refuse_method, refuse_models

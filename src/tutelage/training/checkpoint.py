@@ -27,14 +27,25 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from tutelage.errors import CheckpointError, ConfigurationError
-from tutelage.files import sha256_of, write_whole
-from tutelage.models import LanguageModel, Vocabulary, save_student
-from tutelage.models.adapters import BASE
+from tutelage.errors import CheckpointError, ConfigurationError, ModelError, NonFiniteError
+from tutelage.files import write_whole
+from tutelage.models import LanguageModel, Vocabulary, check_saved, is_all_finite, save_student
+from tutelage.training.checkpoint_files import (
+    MANIFEST,
+    OPTIMIZER,
+    PAST,
+    TRAINER,
+    TrainerState,
+    check_read_back,
+    damage_of,
+    fingerprint_of,
+    step_of,
+    tensors_in,
+)
 
-__all__ = ["CheckpointSettings", "Checkpoints", "TrainerState", "find_resumable", "named_checkpoints"]
+__all__ = ["CheckpointSettings", "Checkpoints", "find_resumable", "named_checkpoints"]
 
-INDEX, MANIFEST, TRAINER, OPTIMIZER, PAST = "index.json", "manifest.json", "trainer.json", "optimizer.pt", "past.pt"
+INDEX = "index.json"
 
 
 @dataclass(frozen=True)
@@ -57,24 +68,6 @@ class CheckpointSettings:
                 raise ConfigurationError(f"checkpoint.{name} is {getattr(self, name)}; it must be at least 1.")
 
 
-@dataclass
-class TrainerState:
-    """Where a run stands, beside the weights and the optimizer.
-
-    Fields:
-      step: updates made so far = the next step's index, on which schedules and randomness depend.
-      prompts_used: data cursor; prompts drawn so far.
-      seed: of the run.
-      best_value, best_step: best evaluation so far and when.
-    """
-
-    step: int = 0
-    prompts_used: int = 0
-    seed: int = 0
-    best_value: float | None = None
-    best_step: int | None = None
-
-
 class Checkpoints:
     """The `checkpoints/` folder of one run."""
 
@@ -94,13 +87,19 @@ class Checkpoints:
         moments: Mapping[str, Any],
         past: LanguageModel | None = None,
     ) -> Path:
-        """Write the checkpoint of `state.step`, then drop the ones that need not stay.
+        """Write the checkpoint of `state.step` and read it back, then drop the ones that need not stay.
 
         `moments`: the optimizer's state. `past`: the student of an earlier step, if the run cannot do without it.
 
         Raises:
-          CheckpointError: it could not be written (disk full, permissions); earlier checkpoints are untouched.
+          CheckpointError: it could not be written (disk full, permissions), or what was written is not what is in
+            memory; earlier checkpoints are untouched.
+          NonFiniteError: weights or moments are NaN or infinite; nothing was written.
         """
+        if not is_all_finite([*student.learned().values(), *tensors_in(moments)]):
+            raise NonFiniteError(
+                "the student's weights or the optimizer's moments are NaN or infinite, so they are not saved"
+            )
         place = self.path(state.step)
         beside = self.folder / f".writing-{place.name}"
         try:
@@ -112,7 +111,9 @@ class Checkpoints:
             if past is not None:
                 torch.save(past.learned(), beside / PAST)
             _write_json(beside / TRAINER, vars(state))
-            _write_json(beside / MANIFEST, {path.name: _fingerprint(path) for path in sorted(beside.iterdir())})
+            check_saved(student, vocabulary, beside)
+            check_read_back(beside, moments, past)
+            _write_json(beside / MANIFEST, {path.name: fingerprint_of(path) for path in sorted(beside.iterdir())})
             for path in (*beside.iterdir(), beside):
                 _flush(path)
             if place.exists():  # a damaged one that the run fell back from; a good one is never written twice
@@ -120,6 +121,12 @@ class Checkpoints:
             beside.rename(place)
             _flush(self.folder)
             self._write_index(state)
+        except ModelError as problem:
+            shutil.rmtree(beside, ignore_errors=True)
+            raise CheckpointError(
+                f"the checkpoint of step {state.step} is not the student in memory, and was dropped: {problem} Earlier "
+                "checkpoints are untouched."
+            ) from problem
         except (OSError, RuntimeError, SafetensorError) as problem:  # a full disk, as each of the writers reports it
             shutil.rmtree(beside, ignore_errors=True)
             raise CheckpointError(
@@ -155,10 +162,26 @@ class Checkpoints:
 
 
 def named_checkpoints(folder: Path) -> dict[str, Path]:
-    """Which checkpoint is "last", and which is "best" where one is, of `checkpoints/`; empty before the first."""
+    """Which checkpoint is "last", and which is "best" where one is, of `checkpoints/`; empty before the first.
+
+    Raises:
+      CheckpointError: the index cannot be read, or names something else than checkpoints beside it.
+    """
     index = folder / INDEX
-    noted = json.loads(index.read_text()) if index.is_file() else {}
-    return {name: folder / noted[name] for name in ("last", "best") if name in noted}
+    if not index.is_file():
+        return {}
+    try:
+        noted = json.loads(index.read_text(encoding="utf-8"))
+        named = {name: noted[name] for name in ("last", "best") if name in noted}
+        is_right = all(step_of(name) is not None for name in named.values())
+    except (OSError, ValueError, TypeError, RecursionError):
+        is_right = False
+    if not is_right:
+        raise CheckpointError(
+            f"{index} cannot be read, or names no checkpoint beside it; expected names such as 'step-000020'. Resume "
+            "the run, which writes it anew, or give the checkpoint's own folder."
+        )
+    return {name: folder / each for name, each in named.items()}
 
 
 def find_resumable(folder: Path) -> tuple[Path | None, list[str]]:
@@ -171,53 +194,19 @@ def find_resumable(folder: Path) -> tuple[Path | None, list[str]]:
     """
     complaints: list[str] = []
     for _, path in sorted(_complete(folder), reverse=True):
-        problem = _damage(path)
+        problem = damage_of(path)
         if problem is None:
             return path, complaints
         complaints.append(f"checkpoint {path.name} is damaged ({problem})")
     return None, complaints
 
 
-def read_state(path: Path) -> TrainerState:
-    """The trainer state of a checkpoint that `find_resumable` found whole."""
-    return TrainerState(**json.loads((path / TRAINER).read_text()))
-
-
-def read_moments(path: Path) -> Mapping[str, Any]:
-    """The optimizer's state of a checkpoint."""
-    moments: Mapping[str, Any] = torch.load(path / OPTIMIZER, weights_only=True, map_location="cpu")
-    return moments
-
-
-def load_past(path: Path, past: LanguageModel) -> None:
-    """Give a copy of the student the weights that `save` got as `past`."""
-    past.load_learned(torch.load(path / PAST, weights_only=True, map_location="cpu"))
-
-
 def _complete(folder: Path) -> Iterator[tuple[int, Path]]:
     if folder.is_dir():
         for path in folder.iterdir():
-            if path.name.startswith("step-") and path.name[5:].isdigit() and path.is_dir():
-                yield int(path.name[5:]), path
-
-
-def _damage(path: Path) -> str | None:
-    try:
-        manifest = json.loads((path / MANIFEST).read_text())
-        for name, expected in manifest.items():
-            if name == BASE:  # which says where an adapter's base lies, and is corrected when that is moved
-                continue
-            if not (path / name).exists():
-                return f"{name} is missing"
-            if _fingerprint(path / name) != expected:
-                return f"{name} is not what was written"
-    except (OSError, ValueError, AttributeError) as problem:
-        return f"{MANIFEST} cannot be read: {problem}"
-    return None
-
-
-def _fingerprint(path: Path) -> dict[str, Any]:
-    return {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
+            step = step_of(path.name)
+            if step is not None and path.is_dir():
+                yield step, path
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

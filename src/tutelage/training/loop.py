@@ -19,7 +19,8 @@ from tutelage.evaluation import GREEDY_SUFFIX, EvaluationSet, evaluate
 from tutelage.policies import Policy
 from tutelage.rollout import PairedEngine, Spread
 from tutelage.runtime import LocalRuntime
-from tutelage.training.checkpoint import Checkpoints, CheckpointSettings, TrainerState, read_moments, read_state
+from tutelage.training.checkpoint import Checkpoints, CheckpointSettings
+from tutelage.training.checkpoint_files import TrainerState, check_moments, read_moments, read_state
 from tutelage.training.data import PromptOrder
 from tutelage.training.interruption import Interruption
 from tutelage.training.observer import Observer
@@ -114,7 +115,8 @@ def train(run: Run, observer: Observer) -> TrainerState:
       ConfigurationError: a tracker cannot be started; nothing has been computed yet.
       RunInterrupted: Ctrl-C or SIGTERM; the run was saved at the step it had reached.
       ServerError: a server that computes for the run is gone; saved likewise.
-      NonFiniteError: a loss or gradient was not finite; names the step, and the last good checkpoint stays.
+      NonFiniteError: a loss or a gradient was not finite, or the weights or moments after an update; names the step,
+        and the last good checkpoint stays.
       CheckpointError: a checkpoint could not be written; the previous one stays.
     """
     try:
@@ -147,7 +149,9 @@ def _train(run: Run, observer: Observer) -> TrainerState:
     state = TrainerState(seed=run.seed)
     if run.resume_from is not None:
         state = read_state(run.resume_from)
-        learner.load_moments(optimizer, read_moments(run.resume_from))
+        moments = read_moments(run.resume_from)
+        check_moments(moments, optimizer, run.resume_from)
+        learner.load_moments(optimizer, moments)
         past.restore(state.step, run.resume_from)
         run.runtime.from_first(lambda: checkpoints.settle(state))
     if run.is_resumed:
@@ -228,7 +232,7 @@ def _train(run: Run, observer: Observer) -> TrainerState:
                 "no checkpoint was written yet" if saved_step is None else f"the checkpoint of step {saved_step} stays"
             )
             raise NonFiniteError(
-                f"step {state.step}: {problem}. The run stops without an update from it; {last}. A lower "
+                f"step {state.step}: {problem}. The run stops, and nothing of it is saved; {last}. A lower "
                 "optimizer.learning_rate usually helps; with divergence.rest = 'tail' an infinite loss means that the "
                 "teacher itself rules out what the student does."
             ) from problem

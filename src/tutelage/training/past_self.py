@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tutelage.models import LanguageModel
-from tutelage.training.checkpoint import load_past
+from tutelage.training.checkpoint_files import load_past
 
 __all__ = ["PastSelf"]
 

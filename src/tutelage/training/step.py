@@ -235,7 +235,7 @@ def apply_update(
     """Make the step's one update, and say what happened in it. Must not be interrupted half-way.
 
     Raises:
-      NonFiniteError: the gradient is NaN or infinite; no update was made.
+      NonFiniteError: the gradient is NaN or infinite, and no update was made; or the weights or moments are after it.
     """
     learning_rate = settings.rate_at(pending.step)
     for group in optimizer.param_groups:

@@ -28,7 +28,8 @@ from tutelage.models import (
     save_student,
     save_untied,
 )
-from tutelage.models.adapters import Base, add_adapter, fingerprint
+from tutelage.models.adapter_files import Base, fingerprint
+from tutelage.models.adapters import add_adapter
 from tutelage.models.quantised import quantised
 from tutelage.models.vocabulary import Vocabulary
 

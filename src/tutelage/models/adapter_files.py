@@ -1,0 +1,140 @@
+"""The folder of an adapter: which base it names, and whether it is what we can put there."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tutelage.errors import ModelError
+from tutelage.models.reading import read_json
+from tutelage.models.weight_check import is_plain_float
+
+__all__ = [
+    "BASE",
+    "CONFIG",
+    "WEIGHTS",
+    "Base",
+    "base_of",
+    "check_adapter_weights",
+    "check_only_low_rank",
+    "check_same_base",
+    "fingerprint",
+]
+
+WEIGHTS, CONFIG, BASE = "adapter_model.safetensors", "adapter_config.json", "base.json"
+# Settings of peft under which an adapter is more than low-rank differences of linear layers.
+BEYOND_LOW_RANK = ("modules_to_save", "trainable_token_indices", "layer_replication", "target_parameters")
+CHANGES_BASE = ("pissa", "olora", "corda", "loftq")  # ways to begin that put other weights into the base
+
+
+@dataclass(frozen=True)
+class Base:
+    """The backbone that an adapter was made for.
+
+    Fields:
+      path, revision: where it is.
+      sha256: of its weights; None = not known (other tools do not note it, and quantised weights are not compared).
+    """
+
+    path: str
+    revision: str | None = None
+    sha256: str | None = None
+
+
+def base_of(path: str) -> Base | None:
+    """The base of an adapter's folder; None if the path is no such folder.
+
+    Raises:
+      ModelError: the folder does not name its base, or that is a folder which is not there.
+    """
+    base, was_folder = _named_base(Path(path))
+    if base is not None and was_folder and not Path(base.path).is_dir():
+        raise ModelError(
+            f"the adapter in {path!r} belongs to the model in {base.path!r}, which is not there. Put it back, or write "
+            f'where it is now into "path" of {Path(path) / BASE}; relative paths begin in the directory of the command.'
+        )
+    return base
+
+
+def _named_base(folder: Path) -> tuple[Base | None, bool]:
+    """The base that an adapter's folder names, and whether it was a folder when the adapter was saved.
+
+    A base that was moved is named anew by "path" in base.json, or by `base_model_name_or_path`, as peft has it. Whether
+    it is the same one is for its SHA-256 to say.
+    """
+    if not (folder / CONFIG).is_file():
+        return None, False
+    if (folder / "config.json").is_file():
+        raise ModelError(
+            f"{str(folder)!r} holds a model (config.json) and an adapter ({CONFIG}), and it is not clear which one is "
+            "meant. Move one of them to a folder of its own."
+        )
+    config = read_json(folder / CONFIG)
+    noted = read_json(folder / BASE) if (folder / BASE).is_file() else {}
+    own = {name: config.get(name) for name in ("base_model_name_or_path", "revision")}
+    entries = own | {name: noted.get(name) for name in ("path", "sha256")}
+    wrong = [name for name, value in entries.items() if value is not None and not isinstance(value, str)]
+    named = [str(entries[name]) for name in ("path", "base_model_name_or_path") if entries[name]]
+    if wrong or not named:
+        raise ModelError(
+            f"{str(folder)!r} holds an adapter, but its {CONFIG} does not tell of which model. Correct "
+            f"`{wrong[0] if wrong else 'base_model_name_or_path'}` there."
+        )
+    place = next((name for name in named if Path(name).is_dir()), named[0])
+    return Base(place, entries["revision"], entries["sha256"]), bool(noted.get("is_folder"))
+
+
+def fingerprint(module: nn.Module) -> str:
+    """SHA-256 of all weights in bfloat16, the same for every type of number that the model may be loaded in."""
+    digest = hashlib.sha256()
+    for name, weight in sorted(module.named_parameters()):
+        digest.update(f"{name} {list(weight.shape)}".encode())
+        digest.update(weight.detach().to("cpu", torch.bfloat16).contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def check_only_low_rank(config: Any, folder: Path) -> None:
+    """Refuse an adapter that is more than low-rank differences of linear layers; the rest would be lost."""
+    more = [f"{name} = {getattr(config, name)!r}" for name in BEYOND_LOW_RANK if getattr(config, name, None)]
+    if config.bias != "none":
+        more.append(f"bias = {config.bias!r}")
+    if isinstance(config.init_lora_weights, str) and config.init_lora_weights.startswith(CHANGES_BASE):
+        more.append(f"init_lora_weights = {config.init_lora_weights!r}")
+    if more:
+        raise ModelError(
+            f"the adapter in {str(folder)!r} has {', '.join(more)}, so it is not low-rank differences of linear layers "
+            "alone. Merge it into its base with the tool that made it, and give the merged model."
+        )
+
+
+def check_adapter_weights(stored: Mapping[str, Tensor], folder: Path) -> None:
+    """Refuse what is no weight of an adapter, and numbers that cannot be one."""
+    for name, weight in stored.items():
+        if "lora_" not in name:
+            problem = f"holds {name}, which is no weight of a LoRA and would replace one of the base"
+        elif not is_plain_float(weight):
+            problem = f"holds {name} as {str(weight.dtype).removeprefix('torch.')}; floating-point numbers are expected"
+        elif not bool(weight.isfinite().all()):
+            problem = f"has numbers in {name} that are NaN or infinite"
+        else:
+            continue
+        raise ModelError(
+            f"the adapter in {str(folder)!r} {problem}. Restore the folder from its source, or give an earlier "
+            "checkpoint."
+        )
+
+
+def check_same_base(folder: Path, base: Base) -> None:
+    """Refuse an adapter that was trained on other weights than its base has."""
+    noted, _ = _named_base(folder)
+    if noted is not None and noted.sha256 and base.sha256 and noted.sha256 != base.sha256:
+        raise ModelError(
+            f"the adapter in {str(folder)!r} was trained on other weights than {base.path!r} has now (SHA-256 "
+            f"{noted.sha256[:12]} then, {base.sha256[:12]} now). Restore that model, or start a new run."
+        )

@@ -1,0 +1,45 @@
+"""Are these numbers all finite?  One look at many tensors, with one wait for the device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tutelage.errors import ModelError
+from tutelage.models.weight_check import is_plain_float
+
+__all__ = ["check_finite_weights", "is_all_finite"]
+
+
+@torch.no_grad()
+def is_all_finite(tensors: Iterable[Tensor]) -> bool:
+    """Whether no number is NaN or infinite; codes of quantised weights are not looked at.
+
+    Parts that lie elsewhere (FSDP2) are looked at where they are, so every process must ask about its own.
+    """
+    alike: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}  # one launch each
+    for tensor in tensors:
+        own = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+        if is_plain_float(own) and own.numel():
+            alike.setdefault((own.device, own.dtype), []).append(own)
+    # The largest magnitude of each, and not its 2-norm, which overflows before the numbers do. NaN passes through both.
+    return all(bool(torch.stack(torch._foreach_norm(each, float("inf"))).isfinite().all()) for each in alike.values())
+
+
+def check_finite_weights(module: Any, name: str) -> None:
+    """Refuse a model with a weight that is NaN or infinite, be it one that few tokens meet.
+
+    Raises:
+      ModelError: names the weight.
+    """
+    weights = dict(module.named_parameters())
+    if is_all_finite(weights.values()):
+        return
+    bad = next(key for key, weight in weights.items() if not is_all_finite([weight]))
+    raise ModelError(
+        f"{name} has weights that are NaN or infinite, such as {bad}, so they are damaged or overflow in "
+        f"{str(weights[bad].dtype).removeprefix('torch.')}. Restore the model's files, or set another dtype."
+    )

@@ -1,0 +1,204 @@
+"""What a checkpoint's own files hold, read with care: each may be damaged, or not be what it was when it was written.
+
+Weights are read by `models`, as those of any model folder are. Nothing that is read here can run code.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tutelage.errors import CheckpointError, in_short
+from tutelage.files import sha256_of
+from tutelage.models import LanguageModel, is_all_finite
+from tutelage.models.adapter_files import BASE
+
+__all__ = [
+    "TrainerState",
+    "check_moments",
+    "check_read_back",
+    "damage_of",
+    "fingerprint_of",
+    "load_past",
+    "read_moments",
+    "read_state",
+    "step_of",
+    "tensors_in",
+]
+
+MANIFEST, TRAINER, OPTIMIZER, PAST = "manifest.json", "trainer.json", "optimizer.pt", "past.pt"
+USE_ANOTHER = "Remove this checkpoint's folder to resume from the one before it, or restore the file"
+
+
+@dataclass
+class TrainerState:
+    """Where a run stands, beside the weights and the optimizer.
+
+    Fields:
+      step: updates made so far = the next step's index, on which schedules and randomness depend.
+      prompts_used: data cursor; prompts drawn so far.
+      seed: of the run.
+      best_value, best_step: best evaluation so far and when.
+    """
+
+    step: int = 0
+    prompts_used: int = 0
+    seed: int = 0
+    best_value: float | None = None
+    best_step: int | None = None
+
+
+def read_state(path: Path) -> TrainerState:
+    """The trainer state of a checkpoint.
+
+    Raises:
+      CheckpointError: the file is damaged.
+    """
+    try:
+        state = TrainerState(**json.loads((path / TRAINER).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, RecursionError) as problem:
+        raise CheckpointError(f"{path / TRAINER} cannot be read: {in_short(problem)}. {USE_ANOTHER}") from problem
+    counts = (state.step, state.prompts_used, state.seed, 0 if state.best_step is None else state.best_step)
+    are_counts = all(type(value) is int and value >= 0 for value in counts)
+    best = state.best_value
+    is_number = best is None or (type(best) in (int, float) and math.isfinite(best))
+    if not (are_counts and is_number) or state.step != step_of(path.name):
+        raise CheckpointError(f"{path / TRAINER} does not hold the state of {path.name}: {vars(state)}. {USE_ANOTHER}")
+    return state
+
+
+def read_moments(path: Path) -> Mapping[str, Any]:
+    """The optimizer's state of a checkpoint.
+
+    Raises:
+      CheckpointError: the file is damaged, or has moments that are NaN or infinite.
+    """
+    return _moments_in(path / OPTIMIZER)
+
+
+def check_moments(moments: Mapping[str, Any], optimizer: torch.optim.Optimizer, path: Path) -> None:
+    """Refuse moments that are not those of the optimizer's parameters.
+
+    Raises:
+      CheckpointError: names the checkpoint.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    try:
+        sizes = [len(group["params"]) for group in moments["param_groups"]]
+        fits = sizes == [len(group["params"]) for group in optimizer.param_groups] and all(
+            tensor.dim() == 0 or tensor.shape == parameters[place].shape
+            for place, each in moments["state"].items()
+            for tensor in tensors_in(each)
+        )
+    except (TypeError, KeyError, IndexError, AttributeError):
+        fits = False
+    if not fits:
+        raise CheckpointError(f"{path / OPTIMIZER} holds moments of another model than the student. {USE_ANOTHER}.")
+
+
+def _moments_in(file: Path, *, is_only_looked_at: bool = False) -> dict[str, Any]:
+    moments = _load(file, is_only_looked_at)
+    if not isinstance(moments, dict) or not {"state", "param_groups"} <= moments.keys():
+        raise CheckpointError(f"{file} is no optimizer's state. {USE_ANOTHER}")
+    if not is_all_finite(tensors_in(moments)):
+        raise CheckpointError(f"{file} has moments that are NaN or infinite. {USE_ANOTHER}")
+    return moments
+
+
+def load_past(path: Path, past: LanguageModel) -> None:
+    """Give a copy of the student the weights that `save` got as `past`.
+
+    Raises:
+      CheckpointError: the file is damaged, or those are not weights of this student.
+    """
+    weights = _load(path / PAST)
+    if not is_all_finite(tensors_in(weights)):
+        raise CheckpointError(f"{path / PAST} has weights that are NaN or infinite. {USE_ANOTHER}")
+    try:
+        past.load_learned(weights)
+    except (RuntimeError, TypeError, KeyError, AttributeError) as problem:
+        raise CheckpointError(
+            f"{path / PAST} does not fit the student: {in_short(problem)}. {USE_ANOTHER}"
+        ) from problem
+
+
+def tensors_in(content: Any) -> Iterator[Tensor]:
+    """Every tensor in nested mappings and lists."""
+    if isinstance(content, Tensor):
+        yield content
+    elif isinstance(content, Mapping):
+        for value in content.values():
+            yield from tensors_in(value)
+    elif isinstance(content, list | tuple):
+        for value in content:
+            yield from tensors_in(value)
+
+
+def _load(file: Path, is_only_looked_at: bool = False) -> Any:
+    """What `torch.save` wrote: tensors and plain values only, nothing that runs.
+
+    `is_only_looked_at`: the tensors are views of the file, which costs no memory.
+    """
+    try:
+        return torch.load(file, weights_only=True, map_location="cpu", mmap=is_only_looked_at)
+    except (OSError, RuntimeError, ValueError, EOFError, KeyError, UnpicklingError) as problem:
+        raise CheckpointError(f"{file} cannot be read: {in_short(problem)}. {USE_ANOTHER}") from problem
+
+
+def check_read_back(folder: Path, moments: Mapping[str, Any], past: LanguageModel | None) -> None:
+    """Refuse a file of the optimizer or of an earlier student that does not hold what is in memory."""
+    pairs = [(OPTIMIZER, moments), *([] if past is None else [(PAST, past.learned())])]
+    for name, held in pairs:
+        written = _load(folder / name, is_only_looked_at=True)
+        ours, theirs = list(tensors_in(held)), list(tensors_in(written))
+        is_same = len(ours) == len(theirs) and all(map(_is_equal, ours, theirs))
+        if not is_same:
+            raise CheckpointError(f"{name}, read back, does not hold what is in memory")
+
+
+def _is_equal(ours: Tensor, theirs: Tensor) -> bool:
+    return ours.dtype == theirs.dtype and torch.equal(ours.cpu(), theirs)
+
+
+def step_of(name: Any) -> int | None:
+    """The step of a checkpoint's folder name; None if it is no such name."""
+    found = re.fullmatch(r"step-(\d{1,18})", name) if isinstance(name, str) else None
+    return int(found.group(1)) if found else None
+
+
+def damage_of(path: Path) -> str | None:
+    """What is wrong with a checkpoint: files that are not those that were written, or that should not have been."""
+    try:
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        for name, expected in manifest.items():
+            if name == BASE:  # which says where an adapter's base lies, and is corrected when that is moved
+                continue
+            if Path(name).name != name:
+                return f"{MANIFEST} names {name!r}, which is not beside it"
+            if not (path / name).is_file():
+                return f"{name} is missing"
+            if fingerprint_of(path / name) != expected:
+                return f"{name} is not what was written"
+        if missing := {TRAINER, OPTIMIZER} - manifest.keys():
+            return f"{MANIFEST} does not list {sorted(missing)[0]}"
+        read_state(path)
+        _moments_in(path / OPTIMIZER, is_only_looked_at=True)
+    except CheckpointError as problem:
+        return str(problem).removesuffix(f". {USE_ANOTHER}")
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError) as problem:
+        return f"{MANIFEST} cannot be read: {in_short(problem)}"
+    return None
+
+
+def fingerprint_of(path: Path) -> dict[str, Any]:
+    """What the manifest says of a file."""
+    return {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
