@@ -81,7 +81,7 @@ def _named_base(folder: Path) -> tuple[Base | None, bool]:
     entries = own | {name: noted.get(name) for name in ("path", "sha256")}
     wrong = [name for name, value in entries.items() if value is not None and not isinstance(value, str)]
     named = [str(entries[name]) for name in ("path", "base_model_name_or_path") if entries[name]]
-    if wrong or not named:
+    if wrong or not entries["base_model_name_or_path"]:
         raise ModelError(
             f"{str(folder)!r} holds an adapter, but its {CONFIG} does not tell of which model. Correct "
             f"`{wrong[0] if wrong else 'base_model_name_or_path'}` there."

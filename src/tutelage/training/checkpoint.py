@@ -173,7 +173,7 @@ def named_checkpoints(folder: Path) -> dict[str, Path]:
     try:
         noted = json.loads(index.read_text(encoding="utf-8"))
         named = {name: noted[name] for name in ("last", "best") if name in noted}
-        is_right = all(step_of(name) is not None for name in named.values())
+        is_right = isinstance(noted, dict) and all(step_of(name) is not None for name in named.values())
     except (OSError, ValueError, TypeError, RecursionError):
         is_right = False
     if not is_right:
