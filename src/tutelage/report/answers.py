@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tutelage.report.lines import MAX_LINE_BYTES, lines_of, object_in
+from tutelage.report.lines import MAX_LINE_BYTES, is_torn, lines_of, object_in
 from tutelage.report.plain import shortened
 from tutelage.report.records import number_of
 from tutelage.report.sources import ReportedRun, grouped
@@ -102,7 +102,7 @@ def _answers_at(
                 record = object_in(line)
                 found[_key(record)] = _sound(record)
             except ValueError:
-                num_broken += line.endswith(b"\n")
+                num_broken += not is_torn(line)
     if num_broken:
         left_out.append(f"{path}: {num_broken} of the rollouts to be shown cannot be read.")
     return found

@@ -15,6 +15,7 @@ __all__ = [
     "MAX_LINE_BYTES",
     "FollowedFile",
     "Line",
+    "is_torn",
     "lines_of",
     "object_in",
     "read_jsonl",
@@ -77,7 +78,7 @@ def strict_objects(path: Path) -> Iterator[dict[str, Any]]:
         try:
             record = object_in(line)
         except ValueError as problem:
-            if _is_torn(line):
+            if is_torn(line):
                 break
             raise DataError(f"{path}, line {number} {problem}. Fix or delete that line.") from problem
         is_empty = False
@@ -99,7 +100,7 @@ def sound_objects(path: Path, left_out: list[str]) -> Iterator[dict[str, Any]]:
         try:
             yield object_in(line)
         except ValueError as problem:
-            if not _is_torn(line):
+            if not is_torn(line):
                 num_broken, first = num_broken + 1, first or f"line {number} {problem}"
     if num_broken:
         left_out.append(f"{path}: {num_broken} line{'s' * (num_broken > 1)} cannot be read; {first}.")
@@ -162,6 +163,6 @@ def _pass_over_line(file: BinaryIO) -> int:
     return passed
 
 
-def _is_torn(line: bytes) -> bool:
+def is_torn(line: bytes) -> bool:
     """It has no line end, so it is the last one, and was being written when the process died."""
     return not line.endswith(b"\n") and len(line) < MAX_LINE_BYTES
