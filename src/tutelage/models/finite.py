@@ -25,8 +25,12 @@ def is_all_finite(tensors: Iterable[Tensor]) -> bool:
         own = tensor.to_local() if hasattr(tensor, "to_local") else tensor
         if is_plain_float(own) and own.numel():
             alike.setdefault((own.device, own.dtype), []).append(own)
-    # The largest magnitude of each, and not its 2-norm, which overflows before the numbers do. NaN passes through both.
-    return all(bool(torch.stack(torch._foreach_norm(each, float("inf"))).isfinite().all()) for each in alike.values())
+    # NaN and infinity pass through the 2-norm, which is the fastest look. It may overflow before its numbers do.
+    return all(
+        bool(torch.stack(torch._foreach_norm(each)).isfinite().all())
+        or all(bool(tensor.isfinite().all()) for tensor in each)
+        for each in alike.values()
+    )
 
 
 def check_finite_weights(module: Any, name: str) -> None:
