@@ -108,7 +108,9 @@ def _some_place(content: Any, random_numbers: random.Random) -> tuple[Any, Any]:
         if holder is not None and random_numbers.random() < 0.5:
             break
         holder = content
-        key = random_numbers.choice(sorted(holder)) if isinstance(holder, dict) else random_numbers.randrange(len(holder))
+        key = (
+            random_numbers.choice(sorted(holder)) if isinstance(holder, dict) else random_numbers.randrange(len(holder))
+        )
         content = holder[key]
     return holder, key
 

@@ -98,7 +98,13 @@ def train(*overrides: str, judged: bool = False) -> list[str]:
 
 # Model folders --------------------------------------------------------------------------------------------------------
 
-MODEL_FILES = ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"]
+MODEL_FILES = [
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+]
 
 
 def spoil_model(folder: Path, random_numbers: random.Random) -> str:
@@ -326,7 +332,9 @@ def test_servers(place: Path, command: Callable[..., tuple[int, str]], seed: int
         seen.append(path)
         if len(seen) <= first_damaged:
             return code, said
-        content = damage_bytes(json.dumps(said).encode(), random_numbers) if as_bytes else damage_json(said, random_numbers)
+        content = (
+            damage_bytes(json.dumps(said).encode(), random_numbers) if as_bytes else damage_json(said, random_numbers)
+        )
         return random_numbers.choice([code, code, code, 500, 404, 200, 302]), content
 
     server = Fake(answer)
