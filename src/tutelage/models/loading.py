@@ -20,6 +20,7 @@ from tutelage.models.language_model import LanguageModel, stop_ids_of
 from tutelage.models.quantised import method_of, quantised
 from tutelage.models.reading import ADVICE, reading
 from tutelage.models.serving import check_servable
+from tutelage.models.vocabulary import PROBE_TEXT
 from tutelage.models.weight_check import check_report, load_meta_module, quietly
 from tutelage.models.weight_files import weight_files
 
@@ -57,6 +58,8 @@ def load_tokenizer(path: str, *, revision: str | None = None, trust_remote_code:
     names, folder = sorted(set(tokenizer.vocab_files_names.values())), Path(path)
     if names and folder.is_dir() and not any((folder / name).exists() for name in names):
         raise ModelError(f"{path!r} has no tokenizer (none of {', '.join(names)}). {ADVICE}.")
+    with reading("tokenizer", path):  # some damage shows when a text is cut, and not before
+        tokenizer.decode(tokenizer(PROBE_TEXT, verbose=False)["input_ids"])
     return tokenizer
 
 
