@@ -182,6 +182,8 @@ RUN = {
         ["runtime.loss is 'tiled'", "Sinkhorn compares several tokens", "runtime.loss = 'auto'"],
     ),
     "unknown weighting": (["weighting=tips"], ["weighting.name is 'tips'", "position_decay, tip"]),
+    "float16 for what learns": (["student.dtype=float16"], ["student.dtype is 'float16'", "'bfloat16'", "autocast"]),
+    "a rate that overflows": (["optimizer.learning_rate=1e39"], ["optimizer.learning_rate is 1e+39", "at most 1000"]),
     "unknown device": (["runtime.device=abacus"], ["runtime.device is 'abacus'", "cpu"]),
     "no such student": (["student=/no/such/model"], ["'/no/such/model' does not exist", "Hugging Face hub id"]),
     "a name that leads elsewhere": (["name=../../mine"], ["name is '../../mine'", "under which no file can be kept"]),

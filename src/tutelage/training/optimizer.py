@@ -12,6 +12,8 @@ from tutelage.errors import ConfigurationError
 
 __all__ = ["OptimizerSettings"]
 
+MAX_FACTOR = 1000.0  # far beyond any use, and far below what overflows
+
 
 @dataclass(frozen=True)
 class OptimizerSettings:
@@ -40,6 +42,12 @@ class OptimizerSettings:
         for name in ("warmup_steps", "weight_decay"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ConfigurationError(f"optimizer.{name} is {getattr(self, name)}; expected a number from 0 up.")
+        for name in ("learning_rate", "weight_decay", "epsilon"):
+            if getattr(self, name) > MAX_FACTOR:
+                raise ConfigurationError(
+                    f"optimizer.{name} is {getattr(self, name):g}; expected at most {MAX_FACTOR:g}. "
+                    "Leave it out for the default."
+                )
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigurationError(f"optimizer.{name} is {getattr(self, name)}; expected 0 <= {name} < 1.")
