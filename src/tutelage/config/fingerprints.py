@@ -209,7 +209,9 @@ def differences(now: Mapping[str, Any], before: Mapping[str, Any], prefix: str =
 
 def _excerpt(value: Any) -> str:
     """A value in short, of a digest its beginning."""
-    return re.sub(r"([0-9a-f]{12})[0-9a-f]{8,}(\.{3})?", r"\1...", excerpt(value, 40))
+    if isinstance(value, str):
+        value = re.sub(r"([0-9a-f]{12})[0-9a-f]{8,}", r"\1...", value)
+    return excerpt(value, 40)
 
 
 def _comparable(name: str, now: Any, before: Any) -> Any:

@@ -31,7 +31,7 @@ from tutelage.models.loading import load_tokenizer
 from tutelage.models.quantised import is_quantised
 from tutelage.models.reading import brief, reading
 from tutelage.models.saving import save_student
-from tutelage.models.serving import TOLERANCES
+from tutelage.models.serving import tolerance_of
 from tutelage.models.vocabulary import Vocabulary
 from tutelage.models.weight_check import check_report, quietly
 
@@ -168,7 +168,7 @@ def _check_forward(student: LanguageModel, twin: Any) -> None:
             each(input_ids=tokens_1T, use_cache=False).logits.float().log_softmax(-1) for each in (student.module, twin)
         )
     error = float((ours - theirs).abs().max())
-    if not error <= TOLERANCES.get(student.module.dtype, max(TOLERANCES.values())):
+    if not error <= tolerance_of(student.module):
         raise _differs(
             student, f"a configuration under which the same weights compute something else ({error:.2g} nats)"
         )

@@ -27,16 +27,20 @@ from tutelage.distributions import normalise
 from tutelage.errors import ConfigurationError, UnsupportedArchitectureError
 from tutelage.models.language_model import LanguageModel
 
-__all__ = ["both_readings", "check_servable"]
+__all__ = ["both_readings", "check_servable", "tolerance_of"]
 
 SERVED_LAYER_TYPES = {"full_attention", "sliding_attention"}
 # Windows that are masked inside a module by the length of its cache, not by the position of a query (GPT-Neo).
 LOCAL_LAYER_TYPES = {"local"}
 # Tokens that are tried, and what a window is narrowed to meanwhile.
 TRIED_TOKENS, TRIED_WINDOW = 6, 3
-# Largest difference of log-probabilities, in nats, between cached and plain decoding that rounding explains.
 TOLERANCES = {torch.float64: 1e-8, torch.float32: 1e-3, torch.bfloat16: 0.25, torch.float16: 0.05}
 QUANTISED_TOLERANCE = 0.25  # weights that are codes; products are made in bfloat16 or float16
+
+
+def tolerance_of(module: Any) -> float:
+    """Largest difference of log-probabilities, in nats, that rounding explains in a model of this type."""
+    return TOLERANCES.get(module.dtype, QUANTISED_TOLERANCE)
 
 
 def check_servable(model: LanguageModel) -> None:
@@ -82,7 +86,7 @@ def _disagreement(model: LanguageModel) -> str | None:
         return f"decoding through the cache failed with {type(problem).__name__}: {problem}"
     if math.isnan(error):
         return f"its logits are NaN, so its weights are damaged or overflow in {model.module.dtype}"
-    tolerance = TOLERANCES.get(model.module.dtype, QUANTISED_TOLERANCE)
+    tolerance = tolerance_of(model.module)
     if not error <= tolerance:
         window = getattr(model.config, "sliding_window", None)
         hint = "" if not window else f" (its configuration has sliding_window = {window}; null if its code knows none)"
@@ -100,7 +104,7 @@ def _error_across_window(model: LanguageModel) -> float:
     window = getattr(model.config, "sliding_window", None)
     with _narrow_window(model.config):
         error = _served_error(model)
-    if not window or error <= TOLERANCES[model.module.dtype]:
+    if not window or error <= tolerance_of(model.module):
         return error
     # The module may make its mask of something else, so that only the window itself shows whether both agree.
     ids = model.known_ids[:64]
