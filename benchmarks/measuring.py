@@ -3,7 +3,8 @@
 They run in turns, one round after the other (A B C, A B C, ...), and are compared within a round: a busy moment meets
 neighbours alike, and the median over rounds leaves out the odd one. Where other work keeps the machine busy throughout,
 the processor's clock (`--clock cpu`) counts only what a contender itself computes; with one thread and a quiet machine
-both clocks agree. Also here: one thread for everybody, contenders in another interpreter, files of results.
+both clocks agree. Also here: one thread for everybody, contenders in another interpreter or of another commit, files of
+results.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +28,7 @@ import transformers
 from rich.console import Console
 from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
+ROOT = Path(__file__).parents[1]
 # What "seconds" means in a run of a script: those on the wall, or those the processor spent on this process.
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
 
@@ -117,6 +121,18 @@ def write_json(path: Path | None, content: Mapping[str, Any]) -> None:
     """Keep everything that was measured, if a file was asked for."""
     if path is not None:
         path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def checked_out(commit: str) -> Iterator[Path]:
+    """The source of another commit in a folder of its own, for as long as it is measured beside this one."""
+    with tempfile.TemporaryDirectory() as temporary:
+        place = Path(temporary) / "base"
+        subprocess.run(["git", "-C", ROOT, "worktree", "add", "--quiet", "--detach", place, commit], check=True)
+        try:
+            yield place
+        finally:
+            subprocess.run(["git", "-C", ROOT, "worktree", "remove", "--force", place], check=True)
 
 
 class Worker:

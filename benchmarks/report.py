@@ -19,17 +19,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.table import Table
 
-from measuring import describe, machine, wide_console, write_json
+from measuring import ROOT, checked_out, describe, machine, wide_console, write_json
 
-ROOT = Path(__file__).resolve().parents[1]
 JOBS = {
     "tutelage report": "from tutelage.cli import main; import sys; sys.argv = ['tutelage', 'report', {run!r}]; main()",
     "curves.png": "from tutelage.report import plot_run; from pathlib import Path; plot_run(Path({run!r}))",
@@ -130,18 +128,6 @@ def measured(job: str, run: Path, source: Path) -> dict[str, Any]:
     return found | ({"page_megabytes": page.stat().st_size / 1e6} if job == "tutelage report" else {})
 
 
-@contextmanager
-def checked_out(commit: str) -> Iterator[Path]:
-    """The library as it was at a commit, in a worktree that is gone afterwards."""
-    with tempfile.TemporaryDirectory() as folder:
-        git = ["git", "-C", str(ROOT), "worktree"]
-        subprocess.run([*git, "add", "--detach", "--quiet", f"{folder}/base", commit], check=True)
-        try:
-            yield Path(folder) / "base" / "src"
-        finally:
-            subprocess.run([*git, "remove", "--force", f"{folder}/base"], check=True)
-
-
 def show(results: dict[str, dict[str, Any]], lines: int, size: float, facts: dict[str, Any]) -> None:
     """A row per job and source."""
     table = Table("", "source", "seconds", "of the processor", "MB at most", "page, MB, or how it failed")
@@ -169,8 +155,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         write_run(run, given.lines)
         results: dict[str, dict[str, Any]] = {}
         if given.base:
-            with checked_out(given.base) as source:
-                results[given.base] = {job: measured(job, run, source) for job in JOBS}
+            with checked_out(given.base) as base:
+                results[given.base] = {job: measured(job, run, base / "src") for job in JOBS}
         if not given.only_base:
             results["working tree"] = {job: measured(job, run, ROOT / "src") for job in JOBS}
         facts = machine()

@@ -31,14 +31,13 @@ from rich.console import Console
 from rich.table import Table
 from safetensors.torch import load_file
 
-from measuring import describe, machine
+from measuring import ROOT, checked_out, describe, machine
 from tutelage.comparison import World
 from tutelage.comparison.worlds import in_world
 from tutelage.config import read_run_file
 from tutelage.demo import student_path
 from tutelage.demo.embedded import embedded_files, embedded_tables
 
-ROOT = Path(__file__).parents[1]
 STEPS = 2
 SIZES = {"prompts_per_step": 4, "samples_per_prompt": 2, "max_new_tokens": 40}
 
@@ -191,9 +190,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) if arguments.keep is None else arguments.keep.absolute()
         folder.mkdir(exist_ok=arguments.keep is None)
-        base = Path(temporary) / "base"
-        subprocess.run(["git", "-C", ROOT, "worktree", "add", "--quiet", "--detach", base, arguments.base], check=True)
-        try:
+        with checked_out(arguments.base) as base:
             files = folder / "files"
             files.mkdir()
             write_run_files(files, base / "recipes")
@@ -208,8 +205,6 @@ def main() -> None:
                 folder,
                 console,
             )
-        finally:
-            subprocess.run(["git", "-C", ROOT, "worktree", "remove", "--force", base], check=True)
     console.print(describe(machine()))
     sys.exit(1 if differing else 0)
 

@@ -2,10 +2,10 @@
 
     python benchmarks/start.py [--prompts 100000] [--base COMMIT] [--rounds 1] [--json FILE]
 
-Measured is the part that grows with the data: reading the file, writing every prompt out through the chat templates of
-student and teacher (the packaged pair) and tokenising it. Loading the libraries and the models comes on top, and is the
-same whatever the data. Each reading is a process of its own, on as many threads as the machine has. The other commit is
-checked out beside this one, into a folder that is removed again; both take turns. Exit code 1 if any token differs.
+Measured is the part that grows with the data (reading the file, writing every prompt out through the chat templates of
+student and teacher, the packaged pair, and tokenising it), and the whole command `tutelage train` for one step with one
+short answer, loading of libraries included. Each is a process of its own, on as many threads as the machine has. The
+other commit is checked out beside this one; both take turns. Exit code 1 if any token differs.
 """
 
 from __future__ import annotations
@@ -17,17 +17,26 @@ import random
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
-from measuring import Measurement, Results, describe, machine, middle, ratio, wide_console, write_json
+from measuring import (
+    ROOT,
+    Measurement,
+    Results,
+    checked_out,
+    describe,
+    machine,
+    middle,
+    ratio,
+    wide_console,
+    write_json,
+)
 
-ROOT = Path(__file__).parents[1]
-
+SMALL = ("rollout.prompts_per_step=1", "rollout.samples_per_prompt=1", "rollout.max_new_tokens=4", "runtime.device=cpu")
 # Run with the source of either commit, so it uses nothing but what both have.
 READING = """
 import hashlib, json, resource, sys, time
@@ -73,14 +82,17 @@ def reading(source: Path, run_file: Path) -> Measurement:
     return measured
 
 
-@contextmanager
-def checked_out(commit: str, folder: Path) -> Iterator[Path]:
-    place = folder / "base"
-    subprocess.run(["git", "-C", ROOT, "worktree", "add", "-q", "--detach", place, commit], check=True)
-    try:
-        yield place
-    finally:
-        subprocess.run(["git", "-C", ROOT, "worktree", "remove", "--force", place], check=True)
+def whole_command(source: Path, run_file: Path, output: Path) -> float:
+    """Seconds of a run of one step with one answer of a few tokens."""
+    environment = {**os.environ, "PYTHONPATH": str(source / "src"), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-m", "tutelage", "train", str(run_file)]
+    for override in (f"output={output}", "steps=1", *SMALL):
+        command += ["--set", override]
+    since = time.perf_counter()
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if ended.returncode:
+        sys.exit(f"training with {source} failed:\n{ended.stderr}")
+    return time.perf_counter() - since
 
 
 def main() -> int:
@@ -94,19 +106,23 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         run_file = write_run_file(folder, arguments.prompts)
-        with checked_out(arguments.base, folder) as base:
-            for _ in range(arguments.rounds):
+        with checked_out(arguments.base) as base:
+            for number in range(arguments.rounds):
                 for contender, source in (("base", base), ("now", ROOT)):
-                    results[contender].append(reading(source, run_file))
-    table = Table("", "seconds", "of processor time", "peak MiB", title=f"{arguments.prompts} prompts: read, tokenised")
+                    measured = reading(source, run_file)
+                    measured["command"] = whole_command(source, run_file, folder / f"{contender}-{number}")
+                    results[contender].append(measured)
+    table = Table("", "seconds to read", "of processor time", "peak MiB", "seconds of the whole command")
+    table.title = f"{arguments.prompts} prompts"
     for contender, title in (("base", arguments.base), ("now", "now")):
-        values = [middle(results[contender], key) for key in ("seconds", "cpu_seconds", "peak_mib")]
+        values = [middle(results[contender], key) for key in ("seconds", "cpu_seconds", "peak_mib", "command")]
         table.add_row(title, *(f"{value:.1f}" for value in values))
     console = wide_console()
     console.print(table)
     console.print(
         f"base / now: {ratio(results['base'], results['now'], 'seconds'):.2f} times the seconds, "
-        f"{ratio(results['base'], results['now'], 'cpu_seconds'):.2f} times the processor's"
+        f"{ratio(results['base'], results['now'], 'cpu_seconds'):.2f} times the processor's, "
+        f"{ratio(results['base'], results['now'], 'command'):.2f} times those of the whole command"
     )
     digests = {measurement["digest"] for measurements in results.values() for measurement in measurements}
     console.print("tokens: the same" if len(digests) == 1 else "tokens: DIFFERENT")
