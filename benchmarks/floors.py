@@ -52,7 +52,7 @@ assert read[0]["problem"] == rows[0]["problem"]
 
 def write(name, **changed):
     tables = embedded_tables(folder, steps=2, evaluate_every=2)
-    tables["rollout"] |= {"prompts_per_step": 4, "samples_per_prompt": 2, "max_new_tokens": 40}
+    tables["rollout"] |= {"prompts_per_step": 4, "samples_per_prompt": 2, "max_new_tokens": 90}
     tables["logging"] = {"trackers": trackers}
     tables["policy"] = {"name": "trust_region", "kl_radius": 0.05}
     for table, fields in changed.items():
