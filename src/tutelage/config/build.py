@@ -47,7 +47,7 @@ from tutelage.config.serving import (
 )
 from tutelage.divergences import DIVERGENCES
 from tutelage.errors import CheckpointError, ConfigurationError
-from tutelage.evaluation import GREEDY_SUFFIX, EvaluationResult
+from tutelage.evaluation import GREEDY_SUFFIX, EvaluationResult, EvaluationSet
 from tutelage.models import (
     LanguageModel,
     align,
@@ -197,15 +197,7 @@ def _put_together(
         ),
         rollout=config.rollout,
         checkpoint=config.checkpoint,
-        evaluation=EvaluationPlan(
-            sets=sets,
-            policy=Temperature(config.evaluation.temperature).at(0),
-            every=config.evaluation.every,
-            num_samples=config.evaluation.num_samples,
-            temperature=config.evaluation.temperature,
-            max_new_tokens=evaluation_tokens,
-            greedy_policy=Temperature(0.0).at(0) if config.evaluation.greedy else None,
-        ),
+        evaluation=_evaluation_plan(config, sets, evaluation_tokens),
         num_steps=config.steps,
         seed=config.seed,
         micro_batch_tokens=config.runtime.micro_batch_tokens,
@@ -229,6 +221,19 @@ def _put_together(
         resume_from=checkpoint,
         open_folder=lambda: opened(config, folder, inputs, checkpoint, resume),
         messages=messages,
+    )
+
+
+def _evaluation_plan(config: RunConfig, sets: Sequence[EvaluationSet], max_new_tokens: int) -> EvaluationPlan:
+    evaluation = config.evaluation
+    return EvaluationPlan(
+        sets=sets,
+        policy=Temperature(evaluation.temperature).at(0),
+        every=evaluation.every,
+        num_samples=evaluation.num_samples,
+        temperature=evaluation.temperature,
+        max_new_tokens=max_new_tokens,
+        greedy_policy=Temperature(0.0).at(0) if evaluation.greedy else None,
     )
 
 
