@@ -209,6 +209,7 @@ def _prompt(value: Any, column: str, where: str) -> str | tuple[Message, ...]:
             f"{where}, column {column!r} holds {excerpt(value)}; expected text, or a list of messages, each with text"
             ' under "role" and "content". Set data.prompt_column to a column that has one of these.'
         )
+    value = [{"role": message["role"], "content": _content_of(message)} for message in value]
     if not value or value[-1]["role"] == "assistant":
         found = "an assistant's message at its end" if value else "an empty list of messages"
         raise DataError(
@@ -220,7 +221,7 @@ def _prompt(value: Any, column: str, where: str) -> str | tuple[Message, ...]:
     for message in value:
         check_text(message["role"], f"a role of column {column!r}", where)
     _text(value[-1]["content"], f"the last message of column {column!r}", where)
-    return tuple({"role": message["role"], "content": message["content"]} for message in value)
+    return tuple(value)
 
 
 def _messages_in_json(text: str) -> list[Any] | None:
@@ -235,7 +236,18 @@ def _messages_in_json(text: str) -> list[Any] | None:
 
 
 def _is_message(value: object) -> bool:
-    return isinstance(value, Mapping) and isinstance(value.get("role"), str) and isinstance(value.get("content"), str)
+    return isinstance(value, Mapping) and isinstance(value.get("role"), str) and _content_of(value) is not None
+
+
+def _content_of(message: Mapping[str, Any]) -> str | None:
+    """A message's text, also where it is the only part of a list, as data for models that see pictures have it.
+
+    Several parts are no text: templates differ in what they write between them.
+    """
+    content = message.get("content")
+    if isinstance(content, list) and len(content) == 1 and isinstance(content[0], Mapping):
+        content = content[0].get("text") if content[0].get("type") == "text" else None
+    return content if isinstance(content, str) else None
 
 
 def _text(text: str, what: str, where: str) -> str:

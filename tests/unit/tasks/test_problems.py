@@ -92,7 +92,8 @@ def test_messages_in_every_form(rows: Any, monkeypatch: pytest.MonkeyPatch) -> N
 
     dict_of_lists = {"role": ["system", "user"], "content": ["Be brief.", "1 + 1?"]}
     with_more_keys = [{**message, "name": None} for message in CHAT]
-    for cell in (CHAT, json.dumps(CHAT), dict_of_lists, with_more_keys):
+    in_parts = [{"role": m["role"], "content": [{"type": "text", "text": m["content"], "image": None}]} for m in CHAT]
+    for cell in (CHAT, json.dumps(CHAT), dict_of_lists, with_more_keys, in_parts, json.dumps(in_parts)):
         (problem,) = rows({"problem": cell, "answer": "2"})
         assert problem.prompt == tuple(CHAT)
     for cell in (numpy.array(CHAT, dtype=object), pyarrow.scalar(CHAT)):
@@ -259,6 +260,7 @@ def test_nested_columns_are_offered_as_the_nearest(rows: Any) -> None:
         ([], "an empty list of messages; expected a conversation"),
         ([{"role": "user"}], "expected text, or a list of messages"),
         ([{"role": "user", "content": [{"type": "image"}]}], "expected text, or a list of messages"),
+        ([{"role": "user", "content": [{"type": "text", "text": "a"}] * 2}], "expected text, or a list of messages"),
         ([{"role": "user", "content": " "}], "only white space in the last message"),
         ([*CHAT, {"role": "assistant", "content": "2"}], "an assistant's message at its end"),
     ],
