@@ -54,7 +54,7 @@ EARLY_PROMPTS = 256
 OWN_VERIFIERS = ("math", "exact")  # a user's function is not called before the run calls it
 
 NEEDS_TEACHER = ("overlap", "pass@1")  # on the student's own support, and its own answers
-BLOCKING = ("vocabulary", "contexts", "memory")  # errors of these make the models fail where they run, if they load at all
+BLOCKING = ("vocabulary", "contexts", "memory")  # errors of these make the models fail where they run, if they load
 EARLIER = "not checked: it needs what was refused above"
 
 
