@@ -6,12 +6,12 @@ answers, with a teacher's scores. Who goes on from there takes it from there.
 
 from __future__ import annotations
 
-import tomllib
 from datetime import datetime
 from pathlib import Path
 
 from tutelage.config.schema import DataConfig, RunConfig
-from tutelage.errors import TutelageError
+from tutelage.config.source import read_table
+from tutelage.errors import ConfigurationError, TutelageError
 from tutelage.rollout import ScoreCache
 from tutelage.tasks import TemplateClock
 
@@ -39,8 +39,8 @@ def with_asked_date(config: RunConfig, clock: TemplateClock) -> RunConfig:
 def date_of_run(folder: Path) -> str | None:
     """The date in the configuration of the run that a folder holds; None without a run, or without a date."""
     try:
-        data = tomllib.loads((folder / "config.toml").read_text()).get("data")
-    except (OSError, ValueError):  # no run, or a broken one: that is for others to refuse
+        data = read_table(folder / "config.toml").get("data")
+    except (OSError, ConfigurationError):  # no run, or a broken one: that is for others to refuse
         return None
     date = data.get(DATE) if isinstance(data, dict) else None
     return date if isinstance(date, str) else None

@@ -57,3 +57,11 @@ def test_scores_give_the_date_of_their_prompts(tmp_path: Path) -> None:
     assert template_clock(DataConfig(path="p", scores=str(scores))).moment == datetime.fromisoformat(MARCH)
     own = DataConfig(path="p", scores=str(scores), template_date="2020-01-01")
     assert template_clock(own).moment == datetime(2020, 1, 1)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_the_date_of_a_run_is_read_as_its_run_file_is(tmp_path: Path, encoding: str) -> None:
+    """An editor may have saved the file anew; another date would be other prompts."""
+    text = to_toml(config(template_date=MARCH, system_prompt="Löse die Aufgabe."))
+    (tmp_path / "config.toml").write_bytes(text.encode(encoding))
+    assert date_of_run(tmp_path) == MARCH
