@@ -18,7 +18,7 @@ from typing import Any
 from urllib.error import URLError
 from urllib.parse import urlsplit
 
-from tutelage.errors import ConfigurationError, ServerError
+from tutelage.errors import ConfigurationError, ServerError, printable
 from tutelage.rollout.exchange import Bounds, Reply, TooLargeError, exchange
 
 __all__ = ["Server", "address_of"]
@@ -136,7 +136,7 @@ class Server:
                 ) from None
             except (OSError, HTTPException, ValueError) as failure:
                 cause = failure.reason if isinstance(failure, URLError) else failure
-                problem = _printable(str(cause)) or type(cause).__name__
+                problem = _in_one_line(str(cause)) or type(cause).__name__
                 if not _may_pass(cause):
                     raise self._senseless(where, f"what is no HTTP ({type(cause).__name__}: {problem})") from failure
                 continue
@@ -147,7 +147,7 @@ class Server:
             try:
                 return json.loads(reply.body.decode("utf-8")) if reply.body else None
             except (ValueError, RecursionError) as failure:
-                problem = f"an answer that is no JSON ({_printable(str(failure))}), beginning {_excerpt(reply.body)}"
+                problem = f"an answer that is no JSON ({_in_one_line(str(failure))}), beginning {_excerpt(reply.body)}"
                 if not _is_cut(reply.body):
                     raise self._senseless(where, problem) from failure
         raise ServerError(
@@ -211,24 +211,23 @@ def _words_of(reply: Reply) -> str:
         text = str(error.get("message", error) if isinstance(error, dict) else error)
     except (ValueError, RecursionError, AttributeError):
         pass
-    return (_printable(text) or _printable(reply.reason) or "no reason given").rstrip(".")
+    return (_in_one_line(text) or _in_one_line(reply.reason) or "no reason given").rstrip(".")
 
 
-def _printable(text: str) -> str:
-    """In one line, shortened, and without characters that a terminal would obey."""
-    plain = "".join(character if character.isprintable() else "\ufffd" for character in " ".join(text.split()))
-    return plain[:MAX_WORDS]
+def _in_one_line(text: str) -> str:
+    """A server's words, shortened, and without characters that a terminal would obey."""
+    return printable(" ".join(text.split()))[:MAX_WORDS]
 
 
 def _excerpt(body: bytes) -> str:
-    return repr(_printable(body[:80].decode(errors="replace")))
+    return repr(_in_one_line(body[:80].decode(errors="replace")))
 
 
 def _without_secrets(location: str | None) -> str:
     """A foreign address as far as it may be shown."""
     try:
         parts = urlsplit(location or "")
-        return _printable(f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}")
+        return _in_one_line(f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}")
     except ValueError:
         return "no address"
 
