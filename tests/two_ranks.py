@@ -108,8 +108,8 @@ def fail(*_given: Any, **_settings: Any) -> Any:
 
 
 def spoilt(rollout: Any) -> Any:
-    rollout.teacher_support_logprobs = torch.full_like(rollout.teacher_support_logprobs, torch.nan)
-    return rollout
+    known = rollout.teacher.support_logprobs_TK
+    return rollout.with_tokenwise({"teacher.support_logprobs_TK": torch.full_like(known, torch.nan)})
 
 
 def before_rollouts(run: Run, step: int, is_here: bool, number: int) -> None:

@@ -6,13 +6,24 @@ K kept support tokens, N response tokens of a batch laid end to end. All log-pro
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["DenseTarget", "Prompt", "Rollout", "SampledTokens", "SparseTarget", "StepResult", "Target", "TokenRecords"]
+__all__ = [
+    "Batch",
+    "DenseTarget",
+    "Prompt",
+    "Reading",
+    "Rollout",
+    "SampledTokens",
+    "SparseTarget",
+    "StepResult",
+    "Target",
+]
 
 
 @dataclass(frozen=True)
@@ -33,45 +44,56 @@ class Prompt:
     teacher_name: str | None = None
 
 
+@dataclass(frozen=True)
+class Reading:
+    """What one model said of the tokens of one answer.
+
+    Every tensor has one entry per response token, on the CPU.
+
+    Fields:
+      logprobs_T: [T] log-probability of each token; NaN where the model was not asked.
+      entropy_T: [T] entropy of the model's distribution over the whole vocabulary.
+      support_logprobs_TK: [T, K] log-probabilities on `Rollout.support_ids`, normalised over the whole vocabulary.
+      tail_logprobs_T: [T] log of the mass outside the support, summed there and not as 1 - mass; the student has none.
+      top: the model's own K most probable tokens, where it wrote them down or is a server; an id may stand there again,
+        without mass.
+      hidden_TD: [T, D] what the model's head turns into its distribution, kept where the loss will ask for all tokens.
+    """
+
+    logprobs_T: Tensor
+    entropy_T: Tensor | None = None
+    support_logprobs_TK: Tensor | None = None
+    tail_logprobs_T: Tensor | None = None
+    top: SparseTarget | None = None
+    hidden_TD: Tensor | None = field(default=None, repr=False)
+
+
 @dataclass
 class Rollout:
     """One sampled answer, with what was known about every token at the moment it was sampled.
 
     Every per-token tensor has one entry per response token, on the CPU; the stop token, where there is one, is the last
-    response token and has an entry like any other. Teacher fields are None until the teacher has seen the rollout:
-    during sampling if the policy needs the teacher, afterwards through `rollout.scoring` otherwise.
+    response token and has an entry like any other.
 
     Fields:
       prompt_tokens, response_tokens: token ids the student reads and writes.
-      behaviour_logprobs: [T] log mu of each token under the distribution that sampled it; NaN where nobody knows it.
-      student_logprobs: [T] log p of each token. At evaluation temperatures this stays the student at temperature 1. NaN
-        where the student was not asked, as in an answer that was given.
-      teacher_logprobs: [T] log q of each token, or None.
+      behaviour_logprobs: [T] log mu of each token under the distribution that sampled it; NaN where it is not known.
+      student: at evaluation temperatures this stays the student at temperature 1.
+      teacher: None until the teacher has seen the rollout: during sampling if the policy needs the teacher, afterwards
+        through `rollout.scoring` otherwise.
+      reference: of a third model, where a target needs one.
       finished: the answer ended with a stop token; False = it was cut by the length limit.
       prompt_index, sample_index: which prompt of the call, which sample of that prompt.
       teacher_prompt_tokens: what the teacher read, if other than `prompt_tokens`.
+      teacher_name: which of several teachers answers for the prompt, see `Prompt`.
+      support_ids: [T, K] the student's K most probable tokens when the token was sampled ("actor support").
+      support_is_shared: [T, K] bool, which tokens of the support are in the teacher's own top K.
       blend: [T] the policy's teacher share (beta of TRB), or None where the policy has none.
       kl_to_student: [T] KL(mu || p), or None for the student's own rollouts, where it is 0.
-      student_entropy, teacher_entropy: [T] entropy of p and of q over the whole vocabulary.
-      support_ids: [T, K] the student's K most probable tokens when the token was sampled ("actor support").
-      support_mass: [T] student mass on them.
-      student_support_logprobs: [T, K] log p on the support, normalised over the whole vocabulary.
-      teacher_support_logprobs: [T, K] log q on the support, normalised over the whole vocabulary.
-      teacher_tail_logprobs: [T] log of the teacher's mass outside the support, summed there and not as 1 - mass.
-      support_overlap: [T] share of the support that is in the teacher's own top K.
-      support_is_shared: [T, K] bool, which tokens of the support these are.
-      teacher_hidden: [T, D] what the teacher's head turns into log q, kept where the loss will ask for all tokens.
-      reference_logprobs: [T] log-probability of each token under the reference, where a target needs one.
-      reference_support_logprobs, reference_tail_logprobs: as those of the teacher.
-      reread_logprobs: [T] log mu of each token as our own forward has it, where another engine sampled; greedy tokens
-        are certain on both sides.
-      teacher_top_ids: [T, K] the teacher's own K most probable tokens, where it wrote them down or is a server; an id
-        may stand there again, without mass.
-      teacher_top_logprobs: [T, K] log q on them, normalised over the whole vocabulary.
-      teacher_top_tail: [T] log of the teacher's mass on all others.
-      teacher_name: which of several teachers answers for the prompt, see `Prompt`.
       replaced: [T] bool, the student's drafted token was refused there and this one drawn in its place; None where
         nothing was drafted.
+      rescored_logprobs: [T] log mu of each token as our own forward has it, where another engine sampled; greedy tokens
+        are certain on both sides.
       teacher_forwards: forwards in which the teacher read on, its reading of the prompt not counted; None where the
         teacher took no part in the sampling.
     """
@@ -79,61 +101,91 @@ class Rollout:
     prompt_tokens: list[int]
     response_tokens: list[int]
     behaviour_logprobs: Tensor
-    student_logprobs: Tensor
-    teacher_logprobs: Tensor | None = None
+    student: Reading
+    teacher: Reading | None = None
+    reference: Reading | None = None
     finished: bool = False
     prompt_index: int = 0
     sample_index: int = 0
     teacher_prompt_tokens: list[int] | None = None
+    teacher_name: str | None = None
+    support_ids: Tensor | None = None
+    support_is_shared: Tensor | None = None
     blend: Tensor | None = None
     kl_to_student: Tensor | None = None
-    student_entropy: Tensor | None = None
-    teacher_entropy: Tensor | None = None
-    support_ids: Tensor | None = None
-    support_mass: Tensor | None = None
-    student_support_logprobs: Tensor | None = None
-    teacher_support_logprobs: Tensor | None = None
-    teacher_tail_logprobs: Tensor | None = None
-    support_overlap: Tensor | None = None
-    support_is_shared: Tensor | None = None
-    teacher_hidden: Tensor | None = field(default=None, repr=False)
     replaced: Tensor | None = None
+    rescored_logprobs: Tensor | None = None
     teacher_forwards: int | None = None
-    reference_logprobs: Tensor | None = None
-    reference_support_logprobs: Tensor | None = None
-    reference_tail_logprobs: Tensor | None = None
-    teacher_name: str | None = None
-    reread_logprobs: Tensor | None = None
-    teacher_top_ids: Tensor | None = None
-    teacher_top_logprobs: Tensor | None = None
-    teacher_top_tail: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.response_tokens)
 
     @property
+    def student_logprobs(self) -> Tensor:
+        """[T] log p of each token."""
+        return self.student.logprobs_T
+
+    @property
+    def teacher_logprobs(self) -> Tensor | None:
+        """[T] log q of each token; None until the teacher has read it."""
+        return None if self.teacher is None else self.teacher.logprobs_T
+
+    @property
     def is_scored(self) -> bool:
         """The teacher has seen this rollout, so a sparse target can be read off it."""
-        return self.teacher_support_logprobs is not None or self.teacher_top_ids is not None
+        teacher = self.teacher
+        return teacher is not None and (teacher.support_logprobs_TK is not None or teacher.top is not None)
+
+    @property
+    def support_mass(self) -> Tensor | None:
+        """[T] the student's mass on the support."""
+        logprobs_TK = self.student.support_logprobs_TK
+        return None if logprobs_TK is None else logprobs_TK.exp().sum(-1).clamp(max=1.0)
+
+    @property
+    def support_overlap(self) -> Tensor | None:
+        """[T] share of the support that is in the teacher's own top K."""
+        return None if self.support_is_shared is None else self.support_is_shared.to(self.student_logprobs).mean(-1)
 
     @property
     def tokens_for_teacher(self) -> list[int]:
         """Prompt as the teacher reads it."""
         return self.prompt_tokens if self.teacher_prompt_tokens is None else self.teacher_prompt_tokens
 
+    def tokenwise(self, path: str) -> Tensor | None:
+        """What is recorded of each token under a path such as "teacher.entropy_T"; None if it is not known."""
+        found: Any = self
+        for name in path.split("."):
+            found = None if found is None else getattr(found, name)
+        return found  # type: ignore[no-any-return]
+
+    def with_tokenwise(self, values: Mapping[str, Tensor]) -> Rollout:
+        """A copy in which these are recorded of each token, by their paths (see `tokenwise`); all else stays."""
+        found: dict[str, Any] = {path: value for path, value in values.items() if "." not in path}
+        for model in ("student", "teacher", "reference"):
+            own = {
+                path.removeprefix(f"{model}."): value for path, value in values.items() if path.startswith(f"{model}.")
+            }
+            if own:
+                found[model] = _reading(getattr(self, model), own)
+        return replace(self, **found)
+
 
 @dataclass(frozen=True)
-class TokenRecords:
-    """The records of a batch of rollouts, answer after answer: what is known of every token before the update.
+class Batch:
+    """What one update sees: the global batch, ordered by prompt, then by sample; tokens are laid end to end.
 
     Fields:
-      rollouts: scored, each with at least one token.
+      rollouts: scored. A rollout without tokens has no part in anything that is said of tokens.
+      rewards: name -> [B], a number for each rollout.
+      pairs: (preferred, rejected) places of rollouts.
+      own: places of the rollouts whose gradient this process adds; None = all.
     """
 
     rollouts: Sequence[Rollout]
-
-    def __len__(self) -> int:
-        return sum(self.lengths)
+    rewards: Mapping[str, Tensor] = field(default_factory=dict)
+    pairs: Sequence[tuple[int, int]] = ()
+    own: Sequence[int] | None = None
 
     @property
     def lengths(self) -> list[int]:
@@ -141,14 +193,19 @@ class TokenRecords:
         return [len(rollout) for rollout in self.rollouts]
 
     @property
+    def num_tokens(self) -> int:
+        """N, response tokens of all rollouts."""
+        return sum(self.lengths)
+
+    @property
     def positions_N(self) -> Tensor:
         """Place of each token in its answer, from 0."""
         return torch.cat([torch.arange(length) for length in self.lengths])
 
-    def joined(self, name: str) -> Tensor:
-        """A per-token field of `Rollout` over all tokens: [N] or [N, K]."""
-        parts = [getattr(rollout, name) for rollout in self.rollouts]
-        assert all(part is not None for part in parts), f"rollouts were not scored: {name} is missing"
+    def joined(self, path: str) -> Tensor:
+        """What is recorded of each token (see `Rollout.tokenwise`) over all tokens: [N] or [N, K]."""
+        parts = [part for rollout in self.rollouts if (part := rollout.tokenwise(path)) is not None]
+        assert len(parts) == len(self.rollouts), f"rollouts were not scored: {path} is missing"
         return torch.cat(parts)
 
 
@@ -171,6 +228,15 @@ class SampledTokens:
     credits: Tensor
     uniforms: Tensor
     is_teachers: Tensor
+
+
+def _reading(known: Reading | None, values: Mapping[str, Tensor]) -> Reading:
+    """A reading with these values, by their paths; all else as it is in `known`."""
+    found: dict[str, Any] = {name: value for name, value in values.items() if "." not in name}
+    top = {name.removeprefix("top."): value for name, value in values.items() if name.startswith("top.")}
+    if top:
+        found["top"] = SparseTarget(**top, whose="teacher")
+    return Reading(**found) if known is None else replace(known, **found)
 
 
 @dataclass(frozen=True)

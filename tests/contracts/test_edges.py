@@ -28,7 +28,7 @@ from tutelage.divergences import (
 )
 from tutelage.errors import ZeroMassError
 from tutelage.targets import TargetRule
-from tutelage.types import DenseTarget, SampledTokens, TokenRecords
+from tutelage.types import Batch, DenseTarget, SampledTokens
 from tutelage.weighting import Weighting
 
 INF = math.inf
@@ -166,12 +166,12 @@ def test_a_target_exists_where_its_models_share_a_token(target: TargetRule) -> N
 def test_weights_are_finite_where_the_teacher_forbids(weighting: Weighting) -> None:
     rollouts = make_rollouts()
     for rollout in rollouts[:2]:
-        assert rollout.teacher_support_logprobs is not None and rollout.teacher_tail_logprobs is not None
-        rollout.teacher_support_logprobs[:, 1:] = NOT
-        rollout.teacher_tail_logprobs[:] = NOT
-        rollout.teacher_logprobs = torch.full_like(rollout.student_logprobs, NOT)
-    records = TokenRecords(rollouts)
-    weights = weighting(records, torch.full((len(records),), 0.5).double())
+        assert rollout.teacher.support_logprobs_TK is not None and rollout.teacher.tail_logprobs_T is not None
+        rollout.teacher.support_logprobs_TK[:, 1:] = NOT
+        rollout.teacher.tail_logprobs_T[:] = NOT
+        rollout.teacher_logprobs[:] = NOT
+    records = Batch(rollouts)
+    weights = weighting(records, torch.full((records.num_tokens,), 0.5).double())
     assert weights.isfinite().all() and (weights >= 0).all()
 
 

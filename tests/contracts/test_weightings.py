@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.rollouts import rollout_of
 from tutelage.errors import ConfigurationError
-from tutelage.types import Rollout, TokenRecords
+from tutelage.types import Batch, Rollout
 from tutelage.weighting import WEIGHTINGS, PositionDecay, Tip, Tropd, Uniform, Weighting
 
 MEMBERS: list[Weighting] = [
@@ -48,29 +49,31 @@ def make_rollouts(seed: int = 0, lengths: tuple[int, ...] = (7, 1, 12, 5)) -> li
         tokens = torch.multinomial(student.exp(), 1, generator=generator)
         kept = student.topk(4)
         rollouts.append(
-            Rollout(
-                prompt_tokens=[0],
-                response_tokens=tokens[:, 0].tolist(),
-                behaviour_logprobs=student.gather(1, tokens)[:, 0],
-                student_logprobs=student.gather(1, tokens)[:, 0],
-                teacher_logprobs=teacher.gather(1, tokens)[:, 0],
+            rollout_of(
+                [0],
+                tokens[:, 0].tolist(),
+                student.gather(1, tokens)[:, 0],
+                student.gather(1, tokens)[:, 0],
+                {
+                    "student.entropy_T": -(student.exp() * student).sum(-1),
+                    "student.support_logprobs_TK": kept.values,
+                    "teacher.logprobs_T": teacher.gather(1, tokens)[:, 0],
+                    "teacher.entropy_T": -(teacher.exp() * teacher).sum(-1),
+                    "teacher.support_logprobs_TK": teacher.gather(1, kept.indices),
+                    "teacher.tail_logprobs_T": teacher.scatter(1, kept.indices, -math.inf).logsumexp(-1),
+                    "support_ids": kept.indices.int(),
+                },
                 prompt_index=i // 2,
                 sample_index=i % 2,
-                student_entropy=-(student.exp() * student).sum(-1),
-                teacher_entropy=-(teacher.exp() * teacher).sum(-1),
-                support_ids=kept.indices.int(),
-                student_support_logprobs=kept.values,
-                teacher_support_logprobs=teacher.gather(1, kept.indices),
-                teacher_tail_logprobs=teacher.scatter(1, kept.indices, -math.inf).logsumexp(-1),
             )
         )
     return rollouts
 
 
 def weigh(weighting: Weighting, rollouts: list[Rollout], uniforms: Tensor | None = None) -> Tensor:
-    records = TokenRecords(rollouts)
+    records = Batch(rollouts)
     if uniforms is None:
-        uniforms = torch.rand(len(records), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        uniforms = torch.rand(records.num_tokens, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     return weighting(records, uniforms if weighting.is_random else None)
 
 
@@ -103,11 +106,12 @@ def test_the_order_of_answers_changes_nothing(weighting: Weighting) -> None:
 @every_member
 def test_equal_models_are_no_special_case(weighting: Weighting) -> None:
     rollouts = [
-        dataclasses.replace(
-            rollout,
-            teacher_logprobs=rollout.student_logprobs,
-            teacher_support_logprobs=rollout.student_support_logprobs,
-            teacher_tail_logprobs=(1 - rollout.student_support_logprobs.exp().sum(-1)).log(),
+        rollout.with_tokenwise(
+            {
+                "teacher.logprobs_T": rollout.student_logprobs,
+                "teacher.support_logprobs_TK": rollout.student.support_logprobs_TK,
+                "teacher.tail_logprobs_T": (1 - rollout.student.support_logprobs_TK.exp().sum(-1)).log(),
+            }
         )
         for rollout in make_rollouts()
     ]
@@ -121,8 +125,8 @@ def test_equal_models_are_no_special_case(weighting: Weighting) -> None:
 def test_what_the_teacher_forbids_gives_no_nan(weighting: Weighting) -> None:
     rollouts = make_rollouts()
     rollouts[0].teacher_logprobs[:3] = -math.inf
-    rollouts[0].teacher_support_logprobs[:3, :2] = -math.inf
-    rollouts[2].teacher_tail_logprobs[:] = -math.inf
+    rollouts[0].teacher.support_logprobs_TK[:3, :2] = -math.inf
+    rollouts[2].teacher.tail_logprobs_T[:] = -math.inf
     weights = weigh(weighting, rollouts)
     assert weights.isfinite().all()
     if isinstance(weighting, Tropd):

@@ -90,7 +90,7 @@ def test_the_record_is_what_a_teacher_that_is_there_would_say(home: Path) -> Non
     engine = build_engine(config, *load_tokenizers(config))
     given = GivenAnswers.of(ScoreCache(home / "scores"))
     rollouts = given.generate(built.prompts[:4], num_samples=2, seed=0, step=0)
-    bare = [replace(r, teacher_top_ids=None, teacher_top_logprobs=None, teacher_top_tail=None) for r in rollouts]
+    bare = [replace(r, teacher=replace(r.teacher, top=None)) for r in rollouts]
     recipe, found = built.phases[0].recipe, []
     for teacher, answers in ((None, rollouts), (engine.teacher, bare)):
         objective = Objective(engine.student, teacher, engine.vocabulary, recipe.target, recipe.divergence)

@@ -18,6 +18,7 @@ import torch
 import typer
 from pydantic import BaseModel
 
+from tests.rollouts import rollout_of
 from tests.tiny_run import write_run_file
 from tutelage.cli import app
 from tutelage.comparison import make_methods, parse_grid
@@ -39,7 +40,7 @@ from tutelage.policies import POLICIES
 from tutelage.schedules import SCHEDULES
 from tutelage.targets import TARGETS
 from tutelage.training import Observer, train
-from tutelage.types import DenseTarget, Rollout, TokenRecords
+from tutelage.types import Batch, DenseTarget
 from tutelage.weighting import WEIGHTINGS
 
 ROOT = Path(__file__).parents[2]
@@ -236,7 +237,7 @@ def test_worked_examples_do_what_they_say(monkeypatch: pytest.MonkeyPatch) -> No
     found = triangular(support="full")(student, DenseTarget(teacher))
     torch.testing.assert_close(found, ((p - q) ** 2 / (p + q)).sum(-1))
     nothing, entropies = torch.zeros(3), torch.tensor([0.0, 0.2, 0.3])
-    records = TokenRecords([Rollout([0], [1, 2, 3], nothing, nothing, student_entropy=entropies)])
+    records = Batch([rollout_of([0], [1, 2, 3], nothing, nothing, {"student.entropy_T": entropies})])
     assert unsure(0.25)(records).tolist() == [0, 0, 1]
     halving, smoothed = parts_of("new-schedule-and-target.md")
     assert [halving(0.05, 5)(k) for k in (0, 5, 10)] == pytest.approx([0.05, 0.025, 0.0125])

@@ -59,7 +59,7 @@ def prompts() -> list[Prompt]:
 
 
 def gaps(rollouts: list[Rollout]) -> torch.Tensor:
-    return torch.cat([(r.behaviour_logprobs - r.reread_logprobs).abs() for r in rollouts])  # type: ignore[operator]
+    return torch.cat([(r.behaviour_logprobs - r.rescored_logprobs).abs() for r in rollouts])  # type: ignore[operator]
 
 
 @pytest.mark.parametrize("policy", [Student(), Temperature(0.7)], ids=["student", "temperature"])
@@ -82,12 +82,12 @@ def test_the_records_are_those_of_the_paired_engine(engine: VLLMEngine, prompts:
     named = {
         n for n, v in vars(paired.generate(Temperature(0.7), prompts[:1], max_new_tokens=3)[0]).items() if v is not None
     }
-    assert {n for n, v in vars(rollouts[0]).items() if v is not None} == named | {"reread_logprobs"}
+    assert {n for n, v in vars(rollouts[0]).items() if v is not None} == named | {"rescored_logprobs"}
     for r in rollouts:
         hidden = response_hidden(engine.student, [(r.prompt_tokens, r.response_tokens)])
         logprobs = normalise(engine.vocabulary.canonical(engine.student.logits(hidden))).detach()
         top = logprobs.topk(8, dim=-1)
-        torch.testing.assert_close(r.student_support_logprobs, top.values)
+        torch.testing.assert_close(r.student.support_logprobs_TK, top.values)
         picked = torch.tensor(r.response_tokens)
         torch.testing.assert_close(r.student_logprobs, logprobs.gather(1, picked[:, None])[:, 0])
 
@@ -206,5 +206,5 @@ def test_every_way_of_stopping_is_one_event_and_padding_is_never_drawn(tmp_path:
     print(f"two stop ids and padding: {len(found)} tokens, mismatch max {found.max():.2e} nats")
     assert sum(r.finished for r in rollouts) >= 5
     assert found.max() < ROUNDING
-    last = torch.stack([(r.behaviour_logprobs - r.reread_logprobs)[-1] for r in rollouts if r.finished])  # type: ignore[operator]
+    last = torch.stack([(r.behaviour_logprobs - r.rescored_logprobs)[-1] for r in rollouts if r.finished])  # type: ignore[operator]
     assert last.abs().max() < ROUNDING

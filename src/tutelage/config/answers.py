@@ -15,7 +15,7 @@ from tutelage.config.schema import RunConfig
 from tutelage.errors import DataError
 from tutelage.models import Vocabulary
 from tutelage.tasks import Row, check_text, excerpt, load_problems, rows_of
-from tutelage.types import Rollout
+from tutelage.types import Reading, Rollout
 
 __all__ = ["read_answers"]
 
@@ -73,7 +73,7 @@ def read_answers(
                 list(prompt.student_tokens),
                 tokens,
                 behaviour_logprobs=unknown,
-                student_logprobs=unknown,
+                student=Reading(unknown),
                 finished=finished,
                 teacher_prompt_tokens=None if prompt.teacher_tokens is None else list(prompt.teacher_tokens),
                 teacher_name=prompt.teacher_name,

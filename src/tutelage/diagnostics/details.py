@@ -16,7 +16,7 @@ from tutelage.diagnostics.metrics import finite_means, per_token
 from tutelage.diagnostics.repetition import longest_repeat, repeated_share
 from tutelage.diagnostics.table import POSITIONS
 from tutelage.distributions import kl_divergence
-from tutelage.types import Rollout, TokenRecords
+from tutelage.types import Batch, Rollout
 from tutelage.weighting.base import recorded_kl
 
 __all__ = ["detail_metrics"]
@@ -47,17 +47,14 @@ def _by_position(answers: Sequence[Rollout]) -> dict[str, Tensor | None]:
     """KL(p || q) and both entropies by place in the answer."""
     if not answers:
         return {}
-    is_recorded = all(
-        r.student_support_logprobs is not None and r.teacher_support_logprobs is not None for r in answers
-    )
+    on_support = ("student.support_logprobs_TK", "teacher.support_logprobs_TK")
+    is_recorded = all(r.tokenwise(path) is not None for r in answers for path in on_support)
     known = {
-        "reverse_kl": torch.cat([recorded_kl(TokenRecords([r]), reverse=True) for r in answers])
-        if is_recorded
-        else None,
-        "student_entropy": per_token(answers, "student_entropy"),
-        "teacher_entropy": per_token(answers, "teacher_entropy"),
+        "reverse_kl": torch.cat([recorded_kl(Batch([r]), reverse=True) for r in answers]) if is_recorded else None,
+        "student_entropy": per_token(answers, "student.entropy_T"),
+        "teacher_entropy": per_token(answers, "teacher.entropy_T"),
     }
-    stretch_N = torch.searchsorted(torch.tensor(POSITIONS), TokenRecords(answers).positions_N, right=True) - 1
+    stretch_N = torch.searchsorted(torch.tensor(POSITIONS), Batch(answers).positions_N, right=True) - 1
     return {
         f"{name}_at_{first}": values_N[stretch_N == stretch]
         for name, values_N in known.items()
@@ -76,7 +73,8 @@ def _on_shared_tokens(answers: Sequence[Rollout]) -> dict[str, Tensor | None]:
     found: list[dict[str, Tensor]] = []
     for rollout in answers:
         is_shared_TK = rollout.support_is_shared
-        student_TK, teacher_TK = rollout.student_support_logprobs, rollout.teacher_support_logprobs
+        student_TK = rollout.tokenwise("student.support_logprobs_TK")
+        teacher_TK = rollout.tokenwise("teacher.support_logprobs_TK")
         if is_shared_TK is None or student_TK is None or teacher_TK is None:
             return {}
         student_TK = student_TK.double().masked_fill(~is_shared_TK, -math.inf)

@@ -42,19 +42,22 @@ def rollout_metrics(
         raise DataError(
             f"Got {len(rewards)} rewards for {len(rollouts)} rollouts; expected one each. Pass them in rollout order."
         )
-    student, teacher = per_token(rollouts, "student_logprobs"), per_token(rollouts, "teacher_logprobs")
-    student_entropy, teacher_entropy = per_token(rollouts, "student_entropy"), per_token(rollouts, "teacher_entropy")
+    student, teacher = per_token(rollouts, "student.logprobs_T"), per_token(rollouts, "teacher.logprobs_T")
+    student_entropy, teacher_entropy = (
+        per_token(rollouts, "student.entropy_T"),
+        per_token(rollouts, "teacher.entropy_T"),
+    )
     blend, kl = per_token(rollouts, "blend"), per_token(rollouts, "kl_to_student")
-    tail, replaced = per_token(rollouts, "teacher_tail_logprobs"), per_token(rollouts, "replaced")
-    behaviour, reread = per_token(rollouts, "behaviour_logprobs"), per_token(rollouts, "reread_logprobs")
-    gaps = None if behaviour is None or reread is None else (behaviour - reread).abs()
+    tail, replaced = per_token(rollouts, "teacher.tail_logprobs_T"), per_token(rollouts, "replaced")
+    behaviour, rescored = per_token(rollouts, "behaviour_logprobs"), per_token(rollouts, "rescored_logprobs")
+    gaps = None if behaviour is None or rescored is None else (behaviour - rescored).abs()
     finished = torch.tensor([float(rollout.finished) for rollout in rollouts], dtype=torch.float64)
 
     values: dict[str, Tensor | None] = {
         "behaviour_logprob": behaviour,
         "student_logprob": student,
         "teacher_logprob": teacher,
-        "reference_logprob": per_token(rollouts, "reference_logprobs"),
+        "reference_logprob": per_token(rollouts, "reference.logprobs_T"),
         "sampled_reverse_kl": None if student is None or teacher is None else student - teacher,
         "student_entropy": student_entropy,
         "teacher_entropy": teacher_entropy,
@@ -107,9 +110,12 @@ def _tokens_per_teacher_forward(rollouts: Sequence[Rollout]) -> Tensor | None:
     return torch.tensor(sum(len(rollout) for rollout in rollouts) / sum(known), dtype=torch.float64)
 
 
-def per_token(rollouts: Sequence[Rollout], field: str) -> Tensor | None:
-    """One field of all rollouts laid end to end, [N] in float64; None if a rollout lacks it or there is no token."""
-    tensors: list[Tensor | None] = [getattr(rollout, field) for rollout in rollouts]
+def per_token(rollouts: Sequence[Rollout], path: str) -> Tensor | None:
+    """What is recorded of all tokens, laid end to end: [N] in float64; None if a rollout lacks it or there is no token.
+
+    `path`: see `Rollout.tokenwise`.
+    """
+    tensors: list[Tensor | None] = [rollout.tokenwise(path) for rollout in rollouts]
     present = [tensor.double() for tensor in tensors if tensor is not None]
     if len(present) < len(tensors) or not sum(len(tensor) for tensor in present):
         return None

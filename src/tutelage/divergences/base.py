@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tutelage.divergences.support import Support, seen_through, support_named
 from tutelage.errors import ConfigurationError
-from tutelage.types import SampledTokens, Target, TokenRecords
+from tutelage.types import Batch, SampledTokens, Target
 
 __all__ = ["Divergence", "refuse_not_a_share", "refuse_outside"]
 
@@ -69,11 +69,11 @@ class Divergence(ABC):
     def between(self, student_logprobs: Tensor, target_logprobs: Tensor) -> Tensor:
         """The divergence of two distributions over the same events: [..., events] -> [...], in nats."""
 
-    def credits(self, records: TokenRecords, rewards_N: Tensor) -> Tensor:
+    def credits(self, batch: Batch, rewards_N: Tensor) -> Tensor:
         """From each sampled token's own reward to what it is credited with, [N], over the whole batch.
 
         Args:
-          records: of the batch, for who belongs to which answer.
+          batch: for who belongs to which answer.
           rewards_N: log target - log p of the sampled tokens, at the rollout.
         """
         return rewards_N

@@ -11,7 +11,7 @@ from torch import Tensor
 from tutelage.distributions import kl_divergence
 from tutelage.divergences.base import Divergence, refuse_not_a_share, refuse_outside
 from tutelage.errors import ConfigurationError
-from tutelage.types import SampledTokens, TokenRecords
+from tutelage.types import Batch, SampledTokens
 
 __all__ = ["SampledReverseKL", "reweighed", "score_term"]
 
@@ -64,12 +64,12 @@ class SampledReverseKL(Divergence):
     def between(self, student_logprobs: Tensor, target_logprobs: Tensor) -> Tensor:
         return kl_divergence(student_logprobs, target_logprobs)
 
-    def credits(self, records: TokenRecords, rewards_N: Tensor) -> Tensor:
+    def credits(self, batch: Batch, rewards_N: Tensor) -> Tensor:
         credits_N = rewards_N.double()
         if self.discount > 0:
-            credits_N = torch.cat([self._returns(rewards_T) for rewards_T in torch.split(credits_N, records.lengths)])
+            credits_N = torch.cat([self._returns(rewards_T) for rewards_T in torch.split(credits_N, batch.lengths)])
         if self.baseline == "leave_one_out":
-            credits_N = credits_N - _mean_of_others(records, credits_N)
+            credits_N = credits_N - _mean_of_others(batch, credits_N)
         return credits_N.to(rewards_N.dtype)
 
     def on_sampled(self, sampled: SampledTokens, student_logprobs: Tensor, target_logprobs: Tensor) -> Tensor:
@@ -102,11 +102,11 @@ def score_term(sampled: SampledTokens, advantages: Tensor) -> Tensor:
     return -advantages * (logprobs - logprobs.detach())
 
 
-def _mean_of_others(records: TokenRecords, credits_N: Tensor) -> Tensor:
+def _mean_of_others(batch: Batch, credits_N: Tensor) -> Tensor:
     """Mean credit per token over the other answers to the same prompt, [N]."""
-    prompts_B = torch.tensor([rollout.prompt_index for rollout in records.rollouts])
-    lengths_B = torch.tensor(records.lengths)
-    sums_B = torch.stack([part.sum() for part in torch.split(credits_N, records.lengths)])
+    prompts_B = torch.tensor([rollout.prompt_index for rollout in batch.rollouts])
+    lengths_B = torch.tensor(batch.lengths)
+    sums_B = torch.stack([part.sum() for part in torch.split(credits_N, batch.lengths)])
     size = int(prompts_B.max()) + 1
     other_sums_B = sums_B.new_zeros(size).index_add(0, prompts_B, sums_B)[prompts_B] - sums_B
     other_lengths_B = torch.bincount(prompts_B, lengths_B.double(), size)[prompts_B] - lengths_B

@@ -17,7 +17,7 @@ from tutelage.evaluation import bootstrap_interval, relative_gain_interval
 from tutelage.policies import Policy, Student, Teacher
 from tutelage.probes.parts import ProbeParts
 from tutelage.rollout import derive_seed
-from tutelage.types import Prompt, Rollout
+from tutelage.types import Prompt, Reading, Rollout
 
 __all__ = ["ContinuationGain", "probe_continuation"]
 
@@ -119,7 +119,7 @@ def continued(parts: ProbeParts, answers: Sequence[Rollout], length: int, contin
             prompt_tokens=answer.prompt_tokens,
             response_tokens=[*answer.response_tokens[:length], *written.response_tokens],
             behaviour_logprobs=torch.cat([answer.behaviour_logprobs[:length], written.behaviour_logprobs]),
-            student_logprobs=torch.cat([answer.student_logprobs[:length], written.student_logprobs]),
+            student=Reading(torch.cat([answer.student_logprobs[:length], written.student_logprobs])),
             finished=written.finished,
             prompt_index=answer.prompt_index,
             sample_index=answer.sample_index,

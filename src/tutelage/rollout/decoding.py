@@ -258,7 +258,7 @@ class Decoding:
 
     def _statistics(self, student_NV: Tensor, teacher_logits_NV: Tensor | None, tokens_N: Tensor) -> dict[str, Tensor]:
         if not self.task.support_size:
-            return {"student_logprobs": gather_logprobs(student_NV, tokens_N)}
+            return {"student.logprobs_T": gather_logprobs(student_NV, tokens_N)}
         values = student_statistics(student_NV, tokens_N, self.task.support_size)
         if teacher_logits_NV is not None:
             values |= teacher_statistics(normalise(teacher_logits_NV), tokens_N, values["support_ids"])

@@ -24,7 +24,7 @@ import torch
 
 from tutelage.errors import DataError
 from tutelage.files import sha256_of, write_whole, written_whole
-from tutelage.types import Rollout
+from tutelage.types import Reading, Rollout
 
 if TYPE_CHECKING:
     import pyarrow.parquet
@@ -34,8 +34,13 @@ __all__ = ["FORMAT", "AnswerKey", "ScoreCache"]
 FORMAT = 1
 MANIFEST, INDEX = "manifest.json", "index.json"
 TOKENS = ("prompt_tokens", "teacher_prompt_tokens", "response_tokens")
-PER_TOKEN = ("teacher_logprobs", "teacher_entropy", "teacher_top_tail")
-PER_TOP = ("teacher_top_ids", "teacher_top_logprobs")
+# Columns of numbers, and where a rollout keeps them.
+PER_TOKEN = {
+    "teacher_logprobs": "teacher.logprobs_T",
+    "teacher_entropy": "teacher.entropy_T",
+    "teacher_top_tail": "teacher.top.tail_logprobs",
+}
+PER_TOP = {"teacher_top_ids": "teacher.top.support_ids", "teacher_top_logprobs": "teacher.top.logprobs"}
 FOOTERS_KEPT = 64  # of 2 MB each for 256 answers
 
 AnswerKey = tuple[tuple[int, ...], tuple[int, ...] | None, str | None]
@@ -103,7 +108,8 @@ class ScoreCache:
             for name in TOKENS
         }
         columns |= {name: [getattr(rollout, name) for rollout in rollouts] for name in ("teacher_name", "finished")}
-        columns |= {name: [_numbers(rollout, name) for rollout in rollouts] for name in (*PER_TOKEN, *PER_TOP)}
+        for name, where in {**PER_TOKEN, **PER_TOP}.items():
+            columns[name] = [_numbers(rollout, where) for rollout in rollouts]
         table = pyarrow.table({name: _column(name, values) for name, values in columns.items()})
         path = self.path(shard)
         with written_whole(path) as partial:
@@ -131,14 +137,14 @@ class ScoreCache:
         }
         numbers |= {name: numbers[name].view(num_tokens, -1) for name in PER_TOP}
         unknown = torch.full((num_tokens,), torch.nan, dtype=numbers["teacher_logprobs"].dtype)
-        return Rollout(
+        rollout = Rollout(
             **tokens,
             behaviour_logprobs=unknown,
-            student_logprobs=unknown,
+            student=Reading(unknown),
             finished=table.column("finished")[0].as_py(),
             teacher_name=table.column("teacher_name")[0].as_py(),
-            **numbers,
         )
+        return rollout.with_tokenwise({path: numbers[name] for name, path in {**PER_TOKEN, **PER_TOP}.items()})
 
     def _open(self, shard: int) -> pyarrow.parquet.ParquetFile:
         import pyarrow.parquet
@@ -179,9 +185,9 @@ def _damage(path: Path, index: Mapping[str, str]) -> str | None:
         return f"cannot be read ({problem.strerror})"
 
 
-def _numbers(rollout: Rollout, name: str) -> Any:
-    values = getattr(rollout, name)
-    assert values is not None, f"the teacher has not read this answer: {name} is missing"
+def _numbers(rollout: Rollout, path: str) -> Any:
+    values = rollout.tokenwise(path)
+    assert values is not None, f"the teacher has not read this answer: {path} is missing"
     return values.flatten().numpy()
 
 

@@ -7,8 +7,6 @@ fills while it samples, so the loss does not know which of the two happened.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -122,10 +120,10 @@ def score_student(
 
     def statistics(logprobs_NV: Tensor, tokens_N: Tensor, _: Tensor) -> dict[str, Tensor]:
         proposal = policy(logprobs_NV, None)
-        found = {"reread_logprobs": proposal.logprobs_of(tokens_N), **proposal.diagnostics}
+        found = {"rescored_logprobs": proposal.logprobs_of(tokens_N), **proposal.diagnostics}
         if support_size:
             return found | student_statistics(logprobs_NV, tokens_N, support_size)
-        return found | {"student_logprobs": gather_logprobs(logprobs_NV, tokens_N)}
+        return found | {"student.logprobs_T": gather_logprobs(logprobs_NV, tokens_N)}
 
     prompts = [rollout.prompt_tokens for rollout in rollouts]
     return _read(student, vocabulary, rollouts, prompts, statistics, max_tokens, support=_no_support)
@@ -158,12 +156,11 @@ def _read(
             chunks.append(statistics(logprobs_NV, tokens_N[span], support_NK[span]))
         fields = {name: torch.cat([chunk[name] for chunk in chunks]).cpu() for name in chunks[0]}
         if keep_hidden:
-            fields["teacher_hidden"] = hidden_ND.cpu()
+            fields["teacher.hidden_TD"] = hidden_ND.cpu()
         first = 0
         for i in batch:
             span = slice(first, first + len(rollouts[i]))
-            found: dict[str, Any] = {name: values[span].clone() for name, values in fields.items()}
-            scored[i] = replace(rollouts[i], **found)
+            scored[i] = rollouts[i].with_tokenwise({path: values[span].clone() for path, values in fields.items()})
             first = span.stop
     return scored
 

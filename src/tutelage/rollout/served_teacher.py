@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 
@@ -16,7 +16,7 @@ from tutelage.errors import ServerError
 from tutelage.models import Vocabulary
 from tutelage.rollout.server import Server
 from tutelage.rollout.vllm_answers import ServedModel, bytes_for, choice_of, prompt_places, served_model
-from tutelage.types import Rollout
+from tutelage.types import Reading, Rollout
 
 __all__ = ["ServedTeacher"]
 
@@ -74,7 +74,8 @@ class ServedTeacher:
         # The last id: a server with fewer tokens refuses it.
         last = max(set(range(self.vocabulary.size)) - set(self.vocabulary.padding_ids))
         tokens = [*prompt[: max(1, min(TRIAL_TOKENS, num_tokens) - 1)], last]
-        trial = Rollout(tokens[:1], tokens[1:], *torch.zeros(2, len(tokens) - 1))
+        nothing = torch.zeros(len(tokens) - 1)
+        trial = Rollout(tokens[:1], tokens[1:], nothing, Reading(nothing))
         one, other = self.score([trial, trial])
         assert one.teacher_logprobs is not None and other.teacher_logprobs is not None
         # Where both are -inf, they agree.
@@ -102,7 +103,7 @@ class ServedTeacher:
             )
 
     def score(self, rollouts: Sequence[Rollout]) -> list[Rollout]:
-        """Copies of the rollouts with `teacher_logprobs` and the three `teacher_top` fields, in the same order.
+        """Copies of the rollouts with what the teacher said of each token and its top K, in the same order.
 
         Raises:
           ServerError: no answer within the bounds, or one that lacks something.
@@ -158,12 +159,13 @@ class ServedTeacher:
             # No more than rounding is hidden by the lower bound: `prompt_places` refuses a mass above 1.
             rest = 1.0 - math.fsum(math.exp(logprob) for _, logprob in top)
             tail_T.append(math.log(max(rest, MIN_TAIL)))
-        return replace(
-            rollout,
-            teacher_logprobs=torch.tensor(own),
-            teacher_top_ids=torch.tensor(ids_TK, dtype=torch.int32).reshape(-1, self.top_k),
-            teacher_top_logprobs=torch.tensor(logprobs_TK).reshape(-1, self.top_k),
-            teacher_top_tail=torch.tensor(tail_T),
+        return rollout.with_tokenwise(
+            {
+                "teacher.logprobs_T": torch.tensor(own),
+                "teacher.top.support_ids": torch.tensor(ids_TK, dtype=torch.int32).reshape(-1, self.top_k),
+                "teacher.top.logprobs": torch.tensor(logprobs_TK).reshape(-1, self.top_k),
+                "teacher.top.tail_logprobs": torch.tensor(tail_T),
+            }
         )
 
     def _events(self, logprobs: Mapping[int, float]) -> dict[int, float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from tutelage.policies import Policy
@@ -39,5 +39,5 @@ def answers_to_share(
 
 def without_hidden(rollout: Rollout) -> Rollout:
     """The rollout without hidden states, which are large and stay where the loss needs them."""
-    left_out: dict[str, Any] = {item.name: None for item in fields(rollout) if item.name.endswith("_hidden")}
-    return replace(rollout, **left_out)
+    teacher = rollout.teacher
+    return rollout if teacher is None else replace(rollout, teacher=replace(teacher, hidden_TD=None))

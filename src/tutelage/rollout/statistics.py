@@ -17,15 +17,14 @@ def student_statistics(logprobs_NV: Tensor, tokens_N: Tensor, support_size: int)
       tokens_N: the token that was chosen.
       support_size: K; never more than V tokens are kept.
     Returns:
-      fields of `Rollout` by name, each [N] or [N, K].
+      fields of `Rollout` by their paths, each [N] or [N, K].
     """
     top = logprobs_NV.topk(min(support_size, logprobs_NV.shape[-1]), dim=-1)
     return {
-        "student_logprobs": gather_logprobs(logprobs_NV, tokens_N),
-        "student_entropy": entropy(logprobs_NV),
+        "student.logprobs_T": gather_logprobs(logprobs_NV, tokens_N),
+        "student.entropy_T": entropy(logprobs_NV),
+        "student.support_logprobs_TK": top.values,
         "support_ids": top.indices.int(),
-        "student_support_logprobs": top.values,
-        "support_mass": top.values.exp().sum(-1).clamp(max=1.0),
     }
 
 
@@ -37,17 +36,16 @@ def teacher_statistics(logprobs_NV: Tensor, tokens_N: Tensor, support_ids_NK: Te
       tokens_N: the token that was chosen.
       support_ids_NK: the student's support.
     Returns:
-      fields of `Rollout` by name, each [N] or [N, K].
+      fields of `Rollout` by their paths, each [N] or [N, K].
     """
     support_ids_NK = support_ids_NK.long()
     own_ids_NK = logprobs_NV.topk(support_ids_NK.shape[-1], dim=-1).indices
     shared_NK = (support_ids_NK[:, :, None] == own_ids_NK[:, None, :]).any(-1)
     return {
-        "teacher_logprobs": gather_logprobs(logprobs_NV, tokens_N),
-        "teacher_entropy": entropy(logprobs_NV),
-        "teacher_support_logprobs": logprobs_NV.gather(-1, support_ids_NK),
-        "teacher_tail_logprobs": tail_logprobs(logprobs_NV, support_ids_NK),
-        "support_overlap": shared_NK.to(logprobs_NV.dtype).mean(-1),
+        "teacher.logprobs_T": gather_logprobs(logprobs_NV, tokens_N),
+        "teacher.entropy_T": entropy(logprobs_NV),
+        "teacher.support_logprobs_TK": logprobs_NV.gather(-1, support_ids_NK),
+        "teacher.tail_logprobs_T": tail_logprobs(logprobs_NV, support_ids_NK),
         "support_is_shared": shared_NK,
     }
 
@@ -60,15 +58,15 @@ def teacher_top_statistics(logprobs_NV: Tensor, tokens_N: Tensor, top_k: int) ->
       tokens_N: the token that is there.
       top_k: K; never more than V tokens are kept.
     Returns:
-      fields of `Rollout` by name, each [N] or [N, K].
+      fields of `Rollout` by their paths, each [N] or [N, K].
     """
     top = logprobs_NV.topk(min(top_k, logprobs_NV.shape[-1]), dim=-1)
     return {
-        "teacher_logprobs": gather_logprobs(logprobs_NV, tokens_N),
-        "teacher_entropy": entropy(logprobs_NV),
-        "teacher_top_ids": top.indices.int(),
-        "teacher_top_logprobs": top.values,
-        "teacher_top_tail": tail_logprobs(logprobs_NV, top.indices),
+        "teacher.logprobs_T": gather_logprobs(logprobs_NV, tokens_N),
+        "teacher.entropy_T": entropy(logprobs_NV),
+        "teacher.top.support_ids": top.indices.int(),
+        "teacher.top.logprobs": top.values,
+        "teacher.top.tail_logprobs": tail_logprobs(logprobs_NV, top.indices),
     }
 
 
@@ -81,7 +79,7 @@ def reference_statistics(logprobs_NV: Tensor, tokens_N: Tensor, support_ids_NK: 
     """
     support_ids_NK = support_ids_NK.long()
     return {
-        "reference_logprobs": gather_logprobs(logprobs_NV, tokens_N),
-        "reference_support_logprobs": logprobs_NV.gather(-1, support_ids_NK),
-        "reference_tail_logprobs": tail_logprobs(logprobs_NV, support_ids_NK),
+        "reference.logprobs_T": gather_logprobs(logprobs_NV, tokens_N),
+        "reference.support_logprobs_TK": logprobs_NV.gather(-1, support_ids_NK),
+        "reference.tail_logprobs_T": tail_logprobs(logprobs_NV, support_ids_NK),
     }

@@ -28,7 +28,7 @@ from tutelage.rollout.scoring import score_student
 from tutelage.rollout.streams import derive_seed
 from tutelage.rollout.vllm_samplers import Sampled, SampledBy, Sampling
 from tutelage.schedules import plain_number
-from tutelage.types import Prompt, Rollout
+from tutelage.types import Prompt, Reading, Rollout
 
 __all__ = ["VLLMEngine", "VLLMSettings"]
 
@@ -212,7 +212,7 @@ class VLLMEngine:
             prompt_tokens=list(prompt.student_tokens),
             response_tokens=tokens,
             behaviour_logprobs=behaviour_T,
-            student_logprobs=behaviour_T,  # until we have read it
+            student=Reading(behaviour_T),  # until we have read it
             finished=finished,
             prompt_index=place,
             sample_index=sample,
@@ -234,5 +234,5 @@ class VLLMEngine:
 
 
 def _gaps(rollout: Rollout) -> torch.Tensor:
-    assert rollout.reread_logprobs is not None
-    return (rollout.behaviour_logprobs.double() - rollout.reread_logprobs.double()).abs()
+    assert rollout.rescored_logprobs is not None
+    return (rollout.behaviour_logprobs.double() - rollout.rescored_logprobs.double()).abs()

@@ -23,15 +23,15 @@ from tutelage.runtime import Learner
 from tutelage.targets import TargetRule
 from tutelage.training.loss_form import is_sum_over_events, loss_form
 from tutelage.training.tiled import TiledLoss
-from tutelage.types import DenseTarget, Rollout, SampledTokens, SparseTarget, Target, TokenRecords
+from tutelage.types import Batch, DenseTarget, Rollout, SampledTokens, SparseTarget, Target
 from tutelage.weighting import UNIFORM, Weighting
 
 __all__ = ["BatchLoss", "Objective"]
 
 # Where a rollout keeps token ids, a model's log-probabilities of them, and that of all others together.
-OF_TEACHER = ("support_ids", "teacher_support_logprobs", "teacher_tail_logprobs")
-OF_REFERENCE = ("support_ids", "reference_support_logprobs", "reference_tail_logprobs")
-OF_TOP = ("teacher_top_ids", "teacher_top_logprobs", "teacher_top_tail")
+OF_TEACHER = ("support_ids", "teacher.support_logprobs_TK", "teacher.tail_logprobs_T")
+OF_REFERENCE = ("support_ids", "reference.support_logprobs_TK", "reference.tail_logprobs_T")
+OF_TOP = ("teacher.top.support_ids", "teacher.top.logprobs", "teacher.top.tail_logprobs")
 
 _Read = tuple[LanguageModel, Tensor, Tensor]  # a model, hidden states of its tokens, and which of all tokens these are
 
@@ -121,7 +121,7 @@ class Objective:
         own_places = set(range(len(rollouts)) if own is None else own)
         with_tokens = [rollout for rollout in rollouts if len(rollout)]
         is_own = [place in own_places for place, rollout in enumerate(rollouts) if len(rollout)]
-        plan = self._plan(TokenRecords(with_tokens))
+        plan = self._plan(Batch(with_tokens))
         total_weight = sum(float(weights.double().sum()) for weights in plan["weights"])
         plan = {name: [part for part, mine in zip(parts, is_own, strict=True) if mine] for name, parts in plan.items()}
         with_tokens = [rollout for rollout, mine in zip(with_tokens, is_own, strict=True) if mine]
@@ -143,7 +143,7 @@ class Objective:
         run([partial(loss_of, batch) for batch in batches_by_tokens(sequences, self.micro_batch_tokens)])
         return BatchLoss(all_sum(total), num_tokens, all_sum(mismatch), total_weight / num_tokens)
 
-    def _plan(self, records: TokenRecords) -> dict[str, list[Tensor]]:
+    def _plan(self, records: Batch) -> dict[str, list[Tensor]]:
         """What the whole batch decides for each of its tokens, per rollout: weights, credits, random numbers."""
         is_on_sampled = self.divergence.needs_rollouts
         for_weighting_N, for_divergence_N = (
@@ -151,8 +151,8 @@ class Objective:
         )
         plan = {"weights": self.weighting(records, for_weighting_N)}
         if is_on_sampled:
-            student_N = records.joined("student_logprobs")
-            target_N = records.joined("teacher_logprobs")
+            student_N = records.joined("student.logprobs_T")
+            target_N = records.joined("teacher.logprobs_T")
             if not self.divergence.imitates_tokens:
                 # Each sampled token as an event of its own: the rule is one that `acts_per_token`.
                 target_N = self.target(student_N[:, None], target_N[:, None])[:, 0]
@@ -166,7 +166,7 @@ class Objective:
             }
         return {name: list(torch.split(values_N, records.lengths)) for name, values_N in plan.items()}
 
-    def _uniforms(self, records: TokenRecords) -> tuple[Tensor, Tensor]:
+    def _uniforms(self, records: Batch) -> tuple[Tensor, Tensor]:
         """Two random numbers per token, keyed by where it is and by nothing else, for weighting and divergence."""
         prompts_B = torch.tensor([rollout.prompt_index for rollout in records.rollouts])
         samples_B = torch.tensor([rollout.sample_index for rollout in records.rollouts])
@@ -244,7 +244,7 @@ class Objective:
     def _reads_tops(self, rollouts: Sequence[Rollout]) -> bool:
         """What the teacher wrote down of its own top tokens is all that is looked at."""
         looks_at_top = self.divergence.support == "teacher_top_k" or self.divergence.imitates_tokens
-        return looks_at_top and all(rollout.teacher_top_ids is not None for rollout in rollouts)
+        return looks_at_top and all(rollout.tokenwise("teacher.top") is not None for rollout in rollouts)
 
     def _readers(
         self, rollouts: Sequence[Rollout]
@@ -259,7 +259,7 @@ class Objective:
         readers = [models[rollout.teacher_name] for rollout in rollouts]
         named = [reader for reader in readers if reader is not None]
         assert len(named) == len(readers), "a rollout names no teacher, and there is none without a name"
-        return named, [r.tokens_for_teacher for r in rollouts], [r.teacher_hidden for r in rollouts]
+        return named, [r.tokens_for_teacher for r in rollouts], [r.tokenwise("teacher.hidden_TD") for r in rollouts]
 
     def _targets(self, rollouts: Sequence[Rollout], device: torch.device) -> Callable[[slice], Target]:
         """The teacher at a span of the response tokens: as recorded where that suffices, asked otherwise."""
@@ -340,6 +340,6 @@ def _recorded(
     rollouts: Sequence[Rollout], device: torch.device, names: Sequence[str], whose: str = "student"
 ) -> Callable[[slice], Target]:
     """What a model wrote down while it read; `whose` top tokens these are is for `SparseTarget`."""
-    records = TokenRecords(rollouts)
+    records = Batch(rollouts)
     ids_NK, logprobs_NK, tail_N = (records.joined(name).to(device) for name in names)
     return lambda span: SparseTarget(ids_NK[span], logprobs_NK[span], tail_N[span], whose)

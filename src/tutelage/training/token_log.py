@@ -13,9 +13,9 @@ __all__ = ["MOST_TOKENS", "pieces_of", "token_log"]
 MOST_TOKENS = 256  # of one answer; with seven columns that is about 10 kB
 DIGITS = 3
 FIELDS = {
-    "student_logprob": "student_logprobs",
-    "teacher_logprob": "teacher_logprobs",
-    "teacher_entropy": "teacher_entropy",
+    "student_logprob": "student.logprobs_T",
+    "teacher_logprob": "teacher.logprobs_T",
+    "teacher_entropy": "teacher.entropy_T",
     "kl": "kl_to_student",
     "blend": "blend",
 }
@@ -30,8 +30,8 @@ def token_log(rollout: Rollout, decode: Callable[[Sequence[int]], str]) -> dict[
     such as the log-probability of a token that the teacher rules out).
     """
     columns: dict[str, Any] = {"text": pieces_of(rollout.response_tokens[:MOST_TOKENS], decode)}
-    for name, field in FIELDS.items():
-        values = getattr(rollout, field)
+    for name, path in FIELDS.items():
+        values = rollout.tokenwise(path)
         if values is not None and not values.isnan().any():  # NaN: nobody knows
             columns[name] = [_rounded(value) for value in values[:MOST_TOKENS].tolist()]
     if rollout.replaced is not None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tutelage.distributions import kl_divergence
 from tutelage.errors import ConfigurationError
-from tutelage.types import TokenRecords
+from tutelage.types import Batch
 
 __all__ = ["Weighting", "recorded_kl", "refuse_outside"]
 
@@ -43,18 +43,18 @@ class Weighting(ABC):
         return False
 
     @abstractmethod
-    def __call__(self, records: TokenRecords, uniforms_N: Tensor | None = None) -> Tensor:
+    def __call__(self, batch: Batch, uniforms_N: Tensor | None = None) -> Tensor:
         """Weights of the batch's N tokens.
 
         Args:
-          records: of the whole batch.
+          batch: the whole one.
           uniforms_N: float64 in [0, 1), a random number that belongs to each token; None unless `is_random`.
         Returns:
           weights_N, 0 or more, on the CPU.
         """
 
 
-def recorded_kl(records: TokenRecords, *, reverse: bool) -> Tensor:
+def recorded_kl(batch: Batch, *, reverse: bool) -> Tensor:
     """KL(student || teacher), or KL(teacher || student) if not `reverse`, of each token as far as records tell.
 
     Taken on the recorded support and its tail: at most the full KL. The student's tail is 1 minus its mass, known to
@@ -64,9 +64,9 @@ def recorded_kl(records: TokenRecords, *, reverse: bool) -> Tensor:
     Returns:
       [N] nats, float64, finite: an infinite one becomes the largest of the others, or 1 where these are all 0.
     """
-    student_NK = records.joined("student_support_logprobs").double()
-    teacher_NK = records.joined("teacher_support_logprobs").double()
-    teacher_tail_N = records.joined("teacher_tail_logprobs").double()
+    student_NK = batch.joined("student.support_logprobs_TK").double()
+    teacher_NK = batch.joined("teacher.support_logprobs_TK").double()
+    teacher_tail_N = batch.joined("teacher.tail_logprobs_T").double()
     rest_N = 1 - student_NK.exp().sum(-1)
     is_whole_N = (teacher_tail_N == -math.inf) & (rest_N <= LARGEST_EMPTY_TAIL)
     student_tail_N = rest_N.clamp_min(SMALLEST_TAIL).log().masked_fill(is_whole_N, -math.inf)

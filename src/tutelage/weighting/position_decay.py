@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from tutelage.types import TokenRecords
+from tutelage.types import Batch
 from tutelage.weighting.base import Weighting, refuse_outside
 
 __all__ = ["PositionDecay"]
@@ -29,5 +29,5 @@ class PositionDecay(Weighting):
     def __post_init__(self) -> None:
         refuse_outside(self.half_life, "half_life", self.half_life > 0, "a number of tokens above 0")
 
-    def __call__(self, records: TokenRecords, uniforms_N: Tensor | None = None) -> Tensor:
-        return (records.positions_N * (-math.log(2) / self.half_life)).exp()
+    def __call__(self, batch: Batch, uniforms_N: Tensor | None = None) -> Tensor:
+        return (batch.positions_N * (-math.log(2) / self.half_life)).exp()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tutelage.errors import ConfigurationError
-from tutelage.types import TokenRecords
+from tutelage.types import Batch
 from tutelage.weighting.base import Weighting, recorded_kl, refuse_outside
 
 __all__ = ["Tip"]
@@ -52,21 +52,21 @@ class Tip(Weighting):
     def needs_teacher_support(self) -> bool:
         return self.selector != "entropy"
 
-    def __call__(self, records: TokenRecords, uniforms_N: Tensor | None = None) -> Tensor:
-        scores_N = self._scores(records)
+    def __call__(self, batch: Batch, uniforms_N: Tensor | None = None) -> Tensor:
+        scores_N = self._scores(batch)
         num_kept = max(1, math.floor(self.share * len(scores_N) + 1e-9))  # 0.29 · 100 is 28.999...
         kept_K = scores_N.argsort(descending=True, stable=True)[:num_kept]
         return torch.zeros(len(scores_N)).index_fill(0, kept_K, 1.0)
 
-    def _scores(self, records: TokenRecords) -> Tensor:
-        entropy_N = records.joined("student_entropy").double()
+    def _scores(self, batch: Batch) -> Tensor:
+        entropy_N = batch.joined("student.entropy_T").double()
         if self.selector == "entropy":
             return entropy_N
         quantile = entropy_N.kthvalue(1 + int(CLIP_QUANTILE * (len(entropy_N) - 1))).values
         unsure_N = _scaled(entropy_N.clamp_max(quantile))
         if self.selector == "q3":
-            return recorded_kl(records, reverse=False) * (1 - unsure_N)
-        return 1 - (1 - unsure_N) * (1 - _scaled(recorded_kl(records, reverse=True)))
+            return recorded_kl(batch, reverse=False) * (1 - unsure_N)
+        return 1 - (1 - unsure_N) * (1 - _scaled(recorded_kl(batch, reverse=True)))
 
 
 def _scaled(values_N: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from tutelage.errors import ConfigurationError
-from tutelage.types import TokenRecords
+from tutelage.types import Batch
 from tutelage.weighting.base import Weighting
 
 __all__ = ["Tropd"]
@@ -37,8 +37,8 @@ class Tropd(Weighting):
                 f"weighting.acceptance is {self.acceptance!r}; expected one of {', '.join(ACCEPTANCES)}."
             )
 
-    def __call__(self, records: TokenRecords, uniforms_N: Tensor | None = None) -> Tensor:
-        log_ratio_N = records.joined("teacher_logprobs") - records.joined("student_logprobs")
+    def __call__(self, batch: Batch, uniforms_N: Tensor | None = None) -> Tensor:
+        log_ratio_N = batch.joined("teacher.logprobs_T") - batch.joined("student.logprobs_T")
         trust_N = log_ratio_N.clamp_max(0).exp()
         if self.acceptance == "expected":
             return trust_N

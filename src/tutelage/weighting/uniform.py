@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from tutelage.types import TokenRecords
+from tutelage.types import Batch
 from tutelage.weighting.base import Weighting
 
 __all__ = ["UNIFORM", "Uniform"]
@@ -20,8 +20,8 @@ class Uniform(Weighting):
 
     asks_models: ClassVar[bool] = False
 
-    def __call__(self, records: TokenRecords, uniforms_N: Tensor | None = None) -> Tensor:
-        return torch.ones(len(records))
+    def __call__(self, batch: Batch, uniforms_N: Tensor | None = None) -> Tensor:
+        return torch.ones(batch.num_tokens)
 
 
 UNIFORM = Uniform()

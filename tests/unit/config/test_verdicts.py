@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.rollouts import rollout_of
 from tests.tiny_run import make_tokenizer
 from tutelage.config import make_verifier
 from tutelage.types import Rollout
@@ -19,7 +20,7 @@ def student() -> Any:
 def rollout(student: Any, response: str, *, prompt: str = "12 - 5 + 9?", finished: bool = True) -> Rollout:
     tokens = student.tokenizer(response)["input_ids"]
     unknown = torch.zeros(len(tokens))
-    return Rollout(student.tokenizer(prompt)["input_ids"], tokens, unknown, unknown, finished=finished)
+    return rollout_of(student.tokenizer(prompt)["input_ids"], tokens, unknown, unknown, finished=finished)
 
 
 def test_of_an_answer_cut_at_the_limit_counts_what_is_whole(student: Any) -> None:

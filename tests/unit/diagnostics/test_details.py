@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import torch
 
+from tests.rollouts import rollout_of
 from tests.unit.diagnostics.test_metrics import hand_made_rollouts
 from tutelage.diagnostics import METRICS, POSITIONS, detail_metrics, rollout_metrics
-from tutelage.types import Rollout
 
 
 def longest_common_stretch(tokens):
@@ -29,13 +29,15 @@ def by_numpy(rollouts):
         length = len(rollout)
         tokens = rollout.response_tokens
         for t in range(length):
-            p = np.exp(rollout.student_support_logprobs[t].double().numpy())
-            q = np.exp(rollout.teacher_support_logprobs[t].double().numpy())
+            p = np.exp(rollout.student.support_logprobs_TK[t].double().numpy())
+            q = np.exp(rollout.teacher.support_logprobs_TK[t].double().numpy())
             first = max(place for place in POSITIONS if place <= t)
-            rest = math.exp(float(rollout.teacher_tail_logprobs[t]))
+            rest = math.exp(float(rollout.teacher.tail_logprobs_T[t]))
             values.setdefault(f"reverse_kl_at_{first}", []).append(kl(np.append(p, 1 - p.sum()), np.append(q, rest)))
             for name in ("student_entropy", "teacher_entropy"):
-                values.setdefault(f"{name}_at_{first}", []).append(float(getattr(rollout, name)[t]))
+                values.setdefault(f"{name}_at_{first}", []).append(
+                    float(rollout.tokenwise(name.replace("_", ".") + "_T")[t])
+                )
             shared = rollout.support_is_shared[t].numpy()
             values.setdefault("overlap_mass_student", []).append(p[shared].sum())
             values.setdefault("overlap_mass_teacher", []).append(q[shared].sum())
@@ -73,11 +75,9 @@ def test_every_metric_agrees_with_plain_numpy(lengths):
 
 def one_token(student, teacher, shared):
     p, q = torch.tensor([student]).log(), torch.tensor([teacher]).log()
-    return Rollout(
-        [0], [1], torch.zeros(1), torch.zeros(1), torch.zeros(1),
-        student_support_logprobs=p, teacher_support_logprobs=q,
-        teacher_tail_logprobs=(1 - q.exp().sum(-1)).log(), support_is_shared=torch.tensor([shared]),
-    )  # fmt: skip
+    known = {"student.support_logprobs_TK": p, "teacher.logprobs_T": torch.zeros(1), "teacher.support_logprobs_TK": q}
+    known |= {"teacher.tail_logprobs_T": (1 - q.exp().sum(-1)).log(), "support_is_shared": torch.tensor([shared])}
+    return rollout_of([0], [1], torch.zeros(1), torch.zeros(1), known)
 
 
 def test_both_overlap_advantages_by_hand():
@@ -104,16 +104,16 @@ def test_a_token_without_overlap_is_left_out_of_the_advantage_and_not_of_the_mas
 
 
 def test_what_is_unknown_or_empty_is_left_out():
-    unread = Rollout([1], [5, 6], behaviour_logprobs=torch.zeros(2), student_logprobs=torch.zeros(2))
+    unread = rollout_of([1], [5, 6], torch.zeros(2), torch.zeros(2))
     assert detail_metrics([unread]) == {"longest_repeat": 0.0}
     assert detail_metrics([]) == detail_metrics([dataclasses.replace(unread, response_tokens=[])]) == {}
 
 
 def test_a_teacher_that_rules_tokens_out_makes_no_metric_infinite():
     rollouts = hand_made_rollouts((9, 5))
-    rollouts[0].teacher_support_logprobs[2, 0] = -math.inf
+    rollouts[0].teacher.support_logprobs_TK[2, 0] = -math.inf
     rollouts[0].support_is_shared[2] = True
-    rollouts[1].teacher_tail_logprobs[1] = -math.inf
+    rollouts[1].teacher.tail_logprobs_T[1] = -math.inf
     found = detail_metrics(rollouts)
     assert all(math.isfinite(value) for value in found.values())
     assert "overlap_advantage" not in found and "overlap_advantage_teacher_weighted" in found

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import torch
 
+from tests.rollouts import rollout_of
 from tutelage.diagnostics import METRICS, detail_metrics, rollout_metrics
 from tutelage.errors import DataError
-from tutelage.types import Rollout
 
 KL_RADIUS = 0.02
 
@@ -22,29 +22,29 @@ def hand_made_rollouts(lengths=(1, 2, 3, 4, 5), seed=0):
         blend[0] = float(index % 2)  # exact zeros and ones
         student_TK, teacher_TK = (uniform(length, 3).log_softmax(-1) for _ in range(2))
         rollouts.append(
-            Rollout(
-                prompt_tokens=[1, 2],
-                response_tokens=[(3 * place) % 5 for place in range(length)],
-                behaviour_logprobs=-uniform(length),
-                student_logprobs=-2 * uniform(length),
-                teacher_logprobs=-3 * uniform(length),
-                reference_logprobs=-3 * uniform(length),
+            rollout_of(
+                [1, 2],
+                [(3 * place) % 5 for place in range(length)],
+                -uniform(length),
+                -2 * uniform(length),
+                {
+                    "student.entropy_T": uniform(length),
+                    "student.support_logprobs_TK": student_TK[:, :2],
+                    "teacher.logprobs_T": -3 * uniform(length),
+                    "teacher.entropy_T": uniform(length),
+                    "teacher.support_logprobs_TK": teacher_TK[:, :2],
+                    "teacher.tail_logprobs_T": teacher_TK[:, 2],
+                    "reference.logprobs_T": -3 * uniform(length),
+                    "support_ids": torch.zeros(length, 2, dtype=torch.long),
+                    "support_is_shared": uniform(length, 2) < 0.6,
+                    "blend": blend,
+                    "kl_to_student": KL_RADIUS * uniform(length),
+                    "replaced": uniform(length) < 0.3,
+                    "rescored_logprobs": -uniform(length),
+                },
                 finished=index % 3 == 0,
                 prompt_index=index,
-                blend=blend,
-                kl_to_student=KL_RADIUS * uniform(length),
-                student_entropy=uniform(length),
-                teacher_entropy=uniform(length),
-                support_ids=torch.zeros(length, 2, dtype=torch.long),
-                support_mass=uniform(length),
-                student_support_logprobs=student_TK[:, :2],
-                teacher_support_logprobs=teacher_TK[:, :2],
-                teacher_tail_logprobs=teacher_TK[:, 2],
-                support_is_shared=uniform(length, 2) < 0.6,
-                support_overlap=uniform(length),
-                replaced=uniform(length) < 0.3,
                 teacher_forwards=1 + length // 3,
-                reread_logprobs=-uniform(length),
             )
         )
     return rollouts
@@ -53,7 +53,7 @@ def hand_made_rollouts(lengths=(1, 2, 3, 4, 5), seed=0):
 def by_numpy(rollouts, rewards):
     """Every metric a second time, token by token."""
     tokens = [
-        {field: float(getattr(rollout, field)[t]) for field in PER_TOKEN_FIELDS}
+        {name: float(rollout.tokenwise(path)[t]) for name, path in PER_TOKEN_FIELDS.items()}
         for rollout in rollouts
         for t in range(len(rollout))
     ]
@@ -87,16 +87,22 @@ def by_numpy(rollouts, rewards):
             np.mean([(r.teacher_logprobs.double() - r.student_logprobs.double()).numpy().mean() for r in rollouts])
         ),
         "reward": float(np.mean(rewards)),
-        "vllm_logprob_mismatch": mean(lambda t: abs(t["behaviour_logprobs"] - t["reread_logprobs"])),
-        "vllm_logprob_mismatch_max": max(abs(t["behaviour_logprobs"] - t["reread_logprobs"]) for t in tokens),
+        "vllm_logprob_mismatch": mean(lambda t: abs(t["behaviour_logprobs"] - t["rescored_logprobs"])),
+        "vllm_logprob_mismatch_max": max(abs(t["behaviour_logprobs"] - t["rescored_logprobs"]) for t in tokens),
     }
 
 
-PER_TOKEN_FIELDS = (
-    "behaviour_logprobs", "student_logprobs", "teacher_logprobs", "blend", "kl_to_student", "student_entropy",
-    "teacher_entropy", "support_mass", "teacher_tail_logprobs", "support_overlap", "replaced",
-    "reference_logprobs", "reread_logprobs",
-)  # fmt: skip
+PER_TOKEN_FIELDS = {
+    "student_logprobs": "student.logprobs_T",
+    "student_entropy": "student.entropy_T",
+    "teacher_logprobs": "teacher.logprobs_T",
+    "teacher_entropy": "teacher.entropy_T",
+    "teacher_tail_logprobs": "teacher.tail_logprobs_T",
+    "reference_logprobs": "reference.logprobs_T",
+    "support_mass": "support_mass",
+    "support_overlap": "support_overlap",
+    **{name: name for name in ("behaviour_logprobs", "blend", "kl_to_student", "replaced", "rescored_logprobs")},
+}
 
 
 def test_every_metric_agrees_with_plain_numpy():
@@ -116,9 +122,7 @@ def test_every_key_is_in_the_table_and_the_table_has_no_other():
 
 
 def test_what_is_unknown_is_left_out():
-    plain = [
-        Rollout([1], [5, 6], behaviour_logprobs=torch.tensor([-1.0, -2.0]), student_logprobs=torch.tensor([-1.0, -3.0]))
-    ]
+    plain = [rollout_of([1], [5, 6], torch.tensor([-1.0, -2.0]), torch.tensor([-1.0, -3.0]))]
     assert rollout_metrics(plain) == {
         "behaviour_logprob": -1.5,
         "student_logprob": -2.0,
@@ -130,8 +134,9 @@ def test_what_is_unknown_is_left_out():
 
 def test_a_metric_needs_its_input_from_every_rollout():
     rollouts = hand_made_rollouts()
-    rollouts[1] = dataclasses.replace(rollouts[1], teacher_logprobs=None, blend=None)
-    missing = {"teacher_logprob", "sampled_reverse_kl", "teacher_support"}
+    rollouts[1] = dataclasses.replace(rollouts[1], teacher=None, blend=None)
+    missing = {"teacher_logprob", "teacher_entropy", "entropy_gap", "sampled_reverse_kl", "teacher_support"}
+    missing |= {"support_mass_teacher"}
     missing |= {"blend_mean", "blend_share_zero", "blend_share_one", "blend_share_inside"}
     assert set(rollout_metrics(hand_made_rollouts())) - set(rollout_metrics(rollouts)) == missing
 
@@ -144,7 +149,10 @@ def test_without_a_radius_no_share_of_it_is_used(kl_radius):
 
 def test_empty_responses_count_as_rollouts_but_not_as_tokens():
     rollouts = hand_made_rollouts(lengths=(2, 3))
-    empty = Rollout([1], [], **{field: torch.zeros(0) for field in PER_TOKEN_FIELDS})
+    nothing = torch.zeros(0)
+    known = {path: nothing for path in PER_TOKEN_FIELDS.values() if not path.startswith(("student", "support"))}
+    known |= {"student.entropy_T": nothing, "student.support_logprobs_TK": torch.zeros(0, 2)}
+    empty = rollout_of([1], [], nothing, nothing, known | {"support_is_shared": torch.zeros(0, 2).bool()})
     with_empty, without = rollout_metrics([*rollouts, empty]), rollout_metrics(rollouts)
     assert with_empty["teacher_logprob"] == without["teacher_logprob"]
     assert with_empty["response_tokens"] == pytest.approx(5 / 3)
@@ -156,7 +164,7 @@ def test_empty_responses_count_as_rollouts_but_not_as_tokens():
 def test_no_metric_is_ever_nan_or_infinite():
     rollouts = hand_made_rollouts()
     rollouts[2].teacher_logprobs[1] = float("-inf")
-    rollouts[2].student_entropy[0] = float("nan")
+    rollouts[2].student.entropy_T[0] = float("nan")
     metrics = rollout_metrics(rollouts, kl_radius=KL_RADIUS)
     assert all(math.isfinite(value) for value in metrics.values())
     assert {"teacher_logprob", "sampled_reverse_kl", "student_entropy"}.isdisjoint(metrics)
@@ -165,8 +173,8 @@ def test_no_metric_is_ever_nan_or_infinite():
 def test_low_precision_fields_are_averaged_in_float64():
     rollouts = hand_made_rollouts()
     for rollout in rollouts:
-        rollout.support_mass = torch.full((len(rollout),), 0.9, dtype=torch.bfloat16)
-    assert rollout_metrics(rollouts)["support_mass_student"] == float(torch.tensor(0.9, dtype=torch.bfloat16))
+        rollout.blend = torch.full((len(rollout),), 0.9, dtype=torch.bfloat16)
+    assert rollout_metrics(rollouts)["blend_mean"] == float(torch.tensor(0.9, dtype=torch.bfloat16))
 
 
 def test_one_reward_per_rollout():
@@ -183,12 +191,12 @@ def test_sampled_reverse_kl_is_kl_to_teacher_less_kl_to_student_under_any_policy
         per_token = [
             rollout_metrics(
                 [
-                    Rollout(
+                    rollout_of(
                         [0],
                         [token],
-                        behaviour_logprobs=torch.tensor([0.0]),
-                        student_logprobs=torch.tensor([p[token]]).log(),
-                        teacher_logprobs=torch.tensor([q[token]]).log(),
+                        torch.tensor([0.0]),
+                        torch.tensor([p[token]]).log(),
+                        {"teacher.logprobs_T": torch.tensor([q[token]]).log()},
                     )
                 ]
             )["sampled_reverse_kl"]

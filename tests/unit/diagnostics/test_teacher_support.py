@@ -4,18 +4,15 @@ import random
 import pytest
 import torch
 
+from tests.rollouts import rollout_of
 from tutelage.diagnostics import teacher_support_auroc
 from tutelage.errors import DataError
-from tutelage.types import Rollout
 
 
 def rollout(*gaps):
     """A rollout whose tokens have log q - log p = gaps."""
     student = torch.full((len(gaps),), -1.0)
-    return Rollout(
-        [0], [0] * len(gaps), behaviour_logprobs=student, student_logprobs=student,
-        teacher_logprobs=student + torch.tensor(gaps),
-    )  # fmt: skip
+    return rollout_of([0], [0] * len(gaps), student, student, {"teacher.logprobs_T": student + torch.tensor(gaps)})
 
 
 def test_auroc_agrees_with_counting_pairs():
@@ -54,7 +51,7 @@ def test_a_token_the_teacher_rules_out_ranks_last_and_an_empty_rollout_nowhere()
 
 
 def test_refuses_unscored_rollouts_and_wrong_lengths():
-    unscored = Rollout([0], [1], behaviour_logprobs=torch.zeros(1), student_logprobs=torch.zeros(1), prompt_index=7)
+    unscored = rollout_of([0], [1], torch.zeros(1), torch.zeros(1), prompt_index=7)
     with pytest.raises(DataError, match="of prompt 7 has no teacher log-probabilities"):
         teacher_support_auroc([unscored, rollout(0.0)], [True, False])
     with pytest.raises(DataError, match="1 verdicts for 2 rollouts"):

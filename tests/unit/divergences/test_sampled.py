@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.rollouts import rollout_of
 from tutelage.divergences import Divergence, ForwardKL, ReverseKL, SampledReverseKL, TrustSplit
 from tutelage.divergences.sampled_reverse_kl import score_term
 from tutelage.errors import ConfigurationError
-from tutelage.types import Rollout, SampledTokens, TokenRecords
+from tutelage.types import Batch, Rollout, SampledTokens
 
 V = 4
 ANSWERS = list(itertools.product(range(V), repeat=2))
@@ -48,9 +49,9 @@ def expected_gradient(
     answers = [answer for combination in combinations for answer in combination]
     mu_N, now_N = of_answers(behaviour, answers), of_answers(student, answers)
     old_N, target_N = now_N.detach(), of_answers(TARGET, answers)
-    records = TokenRecords(
+    records = Batch(
         [
-            Rollout([0], list(answer), mu_N[2 * i : 2 * i + 2], old_N[2 * i : 2 * i + 2], prompt_index=i // group)
+            rollout_of([0], list(answer), mu_N[2 * i : 2 * i + 2], old_N[2 * i : 2 * i + 2], prompt_index=i // group)
             for i, answer in enumerate(answers)
         ]
     )
@@ -161,9 +162,9 @@ def test_differentiating_the_reward_would_teach_nothing_either() -> None:
 
 def test_discounted_returns_and_the_mean_of_the_others() -> None:
     def rollout(length: int, prompt: int) -> Rollout:
-        return Rollout([0], [0] * length, torch.zeros(length), torch.zeros(length), prompt_index=prompt)
+        return rollout_of([0], [0] * length, torch.zeros(length), torch.zeros(length), prompt_index=prompt)
 
-    records = TokenRecords([rollout(3, 0), rollout(1, 1), rollout(1, 0), rollout(2, 1), rollout(2, 0)])
+    records = Batch([rollout(3, 0), rollout(1, 1), rollout(1, 0), rollout(2, 1), rollout(2, 0)])
     rewards = torch.tensor([1.0, 2, 4, 8, 16, 3, 5, 7, 9]).double()
     found = SampledReverseKL(discount=0.5).credits(records, rewards)
     assert found.tolist() == [3, 4, 4, 8, 16, 5.5, 5, 11.5, 9]
@@ -171,7 +172,7 @@ def test_discounted_returns_and_the_mean_of_the_others() -> None:
     means = [32 / 3] * 3 + [4.0] + [23 / 5] + [8.0] * 2 + [23 / 4] * 2
     torch.testing.assert_close(others, rewards - torch.tensor(means).double())
     with pytest.raises(ConfigurationError, match="a prompt has one answer only"):
-        SampledReverseKL(baseline="leave_one_out").credits(TokenRecords(records.rollouts[:3]), rewards[:5])
+        SampledReverseKL(baseline="leave_one_out").credits(Batch(records.rollouts[:3]), rewards[:5])
     assert SampledReverseKL(baseline="leave_one_out").min_samples_per_prompt == 2
 
 

@@ -123,7 +123,7 @@ def test_decoding_scoring_and_loss_hear_the_same_teacher(engine: PairedEngine) -
         close = {"rtol": 1e-6, "atol": 1e-6}
         torch.testing.assert_close(rollout.teacher_logprobs.double(), expected.gather(1, tokens)[:, 0], **close)
         support = expected.gather(1, rollout.support_ids.long())
-        torch.testing.assert_close(rollout.teacher_support_logprobs.double(), support, **close)
+        torch.testing.assert_close(rollout.teacher.support_logprobs_TK.double(), support, **close)
     with torch.enable_grad():
         losses = [
             Objective(engine.student, engine.teacher, engine.vocabulary, Teacher(), divergence).backward(made).loss

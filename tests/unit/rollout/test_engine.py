@@ -8,20 +8,21 @@ import pytest
 import torch
 
 from tests.conftest import make_model
+from tests.rollouts import rollout_of
 from tutelage.errors import ConfigurationError, DataError, NonFiniteError, VocabularyMismatchError
 from tutelage.policies import Student, Teacher, TrustRegion
 from tutelage.rollout import PairedEngine
-from tutelage.types import Prompt, Rollout
+from tutelage.types import Prompt
 
 FIELDS = [
-    "teacher_logprobs",
-    "teacher_entropy",
-    "teacher_support_logprobs",
-    "teacher_tail_logprobs",
+    "teacher.logprobs_T",
+    "teacher.entropy_T",
+    "teacher.support_logprobs_TK",
+    "teacher.tail_logprobs_T",
     "support_overlap",
     "support_is_shared",
-    "student_logprobs",
-    "student_entropy",
+    "student.logprobs_T",
+    "student.entropy_T",
     "support_mass",
 ]
 
@@ -43,7 +44,7 @@ def test_scoring_afterwards_equals_scoring_while_sampling(engine: PairedEngine) 
         for before, after in zip(sampled, scored, strict=True):
             assert after.response_tokens == before.response_tokens
             for name in FIELDS:
-                torch.testing.assert_close(getattr(after, name), getattr(before, name), rtol=1e-6, atol=1e-8)
+                torch.testing.assert_close(after.tokenwise(name), before.tokenwise(name), rtol=1e-6, atol=1e-8)
 
 
 def test_the_student_policy_never_calls_the_teacher() -> None:
@@ -126,7 +127,7 @@ def test_rows_are_planned_from_the_byte_budget() -> None:
 def test_length_one_prompts_and_length_one_answers(engine: PairedEngine) -> None:
     rollouts = engine.generate(TrustRegion(kl_radius=0.5), [[1], [2]], max_new_tokens=1, num_samples=2)
     assert [len(rollout) for rollout in rollouts] == [1, 1, 1, 1]
-    assert all(len(getattr(rollout, name)) == 1 for rollout in rollouts for name in FIELDS)
+    assert all(len(rollout.tokenwise(name)) == 1 for rollout in rollouts for name in FIELDS)
 
 
 def test_a_model_without_stop_ids_runs_to_the_limit() -> None:
@@ -152,7 +153,7 @@ def test_refusals(engine: PairedEngine) -> None:
         student_only.generate(Student(), [[1] * 500], max_new_tokens=13)
     with pytest.raises(DataError, match=r"prompt 0 has token 20, but .* has embeddings for 20 tokens only"):
         student_only.generate(Student(), [[1, 20]], max_new_tokens=4)
-    unscored = Rollout([1], [2], torch.zeros(1), torch.zeros(1))
+    unscored = rollout_of([1], [2], torch.zeros(1), torch.zeros(1))
     with pytest.raises(DataError, match="without the student's support"):
         engine.score([unscored])
 

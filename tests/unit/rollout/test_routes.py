@@ -59,7 +59,7 @@ def test_each_prompt_has_its_own_teacher(engine: PairedEngine, models: tuple, po
         expected = by_teacher[rollout.teacher_name][place]
         assert rollout.response_tokens == expected.response_tokens
         torch.testing.assert_close(rollout.teacher_logprobs, expected.teacher_logprobs)
-        torch.testing.assert_close(rollout.teacher_support_logprobs, expected.teacher_support_logprobs)
+        torch.testing.assert_close(rollout.teacher.support_logprobs_TK, expected.teacher.support_logprobs_TK)
     different = zip(by_teacher[None], by_teacher["code"], strict=True)
     assert any(not torch.allclose(a.teacher_logprobs[:1], b.teacher_logprobs[:1]) for a, b in different)
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tests.conftest import make_model
+from tests.rollouts import rollout_of
 from tutelage.distributions import normalise, tail_logprobs
 from tutelage.divergences import TeacherTopK
 from tutelage.errors import ConfigurationError, DataError
@@ -17,7 +18,13 @@ from tutelage.rollout import GivenAnswers, PairedEngine, ScoreCache, score_top
 from tutelage.types import DenseTarget, Prompt, Rollout, SparseTarget
 
 PROMPT, OTHER = Prompt([1, 2, 3], teacher_tokens=[9, 1, 2, 3]), Prompt([4])
-FIELDS = ("teacher_logprobs", "teacher_entropy", "teacher_top_ids", "teacher_top_logprobs", "teacher_top_tail")
+FIELDS = (
+    "teacher.logprobs_T",
+    "teacher.entropy_T",
+    "teacher.top.support_ids",
+    "teacher.top.logprobs",
+    "teacher.top.tail_logprobs",
+)
 
 
 def answers() -> list[Rollout]:
@@ -29,7 +36,9 @@ def answers() -> list[Rollout]:
             unknown = torch.full((len(tokens),), torch.nan)
             reads = None if prompt.teacher_tokens is None else list(prompt.teacher_tokens)
             made.append(
-                Rollout(list(prompt.student_tokens), tokens, unknown, unknown, number == 1, teacher_prompt_tokens=reads)
+                rollout_of(
+                    prompt.student_tokens, tokens, unknown, unknown, finished=number == 1, teacher_prompt_tokens=reads
+                )
             )
     return made
 
@@ -55,10 +64,10 @@ def test_scores_are_those_of_a_plain_forward(scored: list[Rollout]) -> None:
     tokens = torch.tensor([[*rollout.tokens_for_teacher, *rollout.response_tokens]])
     logprobs = normalise(model(tokens).logits[0, len(rollout.tokens_for_teacher) - 1 : -1])
     top = logprobs.topk(4)
-    assert rollout.teacher_top_ids is not None and rollout.support_ids is None
-    assert torch.equal(rollout.teacher_top_ids.long(), top.indices)
-    torch.testing.assert_close(rollout.teacher_top_logprobs, top.values)
-    torch.testing.assert_close(rollout.teacher_top_tail, tail_logprobs(logprobs, top.indices))
+    assert rollout.teacher.top.support_ids is not None and rollout.support_ids is None
+    assert torch.equal(rollout.teacher.top.support_ids.long(), top.indices)
+    torch.testing.assert_close(rollout.teacher.top.logprobs, top.values)
+    torch.testing.assert_close(rollout.teacher.top.tail_logprobs, tail_logprobs(logprobs, top.indices))
     torch.testing.assert_close(
         rollout.teacher_logprobs, logprobs.gather(-1, torch.tensor(rollout.response_tokens)[:, None])[:, 0]
     )
@@ -70,7 +79,7 @@ def test_what_is_read_is_what_was_written(cache: ScoreCache, scored: list[Rollou
         for name in ("prompt_tokens", "teacher_prompt_tokens", "response_tokens", "finished", "teacher_name"):
             assert getattr(read, name) == getattr(rollout, name)
         for name in FIELDS:
-            assert torch.equal(getattr(read, name), getattr(rollout, name)), name
+            assert torch.equal(read.tokenwise(name), rollout.tokenwise(name)), name
         assert read.is_scored and read.behaviour_logprobs.isnan().all()
 
 

@@ -13,13 +13,14 @@ import torch
 
 from tests.conftest import make_model
 from tests.fake_server import Answer, Fake, vllm_of
+from tests.rollouts import rollout_of
 from tutelage.distributions import normalise, tail_logprobs
 from tutelage.errors import ConfigurationError, ServerError
 from tutelage.models import LanguageModel, Vocabulary, align, as_language_model
 from tutelage.policies import Student, Teacher, Temperature
 from tutelage.rollout import PairedEngine, ServedTeacher, ServedVLLM, Server, VLLMEngine, VLLMSettings, server
 from tutelage.rollout.scoring import response_hidden
-from tutelage.types import Prompt, Rollout
+from tutelage.types import Prompt
 
 
 @pytest.fixture
@@ -132,7 +133,7 @@ def test_the_student_takes_over_where_the_policy_is_the_student(play: Callable[[
     handed = engine_on(fake, student, vocabulary, tmp_path / "weights")
     engine = PairedEngine(student, teacher, vocabulary=vocabulary, support_size=4, student_engine=handed)
     paired = engine.generate(Teacher(), [[1, 2]], max_new_tokens=3)
-    assert fake.asked == [] and paired[0].reread_logprobs is None
+    assert fake.asked == [] and paired[0].rescored_logprobs is None
     prompts = [Prompt([1, 2], teacher_tokens=[3, 1, 2]), Prompt([4])]
     rollouts = engine.generate(Student(), prompts, max_new_tokens=12, num_samples=8)
     assert [path for path, _ in fake.asked][:3] == ["/collective_rpc", "/reset_prefix_cache", "/v1/models"]
@@ -142,8 +143,8 @@ def test_the_student_takes_over_where_the_policy_is_the_student(play: Callable[[
     assert 0 < len(finished) < 16 and all(r.response_tokens[-1] == 7 for r in finished)
     assert all(8 not in r.response_tokens for r in rollouts)
     for r in rollouts:  # both stop ids are one event, which is what our own forward says
-        assert r.reread_logprobs is not None
-        torch.testing.assert_close(r.behaviour_logprobs.double(), r.reread_logprobs, atol=1e-6, rtol=0)
+        assert r.rescored_logprobs is not None
+        torch.testing.assert_close(r.behaviour_logprobs.double(), r.rescored_logprobs, atol=1e-6, rtol=0)
     scored = engine.score(rollouts)
     assert scored[0].teacher_prompt_tokens == [3, 1, 2] and scored[0].is_scored
     # The same seeds whatever the batch; the weights are handed over once.
@@ -201,17 +202,17 @@ def test_a_served_teacher_tells_what_a_local_one_would(play: Callable[[Answer], 
     )
     assert any(r.finished for r in rollouts) and not served.teachers
     for told, known in zip(served.score(rollouts), local.score(rollouts), strict=True):
-        assert told.is_scored and told.teacher_top_ids is not None and told.teacher_logprobs is not None
+        assert told.is_scored and told.teacher.top.support_ids is not None and told.teacher_logprobs is not None
         hidden = response_hidden(teacher, [(known.tokens_for_teacher, known.response_tokens)])
         canonical = normalise(vocabulary.canonical(teacher.logits(hidden))).detach()
         top = canonical.topk(5, dim=-1)
         # A stop id that is not among the six told stays in the tail; the event's other id is then all of it.
-        is_whole = (told.teacher_top_ids.long() == top.indices).all(-1)
+        is_whole = (told.teacher.top.support_ids.long() == top.indices).all(-1)
         assert is_whole.float().mean() > 0.8
         whole = is_whole & ~(top.indices == 7).any(-1)
-        torch.testing.assert_close(told.teacher_top_logprobs[whole].double(), top.values[whole], atol=1e-5, rtol=0)
+        torch.testing.assert_close(told.teacher.top.logprobs[whole].double(), top.values[whole], atol=1e-5, rtol=0)
         tails = tail_logprobs(canonical, top.indices)
-        torch.testing.assert_close(told.teacher_top_tail[whole].double(), tails[whole], atol=1e-4, rtol=0)
+        torch.testing.assert_close(told.teacher.top.tail_logprobs[whole].double(), tails[whole], atol=1e-4, rtol=0)
         ordinary = torch.tensor(known.response_tokens) != 7
         assert known.teacher_logprobs is not None
         torch.testing.assert_close(
@@ -225,20 +226,20 @@ def test_stop_ids_that_are_told_are_one_event_and_padding_is_none() -> None:
     places = [None, {"8": 0.5, "7": 0.25, "1": 0.125, "3": 0.0625, "25": 0.03}]
     places += [{"8": 0.6, "1": 0.3, "2": 0.1, "4": 1e-12}]
     told = [p and {i: {"logprob": math.log(mass)} for i, mass in p.items()} for p in places]
-    rollout = Rollout([4], [1, 1], torch.zeros(2), torch.zeros(2))
+    rollout = rollout_of([4], [1, 1], torch.zeros(2), torch.zeros(2))
     served = ServedTeacher(Server("http://a"), vocabulary, 3, num_rows=32)
     scored = served._scored(rollout, {"choices": [{"prompt_logprobs": told}]}, "m", 4)
-    assert scored.teacher_top_ids is not None and scored.teacher_top_logprobs is not None
-    assert scored.teacher_top_ids.tolist() == [[7, 1, 7], [7, 1, 2]]
+    assert scored.teacher.top.support_ids is not None and scored.teacher.top.logprobs is not None
+    assert scored.teacher.top.support_ids.tolist() == [[7, 1, 7], [7, 1, 2]]
     expected = torch.tensor([[0.75, 0.125, 0.0], [0.6, 0.3, 0.1]])
-    torch.testing.assert_close(scored.teacher_top_logprobs.exp(), expected)
-    assert scored.teacher_top_tail is not None
-    assert scored.teacher_top_tail.exp().tolist() == pytest.approx([0.125, 2**-24], rel=1e-3)
+    torch.testing.assert_close(scored.teacher.top.logprobs.exp(), expected)
+    assert scored.teacher.top.tail_logprobs is not None
+    assert scored.teacher.top.tail_logprobs.exp().tolist() == pytest.approx([0.125, 2**-24], rel=1e-3)
 
 
 def test_a_server_that_is_no_teacher_is_refused(play: Callable[[Answer], Fake]) -> None:
     _, teacher, vocabulary = pair()
-    rollout = Rollout([4], [1, 1], torch.zeros(2), torch.zeros(2))
+    rollout = rollout_of([4], [1, 1], torch.zeros(2), torch.zeros(2))
     models = {"data": [{"id": "m"}]}
     plain = play(lambda path, _: (200, models if path == "/v1/models" else {"choices": [{"text": ""}]}))
     with pytest.raises(ServerError, match="log-probabilities of 0 tokens of a prompt of 3"):

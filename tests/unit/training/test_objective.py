@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tests.conftest import make_model
+from tests.rollouts import rollout_of
 from tutelage.divergences import DIVERGENCES, ReverseKL, SampledNLL, SampledReverseKL, Sinkhorn, TrustSplit
 from tutelage.errors import ConfigurationError, EmptyBatchError
 from tutelage.kernels import Tiling
@@ -134,7 +135,7 @@ def test_rollout_and_update_see_the_same_student(engine, rollouts) -> None:
 
 
 def test_an_empty_batch_is_an_error_and_not_nan(engine) -> None:
-    empty = Rollout([1], [], torch.zeros(0), torch.zeros(0))
+    empty = rollout_of([1], [], torch.zeros(0), torch.zeros(0))
     for batch in ([], [empty]):
         with pytest.raises(EmptyBatchError, match="no response token"):
             gradients(engine, batch, divergence=ReverseKL())
@@ -290,7 +291,7 @@ def test_a_weighted_mean_is_divided_by_its_weights(engine, rollouts, weighting) 
     def loss_of(token: int) -> float:
         class One(Uniform):
             def __call__(self, records, uniforms_N=None):
-                return torch.nn.functional.one_hot(torch.tensor(token), len(records)).float()
+                return torch.nn.functional.one_hot(torch.tensor(token), records.num_tokens).float()
 
         return gradients(engine, rollouts, divergence=ReverseKL(), weighting=One())[0].loss
 
@@ -329,7 +330,7 @@ def test_draws_belong_to_tokens(engine, rollouts) -> None:
 def test_nothing_that_counts_is_a_loss_of_zero(engine, rollouts) -> None:
     class Nothing(Uniform):
         def __call__(self, records, uniforms_N=None):
-            return torch.zeros(len(records))
+            return torch.zeros(records.num_tokens)
 
     batch, found = gradients(engine, rollouts, divergence=ReverseKL(), weighting=Nothing())
     assert batch.loss == 0 and all((gradient == 0).all() for gradient in found.values())

@@ -65,10 +65,10 @@ def test_the_reference_reads_what_it_should(engine: PairedEngine, rollouts: list
         _, _, expected = naive_logprobs(engine, rollout, reads)
         ids = rollout.support_ids.long()
         tokens = torch.tensor(rollout.response_tokens)[:, None]
-        torch.testing.assert_close(rollout.reference_logprobs, expected.gather(1, tokens)[:, 0])
-        torch.testing.assert_close(rollout.reference_support_logprobs, expected.gather(1, ids))
+        torch.testing.assert_close(rollout.reference.logprobs_T, expected.gather(1, tokens)[:, 0])
+        torch.testing.assert_close(rollout.reference.support_logprobs_TK, expected.gather(1, ids))
         tail = 1 - expected.gather(1, ids).exp().sum(1)
-        torch.testing.assert_close(rollout.reference_tail_logprobs.exp(), tail)
+        torch.testing.assert_close(rollout.reference.tail_logprobs_T.exp(), tail)
 
 
 @pytest.mark.parametrize("divergence", [FULL, RENORMALISED], ids=["full", "renormalised"])

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
+from tests.rollouts import rollout_of
 from tutelage.training.token_log import MOST_TOKENS, pieces_of, token_log
-from tutelage.types import Rollout
 
 BYTES = "naïve → \U0001f9ee, so 12".encode()
 
@@ -31,7 +31,7 @@ def test_a_decoder_that_strips_the_first_space() -> None:
 
 def test_columns_are_rounded_and_bounded() -> None:
     length = MOST_TOKENS + 5
-    rollout = Rollout(
+    rollout = rollout_of(
         [0], [65] * length, torch.zeros(length), torch.full((length,), -0.12345),
         replaced=torch.arange(length) == 2, kl_to_student=torch.full((length,), 1e-9),
     )  # fmt: skip
@@ -43,5 +43,7 @@ def test_columns_are_rounded_and_bounded() -> None:
 
 def test_what_the_teacher_rules_out_is_null() -> None:
     teacher = torch.tensor([-0.5, -torch.inf])
-    log = token_log(Rollout([0], [65, 66], torch.zeros(2), torch.zeros(2), teacher_logprobs=teacher), by_bytes)
+    log = token_log(
+        rollout_of([0], [65, 66], torch.zeros(2), torch.zeros(2), {"teacher.logprobs_T": teacher}), by_bytes
+    )
     assert log["teacher_logprob"] == [-0.5, None]

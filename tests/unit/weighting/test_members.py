@@ -1,17 +1,17 @@
 from __future__ import annotations
 
-import dataclasses
 import math
 
 import pytest
 import torch
 
 from tests.contracts.test_weightings import make_rollouts
-from tutelage.types import Rollout, TokenRecords
+from tests.rollouts import rollout_of
+from tutelage.types import Batch
 from tutelage.weighting import PositionDecay, Tip, Tropd, Uniform, recorded_kl
 
 
-def records_of(entropies: list[float], divergences: list[float] | None = None) -> TokenRecords:
+def records_of(entropies: list[float], divergences: list[float] | None = None) -> Batch:
     """One answer whose student puts mass p on one recorded token, the teacher q, so that KL is what it should be."""
     length = len(entropies)
     student, teacher = torch.full((length, 1), 0.5).double(), torch.full((length, 1), 0.5).double()
@@ -19,23 +19,26 @@ def records_of(entropies: list[float], divergences: list[float] | None = None) -
         # KL((.5, .5) || (q, 1 - q)) = -log(4 q (1 - q)) / 2
         teacher[i] = (1 - math.sqrt(1 - math.exp(-2 * wanted))) / 2
     nothing = torch.zeros(length)
-    return TokenRecords(
+    return Batch(
         [
-            Rollout(
+            rollout_of(
                 [0],
                 [0] * length,
                 nothing,
                 nothing,
-                student_entropy=torch.tensor(entropies).double(),
-                student_support_logprobs=student.log(),
-                teacher_support_logprobs=teacher.log(),
-                teacher_tail_logprobs=(1 - teacher[:, 0]).log(),
+                {
+                    "student.entropy_T": torch.tensor(entropies).double(),
+                    "student.support_logprobs_TK": student.log(),
+                    "teacher.logprobs_T": nothing,
+                    "teacher.support_logprobs_TK": teacher.log(),
+                    "teacher.tail_logprobs_T": (1 - teacher[:, 0]).log(),
+                },
             )
         ]
     )
 
 
-def kept(selector: str, share: float, records: TokenRecords) -> list[int]:
+def kept(selector: str, share: float, records: Batch) -> list[int]:
     weights = Tip(selector=selector, share=share)(records)
     assert set(weights.tolist()) <= {0.0, 1.0}
     return weights.nonzero()[:, 0].tolist()
@@ -49,13 +52,14 @@ def test_recorded_kl_is_that_of_the_coarsened_distributions() -> None:
         ids = student.topk(size).indices
         tail = teacher.scatter(1, ids, -math.inf).logsumexp(-1)
         tail = tail.masked_fill(tail.isnan(), -math.inf)
-        records = TokenRecords(
+        records = Batch(
             [
-                dataclasses.replace(
-                    rollout,
-                    student_support_logprobs=student.gather(1, ids),
-                    teacher_support_logprobs=teacher.gather(1, ids),
-                    teacher_tail_logprobs=tail,
+                rollout.with_tokenwise(
+                    {
+                        "student.support_logprobs_TK": student.gather(1, ids),
+                        "teacher.support_logprobs_TK": teacher.gather(1, ids),
+                        "teacher.tail_logprobs_T": tail,
+                    }
                 )
             ]
         )
@@ -67,25 +71,28 @@ def test_recorded_kl_is_that_of_the_coarsened_distributions() -> None:
 
 def test_an_infinite_kl_counts_as_the_largest() -> None:
     records = records_of([1.0, 1.0, 1.0], [0.1, 0.7, 0.3])
-    records.rollouts[0].teacher_support_logprobs[0] = -math.inf
+    records.rollouts[0].teacher.support_logprobs_TK[0] = -math.inf
     torch.testing.assert_close(recorded_kl(records, reverse=True), torch.tensor([0.7, 0.7, 0.3]).double())
 
 
-def records_of_rows(rows: list[tuple[list[float], list[float]]], size: int) -> TokenRecords:
+def records_of_rows(rows: list[tuple[list[float], list[float]]], size: int) -> Batch:
     """One answer, with student and teacher of each token, whose first `size` words are the support."""
     p, q = (torch.tensor(each).double() for each in zip(*rows, strict=True))
     nothing = torch.zeros(len(rows))
-    rollout = Rollout(
+    rollout = rollout_of(
         [0],
         [0] * len(rows),
         nothing,
         nothing,
-        student_entropy=torch.ones(len(rows)).double(),
-        student_support_logprobs=p[:, :size].log(),
-        teacher_support_logprobs=q[:, :size].log(),
-        teacher_tail_logprobs=q[:, size:].sum(-1).log(),
+        {
+            "student.entropy_T": torch.ones(len(rows)).double(),
+            "student.support_logprobs_TK": p[:, :size].log(),
+            "teacher.logprobs_T": nothing,
+            "teacher.support_logprobs_TK": q[:, :size].log(),
+            "teacher.tail_logprobs_T": q[:, size:].sum(-1).log(),
+        },
     )
-    return TokenRecords([rollout])
+    return Batch([rollout])
 
 
 def test_a_tail_that_the_teacher_rules_out_is_infinitely_far() -> None:
@@ -155,20 +162,20 @@ def test_tip_clips_entropies_at_the_98th_percentile() -> None:
 
 def test_position_decay_halves() -> None:
     rollouts = make_rollouts(lengths=(3, 1, 2))
-    weights = PositionDecay(half_life=2)(TokenRecords(rollouts))
+    weights = PositionDecay(half_life=2)(Batch(rollouts))
     assert weights.tolist() == pytest.approx([1, 2**-0.5, 0.5, 1, 1, 2**-0.5])
-    assert PositionDecay(half_life=math.inf)(TokenRecords(rollouts)).tolist() == [1] * 6
-    assert torch.equal(Uniform()(TokenRecords(rollouts)), torch.ones(6))
+    assert PositionDecay(half_life=math.inf)(Batch(rollouts)).tolist() == [1] * 6
+    assert torch.equal(Uniform()(Batch(rollouts)), torch.ones(6))
 
 
 def test_the_mean_trust_is_one_minus_total_variation() -> None:
     generator = torch.Generator().manual_seed(0)
     student, teacher = torch.randn(2, 6, generator=generator).double().log_softmax(-1)
-    rollout = Rollout([0], list(range(6)), student, student, teacher_logprobs=teacher)  # every token once
-    trust = Tropd(acceptance="expected")(TokenRecords([rollout]))
+    rollout = rollout_of([0], list(range(6)), student, student, {"teacher.logprobs_T": teacher})  # every token once
+    trust = Tropd(acceptance="expected")(Batch([rollout]))
     mean = (student.exp() * trust).sum()
     torch.testing.assert_close(mean, 1 - (student.exp() - teacher.exp()).abs().sum() / 2)
     draws = torch.rand(20_000, 6, generator=generator, dtype=torch.float64)
-    found = torch.stack([Tropd()(TokenRecords([rollout]), draw) for draw in draws[:2000]]).mean(0)
+    found = torch.stack([Tropd()(Batch([rollout]), draw) for draw in draws[:2000]]).mean(0)
     torch.testing.assert_close(found, trust, atol=0.04, rtol=0)
     assert (found[trust == 1] == 1).all()
