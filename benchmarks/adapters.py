@@ -121,14 +121,7 @@ class Step:
         rollouts = engine.generate(Student(), self.prompts, max_new_tokens=MAX_NEW_TOKENS, seed=seed)
         rollout = self.seconds() - started
         rollouts = engine.score(rollouts)
-        objective = Objective(
-            student,
-            engine.teacher,
-            engine.vocabulary,
-            TARGETS["teacher"](),
-            DIVERGENCES["reverse_kl"](),
-            MICRO_BATCH_TOKENS,
-        )
+        objective = Objective(engine.models, TARGETS["teacher"](), DIVERGENCES["reverse_kl"](), MICRO_BATCH_TOKENS)
         kept: dict[int, int] = {}
 
         def note(tensor: torch.Tensor) -> torch.Tensor:

@@ -29,13 +29,13 @@ def test_an_adapter_is_resumed_to_the_same_bytes(tmp_path: Path, method: str) ->
     path = write_run_file(tmp_path)
     settings = [*LORA, f"student.adapter.method={method}", *past]
     run = made(path, *settings, f"output={tmp_path}/whole")
-    assert isinstance(run.engine.reference, SharedBackbone)
-    base = {name: weight.clone() for name, weight in run.engine.student.module.state_dict().items()}
+    assert isinstance(run.models.reference, SharedBackbone)
+    base = {name: weight.clone() for name, weight in run.models.student.module.state_dict().items()}
     train(run, Observer())
-    after = run.engine.student.module.state_dict()
+    after = run.models.student.module.state_dict()
     changed = {name for name in base if not torch.equal(base[name], after[name])}
-    assert run.engine.student.adapter is not None
-    assert changed == set(run.engine.student.adapter.weights)
+    assert run.models.student.adapter is not None
+    assert changed == set(run.models.student.adapter.weights)
     assert [record["learning_rate"] for record in metrics(tmp_path / "whole")][-1] < 1e-2
     assert run.phases[0].optimizer.learning_rate == pytest.approx(1e-2)
     assert max(record["logprob_mismatch"] for record in metrics(tmp_path / "whole")) < 1e-4
@@ -83,7 +83,7 @@ def test_a_checkpoint_is_exported_evaluated_and_taken_as_a_student(tmp_path: Pat
         "base_model_name_or_path"
     ] == str(tmp_path / "student")
     first = load_file(checkpoint / "adapter_model.safetensors")
-    kept = run.engine.reference
+    kept = run.models.reference
     assert isinstance(kept, SharedBackbone)
     assert torch.equal(
         kept.learned()["model.layers.0.mlp.up_proj.lora_B.default.weight"],
@@ -111,10 +111,10 @@ def test_a_reference_without_a_path_is_the_base_itself(tmp_path: Path) -> None:
     """Step by step the losses of two runs agree: one shares the backbone, the other loads the base once more."""
     path, target = write_run_file(tmp_path), ["target.name=extrapolated", "steps=3"]
     shared = made(path, *LORA, *target)
-    assert isinstance(shared.engine.reference, SharedBackbone)
+    assert isinstance(shared.models.reference, SharedBackbone)
     train(shared, Observer())
     copied = made(path, *LORA, *target, f"reference={tmp_path}/student", f"output={tmp_path}/copied")
-    assert not isinstance(copied.engine.reference, SharedBackbone)
+    assert not isinstance(copied.models.reference, SharedBackbone)
     train(copied, Observer())
     for mine, theirs in zip(metrics(tmp_path / "run"), metrics(tmp_path / "copied"), strict=True):
         assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-6)
@@ -130,7 +130,7 @@ def test_gradient_checkpointing_changes_no_bit_and_autocast_stays_near(tmp_path:
     }.items():
         run = made(path, "steps=2", *overrides, f"output={tmp_path}/{name}")
         train(run, Observer())
-        assert {weight.dtype for weight in run.engine.student.module.parameters()} == {torch.float32}
+        assert {weight.dtype for weight in run.models.student.module.parameters()} == {torch.float32}
     names = ("plain", "checkpointed", "autocast", "both")
     plain, checkpointed, autocast, both = (metrics(tmp_path / name) for name in names)
     weights = [(tmp_path / name / "checkpoints/step-000002/model.safetensors").read_bytes() for name in names[:2]]

@@ -30,7 +30,7 @@ def test_a_past_self_is_resumed_to_the_same_bytes(tmp_path: Path) -> None:
 
     class Watch(Observer):
         def on_step(self, result: StepResult) -> None:
-            weights = [model.module.model.norm.weight.clone() for model in (run.engine.reference, run.engine.student)]
+            weights = [model.module.model.norm.weight.clone() for model in (run.models.reference, run.models.student)]
             seen.append(weights)
 
     train(run, Watch())
@@ -95,7 +95,7 @@ def test_experts_are_fused_into_the_teacher(tmp_path: Path, weight: str) -> None
     tuned, base = third_model(tmp_path / "tuned", 5), third_model(tmp_path / "base", 6)
     expert = f'teacher.experts=[{{ path = "{tuned}", base = "{base}", weight = {weight} }}]'
     run = made(path, expert, "steps=2")
-    assert len(run.engine.teacher.members) == 3
+    assert len(run.models.teacher.members) == 3
     train(run, Observer())
     train(made(path, "steps=2", f"output={tmp_path}/plain"), Observer())
     assert metrics(tmp_path / "run")[0]["loss"] != metrics(tmp_path / "plain")[0]["loss"]

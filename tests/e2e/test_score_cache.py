@@ -92,8 +92,8 @@ def test_the_record_is_what_a_teacher_that_is_there_would_say(home: Path) -> Non
     rollouts = given.generate(built.prompts[:4], num_samples=2, seed=0, step=0)
     bare = [replace(r, teacher=replace(r.teacher, top=None)) for r in rollouts]
     recipe, found = built.phases[0].recipe, []
-    for teacher, answers in ((None, rollouts), (engine.teacher, bare)):
-        objective = Objective(engine.student, teacher, engine.vocabulary, recipe.target, recipe.divergence)
+    for teachers, answers in (({}, rollouts), (engine.models.teachers, bare)):
+        objective = Objective(replace(engine.models, teachers=teachers), recipe.target, recipe.divergence)
         engine.student.module.zero_grad(set_to_none=True)
         batch = objective.backward(answers)
         gradient = torch.cat([p.grad.flatten() for p in engine.student.module.parameters() if p.grad is not None])

@@ -41,7 +41,7 @@ def on(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def first_prompt(run: Any) -> str:
-    return str(run.engine.student.tokenizer.decode(run.prompts[0].student_tokens)).partition("<")[0].strip()
+    return str(run.models.student.tokenizer.decode(run.prompts[0].student_tokens)).partition("<")[0].strip()
 
 
 def test_a_resumed_run_reads_the_prompts_of_the_day_on_which_it_began(home: Path, on: Any) -> None:

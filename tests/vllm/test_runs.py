@@ -102,7 +102,7 @@ def test_a_run_survives_the_death_of_its_teacher_server(
         return write(tmp_path / name, options, divergence, "", steps=4)
 
     undisturbed = build_run(load_config(file("undisturbed")))
-    assert undisturbed.engine.teachers == {}
+    assert undisturbed.models.teachers == {}
     train(undisturbed, Observer())
     disturbed = file("disturbed")
     with pytest.raises(

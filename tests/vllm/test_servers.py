@@ -43,7 +43,7 @@ def test_a_teacher_server_scores_as_the_teacher_here_does(serve: Callable[..., S
     losses = []
     for engine, scored in ((local, known), (served, told)):
         divergence = DIVERGENCES["reverse_kl"](support="teacher_top_k", top_k=TOP_K)
-        objective = Objective(student, engine.teacher, vocabulary, TARGETS["teacher"](), divergence)
+        objective = Objective(engine.models, TARGETS["teacher"](), divergence)
         student.module.zero_grad(set_to_none=True)
         loss = objective.backward(scored).loss
         norm = float(torch.cat([p.grad.flatten() for p in student.module.parameters()]).norm())

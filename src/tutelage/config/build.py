@@ -171,23 +171,23 @@ def _put_together(
         with_teacher=is_read,
         runtime=runtime,
     )
-    engine.given = given
-    runtime.from_first(lambda: check_savable(engine.student, engine.vocabulary))
+    engine.given, models = given, engine.models
+    runtime.from_first(lambda: check_savable(models.student, models.vocabulary))
     if config.rollout.engine == "vllm":
-        engine.student_engine = make_student_engine(config, engine.student, engine.vocabulary, runtime)
+        engine.student_engine = make_student_engine(config, models.student, models.vocabulary, runtime)
     check_servers(
         config, engine, prompts.prompts, teacher_tokenizer, max(config.rollout.max_new_tokens, evaluation_tokens)
     )
     # Refused now, if one answer at the limit does not fit into the caches, and not when the first step needs it.
     asks_teacher = any(phase.recipe.policy.needs_teacher for phase in phases)
     engine.rows_that_fit(prompts.prompts, config.rollout.max_new_tokens, with_teacher=asks_teacher)
-    teachers = [each for each in (engine.teacher, *engine.routes.values()) if each is not None]
     for phase in phases:
-        refuse_models(config.runtime.loss, phase.recipe.divergence, engine.student, teachers)
-    inputs.add(hashes.inputs(engine.vocabulary))
+        refuse_models(config.runtime.loss, phase.recipe.divergence, models.student, list(models.teachers.values()))
+    inputs.add(hashes.inputs(models.vocabulary))
     messages += [f"accepted, and noted in {folder.path / FINGERPRINTS}: {line}" for line in inputs.accepted]
     return Run(
         phases=phases,
+        models=models,
         engine=engine,
         runtime=runtime,
         prompts=prompts.prompts,
@@ -204,11 +204,11 @@ def _put_together(
         loss_form=config.runtime.loss,
         folder=folder,
         verify=(
-            make_verifier(config.data.verifier, engine.student, config.data.truncated_answers)
+            make_verifier(config.data.verifier, models.student, config.data.truncated_answers)
             if config.data.verifier
             else None
         ),
-        decode=decoder_of(engine.student),
+        decode=decoder_of(models.student),
         samples_per_log=config.logging.samples_per_log,
         steps_per_log=config.logging.steps_per_log,
         diagnostics_every=config.logging.diagnostics_every,

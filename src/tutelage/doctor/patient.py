@@ -108,7 +108,7 @@ class Patient:
         """The models with their weights, the student's gradient on and all others' off."""
         engine = build_engine(self.config, *self.tokenizers, with_reference=self.needs_reference)
         check_savable(engine.student, engine.vocabulary)
-        for model in engine.frozen:
+        for model in engine.models.frozen:
             model.module.requires_grad_(False)
         engine.student.let_learn()
         engine.given = self.given

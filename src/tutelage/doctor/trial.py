@@ -39,16 +39,15 @@ def own_teacher(patient: Patient) -> Finding:
     a text than these answers get (a sliding window, rotary factors of long texts) shows in the longest text that the
     run can reach, which each model that writes reads in both ways: two forwards each, a small part of what follows.
     """
-    student, vocabulary, config = patient.engine.student, patient.engine.vocabulary, patient.config
+    models, config = patient.engine.models, patient.config
+    student = models.student
     size = config.rollout.support_size
-    engine = PairedEngine(student, student, vocabulary=vocabulary, support_size=size)
+    engine = PairedEngine(student, student, vocabulary=models.vocabulary, support_size=size)
     asked = [Prompt(prompt.student_tokens) for prompt in patient.prompts.prompts[:NUM_PROMPTS]]
     tokens = min(NUM_TOKENS, config.rollout.max_new_tokens)
     rollouts = engine.score(engine.generate(Student(), asked, max_new_tokens=tokens, seed=patient.seed))
     objective = Objective(
-        student,
-        student,
-        vocabulary,
+        engine.models,
         TARGETS["teacher"](),
         DIVERGENCES["reverse_kl"](top_k=size),
         config.runtime.micro_batch_tokens,
@@ -70,7 +69,7 @@ def own_teacher(patient: Patient) -> Finding:
         )
     length = min(_longest_text(patient), MAX_TEXT)
     gaps = []
-    for model in [student, *patient.engine.teachers.values()]:
+    for model in [student, *models.teachers.values()]:
         gaps.append(_reading_gap(model, asked[0].student_tokens, min(length, model.context_length or length)))
         if not gaps[-1] <= max(TOLERANCES[member.autocast or member.module.dtype] for member in model.members):
             return Finding(

@@ -18,6 +18,7 @@ from tutelage.models.loading import (
     load_language_model,
     load_tokenizer,
 )
+from tutelage.models.model_set import ModelSet
 from tutelage.models.outline import outline_of
 from tutelage.models.quantised import check_learnable, check_quantization, check_unquantised
 from tutelage.models.read_back import check_savable, check_saved
@@ -36,6 +37,7 @@ __all__ = [
     "FusedTeacher",
     "Fusion",
     "LanguageModel",
+    "ModelSet",
     "RaggedCache",
     "SharedBackbone",
     "Vocabulary",

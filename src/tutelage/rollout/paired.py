@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from tutelage.errors import ConfigurationError
-from tutelage.models import LanguageModel, Vocabulary, align, as_language_model
+from tutelage.models import LanguageModel, ModelSet, Vocabulary
 from tutelage.policies import Policy
 from tutelage.rollout.decoding import Decoding, Task, slots_of
 from tutelage.rollout.draft_length import LONGEST, Costs, DraftLength, draft_length_named
@@ -82,15 +82,15 @@ class PairedEngine:
             if value < 1:
                 raise ConfigurationError(f"rollout.{name} is {value}; it must be at least 1.")
         self.fixed_draft_length, is_measured = draft_length_named(draft_length)
-        self.student = as_language_model(student, "student")
-        self.teacher = None if teacher is None else as_language_model(teacher, "teacher")
-        self.routes = {name: as_language_model(model, name) for name, model in (routes or {}).items()}
-        self.reference = None if reference is None else as_language_model(reference, "reference")
-        self.reference_reads = reference_reads
-        models = (self.teacher, *self.routes.values(), self.reference)
-        self.vocabulary = vocabulary or align(self.student, *models)
+        self.models = ModelSet.of(
+            student,
+            {**({} if teacher is None else {None: teacher}), **(routes or {})},
+            reference=reference,
+            reference_reads=reference_reads,
+            vocabulary=vocabulary,
+        )
         self.costs = {
-            name: Costs(self.student, teacher, is_measured=is_measured) for name, teacher in self.teachers.items()
+            name: Costs(self.student, model, is_measured=is_measured) for name, model in self.models.teachers.items()
         }
         self.support_size = support_size
         self.max_rows = max_rows
@@ -101,14 +101,19 @@ class PairedEngine:
         self.served_teacher = served_teacher
 
     @property
-    def teachers(self) -> dict[str | None, LanguageModel]:
-        """Every teacher by the name that prompts call it, None being the one for prompts that name none."""
-        return ({} if self.teacher is None else {None: self.teacher}) | self.routes
+    def student(self) -> LanguageModel:
+        """The model that samples."""
+        return self.models.student
 
     @property
-    def frozen(self) -> list[LanguageModel]:
-        """Every model that learns nothing."""
-        return [*self.teachers.values(), *([] if self.reference is None else [self.reference])]
+    def teacher(self) -> LanguageModel | None:
+        """The teacher of prompts that name none."""
+        return self.models.teacher
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """What the models share."""
+        return self.models.vocabulary
 
     @torch.no_grad()
     def generate(
@@ -138,7 +143,7 @@ class PairedEngine:
             fit into `cache_bytes`.
           DataError: an empty prompt, one that leaves no room in a model's context, or a token it has no embedding for.
         """
-        if policy.needs_teacher and not self.teachers:
+        if policy.needs_teacher and not self.models.teachers:
             raise ConfigurationError(
                 f"the policy {policy} asks the teacher at every token, but this engine has only a student. "
                 "Give the engine a teacher, or use the student policy."
@@ -166,7 +171,7 @@ class PairedEngine:
             )
         rollouts: list[Rollout] = []
         for name, places in _by_teacher([prompt.teacher_name for prompt in ready], policy.needs_teacher).items():
-            teacher = self._teacher_named(name) if policy.needs_teacher else None
+            teacher = self.models.teacher_named(name) if policy.needs_teacher else None
             # A prompt's stream is its place among all prompts, whichever teacher it has.
             chosen = [replace(ready[i], stream=i) if ready[i].stream is None else ready[i] for i in places]
             num_rows = self.rows_that_fit(chosen, max_new_tokens, with_teacher=teacher is not None)
@@ -191,12 +196,12 @@ class PairedEngine:
         """Let each rollout's teacher read it when it is finished, in batched forwards; see `rollout.scoring.score`."""
         if self.served_teacher is not None:
             return self.served_teacher.score(rollouts)
-        if not self.teachers:
+        if not self.models.teachers:
             raise ConfigurationError("scoring needs a teacher, but this engine has only a student. Give it one.")
         scored = list(rollouts)
         for name, places in _by_teacher([rollout.teacher_name for rollout in rollouts]).items():
             read = score(
-                self._teacher_named(name),
+                self.models.teacher_named(name),
                 self.vocabulary,
                 [scored[i] for i in places],
                 max_tokens=self.score_tokens,
@@ -208,24 +213,16 @@ class PairedEngine:
 
     def score_reference(self, rollouts: Sequence[Rollout]) -> list[Rollout]:
         """Let the reference read finished rollouts; see `rollout.scoring.score_reference`."""
-        if self.reference is None:
+        if self.models.reference is None:
             raise ConfigurationError(
                 "the target compares with a reference, but this engine has none. Give it one, or use another target."
             )
-        reads, max_tokens = self.reference_reads, self.score_tokens
-        return score_reference(self.reference, self.vocabulary, rollouts, reads=reads, max_tokens=max_tokens)
+        reads, max_tokens = self.models.reference_reads, self.score_tokens
+        return score_reference(self.models.reference, self.vocabulary, rollouts, reads=reads, max_tokens=max_tokens)
 
     @property
     def _longest_draft(self) -> int:
         return LONGEST if self.fixed_draft_length is None else self.fixed_draft_length
-
-    def _teacher_named(self, name: str | None) -> LanguageModel:
-        if name not in self.teachers:
-            known = ", ".join(map(repr, self.teachers))
-            raise ConfigurationError(
-                f"a prompt names the teacher {name!r}; the engine knows {known}. Name one of these, or add a route."
-            )
-        return self.teachers[name]
 
     def rows_that_fit(self, prompts: Sequence[Prompt], max_new_tokens: int, *, with_teacher: bool) -> int:
         """How many answers to such prompts may be decoded at once: `max_rows`, or what the byte budget holds.
@@ -242,7 +239,7 @@ class PairedEngine:
         slot_bytes = self.student.cache_bytes_per_slot
         if with_teacher:
             names = {prompt.teacher_name for prompt in prompts}
-            slot_bytes += max(self._teacher_named(name).cache_bytes_per_slot for name in names)
+            slot_bytes += max(self.models.teacher_named(name).cache_bytes_per_slot for name in names)
         num_drafted = min(self._longest_draft if with_teacher else 1, max_new_tokens)
         row_bytes = slots_of(longest, max_new_tokens, num_drafted) * slot_bytes
         if row_bytes > budget:
@@ -256,7 +253,7 @@ class PairedEngine:
     def _check_prompts(self, prompts: list[Prompt], max_new_tokens: int, *, with_teacher: bool) -> None:
         for place, prompt in enumerate(prompts):
             check_readable(self.student, prompt.student_tokens, max_new_tokens, f"prompt {place}")
-            teacher = self.teachers.get(prompt.teacher_name) if with_teacher else None
+            teacher = self.models.teachers.get(prompt.teacher_name) if with_teacher else None
             if teacher is not None:
                 own = prompt.student_tokens if prompt.teacher_tokens is None else prompt.teacher_tokens
                 check_readable(teacher, own, max_new_tokens, f"prompt {place}")

@@ -16,6 +16,7 @@ from typing import Any
 from tutelage.diagnostics import detail_metrics
 from tutelage.errors import ConfigurationError, NonFiniteError, RunInterrupted, ServerError
 from tutelage.evaluation import GREEDY_SUFFIX, EvaluationSet, evaluate
+from tutelage.models import ModelSet
 from tutelage.policies import Policy
 from tutelage.rollout import PairedEngine, Spread
 from tutelage.runtime import LocalRuntime
@@ -76,6 +77,7 @@ class Run:
     """
 
     phases: Sequence[Phase]
+    models: ModelSet
     engine: PairedEngine
     runtime: LocalRuntime
     prompts: Sequence[Prompt]
@@ -139,13 +141,13 @@ def train(run: Run, observer: Observer) -> TrainerState:
 
 
 def _train(run: Run, observer: Observer) -> TrainerState:
-    for model in run.engine.frozen:
+    for model in run.models.frozen:
         model.module.requires_grad_(False)
-    run.engine.student.let_learn()  # afterwards: a reference may share its backbone
-    learner = run.runtime.learner(run.engine.student)
+    run.models.student.let_learn()  # afterwards: a reference may share its backbone
+    learner = run.runtime.learner(run.models.student)
     optimizer = run.phases[0].optimizer.make(learner.model.module)
     checkpoints = Checkpoints(run.folder.checkpoints, run.checkpoint)
-    past = PastSelf(run.engine.student, run.engine.reference, run.refresh_reference_every)
+    past = PastSelf(run.models.student, run.models.reference, run.refresh_reference_every)
     state = TrainerState(seed=run.seed)
     if run.resume_from is not None:
         state = read_state(run.resume_from)
@@ -164,7 +166,7 @@ def _train(run: Run, observer: Observer) -> TrainerState:
         kept, moments = past.to_save(state.step), learner.moments(optimizer)
         # All wait for it: a launcher that sees one process gone would end the one that writes.
         path = run.runtime.from_first(
-            lambda: checkpoints.save(state, run.engine.student, run.engine.vocabulary, moments, kept)
+            lambda: checkpoints.save(state, run.models.student, run.models.vocabulary, moments, kept)
         )
         saved_step = state.step
         observer.on_checkpoint(state.step, path)

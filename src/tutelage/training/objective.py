@@ -6,8 +6,8 @@ batch is cut up, nor on how many processes share it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 from tutelage.distributions import gather_logprobs, normalise
 from tutelage.divergences import Divergence, chunked_divergence
 from tutelage.errors import ConfigurationError, EmptyBatchError
-from tutelage.models import LanguageModel, Vocabulary
+from tutelage.models import LanguageModel, ModelSet
 from tutelage.rollout.scoring import batches_by_tokens, response_hidden, tokens_per_chunk
 from tutelage.rollout.streams import derive_seed, uniforms
 from tutelage.runtime import Learner
@@ -56,26 +56,21 @@ class BatchLoss:
 
 @dataclass(frozen=True)
 class Objective:
-    """A target seen through a divergence, for one pair of models.
+    """A target seen through a divergence, for a set of models.
 
     Fields:
-      student, teacher, vocabulary: the models; the teacher is asked only where the divergence needs it on all tokens.
+      models: the student learns; teachers and reference are asked only where the divergence needs them on all tokens.
       target: what to imitate, with its schedules resolved.
       divergence: how far, through which support.
       weighting: how much each token counts.
       seed, step: key the random numbers of tokens, for members that draw.
       micro_batch_tokens: most tokens in one forward and backward.
-      routes: further teachers by the name that a rollout calls its own; `teacher` is for those without a name.
-      reference: the third model, where the target needs one; asked only where the teacher is.
-      reference_reads: whose prompt the reference reads, "student" or "teacher".
       chunk_tokens: response tokens that go through the head at once; None = as many as make 256 MiB of logits. A number
         turns form = "auto" into "chunked".
       form: how it is computed, see `training.loss_form`.
     """
 
-    student: LanguageModel
-    teacher: LanguageModel | None
-    vocabulary: Vocabulary
+    models: ModelSet
     target: TargetRule
     divergence: Divergence
     micro_batch_tokens: int = 16_384
@@ -83,9 +78,6 @@ class Objective:
     weighting: Weighting = UNIFORM
     seed: int = 0
     step: int = 0
-    routes: Mapping[str, LanguageModel] = field(default_factory=dict)
-    reference: LanguageModel | None = None
-    reference_reads: str = "student"
     form: str = "auto"
 
     def backward(
@@ -139,7 +131,7 @@ class Objective:
             mismatch += float(values["logprob_mismatch"].sum()) / num_tokens
             return loss
 
-        run = run or Learner(self.student).backward
+        run = run or Learner(self.models.student).backward
         run([partial(loss_of, batch) for batch in batches_by_tokens(sequences, self.micro_batch_tokens)])
         return BatchLoss(all_sum(total), num_tokens, all_sum(mismatch), total_weight / num_tokens)
 
@@ -177,7 +169,7 @@ class Objective:
 
     def _per_token(self, rollouts: Sequence[Rollout], planned: dict[str, Tensor]) -> dict[str, Tensor]:
         """Divergence of every response token, [N], with a graph to the student's parameters."""
-        hidden_ND = response_hidden(self.student, [(r.prompt_tokens, r.response_tokens) for r in rollouts])
+        hidden_ND = response_hidden(self.models.student, [(r.prompt_tokens, r.response_tokens) for r in rollouts])
         device = hidden_ND.device
         tokens_N = torch.tensor([token for r in rollouts for token in r.response_tokens], device=device)
         sampled_N = torch.cat([r.student_logprobs for r in rollouts]).to(device)
@@ -194,11 +186,13 @@ class Objective:
             sampled = SampledTokens(now_n, sampled_N[span], behaviour_N[span], *of_plan)
             return self.divergence.on_sampled(sampled, student, target)
 
-        chunk = self.chunk_tokens or tokens_per_chunk(self.vocabulary)
+        chunk = self.chunk_tokens or tokens_per_chunk(self.models.vocabulary)
         form = self._form(rollouts, is_one_chunk=bool(self.chunk_tokens) or len(hidden_ND) <= chunk)
         if form != "chunked":
             weights_N = planned.get("weights", torch.ones(len(hidden_ND), device=device))
-            learner = TiledLoss(self.student, self.vocabulary, hidden_ND, tokens_N, weights_N, keeps=form == "tiled")
+            learner = TiledLoss(
+                self.models.student, self.models.vocabulary, hidden_ND, tokens_N, weights_N, keeps=form == "tiled"
+            )
             if self.divergence.needs_full_target:
                 ((teacher, target_hidden_ND, _),) = self._read(*self._readers(rollouts), rollouts, device)
                 is_local = is_sum_over_events(self.divergence, self.target)
@@ -218,7 +212,7 @@ class Objective:
         targets, references = self._targets(rollouts, device), self._references(rollouts, device)
 
         def per_token(hidden_nD: Tensor, span: slice) -> dict[str, Tensor]:
-            logits_nV = self.vocabulary.canonical(self.student.logits(hidden_nD))
+            logits_nV = self.models.vocabulary.canonical(self.models.student.logits(hidden_nD))
             student_logprobs, teacher_logprobs = self.divergence.window.events(logits_nV, targets(span))
             reference_logprobs = None
             if references is not None:
@@ -239,7 +233,9 @@ class Objective:
             return "chunked"
         teachers = self._readers(rollouts)[0] if self.divergence.needs_full_target else []
         distinct = list({id(teacher): teacher for teacher in teachers}.values())
-        return loss_form(self.form, self.divergence, self.target, self.student, distinct, is_one_chunk=is_one_chunk)
+        return loss_form(
+            self.form, self.divergence, self.target, self.models.student, distinct, is_one_chunk=is_one_chunk
+        )
 
     def _reads_tops(self, rollouts: Sequence[Rollout]) -> bool:
         """What the teacher wrote down of its own top tokens is all that is looked at."""
@@ -250,16 +246,13 @@ class Objective:
         self, rollouts: Sequence[Rollout]
     ) -> tuple[list[LanguageModel], list[Sequence[int]], list[Tensor | None]]:
         """Whose whole distribution each rollout is compared with, what that teacher reads, and what it has read."""
-        if self.teacher is None and not self.routes:
+        if not self.models.teachers:
             raise ConfigurationError(
                 f"divergence.support is {self.divergence.support!r}, which needs the teacher's whole distribution, but "
                 "no teacher is loaded. Load one, or use divergence.support = 'student_top_k'."
             )
-        models = {None: self.teacher} | dict(self.routes)
-        readers = [models[rollout.teacher_name] for rollout in rollouts]
-        named = [reader for reader in readers if reader is not None]
-        assert len(named) == len(readers), "a rollout names no teacher, and there is none without a name"
-        return named, [r.tokens_for_teacher for r in rollouts], [r.tokenwise("teacher.hidden_TD") for r in rollouts]
+        readers = [self.models.teacher_named(rollout.teacher_name) for rollout in rollouts]
+        return readers, [r.tokens_for_teacher for r in rollouts], [r.tokenwise("teacher.hidden_TD") for r in rollouts]
 
     def _targets(self, rollouts: Sequence[Rollout], device: torch.device) -> Callable[[slice], Target]:
         """The teacher at a span of the response tokens: as recorded where that suffices, asked otherwise."""
@@ -276,13 +269,15 @@ class Objective:
             return None
         if not self.divergence.needs_full_target:
             return _recorded(rollouts, device, OF_REFERENCE)
-        if self.reference is None:
+        reference = self.models.reference
+        if reference is None:
             raise ConfigurationError(
                 f"{self.target!r} compares with a reference, but none is loaded. Load one, or use another target."
             )
-        prompts = [r.tokens_for_teacher if self.reference_reads == "teacher" else r.prompt_tokens for r in rollouts]
+        reads_teachers = self.models.reference_reads == "teacher"
+        prompts = [r.tokens_for_teacher if reads_teachers else r.prompt_tokens for r in rollouts]
         nothing = [None] * len(rollouts)
-        return self._asked(self._read([self.reference] * len(rollouts), prompts, nothing, rollouts, device), device)
+        return self._asked(self._read([reference] * len(rollouts), prompts, nothing, rollouts, device), device)
 
     def _read(
         self,
@@ -318,12 +313,12 @@ class Objective:
             with torch.no_grad():
                 if len(read) == 1:
                     model, hidden_ND, _ = read[0]
-                    return DenseTarget(self.vocabulary.canonical(model.logits(hidden_ND[span])).to(device))
+                    return DenseTarget(self.models.vocabulary.canonical(model.logits(hidden_ND[span])).to(device))
                 pieces = []
                 for model, hidden_ND, is_mine_N in read:
                     before = int(is_mine_N[: span.start].sum())
                     own = slice(before, before + int(is_mine_N[span].sum()))
-                    pieces.append(self.vocabulary.canonical(model.logits(hidden_ND[own])).to(device))
+                    pieces.append(self.models.vocabulary.canonical(model.logits(hidden_ND[own])).to(device))
                 # Laid end to end by model; back to the order of the tokens.
                 order_n = torch.cat([is_mine_N[span].nonzero()[:, 0] for _, _, is_mine_N in read]).argsort()
                 return DenseTarget(torch.cat(pieces)[order_n])

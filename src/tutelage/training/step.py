@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -208,18 +208,13 @@ def accumulate_gradient(
 
     target = recipe.target.at(step)
     objective = Objective(
-        learner.model,
-        engine.teacher,
-        engine.vocabulary,
+        replace(engine.models, student=learner.model),
         target,
         recipe.divergence,
         micro_batch_tokens,
         weighting=recipe.weighting,
         seed=seed,
         step=step,
-        routes=engine.routes,
-        reference=engine.reference,
-        reference_reads=engine.reference_reads,
         form=loss_form,
     )
     places = [place for place, made in enumerate(rollouts) if (made.prompt_index, made.sample_index) in own]

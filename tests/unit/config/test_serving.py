@@ -76,7 +76,7 @@ def test_a_run_with_a_teacher_server_loads_no_teacher(home: Path, teacher: Fake,
     output = f"output={tmp_path / 'run'}"
     few = [*OPD, "divergence.top_k=258", "steps=2"]  # a random teacher is nearly uniform, and its stop ids far down
     run = build_run(config_of(home, *few, f"teacher.server={teacher.url}", f"teacher.path={bare}", output))
-    assert run.engine.teachers == {} and run.engine.vocabulary.stop_ids == (256, 258)
+    assert run.models.teachers == {} and run.models.vocabulary.stop_ids == (256, 258)
     train(run, Observer())
     train(build_run(config_of(home, *few, f"output={tmp_path / 'local'}")), Observer())
     served, local = (

@@ -126,7 +126,7 @@ def test_decoding_scoring_and_loss_hear_the_same_teacher(engine: PairedEngine) -
         torch.testing.assert_close(rollout.teacher.support_logprobs_TK.double(), support, **close)
     with torch.enable_grad():
         losses = [
-            Objective(engine.student, engine.teacher, engine.vocabulary, Teacher(), divergence).backward(made).loss
+            Objective(engine.models, Teacher(), divergence).backward(made).loss
             for divergence in (ReverseKL(support="full"), ReverseKL(top_k=16))
         ]
     assert losses[0] == pytest.approx(losses[1], rel=0.05) and losses[0] >= losses[1] > 0

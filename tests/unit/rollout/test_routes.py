@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -70,20 +73,19 @@ def test_the_loss_asks_the_same_teachers(engine: PairedEngine, divergence: Rever
     made = engine.generate(TrustRegion(0.3), PROMPTS, **SETTINGS)
     count = sum(len(rollout) for rollout in made)
 
-    def loss(rollouts: list[Rollout], teacher: object, routes: dict) -> float:
-        objective = Objective(
-            engine.student, teacher, engine.vocabulary, Teacher(), divergence, routes=routes, **settings
-        )
+    def loss(rollouts: list[Rollout], teachers: Mapping) -> float:
+        objective = Objective(replace(engine.models, teachers=teachers), Teacher(), divergence, **settings)
         return objective.backward(rollouts).loss * sum(len(rollout) for rollout in rollouts)
 
     own = [rollout for rollout in made if rollout.teacher_name is None]
     routed = [rollout for rollout in made if rollout.teacher_name is not None]
-    apart = loss(own, engine.teacher, {}) + loss(routed, None, engine.routes)
-    assert loss(made, engine.teacher, engine.routes) / count == pytest.approx(apart / count, rel=1e-9)
+    teachers = engine.models.teachers
+    apart = loss(own, {None: teachers[None]}) + loss(routed, {"code": teachers["code"]})
+    assert loss(made, teachers) / count == pytest.approx(apart / count, rel=1e-9)
 
 
 def test_an_unknown_teacher_is_refused(engine: PairedEngine) -> None:
     with pytest.raises(
-        ConfigurationError, match=r"names the teacher 'maths'; the engine knows None, 'code'\. Name one"
+        ConfigurationError, match=r"names the teacher 'maths'; loaded are one without a name, 'code'\. Name one"
     ):
         engine.generate(TrustRegion(0.1), [Prompt([1], teacher_name="maths")], max_new_tokens=2)

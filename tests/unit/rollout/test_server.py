@@ -200,7 +200,7 @@ def test_a_served_teacher_tells_what_a_local_one_would(play: Callable[[Answer], 
         support_size=4,
         served_teacher=ServedTeacher(Server(fake.url, most_at_once=1), vocabulary, 5),
     )
-    assert any(r.finished for r in rollouts) and not served.teachers
+    assert any(r.finished for r in rollouts) and not served.models.teachers
     for told, known in zip(served.score(rollouts), local.score(rollouts), strict=True):
         assert told.is_scored and told.teacher.top.support_ids is not None and told.teacher_logprobs is not None
         hidden = response_hidden(teacher, [(known.tokens_for_teacher, known.response_tokens)])

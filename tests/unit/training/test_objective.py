@@ -46,7 +46,7 @@ def rollouts(engine: PairedEngine) -> list[Rollout]:
 def gradients(engine: PairedEngine, rollouts: list[Rollout], **settings):
     module = engine.student.module
     module.zero_grad()
-    objective = Objective(engine.student, engine.teacher, engine.vocabulary, Teacher(), **settings)
+    objective = Objective(engine.models, Teacher(), **settings)
     batch = objective.backward(rollouts)
     return batch, {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}
 
@@ -120,7 +120,7 @@ def test_two_processes_share_one_denominator(engine, rollouts) -> None:
     losses = []
     for own in (range(3), range(3, len(rollouts))):
         engine.student.module.zero_grad()
-        objective = Objective(engine.student, engine.teacher, engine.vocabulary, Teacher(), ReverseKL())
+        objective = Objective(engine.models, Teacher(), ReverseKL())
         losses.append(objective.backward(rollouts, own=own).loss)
         for name, parameter in engine.student.module.named_parameters():
             summed[name] = summed.get(name, 0) + parameter.grad
@@ -144,7 +144,7 @@ def test_an_empty_batch_is_an_error_and_not_nan(engine) -> None:
 def test_a_full_support_without_a_teacher_is_refused(engine) -> None:
     student_only = PairedEngine(engine.student, vocabulary=engine.vocabulary)
     made = student_only.generate(Student(), [[1]], max_new_tokens=3)
-    objective = Objective(engine.student, None, engine.vocabulary, Teacher(), ReverseKL(support="full"))
+    objective = Objective(student_only.models, Teacher(), ReverseKL(support="full"))
     with pytest.raises(ConfigurationError, match="no teacher is loaded"):
         objective.backward(made)
 
@@ -305,7 +305,7 @@ def test_uniform_weights_change_no_bit(engine, rollouts) -> None:
     batch, found = gradients(engine, rollouts[:1], divergence=ReverseKL())
     module = engine.student.module
     module.zero_grad()
-    objective = Objective(engine.student, engine.teacher, engine.vocabulary, Teacher(), ReverseKL())
+    objective = Objective(engine.models, Teacher(), ReverseKL())
     loss = objective._per_token(rollouts[:1], {})["divergence"].sum() / batch.num_tokens
     loss.backward()
     assert batch.loss == loss.item()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -35,8 +37,7 @@ def rollouts(engine: PairedEngine) -> list[Rollout]:
 def backward(engine: PairedEngine, rollouts: list[Rollout], target: TargetRule, divergence, **settings):
     module = engine.student.module
     module.zero_grad()
-    settings = {"reference": engine.reference, **settings}
-    objective = Objective(engine.student, engine.teacher, engine.vocabulary, target, divergence, **settings)
+    objective = Objective(engine.models, target, divergence, **settings)
     return objective.backward(rollouts).loss, {name: p.grad.clone() for name, p in module.named_parameters()}
 
 
@@ -45,7 +46,7 @@ def naive_logprobs(engine: PairedEngine, rollout: Rollout, reads: str) -> list[T
     of_reference = rollout.tokens_for_teacher if reads == "teacher" else rollout.prompt_tokens
     prompts = (rollout.prompt_tokens, rollout.tokens_for_teacher, of_reference)
     found = []
-    for model, prompt in zip((engine.student, engine.teacher, engine.reference), prompts, strict=True):
+    for model, prompt in zip((engine.student, engine.teacher, engine.models.reference), prompts, strict=True):
         tokens = torch.tensor([[*prompt, *rollout.response_tokens]])
         logits = model.module(input_ids=tokens).logits[0, len(prompt) - 1 : -1]
         found.append(engine.vocabulary.canonical(logits).log_softmax(-1))
@@ -58,9 +59,9 @@ def test_the_stop_event_is_that_of_all_three(engine: PairedEngine) -> None:
 
 @pytest.mark.parametrize("reads", ["student", "teacher"])
 def test_the_reference_reads_what_it_should(engine: PairedEngine, rollouts: list[Rollout], reads: str) -> None:
-    engine.reference_reads = reads
-    scored = engine.score_reference(rollouts)
-    engine.reference_reads = "student"
+    models = engine.models
+    reading = PairedEngine(models.student, models.teacher, reference=models.reference, reference_reads=reads)
+    scored = reading.score_reference(rollouts)
     for rollout in scored:
         _, _, expected = naive_logprobs(engine, rollout, reads)
         ids = rollout.support_ids.long()
@@ -119,6 +120,6 @@ def test_letting_the_gradient_through_matters(engine, rollouts) -> None:
 
 def test_a_missing_reference_is_refused(engine, rollouts) -> None:
     with pytest.raises(ConfigurationError, match=r"Extrapolated.* compares with a reference, but none is loaded"):
-        backward(engine, rollouts, Extrapolated(1.25), FULL, reference=None)
+        Objective(replace(engine.models, reference=None), Extrapolated(1.25), FULL).backward(rollouts)
     with pytest.raises(ConfigurationError, match="compares with a reference, but this engine has none"):
         PairedEngine(engine.student, engine.teacher).score_reference(rollouts)
