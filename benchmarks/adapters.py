@@ -98,14 +98,14 @@ class Step:
         student = load_language_model(options.student, tokenizer, dtype=dtype, device=options.device, adapter=adapter)
         teacher = load_language_model(options.teacher, tokenizer, dtype=dtype, device=options.device)
         teacher.module.requires_grad_(False)
-        student.let_learn()
+        student.enable_grad()
         generator = torch.Generator().manual_seed(0)
         for name, weight in student.learned().items() if adapter is not None else ():
             if "lora_B" in name:  # of a fresh adapter it is 0
                 weight.add_((SHAKE * torch.randn(weight.shape, generator=generator)).to(weight))
         for name, value in set_to.items():
             setattr(student, name, value)
-        student.refuse_settings()
+        student.check_settings()
         self.engine, self.now = PairedEngine(student, teacher), CLOCKS[options.clock]
         texts = [problem.problem for problem in make_problems(options.prompts, PROMPT_SEED)]
         self.prompts = [Prompt(tokenizer(text)["input_ids"]) for text in texts]
@@ -147,7 +147,7 @@ class Step:
     def difference(self, model: LanguageModel, rollouts: list[Rollout]) -> float:
         """Mean |log p of a sampled token in the rollout - log p with other weights|, in nats."""
         hidden = response_hidden(model, [(r.prompt_tokens, r.response_tokens) for r in rollouts])
-        logprobs = self.engine.vocabulary.canonical(model.logits(hidden)).log_softmax(-1)
+        logprobs = self.engine.vocabulary.shared_logits(model.logits(hidden)).log_softmax(-1)
         tokens = torch.tensor([token for r in rollouts for token in r.response_tokens], device=hidden.device)
         sampled = torch.cat([r.student_logprobs for r in rollouts]).to(hidden.device)
         return float((logprobs.gather(1, tokens[:, None])[:, 0] - sampled).abs().mean())

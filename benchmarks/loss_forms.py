@@ -139,8 +139,8 @@ def chunked(inputs: Inputs, jsd_share: float) -> Callable[[], Tensor]:
 
     def per_token(hidden: Tensor, span: slice) -> dict[str, Tensor]:
         with torch.no_grad():
-            teacher = vocabulary.canonical(inputs["teacher_hidden"][span] @ inputs["teacher_weight"].T)
-        return {"divergence": divergence(vocabulary.canonical(hidden @ inputs["weight"].T), DenseTarget(teacher))}
+            teacher = vocabulary.shared_logits(inputs["teacher_hidden"][span] @ inputs["teacher_weight"].T)
+        return {"divergence": divergence(vocabulary.shared_logits(hidden @ inputs["weight"].T), DenseTarget(teacher))}
 
     return lambda: chunked_divergence(per_token, inputs["hidden"], tokens_per_chunk(vocabulary))["divergence"].mean()
 
@@ -155,7 +155,7 @@ def chunked_support(inputs: Inputs, jsd_share: float) -> Callable[[], Tensor]:
     record = record_of(inputs)
 
     def per_token(hidden: Tensor, span: slice) -> dict[str, Tensor]:
-        logits = vocabulary.canonical(hidden @ inputs["weight"].T)
+        logits = vocabulary.shared_logits(hidden @ inputs["weight"].T)
         return {"divergence": divergence(logits, SparseTarget(*(part[span] for part in record)))}
 
     return lambda: chunked_divergence(per_token, inputs["hidden"], tokens_per_chunk(vocabulary))["divergence"].mean()
@@ -168,14 +168,12 @@ def tiled(keeps: bool) -> Callable[[Inputs, float], Callable[[], Tensor]]:
         from tutelage.kernels import Head, Tiling, tiled_full_loss
 
         hidden, num_tokens = inputs["hidden"], len(inputs["hidden"])
-        columns = vocabulary_of(inputs).columns(hidden.device)
+        view = vocabulary_of(inputs).view(hidden.device)
         tokens, weights = places_and_weights(hidden)
-        tiling = Tiling.fitting(columns, hidden, hidden.itemsize + max(4, hidden.itemsize), keeps=keeps)
+        tiling = Tiling.fitting(view, hidden, hidden.itemsize + max(4, hidden.itemsize), keeps=keeps)
         heads = (hidden, Head(inputs["weight"]), inputs["teacher_hidden"], Head(inputs["teacher_weight"]))
         between = divergence_of(jsd_share).between
-        return lambda: (
-            tiled_full_loss(*heads, columns, between, tokens, weights, tiling, jsd_share)[0].sum() / num_tokens
-        )
+        return lambda: tiled_full_loss(*heads, view, between, tokens, weights, tiling, jsd_share)[0].sum() / num_tokens
 
     return of
 
@@ -187,16 +185,16 @@ def tiled_support(inputs: Inputs, jsd_share: float) -> Callable[[], Tensor]:
 
     hidden, record = inputs["hidden"], record_of(inputs)
     divergence = divergence_of(jsd_share, support="student_top_k")
-    columns = vocabulary_of(inputs).columns(hidden.device)
+    view = vocabulary_of(inputs).view(hidden.device)
     tokens, weights = places_and_weights(hidden)
-    tiling = Tiling.fitting(columns, hidden, hidden.itemsize)
+    tiling = Tiling.fitting(view, hidden, hidden.itemsize)
 
     def of_events(events: Events, span: slice) -> Tensor:
         target = SparseTarget(*(part[span] for part in record))
         return divergence.between(*divergence.window.events_on_record(events.kept_nK, events.rest_n, target))
 
     common = (of_events, record[0], tokens, weights, tiling)
-    return lambda: tiled_support_loss(hidden, Head(inputs["weight"]), columns, *common)[0].sum() / len(hidden)
+    return lambda: tiled_support_loss(hidden, Head(inputs["weight"]), view, *common)[0].sum() / len(hidden)
 
 
 def trl(inputs: Inputs, jsd_share: float) -> Callable[[], Tensor]:

@@ -19,7 +19,7 @@ from transformers import Qwen3Config
 
 from tutelage.config import ModelConfig, build_phases, load_config
 from tutelage.doctor.budget import forecast
-from tutelage.models import DTYPES, LanguageModel, align, outline_of
+from tutelage.models import DTYPES, LanguageModel, align, meta_model_of
 from tutelage.types import Prompt
 
 RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "trb.toml"
@@ -83,7 +83,7 @@ def per_process(setup: Setup) -> dict[str, dict[str, int]]:
         teacher = shape(setup.pair[1], config.teacher, Path(folder))
     patient = SimpleNamespace(
         config=config,
-        outlines={"student": student, "teacher": teacher},
+        meta_models={"student": student, "teacher": teacher},
         needs_reference=False,
         phases=build_phases(config),
         prompts=SimpleNamespace(prompts=[Prompt([0] * PROMPT_TOKENS)]),
@@ -101,7 +101,7 @@ def shape(name: str, model: ModelConfig, folder: Path) -> LanguageModel:
         num_key_value_heads=8, head_dim=128, intermediate_size=inner, tie_word_embeddings=tied, eos_token_id=151_645,
     ).save_pretrained(folder / name)  # fmt: skip
     adapter = getattr(model, "adapter", None)
-    return outline_of(str(folder / name), None, dtype=model.dtype, adapter=adapter, needs_weights=False)
+    return meta_model_of(str(folder / name), None, dtype=model.dtype, adapter=adapter, needs_weights=False)
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ JOBS = {
     "curves.png": "from tutelage.report import plot_run; from pathlib import Path; plot_run(Path({run!r}))",
 }
 BLOCK = 10_000  # metric lines are made once for so many steps, and differ between blocks in their step only
-MOST_EVALUATIONS = 1_000
+MAX_EVALUATIONS = 1_000
 STEPS_PER_LOG = 100
 WARM_SHARE = 0.4
 
@@ -73,7 +73,7 @@ def write_run(folder: Path, lines: int) -> None:
         for step in range(0, lines, STEPS_PER_LOG):
             file.writelines(f"{json.dumps(_rollout(dice, step, number))}\n" for number in range(4))
     with (folder / "evaluations.jsonl").open("w") as file:
-        for step in np.unique(np.linspace(0, lines, min(lines, MOST_EVALUATIONS) + 1).astype(int)).tolist():
+        for step in np.unique(np.linspace(0, lines, min(lines, MAX_EVALUATIONS) + 1).astype(int)).tolist():
             right = dice.random(200) < 0.1 + 0.6 * step / lines
             look = {"step": step, "name": "fresh problems", "pass_at_1": right.mean(), "seconds": 15.2}
             file.write(

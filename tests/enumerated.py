@@ -45,7 +45,7 @@ def enumerated_law(
             law[prefix] = probability
             return
         logits = [
-            vocabulary.canonical(model.module(input_ids=torch.tensor([[*prompt, *prefix]])).logits[:, -1])
+            vocabulary.shared_logits(model.module(input_ids=torch.tensor([[*prompt, *prefix]])).logits[:, -1])
             for model, prompt in ((student, student_prompt), (teacher, teacher_prompt))
         ]
         mu = policy.propose(*logits, torch.tensor([len(prefix)])).logprobs_BV[0].double().exp()

@@ -14,9 +14,9 @@ from tutelage.errors import ConfigurationError
 from tutelage.policies import (
     POLICIES,
     FixedBlend,
-    Given,
     Interleaved,
     Mixture,
+    Offline,
     Policy,
     Student,
     Teacher,
@@ -130,7 +130,7 @@ def propose(policy: Policy, student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def test_every_member_is_here() -> None:
-    assert {type(policy) for policy in MEMBERS} | {Given} == set(POLICIES.values())  # which picks no token
+    assert {type(policy) for policy in MEMBERS} | {Offline} == set(POLICIES.values())  # which picks no token
 
 
 @every_member
@@ -186,13 +186,13 @@ def test_rows_do_not_influence_each_other(policy: Policy) -> None:
 @every_member
 def test_impossible_tokens_stay_impossible(policy: Policy) -> None:
     student, teacher = rows(holes=0.3)
-    proposal = policy(student, teacher)
-    impossible = proposal.logprobs_BV == -INF
+    behaviour = policy(student, teacher)
+    impossible = behaviour.logprobs_BV == -INF
     assert impossible[(student == -INF) & (teacher == -INF)].all()
     if isinstance(policy, KEEPS_STUDENT_ZEROS):
         assert impossible[student == -INF].all()
     if isinstance(policy, KEEPS_TEACHER_ZEROS):
-        share = proposal.diagnostics.get("blend", torch.zeros(2, 4))
+        share = behaviour.diagnostics.get("blend", torch.zeros(2, 4))
         assert impossible[(teacher == -INF) & (share > 0).unsqueeze(-1)].all()
 
 
@@ -289,9 +289,9 @@ def test_limits(policy: Policy, limit: Policy) -> None:
 def test_interleaved_is_the_law_of_its_procedure() -> None:
     """The worked example of arXiv 2410.11325's rule: q = (.5, .3, .2), p = (.1, .2, .7), K = 2, temperature 1."""
     student, teacher = torch.tensor([0.1, 0.2, 0.7]).log(), torch.tensor([0.5, 0.3, 0.2]).log()
-    proposal = Interleaved(2, 1.0)(student, teacher)
-    torch.testing.assert_close(proposal.logprobs_BV.exp(), torch.tensor([0.45, 0.41, 0.14]))
-    torch.testing.assert_close(proposal.diagnostics["blend"], torch.tensor(0.7))
+    behaviour = Interleaved(2, 1.0)(student, teacher)
+    torch.testing.assert_close(behaviour.logprobs_BV.exp(), torch.tensor([0.45, 0.41, 0.14]))
+    torch.testing.assert_close(behaviour.diagnostics["blend"], torch.tensor(0.7))
 
 
 def test_interleaved_with_one_greedy_token_is_the_teachers_greedy_path() -> None:

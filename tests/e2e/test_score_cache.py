@@ -19,10 +19,10 @@ from tutelage.cli.scoring import write_scores
 from tutelage.config import build_engine, build_run, load_config, load_tokenizers
 from tutelage.doctor import Verdict, examine
 from tutelage.errors import ConfigurationError, DataError, OutputExistsError, TutelageError
-from tutelage.rollout import GivenAnswers, ScoreCache
+from tutelage.rollout import OfflineAnswers, ScoreCache
 from tutelage.training import Objective, Observer, train
 
-OFF_POLICY = ["policy=given", "divergence=forward_kl", "divergence.support=teacher_top_k", "divergence.top_k=8"]
+OFF_POLICY = ["policy=offline", "divergence=forward_kl", "divergence.support=teacher_top_k", "divergence.top_k=8"]
 PER_SHARD = 10
 
 
@@ -88,8 +88,8 @@ def test_the_record_is_what_a_teacher_that_is_there_would_say(home: Path) -> Non
     config = config_of(home, *OFF_POLICY, "student.dtype=float64")
     built = build_run(config.model_copy(update={"output": str(home / "never")}))
     engine = build_engine(config, *load_tokenizers(config))
-    given = GivenAnswers.of(ScoreCache(home / "scores"))
-    rollouts = given.generate(built.prompts[:4], num_samples=2, seed=0, step=0)
+    offline = OfflineAnswers.of(ScoreCache(home / "scores"))
+    rollouts = offline.generate(built.prompts[:4], num_samples=2, seed=0, step=0)
     bare = [replace(r, teacher=replace(r.teacher, top=None)) for r in rollouts]
     recipe, found = built.phases[0].recipe, []
     for teachers, answers in (({}, rollouts), (engine.models.teachers, bare)):
@@ -103,8 +103,8 @@ def test_the_record_is_what_a_teacher_that_is_there_would_say(home: Path) -> Non
     torch.testing.assert_close(recorded_gradient, asked_gradient, rtol=1e-4, atol=1e-7)
 
 
-def test_fine_tuning_on_given_answers_and_then_plain_distillation(home: Path, tmp_path: Path) -> None:
-    phases = 'phase=[{name="sft", steps=2, policy="given", divergence="sampled_nll"}, {name="opd", policy="student"}]'
+def test_fine_tuning_on_offline_answers_and_then_plain_distillation(home: Path, tmp_path: Path) -> None:
+    phases = 'phase=[{name="sft", steps=2, policy="offline", divergence="sampled_nll"}, {name="opd", policy="student"}]'
     metrics = run(home, tmp_path / "run", phases, "steps=3", "evaluation.sets=[]", "logging.diagnostics_every=1")
     assert [line["phase"] for line in metrics] == ["sft", "sft", "opd"]
     assert "logprob_mismatch" in metrics[2] and "logprob_mismatch" not in metrics[0]
@@ -115,13 +115,13 @@ def test_fine_tuning_on_given_answers_and_then_plain_distillation(home: Path, tm
 
 def test_scores_that_nobody_reads_are_mentioned(home: Path, tmp_path: Path) -> None:
     built = build_run(config_of(home, "policy=student", f"output={tmp_path / 'run'}"))
-    assert built.messages == ["data.scores is set, but no policy is 'given', so nobody reads it"]
+    assert built.messages == ["data.scores is set, but no policy is 'offline', so nobody reads it"]
 
 
 def test_the_doctor_counts_them(home: Path, tmp_path: Path) -> None:
     findings = list(examine(config_of(home, *OFF_POLICY, f"output={tmp_path / 'run'}"), quick=True))
     assert not [finding for finding in findings if finding.verdict == Verdict.error]
-    assert any("12 prompts for training, 24 given answers" in finding.text for finding in findings)
+    assert any("12 prompts for training, 24 offline answers" in finding.text for finding in findings)
 
 
 # Refusals ------------------------------------------------------------------------------------------------------------
@@ -189,8 +189,8 @@ def test_what_does_not_fit_is_refused_before_any_weights_are_loaded(
     assert not (tmp_path / "run").exists()
 
 
-def test_given_answers_must_be_named_and_cannot_be_generated(home: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match=r"policy is 'given', but data\.scores names no folder"):
+def test_offline_answers_must_be_named_and_cannot_be_generated(home: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"policy is 'offline', but data\.scores names no folder"):
         build_run(load_config(home / "run.toml", [*OFF_POLICY, f"output={tmp_path / 'run'}"]))
     with pytest.raises(ConfigurationError, match="nothing to generate"):
         write_samples(config_of(home, *OFF_POLICY), tmp_path / "o.jsonl", step=0, num_samples=1, limit=None)

@@ -80,7 +80,7 @@ def test_answers_and_scores_of_one_day_serve_on_another(home: Path, on: Any, mon
     on(3)
     command(monkeypatch, "score", home, "--answers", answers, "--output", scores, "--resume")
     given = [
-        "policy={name='given'}",
+        "policy={name='offline'}",
         f"data.scores={scores}",
         "divergence={name='forward_kl',support='teacher_top_k'}",
         "evaluation.sets=[]",

@@ -18,7 +18,8 @@ from tests.unit.kernels.test_tiled_loss import (
     world,
 )
 from tutelage.divergences import Divergence, ForwardKL, JensenShannon, ReverseKL, SkewReverseKL
-from tutelage.kernels import Head, Tiling, pairs
+from tutelage.kernels import Head, Tiling
+from tutelage.kernels.tile_divergence import TileDivergence, tile_divergence_for
 from tutelage.models import Vocabulary
 
 pytestmark = [
@@ -68,7 +69,7 @@ def test_a_real_vocabulary_in_tiles_of_the_default_size() -> None:
     size = 151_936
     vocabulary = Vocabulary(size, stop_ids=(151_645, 151_643), stop_id=151_645, padding_ids=(151_900,))
     here = on_cuda(world(vocabulary, torch.float32, num_tokens=1500, size=size))
-    tiling = Tiling.fitting(vocabulary.columns(here.hidden_ND.device), here.hidden_ND, 8)
+    tiling = Tiling.fitting(vocabulary.view(here.hidden_ND.device), here.hidden_ND, 8)
     assert tiling.tokens < 1500 and tiling.vocabulary < size
     assert_same(tiled_full(here, ReverseKL(), tiling), naive_full(here, ReverseKL()), 2e-5)
 
@@ -76,5 +77,8 @@ def test_a_real_vocabulary_in_tiles_of_the_default_size() -> None:
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton: pip install triton")
 def test_kernels_are_taken_for_their_family_only() -> None:
     here = torch.device("cuda")
-    assert pairs.pair_for(here, 0.5) is not pairs.Pair
-    assert pairs.pair_for(here, None) is pairs.Pair and pairs.pair_for(torch.device("cpu"), 0.5) is pairs.Pair
+    assert tile_divergence_for(here, 0.5) is not TileDivergence
+    assert (
+        tile_divergence_for(here, None) is TileDivergence
+        and tile_divergence_for(torch.device("cpu"), 0.5) is TileDivergence
+    )

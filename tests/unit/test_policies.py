@@ -15,13 +15,13 @@ P, Q = torch.tensor([0.6, 0.3, 0.1]).log(), torch.tensor([0.2, 0.3, 0.5]).log()
 
 
 def test_trust_region_reports_where_it_stopped() -> None:
-    proposal = TrustRegion(0.05)(P, Q)
+    behaviour = TrustRegion(0.05)(P, Q)
     blend = trust_region_blend(P, Q, 0.05)
-    torch.testing.assert_close(proposal.logprobs_BV, blend.logprobs_BV)
+    torch.testing.assert_close(behaviour.logprobs_BV, blend.logprobs_BV)
     expected = {"blend": blend.blend_B, "kl_to_student": blend.kl_to_student_B}
-    assert proposal.diagnostics.keys() == expected.keys()
+    assert behaviour.diagnostics.keys() == expected.keys()
     for name, value in expected.items():
-        torch.testing.assert_close(proposal.diagnostics[name], value, rtol=1e-4, atol=0)
+        torch.testing.assert_close(behaviour.diagnostics[name], value, rtol=1e-4, atol=0)
 
 
 def test_teacher_is_the_far_end_of_the_path() -> None:
@@ -50,16 +50,16 @@ def test_temperature_sharpens_and_flattens() -> None:
     squared = P.exp() ** 2 / (P.exp() ** 2).sum()
     torch.testing.assert_close(Temperature(0.5)(P).logprobs_BV.exp(), squared)
     rooted = P.exp() ** 0.5 / (P.exp() ** 0.5).sum()
-    proposal = Temperature(2)(P)
-    torch.testing.assert_close(proposal.logprobs_BV.exp(), rooted)
-    torch.testing.assert_close(proposal.diagnostics["kl_to_student"], kl_divergence(rooted.log(), P))
+    behaviour = Temperature(2)(P)
+    torch.testing.assert_close(behaviour.logprobs_BV.exp(), rooted)
+    torch.testing.assert_close(behaviour.diagnostics["kl_to_student"], kl_divergence(rooted.log(), P))
 
 
 def test_temperature_zero_takes_the_first_of_the_most_probable() -> None:
-    proposal = Temperature(0)(torch.tensor([[1.0, 3.0, 3.0, 0.0], [5.0, -math.inf, 1.0, 0.0]]))
+    behaviour = Temperature(0)(torch.tensor([[1.0, 3.0, 3.0, 0.0], [5.0, -math.inf, 1.0, 0.0]]))
     none = -math.inf
-    assert proposal.logprobs_BV.tolist() == [[none, 0.0, none, none], [0.0, none, none, none]]
-    torch.testing.assert_close(proposal.diagnostics["kl_to_student"][1], -normalise(torch.tensor([5.0, 1, 0]))[0])
+    assert behaviour.logprobs_BV.tolist() == [[none, 0.0, none, none], [0.0, none, none, none]]
+    torch.testing.assert_close(behaviour.diagnostics["kl_to_student"][1], -normalise(torch.tensor([5.0, 1, 0]))[0])
 
 
 def test_temperature_near_zero_does_not_overflow() -> None:

@@ -11,7 +11,7 @@ from tests.vllm.conftest import Service
 from tests.vllm.test_student_engine import ROUNDING, SETTINGS, gaps, load
 from tutelage.demo import make_problems, student_path, teacher_path
 from tutelage.divergences import DIVERGENCES
-from tutelage.models import LanguageModel, align, save_untied
+from tutelage.models import LanguageModel, align, save_for_serving
 from tutelage.policies import Student, Temperature
 from tutelage.rollout import PairedEngine, ServedTeacher, ServedVLLM, Server, VLLMEngine
 from tutelage.targets import TARGETS
@@ -60,7 +60,7 @@ def _teacher(service: Service, engine: PairedEngine) -> ServedTeacher:
 
 def test_a_student_server_takes_new_weights(serve: Callable[..., Service], tmp_path: Path) -> None:
     student = load(student_path())
-    save_untied(student, tmp_path / "student")  # on a CPU vLLM does not reload a tied head
+    save_for_serving(student, tmp_path / "student")  # on a CPU vLLM does not reload a tied head
     service = serve(tmp_path / "student", "--logprobs-mode", "processed_logprobs")
     engine = VLLMEngine(student, align(student), ServedVLLM(Server(service.url)), settings=SETTINGS)
     prompts = prompts_for(student, 4)

@@ -85,7 +85,7 @@ def test_the_records_are_those_of_the_paired_engine(engine: VLLMEngine, prompts:
     assert {n for n, v in vars(rollouts[0]).items() if v is not None} == named | {"rescored_logprobs"}
     for r in rollouts:
         hidden = response_hidden(engine.student, [(r.prompt_tokens, r.response_tokens)])
-        logprobs = normalise(engine.vocabulary.canonical(engine.student.logits(hidden))).detach()
+        logprobs = normalise(engine.vocabulary.shared_logits(engine.student.logits(hidden))).detach()
         top = logprobs.topk(8, dim=-1)
         torch.testing.assert_close(r.student.support_logprobs_TK, top.values)
         picked = torch.tensor(r.response_tokens)
@@ -118,7 +118,7 @@ def test_first_tokens_are_distributed_as_the_student_is(engine: VLLMEngine, prom
         Temperature(1.5), prompts[:1], max_new_tokens=1, num_samples=number, seed=7, step=0, records_statistics=False
     )
     hidden = response_hidden(engine.student, [(list(prompts[0].student_tokens), [0])])
-    logits = engine.vocabulary.canonical(engine.student.logits(hidden))[0].detach().double()
+    logits = engine.vocabulary.shared_logits(engine.student.logits(hidden))[0].detach().double()
     expected = number * (logits / 1.5).softmax(-1)
     observed = torch.zeros_like(expected)
     for token, count in Counter(r.response_tokens[0] for r in rollouts).items():

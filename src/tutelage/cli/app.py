@@ -26,7 +26,7 @@ from tutelage.cli.arguments import (
     finite,
     given_path,
 )
-from tutelage.cli.checks import refuse_unusable_file, set_threads
+from tutelage.cli.checks import check_output_file, set_threads
 from tutelage.cli.comparing import compare, sweep
 from tutelage.cli.console import TextConsole
 from tutelage.cli.probe import probe_app
@@ -157,11 +157,11 @@ def evaluate(
         EvaluationSetConfig,
         ModelConfig,
         build_evaluation_sets,
+        check_lengths,
+        check_writable,
         decoder_of,
         load_config,
         make_verifier,
-        refuse_overlong,
-        refuse_unwritable,
     )
     from tutelage.config.clock import date_of_run, template_clock
     from tutelage.evaluation import evaluate as run_evaluation
@@ -176,7 +176,7 @@ def evaluate(
     if output is not None and output.exists():
         raise OutputExistsError(f"the output folder {output} already exists; nothing is overwritten. Choose another.")
     if output is not None:
-        refuse_unwritable(output)
+        check_writable(output)
     check_files(model)
     tokenizer = load_tokenizer(model)
     data = DataConfig(path="none", max_prompt_tokens=max_prompt_tokens) if run is None else load_config(run).data
@@ -193,7 +193,7 @@ def evaluate(
         check_file_name(short_name(item.path), "the name of a problem set", "math500")
     sets = build_evaluation_sets(items, data, tokenizer, clock)
     for problems in sets:
-        refuse_overlong(ModelConfig(path=model), None, problems.prompts, max_new_tokens, "--max-new-tokens")
+        check_lengths(ModelConfig(path=model), None, problems.prompts, max_new_tokens, "--max-new-tokens")
     student = load_language_model(model, tokenizer, dtype=dtype.value, device=LocalRuntime(device).device)
     engine = PairedEngine(student, max_rows=rows)
     console = TextConsole()
@@ -231,11 +231,11 @@ def export(
 ) -> None:
     """Write a trained student as a plain model directory; an adapter is merged into its base."""
     from tutelage.cli.export import write_model
-    from tutelage.config import refuse_unwritable
+    from tutelage.config import check_writable
 
     if output.exists():
         raise OutputExistsError(f"the output folder {output} already exists; nothing is overwritten. Choose another.")
-    refuse_unwritable(output)
+    check_writable(output)
     exported = write_model(model, output, checkpoint.value, dtype.value)
     TextConsole().say(f"exported  {exported}\nto        {output}")
 
@@ -255,7 +255,7 @@ def generate(
 
     config = load_config(run_file, overrides or [])
     set_threads(config.runtime.threads)
-    refuse_unusable_file(output)
+    check_output_file(output)
     console = TextConsole()
     with console.status("generating"):
         count, correct = write_samples(config, output, step=step, num_samples=samples, limit=limit)

@@ -6,16 +6,16 @@ from pathlib import Path
 
 from tutelage.errors import OutputExistsError
 
-__all__ = ["refuse_unusable_file", "set_threads"]
+__all__ = ["check_output_file", "set_threads"]
 
 
-def refuse_unusable_file(output: Path) -> None:
+def check_output_file(output: Path) -> None:
     """Refuse a file that exists already, or that could not be written."""
-    from tutelage.config import refuse_unwritable
+    from tutelage.config import check_writable
 
     if output.exists():
         raise OutputExistsError(f"{output} already exists; nothing is overwritten. Choose another file.")
-    refuse_unwritable(output)
+    check_writable(output)
 
 
 def set_threads(threads: int | None) -> None:

@@ -8,13 +8,13 @@ from pathlib import Path
 from tutelage.config import (
     RunConfig,
     build_engine,
+    check_prompt_lengths,
     decoder_of,
     load_route_tokenizers,
     load_tokenizers,
     make_verifier,
     policy_at,
     read_prompts,
-    refuse_overlong_prompts,
 )
 from tutelage.config.clock import DATE, template_clock
 from tutelage.errors import ConfigurationError
@@ -34,9 +34,9 @@ def write_samples(
       number of samples written, and how many are correct (None where nothing can be verified).
     """
     policy = policy_at(config, step)
-    if policy.is_given:
+    if policy.is_offline:
         raise ConfigurationError(
-            "the policy is 'given': its answers are those in data.scores, and there is nothing to generate. Choose "
+            "the policy is 'offline': its answers are those in data.scores, and there is nothing to generate. Choose "
             "another with --set policy=teacher."
         )
     if config.data.verifier:
@@ -45,7 +45,7 @@ def write_samples(
     clock = template_clock(config.data)
     prompts = read_prompts(config.data, *tokenizers, load_route_tokenizers(config), clock)
     chosen = prompts.prompts[:limit]
-    refuse_overlong_prompts(config, chosen)
+    check_prompt_lengths(config, chosen)
     engine = build_engine(config, *tokenizers)
     decode = decoder_of(engine.student)
     rollouts = engine.generate(

@@ -13,7 +13,7 @@ import typer
 from rich.table import Table
 
 from tutelage.cli.arguments import MAX_SAMPLES, given_path
-from tutelage.cli.checks import refuse_unusable_file, set_threads
+from tutelage.cli.checks import check_output_file, set_threads
 from tutelage.cli.console import TextConsole
 from tutelage.errors import ConfigurationError
 
@@ -88,13 +88,13 @@ def budget(
 
 def _config(run_file: Path, overrides: list[str] | None, output: Path | None, figure: Path | None) -> RunConfig:
     from tutelage.config import load_config
-    from tutelage.report import refuse_figure_format
+    from tutelage.report import check_figure_format
 
     for file in (output, figure):
         if file is not None:
-            refuse_unusable_file(file)
+            check_output_file(file)
     if figure is not None:
-        refuse_figure_format(figure)
+        check_figure_format(figure)
     config = load_config(run_file / "config.toml" if run_file.is_dir() else run_file, overrides or [])
     set_threads(config.runtime.threads)
     return config

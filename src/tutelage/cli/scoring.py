@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tutelage.config import RunConfig, load_route_tokenizers, load_tokenizers, refuse_unwritable
+from tutelage.config import RunConfig, check_writable, load_route_tokenizers, load_tokenizers
 from tutelage.config.answers import read_answers
 from tutelage.config.clock import date_of_scores, dated
 from tutelage.config.fingerprints import differences
@@ -48,7 +48,7 @@ def write_scores(
             f"the output folder {output} already exists; nothing is overwritten. Choose another, or continue with "
             "--resume."
         )
-    refuse_unwritable(output)
+    check_writable(output)
     cache, tokenizers = ScoreCache(output), load_tokenizers(config)
     vocabulary = shared_vocabulary(config, tokenizers)
     if resume:

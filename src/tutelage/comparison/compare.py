@@ -12,10 +12,10 @@ from rich.console import Console
 
 from tutelage.comparison.inputs import check_inputs
 from tutelage.comparison.outcome import Outcome, notes_of, read_outcome, rich_tables, world_notes, write_outcome
-from tutelage.comparison.plan import PLAN, Method, Plan, open_folder, refuse_unequal, shared_texts
+from tutelage.comparison.plan import PLAN, Method, Plan, check_comparable, open_folder, shared_texts
 from tutelage.comparison.running import default_workers, locked, run_jobs
 from tutelage.comparison.worlds import World
-from tutelage.config import refuse_unwritable
+from tutelage.config import check_writable
 from tutelage.errors import ConfigurationError, DataError, RunInterrupted, TutelageError
 from tutelage.runtime import LocalRuntime
 
@@ -53,10 +53,10 @@ def run_plan(
             f"--accept {accept[0]} says what may have changed since a comparison began, and this one begins now. Add "
             "--resume, or drop it."
         )
-    _refuse_unmeasurable(plan.methods)
-    notes = [f"Not the same for all: {note}." for note in refuse_unequal(plan.methods, free_keys)]
+    _check_measurable(plan.methods)
+    notes = [f"Not the same for all: {note}." for note in check_comparable(plan.methods, free_keys)]
     plan = replace(plan, notes=[*plan.notes, *notes])
-    refuse_unwritable(plan.folder)
+    check_writable(plan.folder)
     devices = {LocalRuntime(method.config.runtime.device).device for method in plan.methods}
     if workers is None:
         workers = default_workers() if devices == {"cpu"} else 1
@@ -109,7 +109,7 @@ def run_plan(
     return outcome
 
 
-def _refuse_unmeasurable(methods: Sequence[Method]) -> None:
+def _check_measurable(methods: Sequence[Method]) -> None:
     for method in methods:
         if not method.config.evaluation.sets:
             raise ConfigurationError(

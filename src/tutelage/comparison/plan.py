@@ -33,9 +33,9 @@ __all__ = [
     "PLAN",
     "Method",
     "Plan",
+    "check_comparable",
     "make_methods",
     "open_folder",
-    "refuse_unequal",
     "shared_texts",
 ]
 
@@ -154,7 +154,7 @@ def make_methods(
     return methods
 
 
-def refuse_unequal(methods: Sequence[Method], free: Sequence[str] = ()) -> list[str]:
+def check_comparable(methods: Sequence[Method], free: Sequence[str] = ()) -> list[str]:
     """Refuse methods that differ in more than the method; name the other settings in which they differ.
 
     Args:
@@ -220,7 +220,7 @@ def open_folder(plan: Plan, world: World | None, *, resume: bool) -> None:
                 "another --output FOLDER."
             )
         before = json.loads(path.read_text())
-        _refuse_changed(before, described, path)
+        _check_unchanged(before, described, path)
         date = before.get(DATE)
     described[DATE] = date  # for chat templates that ask: no method reads other prompts for having run a day later
     for file, content in (world.files if world is not None else {}).items():
@@ -250,7 +250,7 @@ def _described(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _refuse_changed(before: Mapping[str, Any], now: Mapping[str, Any], path: Path) -> None:
+def _check_unchanged(before: Mapping[str, Any], now: Mapping[str, Any], path: Path) -> None:
     old, new = before["methods"], now["methods"]
     changed = []
     if list(old) != list(new):

@@ -5,26 +5,26 @@ from tutelage.config.build import (
     build_phases,
     build_recipe,
     build_run,
+    check_consistency,
     decoder_of,
     load_tokenizers,
     make_verifier,
     policy_at,
-    refuse_contradictions,
 )
 from tutelage.config.load import load_config, read_run_file, resolve_config, settings_of, to_toml
-from tutelage.config.models import load_outline, load_route_tokenizers, other_models
+from tutelage.config.models import load_meta_model, load_route_tokenizers, other_models
 from tutelage.config.parts import part_from
 from tutelage.config.prompts import (
     Prompts,
     build_evaluation_sets,
+    check_lengths,
+    check_prompt_lengths,
     load_evaluation_problems,
     read_prompts,
-    refuse_overlong,
-    refuse_overlong_prompts,
 )
-from tutelage.config.resuming import refuse_unwritable
+from tutelage.config.resuming import check_writable
 from tutelage.config.schema import DataConfig, EvaluationSetConfig, ModelConfig, PhaseConfig, RunConfig
-from tutelage.config.scores import given_answers
+from tutelage.config.scores import offline_answers
 from tutelage.config.serving import (
     check_student_server,
     check_teacher_server,
@@ -48,11 +48,11 @@ __all__ = [
     "check_student_server",
     "check_teacher_server",
     "decoder_of",
-    "given_answers",
+    "offline_answers",
     "items_of",
     "load_config",
     "load_evaluation_problems",
-    "load_outline",
+    "load_meta_model",
     "load_route_tokenizers",
     "load_tokenizers",
     "make_served_student",
@@ -63,10 +63,10 @@ __all__ = [
     "part_from",
     "read_prompts",
     "read_run_file",
-    "refuse_contradictions",
-    "refuse_overlong",
-    "refuse_overlong_prompts",
-    "refuse_unwritable",
+    "check_consistency",
+    "check_lengths",
+    "check_prompt_lengths",
+    "check_writable",
     "resolve_config",
     "settings_of",
     "to_toml",

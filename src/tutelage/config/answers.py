@@ -79,7 +79,7 @@ def read_answers(
                 teacher_name=prompt.teacher_name,
             )
         )
-    _refuse_overlong(path, config, rollouts)
+    _check_answer_lengths(path, config, rollouts)
     return rollouts, with_asked_date(config, clock)
 
 
@@ -123,7 +123,7 @@ def _tokens(row: Any, where: str, tokenizer: Any, vocabulary: Vocabulary, known:
     return tokens, finished
 
 
-def _refuse_overlong(path: Path, config: RunConfig, rollouts: Sequence[Rollout]) -> None:
+def _check_answer_lengths(path: Path, config: RunConfig, rollouts: Sequence[Rollout]) -> None:
     for name, model in named_teachers(config):
         own = [rollout for rollout in rollouts if rollout.teacher_name == name]
         for reader, lengths in (

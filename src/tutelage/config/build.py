@@ -17,33 +17,33 @@ from tutelage.config.fingerprints import Inputs, ModelHashes, data_inputs
 from tutelage.config.load import settings_of, to_toml
 from tutelage.config.models import (
     check_models,
+    check_reference_config,
+    check_student_config,
+    load_meta_model,
     load_model,
-    load_outline,
     load_route_tokenizers,
     load_student,
     load_teacher,
+    meta_teacher,
     other_models,
-    outline_teacher,
-    refuse_unlearnable,
-    refuse_wrong_reference,
     tokenizer_of,
 )
 from tutelage.config.parts import part_from
 from tutelage.config.phases import phase_tables
 from tutelage.config.prompts import (
     build_evaluation_sets,
+    check_lengths,
+    check_prompt_lengths,
     read_prompts,
-    refuse_overlong,
-    refuse_overlong_prompts,
 )
 from tutelage.config.resuming import beginning_of, opened, recorded_inputs
 from tutelage.config.schema import RunConfig
-from tutelage.config.scores import given_answers, refuse_unfit_for_given
+from tutelage.config.scores import check_offline_recipe, offline_answers
 from tutelage.config.serving import (
+    check_server_suffices,
     check_servers,
     make_served_teacher,
     make_student_engine,
-    refuse_beyond_server,
 )
 from tutelage.divergences import DIVERGENCES
 from tutelage.errors import CheckpointError, ConfigurationError
@@ -69,10 +69,10 @@ from tutelage.training import (
     Recipe,
     Run,
     RunFolder,
+    check_method_form,
+    check_models_form,
     chosen_trackers,
     phase_at,
-    refuse_method,
-    refuse_models,
 )
 from tutelage.training.run_files import FINGERPRINTS
 from tutelage.types import Rollout
@@ -83,11 +83,11 @@ __all__ = [
     "build_phases",
     "build_recipe",
     "build_run",
+    "check_consistency",
     "decoder_of",
     "load_tokenizers",
     "make_verifier",
     "policy_at",
-    "refuse_contradictions",
 ]
 
 VerifyRollouts = Callable[[Sequence[Rollout], Sequence[str]], Sequence[bool]]
@@ -140,27 +140,27 @@ def _put_together(
         )
     trackers = chosen_trackers(config.logging.trackers)
     phases = build_phases(config)
-    refuse_contradictions(config, phases)
+    check_consistency(config, phases)
     student_tokenizer, teacher_tokenizer = load_tokenizers(config)
     clock = runtime.from_first(lambda: template_clock(config.data))
     routes = load_route_tokenizers(config)
     prompts = read_prompts(config.data, student_tokenizer, teacher_tokenizer, routes, clock)
     sets = build_evaluation_sets(config.evaluation.sets, config.data, student_tokenizer, clock)
     config = with_asked_date(config, clock)
-    given = given_answers(config, phases, prompts.prompts, (student_tokenizer, teacher_tokenizer))
-    if given is None and config.data.scores is not None:
-        messages.append("data.scores is set, but no policy is 'given', so nobody reads it")
-    refuse_overlong_prompts(config, prompts.prompts)
+    offline = offline_answers(config, phases, prompts.prompts, (student_tokenizer, teacher_tokenizer))
+    if offline is None and config.data.scores is not None:
+        messages.append("data.scores is set, but no policy is 'offline', so nobody reads it")
+    check_prompt_lengths(config, prompts.prompts)
     evaluation_tokens = config.evaluation.max_new_tokens or config.rollout.max_new_tokens
     for problems in sets:
-        refuse_overlong(config.student, None, problems.prompts, evaluation_tokens, "evaluation.max_new_tokens")
+        check_lengths(config.student, None, problems.prompts, evaluation_tokens, "evaluation.max_new_tokens")
 
     tokenizers = {"student": student_tokenizer, "teacher": teacher_tokenizer, **routes}
     inputs.add(data_inputs(config, prompts, sets, tokenizers))
 
     path = str(checkpoint) if checkpoint else None
     has_reference = any(phase.recipe.target.needs is not None for phase in phases)
-    is_read = not all(phase.recipe.policy.is_given for phase in phases)  # else all that the teacher says is on file
+    is_read = not all(phase.recipe.policy.is_offline for phase in phases)  # else all that the teacher says is on file
     hashes = ModelHashes(config, with_teacher=is_read)
     engine = build_engine(
         config,
@@ -171,7 +171,7 @@ def _put_together(
         with_teacher=is_read,
         runtime=runtime,
     )
-    engine.given, models = given, engine.models
+    engine.offline, models = offline, engine.models
     runtime.from_first(lambda: check_savable(models.student, models.vocabulary))
     if config.rollout.engine == "vllm":
         engine.student_engine = make_student_engine(config, models.student, models.vocabulary, runtime)
@@ -182,7 +182,7 @@ def _put_together(
     asks_teacher = any(phase.recipe.policy.needs_teacher for phase in phases)
     engine.rows_that_fit(prompts.prompts, config.rollout.max_new_tokens, with_teacher=asks_teacher)
     for phase in phases:
-        refuse_models(config.runtime.loss, phase.recipe.divergence, models.student, list(models.teachers.values()))
+        check_models_form(config.runtime.loss, phase.recipe.divergence, models.student, list(models.teachers.values()))
     inputs.add(hashes.inputs(models.vocabulary))
     messages += [f"accepted, and noted in {folder.path / FINGERPRINTS}: {line}" for line in inputs.accepted]
     return Run(
@@ -268,15 +268,15 @@ def build_runtime(config: RunConfig, processes: Processes | None) -> LocalRuntim
     return runtime
 
 
-def refuse_contradictions(config: RunConfig, phases: Sequence[Phase]) -> None:
+def check_consistency(config: RunConfig, phases: Sequence[Phase]) -> None:
     """Refuse what two keys of a run file cannot both ask for, and a verifier that does not work."""
-    refuse_unlearnable(config.student, config.runtime.autocast, LocalRuntime(config.runtime.device).device)
+    check_student_config(config.student, config.runtime.autocast, LocalRuntime(config.runtime.device).device)
     if config.data.verifier:
         check_verifier(config.data.verifier)
     if config.evaluation.sets:
-        _refuse_unjudgeable(config)
+        _check_judgeable(config)
     for phase in phases:
-        refuse_method(config.runtime.loss, phase.recipe.divergence, phase.recipe.target)
+        check_method_form(config.runtime.loss, phase.recipe.divergence, phase.recipe.target)
     for divergence in [phase.recipe.divergence for phase in phases]:
         if not divergence.needs_full_target and config.rollout.support_size < divergence.top_k:
             raise ConfigurationError(
@@ -306,8 +306,8 @@ def build_phases(config: RunConfig) -> list[Phase]:
     for tables in phase_tables(config):
         try:
             recipe = build_recipe(tables.config)
-            _refuse_own_tokens(recipe)
-            refuse_unfit_for_given(recipe)
+            _check_imitated_tokens(recipe)
+            check_offline_recipe(recipe)
         except ConfigurationError as problem:
             if tables.name is None:
                 raise
@@ -316,14 +316,14 @@ def build_phases(config: RunConfig) -> list[Phase]:
         if adapter is not None:
             optimizer = replace(optimizer, learning_rate=optimizer.learning_rate * adapter.learning_rate_factor)
         phases.append(Phase(recipe, optimizer, tables.first_step, tables.name))
-    refuse_beyond_server(config, phases)
-    refuse_wrong_reference(config.reference, [phase.recipe.target for phase in phases])
+    check_server_suffices(config, phases)
+    check_reference_config(config.reference, [phase.recipe.target for phase in phases])
     return phases
 
 
-def _refuse_own_tokens(recipe: Recipe) -> None:
+def _check_imitated_tokens(recipe: Recipe) -> None:
     """Refuse to imitate sampled tokens in which the teacher had no say: their mean gradient is 0."""
-    if recipe.divergence.imitates_tokens and not (recipe.policy.needs_teacher or recipe.policy.is_given):
+    if recipe.divergence.imitates_tokens and not (recipe.policy.needs_teacher or recipe.policy.is_offline):
         raise ConfigurationError(
             f"divergence {recipe.divergence} imitates the sampled tokens, but the policy {recipe.policy} draws them "
             "without the teacher, so there is nothing to learn from them. Set policy = 'teacher'."
@@ -368,9 +368,9 @@ def build_engine(
         reference = load_model(config.reference, tokenizer_of(config.reference), device)
     for decoded in (*(teacher.members if teacher else ()), *routes.values()):
         decoded.compile = config.rollout.compile
-    known_teacher = teacher or outline_teacher(config.teacher, teacher_tokenizer)
+    known_teacher = teacher or meta_teacher(config.teacher, teacher_tokenizer)
     known_routes = [
-        routes.get(name) or load_outline(model, tokenizer_of(model)) for name, model in config.teacher.routes.items()
+        routes.get(name) or load_meta_model(model, tokenizer_of(model)) for name, model in config.teacher.routes.items()
     ]
     vocabulary = align(student, known_teacher, *known_routes, reference)
     return PairedEngine(
@@ -438,7 +438,7 @@ def load_tokenizers(config: RunConfig) -> tuple[Any, Any]:
     return loaded[0], loaded[1]
 
 
-def _refuse_unjudgeable(config: RunConfig) -> None:
+def _check_judgeable(config: RunConfig) -> None:
     """Refuse evaluations that nothing can judge, or whose best one nothing could tell."""
     if not config.data.verifier:
         raise ConfigurationError(

@@ -61,7 +61,7 @@ def resolve_config(table: dict[str, Any], overrides: Sequence[str] = ()) -> RunC
             table[axis] = {"name": RunConfig.model_fields[axis].default["name"], **table[axis]}
     _expand_evaluation_sets(table)
     _expand_phases(table)
-    _refuse_unknown(table, RunConfig, "")
+    _check_known(table, RunConfig, "")
     try:
         return RunConfig(**table)
     except ValidationError as problem:
@@ -103,7 +103,7 @@ def _expand_evaluation_sets(table: dict[str, Any]) -> None:
     evaluation["sets"] = [{"path": item} if isinstance(item, str) else item for item in items]
     for place, item in enumerate(evaluation["sets"]):
         if isinstance(item, dict):
-            _refuse_unknown(item, EvaluationSetConfig, f"evaluation.sets[{place}].")
+            _check_known(item, EvaluationSetConfig, f"evaluation.sets[{place}].")
 
 
 def _expand_phases(table: dict[str, Any]) -> None:
@@ -112,7 +112,7 @@ def _expand_phases(table: dict[str, Any]) -> None:
     for place, phase in enumerate(table["phase"] if isinstance(table["phase"], list) else [], start=1):
         if not isinstance(phase, dict):
             continue
-        _refuse_unknown(phase, PhaseConfig, f"phase.{phase.get('name', place)}.")
+        _check_known(phase, PhaseConfig, f"phase.{phase.get('name', place)}.")
         for axis in AXES:
             own = table.get(axis, RunConfig.model_fields[axis].default)
             if isinstance(phase.get(axis), dict) and isinstance(own, dict) and "name" not in phase[axis]:
@@ -159,7 +159,7 @@ def _phase_called(name: str, phases: Sequence[Any], override: str) -> dict[str, 
     return tables[name]
 
 
-def _refuse_unknown(table: Mapping[str, Any], schema: Any, prefix: str) -> None:
+def _check_known(table: Mapping[str, Any], schema: Any, prefix: str) -> None:
     known = _fields_of(schema)
     for key, value in table.items():
         if key not in known:
@@ -169,7 +169,7 @@ def _refuse_unknown(table: Mapping[str, Any], schema: Any, prefix: str) -> None:
                 f"{prefix}{key} is {str(value).lower()}; it is not a yes-or-no setting. Give a value."
             )
         if isinstance(value, dict) and _fields_of(known[key]):
-            _refuse_unknown(value, known[key], f"{prefix}{key}.")
+            _check_known(value, known[key], f"{prefix}{key}.")
 
 
 def _fields_of(schema: Any) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from tutelage.models import (
     earlier_self,
     load_language_model,
     load_tokenizer,
-    outline_of,
+    meta_model_of,
 )
 from tutelage.targets import TARGETS, TargetRule
 from tutelage.tasks import Problem
@@ -33,15 +33,15 @@ __all__ = [
     "check_models",
     "context_length",
     "load_model",
-    "load_outline",
+    "load_meta_model",
     "load_route_tokenizers",
     "load_student",
     "load_teacher",
-    "outline_teacher",
+    "meta_teacher",
     "other_models",
-    "refuse_unknown_teachers",
-    "refuse_unlearnable",
-    "refuse_wrong_reference",
+    "check_teacher_names",
+    "check_student_config",
+    "check_reference_config",
     "named_teachers",
     "tokenizer_of",
 ]
@@ -128,7 +128,7 @@ def load_student(
     model.compile = config.rollout.compile
     model.autocast = None if runtime.autocast is None else DTYPES[runtime.autocast]
     model.checkpoints_gradient, model.compiles_update = runtime.gradient_checkpointing, runtime.compile
-    model.refuse_settings()
+    model.check_settings()
     return model, first_self
 
 
@@ -142,12 +142,12 @@ def check_models(config: RunConfig, *, with_teacher: bool) -> None:
     is_read = with_teacher and config.teacher.server is None
     models = [config.student, *([config.teacher] if is_read else []), *(model for _, model in other_models(config))]
     for model in models:
-        load_outline(model, None)
+        load_meta_model(model, None)
 
 
-def load_outline(model: ModelConfig, tokenizer: Any, adapter: AdapterSettings | None = None) -> LanguageModel:
+def load_meta_model(model: ModelConfig, tokenizer: Any, adapter: AdapterSettings | None = None) -> LanguageModel:
     """A model as its table says, without its weights; the files of a served teacher need not include any."""
-    return outline_of(
+    return meta_model_of(
         model.path,
         tokenizer,
         dtype=model.dtype,
@@ -160,9 +160,9 @@ def load_outline(model: ModelConfig, tokenizer: Any, adapter: AdapterSettings | 
     )
 
 
-def outline_teacher(teacher: TeacherConfig, tokenizer: Any) -> LanguageModel:
+def meta_teacher(teacher: TeacherConfig, tokenizer: Any) -> LanguageModel:
     """The teacher with its experts, without their weights."""
-    return _fused(teacher, tokenizer, load_outline)
+    return _fused(teacher, tokenizer, load_meta_model)
 
 
 def _fused(teacher: TeacherConfig, tokenizer: Any, load: Callable[[ModelConfig, Any], LanguageModel]) -> LanguageModel:
@@ -185,7 +185,7 @@ def _fused(teacher: TeacherConfig, tokenizer: Any, load: Callable[[ModelConfig, 
     return FusedTeacher(members, FixedFusion(tuple(weights)))
 
 
-def refuse_unlearnable(student: StudentConfig, autocast: str | None, device: str) -> None:
+def check_student_config(student: StudentConfig, autocast: str | None, device: str) -> None:
     """Refuse a student that could not learn as its table says, before anything is loaded."""
     if student.adapter is not None and base_of(student.path) is not None:
         raise ConfigurationError(
@@ -208,7 +208,7 @@ def refuse_unlearnable(student: StudentConfig, autocast: str | None, device: str
         )
 
 
-def refuse_wrong_reference(reference: ReferenceConfig, targets: Sequence[TargetRule]) -> None:
+def check_reference_config(reference: ReferenceConfig, targets: Sequence[TargetRule]) -> None:
     """Refuse a reference that no phase's target looks at, and one that is not what a target looks at."""
     if all(target.needs is None for target in targets) and reference != ReferenceConfig():
         raise ConfigurationError(
@@ -228,7 +228,7 @@ def refuse_wrong_reference(reference: ReferenceConfig, targets: Sequence[TargetR
             )
 
 
-def refuse_unknown_teachers(problems: Sequence[Problem], known: Mapping[str, Any], column: str) -> None:
+def check_teacher_names(problems: Sequence[Problem], known: Mapping[str, Any], column: str) -> None:
     """Refuse rows that name a teacher which is not there, and routes that no row takes."""
     if not known:
         return

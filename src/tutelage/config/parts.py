@@ -40,7 +40,7 @@ def part_from(table: Mapping[str, Any], members: Mapping[str, type[Part]], key: 
             raise _unknown_field(field_name, name, members, key)
         if isinstance(value, Mapping):
             values[field_name] = schedule_from(value, f"{key}.{field_name}")
-        _refuse_wrong_kind(f"{key}.{field_name}", values[field_name], kinds[field_name])
+        _check_kind(f"{key}.{field_name}", values[field_name], kinds[field_name])
         alternatives = _alternatives(kinds[field_name])
         if type(value) is int and float in alternatives and int not in alternatives:
             values[field_name] = float(value)  # products of whole numbers can be beyond what a tensor takes
@@ -65,7 +65,7 @@ def _unknown_field(field: str, name: str, members: Mapping[str, type[Any]], key:
     )
 
 
-def _refuse_wrong_kind(key: str, value: Any, hint: Any) -> None:
+def _check_kind(key: str, value: Any, hint: Any) -> None:
     """A field annotated with plain classes, such as `int` or `float | Schedule`, gets one of these."""
     kinds = _alternatives(hint)
     if not all(isinstance(kind, type) for kind in kinds):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tutelage.config.clock import template_clock
-from tutelage.config.models import context_length, named_teachers, other_models, refuse_unknown_teachers
+from tutelage.config.models import check_teacher_names, context_length, named_teachers, other_models
 from tutelage.config.schema import DataConfig, EvaluationSetConfig, ModelConfig, RunConfig
 from tutelage.errors import ConfigurationError
 from tutelage.evaluation import EvaluationSet
@@ -26,10 +26,10 @@ from tutelage.types import Prompt
 __all__ = [
     "Prompts",
     "build_evaluation_sets",
+    "check_lengths",
+    "check_prompt_lengths",
     "load_evaluation_problems",
     "read_prompts",
-    "refuse_overlong",
-    "refuse_overlong_prompts",
 ]
 
 
@@ -66,7 +66,7 @@ def read_prompts(
         limit=data.limit,
         max_characters=max_characters,
     )
-    refuse_unknown_teachers(problems, route_tokenizers or {}, data.teacher_column)
+    check_teacher_names(problems, route_tokenizers or {}, data.teacher_column)
     rendered = render_all(
         problems,
         student_tokenizer,
@@ -138,7 +138,7 @@ def load_evaluation_problems(item: EvaluationSetConfig, max_characters: int | No
     )
 
 
-def refuse_overlong(
+def check_lengths(
     student: ModelConfig, teacher: ModelConfig | None, prompts: Sequence[Prompt], max_new_tokens: int, key: str
 ) -> None:
     """Refuse prompts and answers that do not fit together into the context of each model that reads them."""
@@ -156,15 +156,15 @@ def refuse_overlong(
             )
 
 
-def refuse_overlong_prompts(config: RunConfig, prompts: Sequence[Prompt]) -> None:
+def check_prompt_lengths(config: RunConfig, prompts: Sequence[Prompt]) -> None:
     """Refuse training prompts and answers that do not fit into the context of any model that reads them."""
     tokens, key = config.rollout.max_new_tokens, "rollout.max_new_tokens"
     for name, teacher in named_teachers(config):
         own = [prompt for prompt in prompts if prompt.teacher_name == name]
         if own:
-            refuse_overlong(config.student, teacher, own, tokens, key)
+            check_lengths(config.student, teacher, own, tokens, key)
     for other, model in other_models(config):
         if other.startswith("teacher.experts") or (other == "reference" and config.reference.reads == "teacher"):
-            refuse_overlong(config.student, model, prompts, tokens, key)
+            check_lengths(config.student, model, prompts, tokens, key)
         elif other == "reference":
-            refuse_overlong(model, None, prompts, tokens, key)
+            check_lengths(model, None, prompts, tokens, key)

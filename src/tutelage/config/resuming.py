@@ -16,7 +16,7 @@ from tutelage.files import write_whole
 from tutelage.training import RunFolder, find_resumable, read_state
 from tutelage.training.run_files import CONFIG, FINGERPRINTS
 
-__all__ = ["beginning_of", "opened", "recorded_inputs", "refuse_unwritable"]
+__all__ = ["beginning_of", "check_writable", "opened", "recorded_inputs"]
 
 
 def beginning_of(config: RunConfig, folder: RunFolder, resume: bool) -> tuple[Path | None, list[str]]:
@@ -31,7 +31,7 @@ def beginning_of(config: RunConfig, folder: RunFolder, resume: bool) -> tuple[Pa
             f"the output folder {folder.path} already exists, and a run never overwrites one. Choose another with "
             "--set output=FOLDER, or continue that run with --resume."
         )
-    refuse_unwritable(folder.path)
+    check_writable(folder.path)
     return _resumable(config, folder) if resume else (None, [])
 
 
@@ -119,7 +119,7 @@ def opened(config: RunConfig, folder: RunFolder, inputs: Inputs, checkpoint: Pat
         folder.write_fingerprints(now)
 
 
-def refuse_unwritable(path: Path) -> None:
+def check_writable(path: Path) -> None:
     """Refuse an output whose place cannot be written to; better now than after hours of compute."""
     place = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
     if not os.access(place, os.W_OK) or not (place.is_dir() or place == path):

@@ -9,25 +9,25 @@ from typing import Any
 
 from tutelage.config.clock import DATE
 from tutelage.config.fingerprints import differences, fingerprint_of
-from tutelage.config.models import context_length, load_outline, load_route_tokenizers, outline_teacher
+from tutelage.config.models import context_length, load_meta_model, load_route_tokenizers, meta_teacher
 from tutelage.config.schema import DataConfig, ModelConfig, RunConfig
 from tutelage.errors import ConfigurationError, DataError
 from tutelage.models import Vocabulary, align, tokenizer_fingerprint, weights_fingerprint
-from tutelage.rollout import GivenAnswers, ScoreCache
+from tutelage.rollout import OfflineAnswers, ScoreCache
 from tutelage.training import Phase, Recipe
 from tutelage.types import Prompt
 
-__all__ = ["given_answers", "refuse_unfit_for_given", "score_key", "shared_vocabulary"]
+__all__ = ["check_offline_recipe", "offline_answers", "score_key", "shared_vocabulary"]
 
 
 def shared_vocabulary(config: RunConfig, tokenizers: tuple[Any, Any]) -> Vocabulary:
-    """What student and teachers share, from their outlines."""
+    """What student and teachers share, from their meta models."""
     student, teacher = tokenizers
     routes = load_route_tokenizers(config)
     return align(
-        load_outline(config.student, student),
-        outline_teacher(config.teacher, teacher),
-        *(load_outline(model, routes[name]) for name, model in config.teacher.routes.items()),
+        load_meta_model(config.student, student),
+        meta_teacher(config.teacher, teacher),
+        *(load_meta_model(model, routes[name]) for name, model in config.teacher.routes.items()),
     )
 
 
@@ -87,21 +87,21 @@ def _template(data: DataConfig, tokenizer: Any, *, is_teacher: bool) -> dict[str
     }
 
 
-def given_answers(
+def offline_answers(
     config: RunConfig, phases: Sequence[Phase], prompts: Sequence[Prompt], tokenizers: tuple[Any, Any]
-) -> GivenAnswers | None:
-    """The scored answers that the phases with the policy 'given' learn from; None where there is no such phase.
+) -> OfflineAnswers | None:
+    """The scored answers that the phases with the policy 'offline' learn from; None where there is no such phase.
 
     Raises:
       ConfigurationError, DataError: there are none, they do not fit the run, or some cannot be read.
     """
-    recipes = [phase.recipe for phase in phases if phase.recipe.policy.is_given]
+    recipes = [phase.recipe for phase in phases if phase.recipe.policy.is_offline]
     if not recipes:
         return None
     if config.data.scores is None:
         raise ConfigurationError(
-            "the policy is 'given', but data.scores names no folder with answers. Write one with `tutelage score`, and "
-            "set data.scores to it."
+            "the policy is 'offline', but data.scores names no folder with answers. Write one with `tutelage score`, "
+            "and set data.scores to it."
         )
     cache = ScoreCache(Path(config.data.scores))
     manifest = cache.manifest
@@ -118,41 +118,41 @@ def given_answers(
                 f"divergence.top_k is {divergence.top_k}, but {cache.folder} keeps the teacher's {manifest['top_k']} "
                 "most probable tokens. Set it to at most that, or score again with a larger rollout.support_size."
             )
-    given = GivenAnswers.of(cache)
-    given.refuse_missing(prompts, config.rollout.samples_per_prompt)
+    offline = OfflineAnswers.of(cache)
+    offline.check_answered(prompts, config.rollout.samples_per_prompt)
     student = config.student
     limit = context_length(student)
-    if limit is not None and given.longest > limit:
+    if limit is not None and offline.longest > limit:
         raise DataError(
-            f"an answer in {cache.folder} has {given.longest} tokens with its prompt, but the context of "
+            f"an answer in {cache.folder} has {offline.longest} tokens with its prompt, but the context of "
             f"{student.path!r} holds {limit}{limit.remark}. Score shorter answers, or choose another student."
         )
-    return given
+    return offline
 
 
-def refuse_unfit_for_given(recipe: Recipe) -> None:
+def check_offline_recipe(recipe: Recipe) -> None:
     """Refuse what asks more of given answers than is known: who sampled them, and what the student thought of them."""
-    if not recipe.policy.is_given:
+    if not recipe.policy.is_offline:
         return
     divergence = recipe.divergence
     remedy = "Use divergence.support = 'teacher_top_k' with a divergence such as forward_kl, or sampled_nll."
     if divergence.needs_rollouts and not divergence.imitates_tokens:
         raise ConfigurationError(
             f"the divergence {type(divergence).__name__} weighs tokens by the probability that they were sampled with, "
-            f"but the policy is 'given', and nobody knows it. {remedy}"
+            f"but the policy is 'offline', and nobody knows it. {remedy}"
         )
     if not divergence.imitates_tokens and divergence.support != "teacher_top_k":
         raise ConfigurationError(
-            f"divergence.support is {divergence.support!r}, but the policy is 'given', and the teacher wrote down its "
-            f"own most probable tokens. {remedy}"
+            f"divergence.support is {divergence.support!r}, but the policy is 'offline', and the teacher wrote down "
+            f"its own most probable tokens. {remedy}"
         )
     if recipe.weighting.asks_models:
         raise ConfigurationError(
-            f"the weighting {recipe.weighting} compares student and teacher at the rollout, but the policy is 'given', "
-            "and the student was not asked. Use weighting = 'uniform' or 'position_decay'."
+            f"the weighting {recipe.weighting} compares student and teacher at the rollout, but the policy is "
+            "'offline', and the student was not asked. Use weighting = 'uniform' or 'position_decay'."
         )
     if recipe.target.needs is not None:
         raise ConfigurationError(
             f"the target {recipe.target} compares with a third model, which has not read the answers that the policy "
-            "'given' takes. Use target = 'teacher', 'bridge' or 'proximal'."
+            "'offline' takes. Use target = 'teacher', 'bridge' or 'proximal'."
         )

@@ -23,13 +23,13 @@ from tutelage.training import Phase
 from tutelage.types import Prompt
 
 __all__ = [
+    "check_server_suffices",
     "check_servers",
     "check_student_server",
     "check_teacher_server",
     "make_served_student",
     "make_served_teacher",
     "make_student_engine",
-    "refuse_beyond_server",
 ]
 
 
@@ -69,7 +69,7 @@ def make_student_engine(
         settings=settings,
         support_size=config.rollout.support_size,
         score_tokens=config.rollout.score_tokens,
-        hands_over=runtime.is_first,
+        syncs_weights=runtime.is_first,
     )
 
 
@@ -92,7 +92,7 @@ def make_served_teacher(
     return ServedTeacher(server, vocabulary, max(phase.recipe.divergence.top_k for phase in phases), num_rows)
 
 
-def refuse_beyond_server(config: RunConfig, phases: Sequence[Phase]) -> None:
+def check_server_suffices(config: RunConfig, phases: Sequence[Phase]) -> None:
     """Refuse what needs more of the teacher than a server tells, its own top K at each place of finished answers.
 
     Addresses that are none are refused first.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tutelage.distributions import entropy, kl_divergence
-from tutelage.divergences.base import Divergence, refuse_not_a_share, refuse_outside
+from tutelage.divergences.base import Divergence, check_inside, check_share
 
 __all__ = ["Balanced"]
 
@@ -32,8 +32,8 @@ class Balanced(Divergence):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        refuse_not_a_share(self.forward_share, "forward_share")
-        refuse_outside(self.sharpness, "sharpness", 0 <= self.sharpness < math.inf, "a finite number of at least 0")
+        check_share(self.forward_share, "forward_share")
+        check_inside(self.sharpness, "sharpness", 0 <= self.sharpness < math.inf, "a finite number of at least 0")
 
     def between(self, student_logprobs: Tensor, target_logprobs: Tensor) -> Tensor:
         forward = kl_divergence(target_logprobs, student_logprobs)

@@ -12,7 +12,7 @@ from tutelage.divergences.support import Support, seen_through, support_named
 from tutelage.errors import ConfigurationError
 from tutelage.types import Batch, SampledTokens, Target
 
-__all__ = ["Divergence", "refuse_not_a_share", "refuse_outside"]
+__all__ = ["Divergence", "check_inside", "check_share"]
 
 
 @dataclass(frozen=True)
@@ -92,12 +92,12 @@ class Divergence(ABC):
         return self.between(*seen_through(self.window, student_logits, target))
 
 
-def refuse_not_a_share(value: float, key: str) -> None:
+def check_share(value: float, key: str) -> None:
     """Refuse a number outside [0, 1]."""
-    refuse_outside(value, key, 0 <= value <= 1, "a share from 0 to 1")
+    check_inside(value, key, 0 <= value <= 1, "a share from 0 to 1")
 
 
-def refuse_outside(value: float, key: str, is_inside: bool, expected: str) -> None:
+def check_inside(value: float, key: str, is_inside: bool, expected: str) -> None:
     """Refuse a field with what was expected of it; NaN is never inside."""
     if not is_inside:
         raise ConfigurationError(f"divergence.{key} is {value:g}; expected {expected}. Leave it out for the default.")

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from tutelage.divergences.base import Divergence, refuse_outside
+from tutelage.divergences.base import Divergence, check_inside
 from tutelage.divergences.support import FULL_VOCABULARY, Support, seen_through
 from tutelage.errors import ConfigurationError
 from tutelage.types import Target
@@ -150,7 +150,7 @@ class AlphaDivergence(Divergence):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        refuse_outside(self.order, "order", math.isfinite(self.order), "a finite number")
+        check_inside(self.order, "order", math.isfinite(self.order), "a finite number")
 
     def between(self, student_logprobs: Tensor, target_logprobs: Tensor) -> Tensor:
         return _summed(_alpha(self.order), student_logprobs, target_logprobs)

@@ -8,7 +8,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from tutelage.distributions import arithmetic_blend, kl_divergence
-from tutelage.divergences.base import Divergence, refuse_not_a_share
+from tutelage.divergences.base import Divergence, check_share
 from tutelage.divergences.support import FULL_VOCABULARY, Support, seen_through
 from tutelage.types import Target
 
@@ -32,7 +32,7 @@ class JensenShannon(Divergence):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        refuse_not_a_share(self.target_share, "target_share")
+        check_share(self.target_share, "target_share")
 
     @property
     def generalised_jsd_share(self) -> float:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tutelage.distributions import entropy, kl_divergence, temper
-from tutelage.divergences.base import Divergence, refuse_outside
+from tutelage.divergences.base import Divergence, check_inside
 
 __all__ = ["NormalisedKD"]
 
@@ -35,8 +35,8 @@ class NormalisedKD(Divergence):
     def __post_init__(self) -> None:
         super().__post_init__()
         is_inside = 0 <= self.others_weight < math.inf
-        refuse_outside(self.others_weight, "others_weight", is_inside, "a finite number of at least 0")
-        refuse_outside(self.temperature, "temperature", 0 < self.temperature < math.inf, "a finite number above 0")
+        check_inside(self.others_weight, "others_weight", is_inside, "a finite number of at least 0")
+        check_inside(self.temperature, "temperature", 0 < self.temperature < math.inf, "a finite number above 0")
 
     def between(self, student_logprobs: Tensor, target_logprobs: Tensor) -> Tensor:
         choice = target_logprobs.argmax(-1, keepdim=True)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tutelage.distributions import kl_divergence
-from tutelage.divergences.base import Divergence, refuse_not_a_share, refuse_outside
+from tutelage.divergences.base import Divergence, check_inside, check_share
 from tutelage.errors import ConfigurationError
 from tutelage.types import Batch, SampledTokens
 
@@ -50,8 +50,8 @@ class SampledReverseKL(Divergence):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        refuse_not_a_share(self.discount, "discount")
-        refuse_outside(self.ratio_cap, "ratio_cap", self.ratio_cap > 0, "a ratio above 0")
+        check_share(self.discount, "discount")
+        check_inside(self.ratio_cap, "ratio_cap", self.ratio_cap > 0, "a ratio above 0")
         if self.baseline not in BASELINES:
             raise ConfigurationError(
                 f"divergence.baseline is {self.baseline!r}; expected one of {', '.join(BASELINES)}."

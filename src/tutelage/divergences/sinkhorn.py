@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tutelage.distributions import kl_divergence, temper
-from tutelage.divergences.base import Divergence, refuse_outside
+from tutelage.divergences.base import Divergence, check_inside
 from tutelage.errors import ConfigurationError
 
 __all__ = ["Sinkhorn"]
@@ -53,13 +53,13 @@ class Sinkhorn(Divergence):
             )
         for name in ("transport_weight", "forward_weight"):
             value = getattr(self, name)
-            refuse_outside(value, name, 0 <= value < math.inf, "a finite number of at least 0")
+            check_inside(value, name, 0 <= value < math.inf, "a finite number of at least 0")
         for name in ("temperature", "epsilon"):
             value = getattr(self, name)
-            refuse_outside(value, name, 0 < value < math.inf, "a finite number above 0")
-        refuse_outside(self.group_tokens, "group_tokens", self.group_tokens >= 1, "at least 1")
+            check_inside(value, name, 0 < value < math.inf, "a finite number above 0")
+        check_inside(self.group_tokens, "group_tokens", self.group_tokens >= 1, "at least 1")
         # It has long converged at the upper bound; beyond it a step would seem to hang.
-        refuse_outside(self.iterations, "iterations", 1 <= self.iterations <= 10_000, "from 1 to 10,000")
+        check_inside(self.iterations, "iterations", 1 <= self.iterations <= 10_000, "from 1 to 10,000")
 
     @property
     def tokens_per_group(self) -> int | None:

@@ -8,7 +8,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from tutelage.distributions import arithmetic_blend, kl_divergence
-from tutelage.divergences.base import Divergence, refuse_outside
+from tutelage.divergences.base import Divergence, check_inside
 from tutelage.divergences.support import FULL_VOCABULARY, Support, seen_through
 from tutelage.types import Target
 
@@ -29,7 +29,7 @@ class SkewKL(Divergence):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        refuse_outside(self.skew, "skew", 0 <= self.skew < 1, "a share from 0 to below 1, where nothing is left of it")
+        check_inside(self.skew, "skew", 0 <= self.skew < 1, "a share from 0 to below 1, where nothing is left of it")
 
 
 @dataclass(frozen=True)

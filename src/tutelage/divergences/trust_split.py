@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tutelage.distributions import kl_divergence, normalise
-from tutelage.divergences.base import Divergence, refuse_outside
+from tutelage.divergences.base import Divergence, check_inside
 from tutelage.divergences.sampled_reverse_kl import reweighed, score_term
 from tutelage.errors import ConfigurationError
 from tutelage.types import SampledTokens
@@ -54,9 +54,9 @@ class TrustSplit(Divergence):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        refuse_outside(self.ratio_cap, "ratio_cap", self.ratio_cap > 0, "a ratio above 0")
+        check_inside(self.ratio_cap, "ratio_cap", self.ratio_cap > 0, "a ratio above 0")
         is_inside = 0 <= self.prefix_weight < math.inf
-        refuse_outside(self.prefix_weight, "prefix_weight", is_inside, "a finite number of at least 0")
+        check_inside(self.prefix_weight, "prefix_weight", is_inside, "a finite number of at least 0")
         for name, known in (("acceptance", ACCEPTANCES), ("outliers", OUTLIERS)):
             if getattr(self, name) not in known:
                 raise ConfigurationError(

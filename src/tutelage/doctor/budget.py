@@ -14,7 +14,7 @@ from torch import Tensor
 from tutelage.doctor.finding import Finding, Verdict
 from tutelage.doctor.patient import Patient
 from tutelage.models import LanguageModel
-from tutelage.rollout.draft_length import LONGEST
+from tutelage.rollout.draft_length import MAX_DRAFT_LENGTH
 from tutelage.rollout.paired import CACHE_SHARE
 from tutelage.rollout.scoring import tokens_per_chunk
 from tutelage.runtime import LocalRuntime
@@ -73,28 +73,28 @@ def forecast(patient: Patient) -> dict[str, dict[str, int]]:
     Of several processes it is one: it has its share of a step's answers; under "fsdp2" its part of gradients, moments
     and the weights that learn, beside a whole copy that decodes; of a sharded teacher its part of the layers.
     """
-    config, outlines = patient.config, dict(patient.outlines)
+    config, meta_models = patient.config, dict(patient.meta_models)
     if config.teacher.server is not None:  # its memory is another machine's
-        del outlines["teacher"]
-    student, rollout, runtime = outlines["student"], config.rollout, config.runtime
-    if patient.needs_reference and "reference" not in outlines and student.adapter is None:
-        outlines["reference"] = student  # a copy of it; an adapter's is the same backbone
+        del meta_models["teacher"]
+    student, rollout, runtime = meta_models["student"], config.rollout, config.runtime
+    if patient.needs_reference and "reference" not in meta_models and student.adapter is None:
+        meta_models["reference"] = student  # a copy of it; an adapter's is the same backbone
     trained = _trained(student)
     num_parts = patient.processes if runtime.strategy == "fsdp2" else 1
     learned_here = -(-trained // num_parts)
     own = _weights(student, config.student.quantization) + (learned_here if num_parts > 1 else 0)
-    others = sum(_weights(model) for name, model in outlines.items() if name not in ("student", "teacher"))
-    if "teacher" in outlines:
-        others += _weights_here(outlines["teacher"], patient.processes if runtime.shard_teacher else 1)
+    others = sum(_weights(model) for name, model in meta_models.items() if name not in ("student", "teacher"))
+    if "teacher" in meta_models:
+        others += _weights_here(meta_models["teacher"], patient.processes if runtime.shard_teacher else 1)
     resident = {"student": own, "teacher": others, "moments": 2 * learned_here}
     asks_teacher = any(phase.recipe.policy.needs_teacher for phase in patient.phases)
     prompts, size = patient.prompts.prompts, patient.vocabulary.size
     longest = max(max(len(prompt.student_tokens), len(prompt.teacher_tokens or ())) for prompt in prompts)
     answers = -(-rollout.prompts_per_step // patient.processes) * rollout.samples_per_prompt
     rows = min(rollout.max_rows, answers)
-    teachers = [model for name, model in outlines.items() if name.startswith("teacher")]
+    teachers = [model for name, model in meta_models.items() if name.startswith("teacher")]
     slot = student.cache_bytes_per_slot + (sum(t.cache_bytes_per_slot for t in teachers) if asks_teacher else 0)
-    caches = rows * (longest + rollout.max_new_tokens + LONGEST) * slot
+    caches = rows * (longest + rollout.max_new_tokens + MAX_DRAFT_LENGTH) * slot
     if rollout.cache_gib is not None:
         caches = min(caches, int(rollout.cache_gib * GIB))
     elif (device := LocalRuntime(config.runtime.device).device).startswith("cuda"):
@@ -128,7 +128,7 @@ def forecast(patient: Patient) -> dict[str, dict[str, int]]:
 def disk(patient: Patient) -> Finding:
     """Bytes of all checkpoints that stay, and of the one being written, against what is free."""
     settings, config = patient.config.checkpoint, patient.config
-    one = 3 * _trained(patient.outlines["student"])  # with AdamW's two moments
+    one = 3 * _trained(patient.meta_models["student"])  # with AdamW's two moments
     at_once = min(settings.keep_last, -(-config.steps // settings.every)) + bool(config.evaluation.sets) + 1
     folder = Path(config.output_folder).absolute()
     free = shutil.disk_usage(next(place for place in (folder, *folder.parents) if place.exists())).free

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from tutelage.config import (
-    refuse_contradictions,
-    refuse_overlong,
-    refuse_overlong_prompts,
-    refuse_unwritable,
+    check_consistency,
+    check_lengths,
+    check_prompt_lengths,
+    check_writable,
 )
 from tutelage.doctor.finding import Finding, Verdict
 from tutelage.doctor.patient import Patient
@@ -29,9 +29,9 @@ SOLUTION_COLUMN = "solution"
 def run_file(patient: Patient) -> Finding:
     """The recipe, the device and the output folder."""
     config = patient.config
-    refuse_contradictions(config, patient.phases)
+    check_consistency(config, patient.phases)
     runtime, folder = LocalRuntime(config.runtime.device), RunFolder(Path(config.output_folder))
-    refuse_unwritable(folder.path)
+    check_writable(folder.path)
     methods = "; ".join(f"{phase.recipe.policy} on {phase.recipe.divergence}" for phase in patient.phases[:3])
     if folder.path.exists():
         return Finding(
@@ -45,11 +45,11 @@ def run_file(patient: Patient) -> Finding:
 def contexts(patient: Patient) -> Finding:
     """Prompts and answers at their limits fit into the context of every model that reads them."""
     config = patient.config
-    refuse_overlong_prompts(config, patient.prompts.prompts)
+    check_prompt_lengths(config, patient.prompts.prompts)
     tokens = config.evaluation.max_new_tokens or config.rollout.max_new_tokens
     for problems in patient.evaluation_sets:
-        refuse_overlong(config.student, None, problems.prompts, tokens, "evaluation.max_new_tokens")
-    scored = "" if patient.given is None else f", {sum(map(len, patient.given.places.values()))} given answers"
+        check_lengths(config.student, None, problems.prompts, tokens, "evaluation.max_new_tokens")
+    scored = "" if patient.offline is None else f", {sum(map(len, patient.offline.places.values()))} offline answers"
     names = "".join(f", {len(problems.prompts)} of {problems.name!r}" for problems in patient.evaluation_sets)
     return Finding(
         Verdict.ok, f"{len(patient.prompts.prompts)} prompts for training{scored}{names} fit, with their answers"

@@ -13,11 +13,11 @@ from tutelage.config import (
     build_engine,
     build_evaluation_sets,
     build_phases,
-    given_answers,
-    load_outline,
+    load_meta_model,
     load_route_tokenizers,
     load_tokenizers,
     make_verifier,
+    offline_answers,
     other_models,
     read_prompts,
 )
@@ -25,7 +25,7 @@ from tutelage.config.clock import template_clock, with_asked_date
 from tutelage.evaluation import EvaluationSet
 from tutelage.models import DTYPES, LanguageModel, Vocabulary, align, check_savable
 from tutelage.policies import Student
-from tutelage.rollout import GivenAnswers, PairedEngine, derive_seed
+from tutelage.rollout import OfflineAnswers, PairedEngine, derive_seed
 from tutelage.tasks import TemplateClock
 from tutelage.training import Phase
 from tutelage.types import Prompt, Rollout
@@ -74,22 +74,22 @@ class Patient:
         return build_evaluation_sets(self.config.evaluation.sets, self.config.data, self.tokenizers[0], self.clock)
 
     @cached_property
-    def outlines(self) -> Mapping[str, LanguageModel]:
+    def meta_models(self) -> Mapping[str, LanguageModel]:
         """Every model of the run without its weights, by its key in the run file."""
         student_tokenizer, teacher_tokenizer = self.tokenizers
         pair = {
-            "student": load_outline(self.config.student, student_tokenizer, self.config.student.adapter),
-            "teacher": load_outline(self.config.teacher, teacher_tokenizer),
+            "student": load_meta_model(self.config.student, student_tokenizer, self.config.student.adapter),
+            "teacher": load_meta_model(self.config.teacher, teacher_tokenizer),
         }
         autocast = self.config.runtime.autocast
         pair["student"].autocast = None if autocast is None else DTYPES[autocast]
         # Their tokenizers were found equal to the student's.
-        return pair | {name: load_outline(model, student_tokenizer) for name, model in other_models(self.config)}
+        return pair | {name: load_meta_model(model, student_tokenizer) for name, model in other_models(self.config)}
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
         """What the models share."""
-        student, *others = self.outlines.values()
+        student, *others = self.meta_models.values()
         return align(student, *others)
 
     @cached_property
@@ -98,10 +98,10 @@ class Patient:
         return any(phase.recipe.target.needs is not None for phase in self.phases)
 
     @cached_property
-    def given(self) -> GivenAnswers | None:
+    def offline(self) -> OfflineAnswers | None:
         """The scored answers of phases that learn from such; refused if they do not fit the run."""
         prompts = self.prompts.prompts
-        return given_answers(with_asked_date(self.config, self.clock), self.phases, prompts, self.tokenizers)
+        return offline_answers(with_asked_date(self.config, self.clock), self.phases, prompts, self.tokenizers)
 
     @cached_property
     def engine(self) -> PairedEngine:
@@ -110,8 +110,8 @@ class Patient:
         check_savable(engine.student, engine.vocabulary)
         for model in engine.models.frozen:
             model.module.requires_grad_(False)
-        engine.student.let_learn()
-        engine.given = self.given
+        engine.student.enable_grad()
+        engine.offline = self.offline
         return engine
 
     @cached_property

@@ -27,7 +27,7 @@ def servers(patient: Patient) -> Finding:
     """The teacher's server and the student's, as `train` will ask them before its first step."""
     config, prompts, found, doubts = patient.config, patient.prompts.prompts, [], []
     if config.teacher.server is not None:
-        rows = patient.outlines["teacher"].padded_vocabulary_size
+        rows = patient.meta_models["teacher"].padded_vocabulary_size
         served = make_served_teacher(config, patient.phases, patient.vocabulary, rows)
         model = check_teacher_server(config, served, prompts, patient.tokenizers[1])
         found.append(f"{served.server.url} serves {model.name!r} as the teacher, and answers alike when asked twice")

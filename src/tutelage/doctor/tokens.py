@@ -23,7 +23,7 @@ def tokenizers(patient: Patient) -> Finding:
 
 def sizes(patient: Patient) -> Finding:
     """Rows of the embedding tables against tokens; padding rows are masked."""
-    rows = {name: model.padded_vocabulary_size for name, model in patient.outlines.items()}
+    rows = {name: model.padded_vocabulary_size for name, model in patient.meta_models.items()}
     vocabulary, num_tokens = patient.vocabulary, len(patient.tokenizers[0].get_vocab())
     shown = ", ".join(f"{name} {size}" for name, size in rows.items())
     missing = num_tokens - (vocabulary.size - len(vocabulary.padding_ids))
@@ -43,7 +43,7 @@ def sizes(patient: Patient) -> Finding:
 def stops(patient: Patient) -> Finding:
     """Which ids end an answer of each model, and what became of them."""
     vocabulary, tokenizer = patient.vocabulary, patient.tokenizers[0]
-    named = {name: list(model.stop_ids) for name, model in patient.outlines.items()}
+    named = {name: list(model.stop_ids) for name, model in patient.meta_models.items()}
     shown = "; ".join(f"{name} {_tokens(tokenizer, ids) if ids else 'none'}" for name, ids in named.items())
     if not vocabulary.stop_ids:
         return Finding(
@@ -115,7 +115,7 @@ def closing(patient: Patient) -> Finding:
     tokenizer, _ = patient.tokenizers
     is_used = patient.config.data.use_chat_template is not False
     text = closing_text(tokenizer, patient.config.data.chat_template) if is_used else None
-    own, vocabulary = patient.outlines["student"].stop_ids, patient.vocabulary
+    own, vocabulary = patient.meta_models["student"].stop_ids, patient.vocabulary
     if text is None:
         return Finding(Verdict.ok, f"no chat template; the student ends with its own {_tokens(tokenizer, own)}")
     ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])

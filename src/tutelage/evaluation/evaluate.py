@@ -16,7 +16,7 @@ import numpy as np
 from tutelage.errors import ConfigurationError
 from tutelage.evaluation.results import EvaluationResult, EvaluationSample, summarise
 from tutelage.policies import Policy
-from tutelage.rollout import PairedEngine, Spread, answers_to_share, derive_seed, whole_share
+from tutelage.rollout import MapShards, PairedEngine, answers_to_share, derive_seed, single_process
 from tutelage.types import Prompt, Rollout
 
 __all__ = ["GREEDY_SUFFIX", "EvaluationSet", "evaluate"]
@@ -52,7 +52,7 @@ def evaluate(
     temperature: float,
     max_new_tokens: int,
     seed: int,
-    spread: Spread[Any] = whole_share,
+    map_shards: MapShards[Any] = single_process,
 ) -> tuple[EvaluationResult, list[EvaluationSample]]:
     """Judge a policy's answers: pass@1, unbiased pass@k, a 95% interval over problems, truncation and length.
 
@@ -63,7 +63,7 @@ def evaluate(
       decode: token ids to text, for the samples.
       num_samples: n per problem.
       seed: of the run; the random streams are derived from it, and shared with no training step.
-      spread: shares the problems among processes.
+      map_shards: shares the problems among processes.
     Returns:
       the result, and one record per sample.
     """
@@ -85,7 +85,7 @@ def evaluate(
         verdicts = verify(rollouts, [problems.answers[rollout.prompt_index] for rollout in rollouts])
         return list(zip(rollouts, verdicts, strict=True))
 
-    drawn = spread(len(problems.prompts), judged)
+    drawn = map_shards(len(problems.prompts), judged)
     rollouts, correct = [rollout for rollout, _ in drawn], [is_correct for _, is_correct in drawn]
     answers = [problems.answers[rollout.prompt_index] for rollout in rollouts]
     shape = (len(problems.prompts), num_samples)

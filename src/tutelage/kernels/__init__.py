@@ -12,14 +12,14 @@ from tutelage.kernels.noise import philox
 from tutelage.kernels.sampler import blend_point, draw_blend, draw_residual, sample_trust_region
 from tutelage.kernels.solve import BlendPoint
 from tutelage.kernels.tiled_loss import Events, tiled_full_loss, tiled_support_loss
-from tutelage.kernels.tiles import Columns, Head, Tiling, softcapped
+from tutelage.kernels.tiles import Head, Tiling, VocabularyView, softcapped
 
 __all__ = [
     "BlendPoint",
-    "Columns",
     "Events",
     "Head",
     "Tiling",
+    "VocabularyView",
     "blend_point",
     "draw_blend",
     "draw_residual",

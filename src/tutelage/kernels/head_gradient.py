@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tutelage.kernels.tiles import Head, Rows, wide_dtype
+from tutelage.kernels.tiles import Head, TiledLogits, wide_dtype
 
 __all__ = ["HeadGradient"]
 
@@ -42,30 +42,32 @@ class HeadGradient:
         attached_N: Tensor = _Attached.apply(self, values_N, weights_N, hidden_ND, *self.head[:2])  # type: ignore[no-untyped-call]
         return attached_N
 
-    def add(self, block: slice, rows: Rows, tile: slice, gradient_nm: Tensor) -> None:
-        """The loss's gradient on the canonical logits of a tile, which is used up."""
-        place = rows.columns.place_of_stop(tile)
+    def add(self, block: slice, logits: TiledLogits, tile: slice, gradient_nm: Tensor) -> None:
+        """The loss's gradient on the shared logits of a tile, which is used up."""
+        place = logits.view.place_of_stop(tile)
         if place is not None:
-            assert rows.stops_nS is not None
+            assert logits.stops_nS is not None
             # A gradient on the stop event reaches every way of stopping in proportion to its share.
-            stops_nS = gradient_nm[:, place, None] * rows.stops_nS.softmax(-1)
+            stops_nS = gradient_nm[:, place, None] * logits.stops_nS.softmax(-1)
             gradient_nm[:, place] = 0
-            ids_S = torch.tensor(rows.columns.stop_ids, device=gradient_nm.device)
-            self._add(block, rows, ids_S, stops_nS, rows.stops_nS)
-        self._add(block, rows, tile, gradient_nm, rows.raw(tile))
+            ids_S = torch.tensor(logits.view.stop_ids, device=gradient_nm.device)
+            self._add(block, logits, ids_S, stops_nS, logits.stops_nS)
+        self._add(block, logits, tile, gradient_nm, logits.head_logits(tile))
 
-    def _add(self, block: slice, rows: Rows, ids: slice | Tensor, gradient_nm: Tensor, logits_nm: Tensor) -> None:
+    def _add(
+        self, block: slice, logits: TiledLogits, ids: slice | Tensor, gradient_nm: Tensor, logits_nm: Tensor
+    ) -> None:
         cap = self.head.softcap
         if cap is not None:
             gradient_nm = gradient_nm * (1 - (logits_nm.to(gradient_nm.dtype) / cap).square())
-        narrow_nm = gradient_nm.to(rows.hidden_nD.dtype)
+        narrow_nm = gradient_nm.to(logits.hidden_nD.dtype)
         if self.hidden_ND is not None:
             _add_product(self.hidden_ND[block], narrow_nm, self.head.weight_VD[ids])
         if self.weight_VD is not None:
             if isinstance(ids, slice):
-                _add_product(self.weight_VD[ids], narrow_nm.T, rows.hidden_nD)
+                _add_product(self.weight_VD[ids], narrow_nm.T, logits.hidden_nD)
             else:
-                product_SD = gradient_nm.T @ rows.hidden_nD.to(gradient_nm)
+                product_SD = gradient_nm.T @ logits.hidden_nD.to(gradient_nm)
                 self.weight_VD.index_add_(0, ids, product_SD.to(self.weight_VD.dtype))
         if self.bias_V is not None:
             self.bias_V[ids] += gradient_nm.sum(0)

@@ -25,7 +25,7 @@ KEY_INCREMENTS = (0x9E3779B9, 0xBB67AE85)
 NUM_ROUNDS = 10
 MASK_32 = 0xFFFFFFFF
 WORD_TO_UNIT = 2.0**-32
-LARGEST_BELOW_ONE = 1 - 2.0**-24
+MAX_BELOW_ONE = 1 - 2.0**-24
 
 
 def keys(uniforms_B: Tensor) -> Tensor:
@@ -74,5 +74,5 @@ def exponentials(keys_B: Tensor, first_token: int, num_tokens: int, purpose: int
     zero = torch.zeros((), dtype=torch.int64, device=keys_B.device)
     words = philox((counters_C, zero + purpose, zero, zero), keys_B[:, None])
     words_BN = torch.stack([word.reshape(-1, num_tiles, LANES) for word in words], 2).flatten(1)[:, :num_tokens]
-    units_BN = words_BN.to(dtype).add_(0.5).mul_(WORD_TO_UNIT).clamp_max_(LARGEST_BELOW_ONE)
+    units_BN = words_BN.to(dtype).add_(0.5).mul_(WORD_TO_UNIT).clamp_max_(MAX_BELOW_ONE)
     return units_BN.neg_().log1p_().neg_()

@@ -47,8 +47,8 @@ Tokens that both sides forbid (padding, merged stop ids) then have a ratio of 0,
 
 def blend_point(student_logits_BV: Tensor, teacher_logits_BV: Tensor, radius_B: Tensor) -> BlendPoint:
     """Where the trust region of each row ends; see `tutelage.kernels.blend_point`, which checks the arguments."""
-    rows = _TorchRows(student_logits_BV, teacher_logits_BV)
-    return solve(rows, radius_B, work_dtype(student_logits_BV, teacher_logits_BV))
+    reader = _TorchReader(student_logits_BV, teacher_logits_BV)
+    return solve(reader, radius_B, work_dtype(student_logits_BV, teacher_logits_BV))
 
 
 def draw_blend(student_logits_BV: Tensor, teacher_logits_BV: Tensor, point: BlendPoint, uniforms_B: Tensor) -> Tensor:
@@ -63,7 +63,7 @@ def draw_residual(
     return _draw(student_logits_BV, teacher_logits_BV, point, uniforms_B, PURPOSE_RESIDUAL)
 
 
-class _TorchRows:
+class _TorchReader:
     """Rows [B, V] that `solve` reads piece by piece."""
 
     num_blends = 1  # on a CPU a read costs little beside an exponential

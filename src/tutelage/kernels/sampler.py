@@ -40,7 +40,7 @@ def blend_point(student_logits_BV: Tensor, teacher_logits_BV: Tensor, kl_radius:
       within 1e-3, relative, of b* for radii down to 1e-6. Rows that are NaN or empty on either side are NaN, except
       that radius 0 never looks at the teacher.
     """
-    _refuse_two_vocabularies(student_logits_BV, teacher_logits_BV)
+    _check_same_shape(student_logits_BV, teacher_logits_BV)
     *leading, vocabulary_size = student_logits_BV.shape
     device = student_logits_BV.device
     wide = widest_dtype(device)
@@ -122,7 +122,7 @@ def sample_trust_region(
 def _drawn(
     function: str, student_logits_BV: Tensor, teacher_logits_BV: Tensor, point: BlendPoint, uniforms_B: Tensor
 ) -> Tensor:
-    _refuse_two_vocabularies(student_logits_BV, teacher_logits_BV)
+    _check_same_shape(student_logits_BV, teacher_logits_BV)
     *leading, vocabulary_size = student_logits_BV.shape
     draw = getattr(_backend(student_logits_BV), function)
     tokens_B: Tensor = draw(
@@ -143,7 +143,7 @@ def _backend(logits: Tensor) -> ModuleType:
     return reference
 
 
-def _refuse_two_vocabularies(student_logits_BV: Tensor, teacher_logits_BV: Tensor) -> None:
+def _check_same_shape(student_logits_BV: Tensor, teacher_logits_BV: Tensor) -> None:
     if student_logits_BV.shape != teacher_logits_BV.shape:
         raise VocabularyMismatchError(
             f"student logits have shape {tuple(student_logits_BV.shape)} and teacher logits "

@@ -23,7 +23,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-__all__ = ["BlendPoint", "Ends", "Rows", "solve", "whole_and_price"]
+__all__ = ["BlendPoint", "Ends", "LogitReader", "solve", "whole_and_price"]
 
 # A blend that was tried is accepted when the radius is this near, both in log KL and in log blend. One Newton step from
 # there, which needs no read, leaves an error of its square times the curvature, a few 1e-5: the promise is 1e-3.
@@ -92,7 +92,7 @@ class Ends(NamedTuple):
     third_B: Tensor
 
 
-class Rows(Protocol):
+class LogitReader(Protocol):
     """A batch of logit rows that a backend can read.
 
     Fields:
@@ -141,18 +141,18 @@ class _Points:
         return _Points(torch.where(condition, self.fields, other.fields))
 
 
-def solve(rows: Rows, radius_B: Tensor, resolution: torch.dtype, num_rounds: int = MAX_ROUNDS) -> BlendPoint:
+def solve(reader: LogitReader, radius_B: Tensor, resolution: torch.dtype, num_rounds: int = MAX_ROUNDS) -> BlendPoint:
     """Largest blend with KL(mu_b || p) <= radius, row by row; limits as in `distributions.trust_region_blend`.
 
     Args:
-      rows: how to read the logits.
+      reader: how to read the logits.
       radius_B: nats, not negative, in the type of the sums.
       resolution: type in which a blend below 1 must stay below 1.
       num_rounds: most reads after the first.
     Returns:
       BlendPoint in the type of `radius_B`.
     """
-    ends = rows.ends()
+    ends = reader.ends()
     # 1e9 is above every price but that of rows which share nothing; inf - inf would be NaN.
     finite_radius_B = radius_B.clamp_max(1e9)
     budget_B = finite_radius_B - ends.price_B
@@ -163,11 +163,11 @@ def solve(rows: Rows, radius_B: Tensor, resolution: torch.dtype, num_rounds: int
     guess_B = _first_guess(target_B, low, high, ends.third_B)
 
     tried = None
-    if rows.num_blends > 1:
+    if reader.num_blends > 1:
         end_B1 = high.blend[:, None]
         # The teacher's end was read with sums that lose small differences: look at it again beside the first guess.
-        blend_BG = torch.cat([_cluster(guess_B, low, high, rows.num_blends - 1, 0, resolution), end_B1], 1)
-        tried = _try(rows, ends, blend_BG, is_open_B)
+        blend_BG = torch.cat([_cluster(guess_B, low, high, reader.num_blends - 1, 0, resolution), end_B1], 1)
+        tried = _try(reader, ends, blend_BG, is_open_B)
         high = _Points(tried.fields[..., -1])
     end = high
     is_end_in_reach_B = is_open_B & (end.spent <= budget_B + END_TOLERANCE * finite_radius_B)
@@ -178,13 +178,13 @@ def solve(rows: Rows, radius_B: Tensor, resolution: torch.dtype, num_rounds: int
     found = nearest = low
     step_B = shift_B = torch.zeros_like(radius_B)
     for round_number in range(num_rounds):
-        if rows.can_look and not bool(is_open_B.any()):
+        if reader.can_look and not bool(is_open_B.any()):
             break
         if round_number:
             guess_B = _next_guess(target_B, low, high, nearest, shift_B, round_number)
         if tried is None:
-            blend_BG = _cluster(guess_B, low, high, rows.num_blends, round_number, resolution)
-            tried = _try(rows, ends, blend_BG, is_open_B)
+            blend_BG = _cluster(guess_B, low, high, reader.num_blends, round_number, resolution)
+            tried = _try(reader, ends, blend_BG, is_open_B)
         low, high = _narrowed(tried, low, high, budget_B, is_open_B)
         tried = None
         nearest, shift_B, is_near_B = _nearest(low, high, budget_B)
@@ -227,8 +227,8 @@ def _path_ends(ends: Ends) -> tuple[_Points, _Points]:
     return _Points(fields[:, 0]), _Points(fields[:, 1])
 
 
-def _try(rows: Rows, ends: Ends, blend_BG: Tensor, is_open_B: Tensor) -> _Points:
-    return _Points(torch.cat([blend_BG[None], rows.tilts(ends, blend_BG, is_open_B)]))
+def _try(reader: LogitReader, ends: Ends, blend_BG: Tensor, is_open_B: Tensor) -> _Points:
+    return _Points(torch.cat([blend_BG[None], reader.tilts(ends, blend_BG, is_open_B)]))
 
 
 def _narrowed(

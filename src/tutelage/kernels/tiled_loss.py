@@ -1,6 +1,6 @@
 """A loss straight from hidden states and heads, whose gradient is taken in the same passes, tile by tile.
 
-With z the canonical logits of a token, log p = z - log Σ exp z, and a divergence D that is a sum over events,
+With z the shared logits of a token, log p = z - log Σ exp z, and a divergence D that is a sum over events,
 
     ∂D / ∂z_v = g_v - p_v Σ_u g_u,     g_v = ∂D / ∂log p_v
 
@@ -25,8 +25,8 @@ import torch
 from torch import Tensor
 
 from tutelage.kernels.head_gradient import HeadGradient
-from tutelage.kernels.pairs import Between, pair_for
-from tutelage.kernels.tiles import Columns, Head, Rows, Tiling, inside, wide_dtype, without
+from tutelage.kernels.tile_divergence import Between, tile_divergence_for
+from tutelage.kernels.tiles import Head, TiledLogits, Tiling, VocabularyView, inside, wide_dtype, without
 
 __all__ = ["Events", "tiled_full_loss", "tiled_support_loss"]
 
@@ -48,7 +48,7 @@ def tiled_full_loss(
     head: Head,
     target_hidden_ND: Tensor,
     target_head: Head,
-    columns: Columns,
+    view: VocabularyView,
     between: Between,
     tokens_N: Tensor,
     weights_N: Tensor,
@@ -60,7 +60,7 @@ def tiled_full_loss(
     Args:
       hidden_ND, head: the student's.
       target_hidden_ND, target_head: the other model's, of any width; no gradient reaches it.
-      columns: the vocabulary that both share.
+      view: the vocabulary that both share.
       between: (log p, log q), [n, m] each -> [n], a sum over the m events. It need not be one where a tile has the
         whole vocabulary. Differentiated in its first argument.
       tokens_N: the sampled tokens.
@@ -73,33 +73,35 @@ def tiled_full_loss(
       values_N, with a graph to hidden states and head for one backward pass, whose gradient must be a multiple of the
       weights; and log p of the sampled tokens, [N], without a graph.
     """
-    tiles, pair_class = tiling.tiles(columns), pair_for(hidden_ND.device, jsd_share)
+    tiles, divergence_class = tiling.tiles(view), tile_divergence_for(hidden_ND.device, jsd_share)
     values_N, sampled_N = _empty(hidden_ND), _empty(hidden_ND)
     weights_N = weights_N.to(values_N.dtype)
     gradient = HeadGradient(head, hidden_ND)
     with torch.no_grad():
         for block in tiling.blocks(len(hidden_ND)):
-            student = pair_class.rows_class(head, columns, hidden_ND[block], tiling.keeps)
-            target = pair_class.rows_class(target_head, columns, target_hidden_ND[block], tiling.keeps)
-            student_mass, sampled_n1 = student.survey(tiles, tokens_N[block, None])
-            target_mass, _ = target.survey(tiles, tokens_N[block, None])
+            student = divergence_class.logits_class(head, view, hidden_ND[block], tiling.keeps)
+            target = divergence_class.logits_class(target_head, view, target_hidden_ND[block], tiling.keeps)
+            student_mass, sampled_n1 = student.scan(tiles, tokens_N[block, None])
+            target_mass, _ = target.scan(tiles, tokens_N[block, None])
             sampled_N[block] = student_mass.normalised(sampled_n1)[:, 0]
-            pair = pair_class(student, student_mass, target, target_mass, between, gradient.is_wanted, jsd_share)
-            sums = [pair.sums(tile) for tile in tiles]
+            divergence = divergence_class(
+                student, student_mass, target, target_mass, between, gradient.is_wanted, jsd_share
+            )
+            sums = [divergence.sums(tile) for tile in tiles]
             values_N[block] = torch.stack([value_n for value_n, _ in sums]).sum(0)
             if gradient.is_wanted:
                 slope_n = torch.stack([slope_n for _, slope_n in sums]).sum(0)
                 for tile in tiles:
-                    gradient.add(block, student, tile, pair.gradient(tile, slope_n, weights_N[block]))
-                    student.forget(tile)
-                    target.forget(tile)
+                    gradient.add(block, student, tile, divergence.gradient(tile, slope_n, weights_N[block]))
+                    student.drop(tile)
+                    target.drop(tile)
     return gradient.attached(values_N, weights_N, hidden_ND), sampled_N
 
 
 def tiled_support_loss(
     hidden_ND: Tensor,
     head: Head,
-    columns: Columns,
+    view: VocabularyView,
     of_events: Callable[[Events, slice], Tensor],
     ids_NK: Tensor,
     tokens_N: Tensor,
@@ -115,16 +117,16 @@ def tiled_support_loss(
     Returns:
       as `tiled_full_loss`.
     """
-    tiles = tiling.tiles(columns)
+    tiles = tiling.tiles(view)
     values_N, sampled_N = _empty(hidden_ND), _empty(hidden_ND)
     weights_N = weights_N.to(values_N.dtype)
     gradient = HeadGradient(head, hidden_ND)
     with torch.no_grad():
         for block in tiling.blocks(len(hidden_ND)):
-            rows = Rows(head, columns, hidden_ND[block], tiling.keeps)
+            logits = TiledLogits(head, view, hidden_ND[block], tiling.keeps)
             ids_nK, weights_n = ids_NK[block], weights_N[block]
             picked_ids_nK = torch.cat([ids_nK, tokens_N[block, None]], dim=-1)
-            rest, picked_nK = rows.survey(tiles, picked_ids_nK, ids_nK)
+            rest, picked_nK = logits.scan(tiles, picked_ids_nK, ids_nK)
             # Only differences matter, and logits may lie far from 0.
             shift_n = torch.maximum(rest.peak_n, picked_nK.amax(-1))
             rest_n = (rest.peak_n - shift_n) + rest.log_sum_n
@@ -145,12 +147,12 @@ def tiled_support_loss(
             # An empty rest has no slope, and exp(-inf - 0) is 0 where exp(-inf - -inf) would be NaN.
             rest_n = rest_n.detach().masked_fill(rest_n == float("-inf"), 0)
             for tile in tiles if gradient.is_wanted else ():
-                logits_nm = without(rows.canonical(tile), ids_nK, tile)
+                logits_nm = without(logits.shared_logits(tile), ids_nK, tile)
                 gradient_nm = (logits_nm - shift_n[:, None]).sub_(rest_n[:, None]).exp_().mul_(rest_slope_n[:, None])
                 places_nK, is_inside_nK = inside(picked_ids_nK, tile)
                 gradient_nm.scatter_add_(1, places_nK, slopes_nK.masked_fill(~is_inside_nK, 0))
-                gradient.add(block, rows, tile, gradient_nm)
-                rows.forget(tile)
+                gradient.add(block, logits, tile, gradient_nm)
+                logits.drop(tile)
     return gradient.attached(values_N, weights_N, hidden_ND), sampled_N
 
 

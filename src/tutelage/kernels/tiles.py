@@ -16,7 +16,17 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-__all__ = ["Columns", "Head", "LogMass", "Rows", "Tiling", "inside", "softcapped", "wide_dtype", "without"]
+__all__ = [
+    "Head",
+    "LogMass",
+    "TiledLogits",
+    "Tiling",
+    "VocabularyView",
+    "inside",
+    "softcapped",
+    "wide_dtype",
+    "without",
+]
 
 # Bytes of logits that a block of tokens may keep, student and teacher together: little beside a model, and enough
 # tokens to keep the multiplications busy. On a CPU 441 of them at 152,000 words in float32; elsewhere more, since the
@@ -57,8 +67,8 @@ def softcapped(logits: Tensor, cap: float | None) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Columns:
-    """What the columns of a head stand for; see `models.Vocabulary`, which makes it.
+class VocabularyView:
+    """What the ids of a head stand for; see `models.Vocabulary`, which makes it.
 
     Fields:
       size: V, leading columns that are used.
@@ -100,7 +110,7 @@ class Tiling:
 
     @classmethod
     def fitting(
-        cls, columns: Columns, hidden_ND: Tensor, entry_bytes: int, *, keeps: bool = True, whole_rows: bool = False
+        cls, view: VocabularyView, hidden_ND: Tensor, entry_bytes: int, *, keeps: bool = True, whole_rows: bool = False
     ) -> Tiling:
         """Blocks whose logits stay within `KEPT_BYTES`, tiles that suit the device.
 
@@ -111,21 +121,21 @@ class Tiling:
           whole_rows: a tile must have all columns, and autograd goes through it.
         """
         is_cpu = hidden_ND.device.type == "cpu"
-        row_bytes = columns.size * entry_bytes * (LIVE_ON_WHOLE_ROWS if whole_rows else 1)
+        row_bytes = view.size * entry_bytes * (LIVE_ON_WHOLE_ROWS if whole_rows else 1)
         tokens = (KEPT_BYTES_CPU if is_cpu else KEPT_BYTES_ELSEWHERE) // row_bytes if keeps else RECOMPUTED_TOKENS
         tokens = max(1, min(tokens, hidden_ND.shape[0]))
         if whole_rows:
-            return cls(tokens, columns.size, keeps)
+            return cls(tokens, view.size, keeps)
         entries = TILE_ENTRIES_CPU if is_cpu else TILE_ENTRIES_ELSEWHERE
-        return cls(tokens, min(columns.size, max(128, entries // tokens // 128 * 128)), keeps)
+        return cls(tokens, min(view.size, max(128, entries // tokens // 128 * 128)), keeps)
 
     def blocks(self, num_tokens: int) -> Iterator[slice]:
         """The tokens."""
         return _cut(num_tokens, self.tokens)
 
-    def tiles(self, columns: Columns) -> list[slice]:
+    def tiles(self, view: VocabularyView) -> list[slice]:
         """The vocabulary."""
-        return list(_cut(columns.size, self.vocabulary))
+        return list(_cut(view.size, self.vocabulary))
 
 
 def _cut(length: int, size: int) -> Iterator[slice]:
@@ -150,25 +160,25 @@ def _merged(parts: Sequence[tuple[Tensor, Tensor]]) -> LogMass:
     return LogMass(peak_n, (masses_Pn * (peaks_Pn - peak_n).exp()).sum(0).log())
 
 
-class Rows:
-    """Canonical logits of one model at a block of tokens.
+class TiledLogits:
+    """Shared logits of one model at a block of tokens.
 
     Args:
-      head, columns: of the model, and of the vocabulary that it shares with another.
+      head, view: of the model, and of the vocabulary that it shares with another.
       hidden_nD: final hidden states.
       keeps: keep every tile; False = only the latest.
     """
 
-    def __init__(self, head: Head, columns: Columns, hidden_nD: Tensor, keeps: bool) -> None:
-        self.head, self.columns, self.hidden_nD, self.keeps = head, columns, hidden_nD, keeps
+    def __init__(self, head: Head, view: VocabularyView, hidden_nD: Tensor, keeps: bool) -> None:
+        self.head, self.view, self.hidden_nD, self.keeps = head, view, hidden_nD, keeps
         self._tiles: dict[int, Tensor] = {}
         self.stops_nS: Tensor | None = None
         self.stop_n: Tensor | None = None
-        if columns.merges:
-            self.stops_nS = _widened(head.logits(hidden_nD, torch.tensor(columns.stop_ids, device=hidden_nD.device)))
+        if view.merges:
+            self.stops_nS = _widened(head.logits(hidden_nD, torch.tensor(view.stop_ids, device=hidden_nD.device)))
             self.stop_n = torch.logsumexp(self.stops_nS, dim=-1)
 
-    def raw(self, tile: slice) -> Tensor:
+    def head_logits(self, tile: slice) -> Tensor:
         """[n, m] what the head says, in its type; not to be written to."""
         if tile.start not in self._tiles:
             if not self.keeps:
@@ -176,16 +186,16 @@ class Rows:
             self._tiles[tile.start] = self.head.logits(self.hidden_nD, tile)
         return self._tiles[tile.start]
 
-    def forget(self, tile: slice) -> None:
+    def drop(self, tile: slice) -> None:
         """Let go of a tile that is not needed any more."""
         self._tiles.pop(tile.start, None)
 
-    def canonical(self, tile: slice) -> Tensor:
-        """[n, m] as `Vocabulary.canonical` has it, in float32 or wider; not to be written to."""
-        logits_nm = _widened(self.raw(tile))
-        if self.columns.is_hidden_V is not None:
-            logits_nm = logits_nm.masked_fill(self.columns.is_hidden_V[tile], float("-inf"))
-        place = self.columns.place_of_stop(tile)
+    def shared_logits(self, tile: slice) -> Tensor:
+        """[n, m] as `Vocabulary.shared_logits` has it, in float32 or wider; not to be written to."""
+        logits_nm = _widened(self.head_logits(tile))
+        if self.view.is_hidden_V is not None:
+            logits_nm = logits_nm.masked_fill(self.view.is_hidden_V[tile], float("-inf"))
+        place = self.view.place_of_stop(tile)
         if place is not None:
             assert self.stop_n is not None
             logits_nm[:, place] = self.stop_n  # a copy already: merged ids are hidden ones
@@ -193,16 +203,14 @@ class Rows:
 
     def peak_and_mass(self, tile: slice, without_nK: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The tile's largest logit, and Σ exp of its logits relative to that; `without_nK`: ids that do not count."""
-        logits_nm = self.canonical(tile)
+        logits_nm = self.shared_logits(tile)
         if without_nK is not None:
             logits_nm = without(logits_nm, without_nK, tile)
         peak_n = logits_nm.amax(-1).clamp_min(LOWEST_PEAK)
         return peak_n, (logits_nm - peak_n[:, None]).exp_().sum(-1)
 
-    def survey(
-        self, tiles: Sequence[slice], ids_nK: Tensor, without_nK: Tensor | None = None
-    ) -> tuple[LogMass, Tensor]:
-        """Read the rows once: the log mass of each, and the canonical logits of single ids, [n, K].
+    def scan(self, tiles: Sequence[slice], ids_nK: Tensor, without_nK: Tensor | None = None) -> tuple[LogMass, Tensor]:
+        """Read the rows once: the log mass of each, and the shared logits of single ids, [n, K].
 
         Args:
           tiles: the whole vocabulary.
@@ -214,11 +222,11 @@ class Rows:
         for tile in tiles:
             parts.append(self.peak_and_mass(tile, without_nK))
             places_nK, is_inside_nK = inside(ids_nK, tile)
-            found_nK = torch.where(is_inside_nK, self.raw(tile).gather(1, places_nK).to(found_nK), found_nK)
-        if self.columns.is_hidden_V is not None:
-            found_nK.masked_fill_(self.columns.is_hidden_V[ids_nK], float("-inf"))
-        if self.stop_n is not None and self.columns.stop_id is not None:
-            found_nK = torch.where(ids_nK == self.columns.stop_id, self.stop_n[:, None], found_nK)
+            found_nK = torch.where(is_inside_nK, self.head_logits(tile).gather(1, places_nK).to(found_nK), found_nK)
+        if self.view.is_hidden_V is not None:
+            found_nK.masked_fill_(self.view.is_hidden_V[ids_nK], float("-inf"))
+        if self.stop_n is not None and self.view.stop_id is not None:
+            found_nK = torch.where(ids_nK == self.view.stop_id, self.stop_n[:, None], found_nK)
         return _merged(parts), found_nK
 
 

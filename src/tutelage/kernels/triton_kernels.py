@@ -40,11 +40,11 @@ NUM_BLENDS = 8
 # for logits that spread over hundreds of nats. The host never asks, so that the whole can be captured in a CUDA graph.
 NUM_ROUNDS = 8
 
-LARGEST_BLOCK = 4096
+MAX_BLOCK = 4096
 NUM_WARPS = 8
 
 # Below this log mass the positive sum is the more precise one; above it the plain formula loses nothing.
-LARGEST_SUMMED_LOG_MASS = 1.0
+MAX_SUMMED_LOG_MASS = 1.0
 
 NUM_END_FIELDS = 11
 NUM_TILT_FIELDS = 5
@@ -52,8 +52,8 @@ NUM_TILT_FIELDS = 5
 
 def blend_point(student_logits_BV: Tensor, teacher_logits_BV: Tensor, radius_B: Tensor) -> BlendPoint:
     """Where the trust region of each row ends; see `tutelage.kernels.blend_point`, which checks the arguments."""
-    rows = _TritonRows(student_logits_BV, teacher_logits_BV)
-    return solve(rows, radius_B, rows.dtype, NUM_ROUNDS)
+    reader = _TritonReader(student_logits_BV, teacher_logits_BV)
+    return solve(reader, radius_B, reader.dtype, NUM_ROUNDS)
 
 
 def draw_blend(student_logits_BV: Tensor, teacher_logits_BV: Tensor, point: BlendPoint, uniforms_B: Tensor) -> Tensor:
@@ -68,7 +68,7 @@ def draw_residual(
     return _draw(student_logits_BV, teacher_logits_BV, point, uniforms_B, PURPOSE_RESIDUAL)
 
 
-class _TritonRows:
+class _TritonReader:
     """Rows [B, V] that `solve` reads through kernels."""
 
     num_blends = NUM_BLENDS
@@ -128,7 +128,7 @@ class _TritonRows:
         gain_BG = log_mass_BG - student_mass_B1.log()  # A
         summed_BG = phi.sum(2) / student_mass_B1 * (-gain_BG).exp() - (torch.expm1(-gain_BG) + gain_BG)
         spent_BG = torch.where(
-            gain_BG.abs() < LARGEST_SUMMED_LOG_MASS, summed_BG, blend_BG * distance_BG - gain_BG
+            gain_BG.abs() < MAX_SUMMED_LOG_MASS, summed_BG, blend_BG * distance_BG - gain_BG
         ).clamp_min(0)
         centre_B1 = centre_B.double()[:, None]
         # Given back relative to the L(0) that the first read found, of which student_mass is the second opinion.
@@ -212,7 +212,7 @@ def _contiguous_rows(logits_BV: Tensor) -> Tensor:
 
 def _block(logits_BV: Tensor) -> int:
     """Entries of a row per program: a power of two, whole tiles of noise."""
-    return int(min(LARGEST_BLOCK, max(TILE, triton.next_power_of_2(logits_BV.shape[1]))))
+    return int(min(MAX_BLOCK, max(TILE, triton.next_power_of_2(logits_BV.shape[1]))))
 
 
 def _on(tensor: Tensor) -> AbstractContextManager[object]:

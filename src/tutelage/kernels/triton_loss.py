@@ -24,24 +24,24 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tutelage.kernels.pairs import Pair
 from tutelage.kernels.reference import work_dtype
-from tutelage.kernels.tiles import LOWEST_PEAK, Rows
-from tutelage.kernels.triton_kernels import LARGEST_BLOCK, NUM_WARPS, _load, _on
+from tutelage.kernels.tile_divergence import TileDivergence
+from tutelage.kernels.tiles import LOWEST_PEAK, TiledLogits
+from tutelage.kernels.triton_kernels import MAX_BLOCK, NUM_WARPS, _load, _on
 
-__all__ = ["TritonPair"]
+__all__ = ["TritonTileDivergence"]
 
 LOWEST = tl.constexpr(LOWEST_PEAK)
 
 
-class TritonRows(Rows):
-    """Rows whose log mass a kernel adds up."""
+class TritonTiledLogits(TiledLogits):
+    """Logits whose log mass a kernel adds up."""
 
     def peak_and_mass(self, tile: slice, without_nK: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """As of `Rows`, in one read."""
+        """As of `TiledLogits`, in one read."""
         if without_nK is not None:
             return super().peak_and_mass(tile, without_nK)
-        logits_nm = self.raw(tile)
+        logits_nm = self.head_logits(tile)
         sums_2nP = _sums_buffer(logits_nm, work_dtype(logits_nm, logits_nm))
         _launch(
             _mass_kernel,
@@ -59,36 +59,36 @@ class TritonRows(Rows):
         return peak_n, (masses_nP * (peaks_nP - peak_n[:, None]).exp()).sum(-1)
 
 
-class TritonPair(Pair):
+class TritonTileDivergence(TileDivergence):
     """Two models on a tile; `jsd_share` says which divergence."""
 
-    rows_class: ClassVar[type[Rows]] = TritonRows
+    logits_class: ClassVar[type[TiledLogits]] = TritonTiledLogits
 
     def sums(self, tile: slice) -> tuple[Tensor, Tensor]:
-        """As of `Pair`."""
-        sums_2nP = _sums_buffer(self.student.raw(tile), self._dtype(tile))
+        """As of `TileDivergence`."""
+        sums_2nP = _sums_buffer(self.student.head_logits(tile), self._dtype(tile))
         nothing_n = self.student_mass.peak_n
         self._launch(tile, nothing_n, nothing_n, sums_2nP)
         value_n, slope_n = sums_2nP.sum(-1)
         return value_n, slope_n
 
     def gradient(self, tile: slice, slope_n: Tensor, weights_n: Tensor) -> Tensor:
-        """As of `Pair`; in the hidden states' type, in which it is multiplied, where nothing comes between."""
+        """As of `TileDivergence`; in the hidden states' type, which multiplies it, where nothing comes between."""
         dtype = self._dtype(tile)
         narrow = self.student.hidden_nD.dtype if self.student.head.softcap is None else dtype
-        gradient_nm = torch.empty_like(self.student.raw(tile), dtype=narrow)
+        gradient_nm = torch.empty_like(self.student.head_logits(tile), dtype=narrow)
         self._launch(tile, slope_n.to(dtype), weights_n.to(dtype), gradient_nm)
         return gradient_nm
 
     def _dtype(self, tile: slice) -> torch.dtype:
-        return work_dtype(self.student.raw(tile), self.target.raw(tile))
+        return work_dtype(self.student.head_logits(tile), self.target.head_logits(tile))
 
     def _launch(self, tile: slice, slope_n: Tensor, weights_n: Tensor, found: Tensor) -> None:
         share, dtype = self.jsd_share, self._dtype(tile)
         assert share is not None
-        student_nm, target_nm = self.student.raw(tile), self.target.raw(tile)
+        student_nm, target_nm = self.student.head_logits(tile), self.target.head_logits(tile)
         _launch(
-            _pair_kernel,
+            _divergence_kernel,
             self.student,
             tile,
             student_nm,
@@ -111,13 +111,13 @@ class TritonPair(Pair):
         )
 
 
-def _launch(kernel: Any, rows: Rows, tile: slice, *arguments: Tensor | int, **constants: object) -> None:
-    logits_nm, place = rows.raw(tile), rows.columns.place_of_stop(tile)
+def _launch(kernel: Any, logits: TiledLogits, tile: slice, *arguments: Tensor | int, **constants: object) -> None:
+    logits_nm, place = logits.head_logits(tile), logits.view.place_of_stop(tile)
     num_rows, num_columns = logits_nm.shape
     with _on(logits_nm):
         kernel[(num_rows, triton.cdiv(num_columns, _block(num_columns)))](
             *arguments,
-            HAS_HIDDEN=rows.columns.is_hidden_V is not None,
+            HAS_HIDDEN=logits.view.is_hidden_V is not None,
             STOP_PLACE=-1 if place is None else place,
             BLOCK=_block(num_columns),
             num_warps=NUM_WARPS,
@@ -126,7 +126,7 @@ def _launch(kernel: Any, rows: Rows, tile: slice, *arguments: Tensor | int, **co
 
 
 def _block(num_columns: int) -> int:
-    return int(min(LARGEST_BLOCK, max(16, triton.next_power_of_2(num_columns))))
+    return int(min(MAX_BLOCK, max(16, triton.next_power_of_2(num_columns))))
 
 
 def _sums_buffer(logits_nm: Tensor, dtype: torch.dtype) -> Tensor:
@@ -135,19 +135,19 @@ def _sums_buffer(logits_nm: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.empty(2, num_rows, triton.cdiv(num_columns, _block(num_columns)), dtype=dtype, device=logits_nm.device)
 
 
-def _stop_of(rows: Rows, dtype: torch.dtype) -> Tensor:
+def _stop_of(logits: TiledLogits, dtype: torch.dtype) -> Tensor:
     """The merged stop event, [n]; what stands there without one is not read."""
-    return rows.hidden_nD if rows.stop_n is None else rows.stop_n.to(dtype)
+    return logits.hidden_nD if logits.stop_n is None else logits.stop_n.to(dtype)
 
 
-def _hidden_of(rows: Rows, tile: slice) -> Tensor:
+def _hidden_of(logits: TiledLogits, tile: slice) -> Tensor:
     """1 where an id has no event of its own, [m]; what stands there without such ids is not read."""
-    is_hidden_V = rows.columns.is_hidden_V
-    return rows.hidden_nD if is_hidden_V is None else is_hidden_V[tile].view(torch.uint8)
+    is_hidden_V = logits.view.is_hidden_V
+    return logits.hidden_nD if is_hidden_V is None else is_hidden_V[tile].view(torch.uint8)
 
 
 @triton.jit
-def _canonical(
+def _shared_logits(
     pointer,
     row,
     stride,
@@ -159,7 +159,7 @@ def _canonical(
     STOP_PLACE: tl.constexpr,
     IS_DOUBLE: tl.constexpr,
 ):
-    """A block of canonical logits; -inf behind the last column."""
+    """A block of shared logits; -inf behind the last column."""
     values = _load(pointer, row, stride, places, num_columns, IS_DOUBLE)
     if HAS_HIDDEN:
         is_hidden = tl.load(hidden_pointer + places, mask=places < num_columns, other=1)
@@ -185,7 +185,7 @@ def _mass_kernel(
     """Peak of a block, and its mass relative to that."""
     row, block = tl.program_id(0), tl.program_id(1)
     places = block * BLOCK + tl.arange(0, BLOCK)
-    values = _canonical(
+    values = _shared_logits(
         pointer, row, stride, places, num_columns, stop_pointer, hidden_pointer, HAS_HIDDEN, STOP_PLACE, IS_DOUBLE
     )
     peak = tl.maximum(tl.max(values, 0), LOWEST)
@@ -222,7 +222,7 @@ def _terms(log_p, log_q, SHARE: tl.constexpr, LOG_SHARE: tl.constexpr, LOG_REST:
 
 
 @triton.jit
-def _pair_kernel(
+def _divergence_kernel(
     student_pointer,
     student_stride,
     student_stop_pointer,
@@ -248,7 +248,7 @@ def _pair_kernel(
     row, block = tl.program_id(0), tl.program_id(1)
     num_rows, num_blocks = tl.num_programs(0), tl.num_programs(1)
     places = block * BLOCK + tl.arange(0, BLOCK)
-    student = _canonical(
+    student = _shared_logits(
         student_pointer,
         row,
         student_stride,
@@ -260,7 +260,7 @@ def _pair_kernel(
         STOP_PLACE,
         IS_DOUBLE,
     )
-    target = _canonical(
+    target = _shared_logits(
         target_pointer,
         row,
         target_stride,

@@ -8,7 +8,6 @@ from tutelage.models.fingerprint import tokenizer_fingerprint, weights_fingerpri
 from tutelage.models.finite import is_all_finite
 from tutelage.models.fused_teacher import FusedTeacher
 from tutelage.models.fusion import DynamicFusion, FixedFusion, Fusion
-from tutelage.models.handing_over import save_untied
 from tutelage.models.language_model import LanguageModel, as_language_model
 from tutelage.models.loading import (
     DTYPES,
@@ -18,14 +17,15 @@ from tutelage.models.loading import (
     load_language_model,
     load_tokenizer,
 )
+from tutelage.models.meta_model import meta_model_of
 from tutelage.models.model_set import ModelSet
-from tutelage.models.outline import outline_of
 from tutelage.models.quantised import check_learnable, check_quantization, check_unquantised
 from tutelage.models.read_back import check_savable, check_saved
 from tutelage.models.saving import export_model, save_student
 from tutelage.models.serving import both_readings, check_servable
 from tutelage.models.shared_backbone import SharedBackbone, earlier_self
 from tutelage.models.vocabulary import PROBE_TEXT, Vocabulary, align, check_same_tokenizer
+from tutelage.models.weight_sync import save_for_serving
 
 __all__ = [
     "DTYPES",
@@ -60,9 +60,9 @@ __all__ = [
     "is_all_finite",
     "load_language_model",
     "load_tokenizer",
-    "outline_of",
+    "meta_model_of",
     "save_student",
-    "save_untied",
+    "save_for_serving",
     "tokenizer_fingerprint",
     "weights_fingerprint",
 ]

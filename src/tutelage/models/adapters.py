@@ -110,7 +110,7 @@ class Adapter:
             weight.data = weights[name]
 
     @contextmanager
-    def held(self) -> Iterator[None]:
+    def weights_fixed(self) -> Iterator[None]:
         """Promise that no weight changes meanwhile: DoRA then works out its norms once and not in every forward."""
         if not self.is_dora:
             yield

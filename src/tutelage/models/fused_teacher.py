@@ -100,7 +100,7 @@ class FusedTeacher(LanguageModel):
         """Log-probabilities of the fused distribution over the members' common vocabulary: [..., D] -> [..., V]."""
         # Members of narrower types were widened when they were laid beside the others.
         pieces = zip(self.parts, hidden.split(self._widths, dim=-1), strict=True)
-        logits = [self.vocabulary.canonical(part.logits(piece.to(part.module.dtype))) for part, piece in pieces]
+        logits = [self.vocabulary.shared_logits(part.logits(piece.to(part.module.dtype))) for part, piece in pieces]
         return self.fusion([normalise(part_logits) for part_logits in logits])
 
 

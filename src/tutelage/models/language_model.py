@@ -126,7 +126,7 @@ class LanguageModel:
         dtype = self.autocast if self.autocast is not None and self._lean_forward is not None else self.module.dtype
         return sum(width for width in widths if width is not None) * dtype.itemsize
 
-    def refuse_settings(self) -> None:
+    def check_settings(self) -> None:
         """Refuse settings under which this model cannot be computed, before the first step needs them.
 
         Raises:
@@ -159,14 +159,14 @@ class LanguageModel:
         for name, weight in self.adapter.weights.items():
             weight.data.copy_(weights[name])
 
-    def let_learn(self) -> None:
+    def enable_grad(self) -> None:
         """Let a gradient reach what learns, and nothing else."""
         self.module.requires_grad_(self.adapter is None)
         for weight in () if self.adapter is None else self.adapter.weights.values():
             weight.requires_grad_(True)
 
     @contextmanager
-    def held(self) -> Iterator[None]:
+    def weights_fixed(self) -> Iterator[None]:
         """Promise that no weight changes meanwhile, as while answers are decoded: what follows from weights is kept.
 
         That is their copies in the type of `autocast`, and the norms of DoRA.
@@ -176,7 +176,7 @@ class LanguageModel:
                 # PyTorch forgets its copies at the end of the outermost context, be it one that casts nothing.
                 stack.enter_context(torch.autocast(self.device.type, enabled=False))
             if self.adapter is not None:
-                stack.enter_context(self.adapter.held())
+                stack.enter_context(self.adapter.weights_fixed())
             yield
 
     def _precision(self) -> AbstractContextManager[Any]:

@@ -130,8 +130,10 @@ def load_language_model(
     noted = base_of(path)
     base = Base(path, revision) if noted is None else noted
     source: dict[str, Any] = {"revision": base.revision, "trust_remote_code": trust_remote_code}
-    outline = load_meta_module(base.path, dtype=DTYPES[dtype], allow_pickle=allow_pickle, attention=attention, **source)
-    comes_quantised = method_of(outline.config) is not None
+    meta_module = load_meta_module(
+        base.path, dtype=DTYPES[dtype], allow_pickle=allow_pickle, attention=attention, **source
+    )
+    comes_quantised = method_of(meta_module.config) is not None
     placement = (
         {"device_map": {"": str(device)}} if comes_quantised else {}
     )  # quantised weights are made where they stay

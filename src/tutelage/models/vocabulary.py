@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from tutelage.errors import ModelError, VocabularyMismatchError
-from tutelage.kernels import Columns
+from tutelage.kernels import VocabularyView
 from tutelage.models.language_model import LanguageModel
 
 __all__ = ["Vocabulary", "align", "check_same_tokenizer"]
@@ -46,7 +46,7 @@ class Vocabulary:
     padding_ids: tuple[int, ...] = ()
     _masks: dict[torch.device, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
 
-    def canonical(self, logits: Tensor) -> Tensor:
+    def shared_logits(self, logits: Tensor) -> Tensor:
         """Logits of either model over the shared vocabulary: [..., padded V] -> [..., V], float32 or wider.
 
         The stop coordinate gets the log-sum-exp of all stop logits; the other stop ids and padding get -inf.
@@ -62,11 +62,11 @@ class Vocabulary:
             kept = torch.cat([kept[..., : self.stop_id], stop[..., None], kept[..., self.stop_id + 1 :]], dim=-1)
         return kept
 
-    def columns(self, device: torch.device) -> Columns:
+    def view(self, device: torch.device) -> VocabularyView:
         """The same for kernels that see a part of the ids at a time."""
         merged = self.stop_ids if len(self.stop_ids) > 1 else ()
         hides = bool(merged or self.padding_ids)
-        return Columns(self.size, merged, self.stop_id, self._hidden(device) if hides else None)
+        return VocabularyView(self.size, merged, self.stop_id, self._hidden(device) if hides else None)
 
     def _hidden(self, device: torch.device) -> Tensor:
         """[V] True where no token of its own is left; made once per device."""

@@ -4,11 +4,11 @@ A policy turns the next-token distributions of student and teacher into the one 
 one: a file beside the others, a line in `POLICIES`, a line in `tests/contracts/test_policies.py`.
 """
 
-from tutelage.policies.base import Policy, Proposal
+from tutelage.policies.base import Behaviour, Policy
 from tutelage.policies.fixed_blend import FixedBlend
-from tutelage.policies.given import Given
 from tutelage.policies.interleaved import Interleaved
 from tutelage.policies.mixture import Mixture
+from tutelage.policies.offline import Offline
 from tutelage.policies.student import Student
 from tutelage.policies.teacher import Teacher
 from tutelage.policies.teacher_prefix import TeacherPrefix
@@ -17,10 +17,11 @@ from tutelage.policies.trust_region import TrustRegion
 
 __all__ = [
     "POLICIES",
+    "Behaviour",
     "FixedBlend",
-    "Given",
     "Interleaved",
     "Mixture",
+    "Offline",
     "Policy",
     "Proposal",
     "Student",
@@ -29,6 +30,8 @@ __all__ = [
     "Temperature",
     "TrustRegion",
 ]
+
+Proposal = Behaviour  # for policies written elsewhere
 
 POLICIES: dict[str, type[Policy]] = {
     "student": Student,
@@ -39,5 +42,6 @@ POLICIES: dict[str, type[Policy]] = {
     "interleaved": Interleaved,
     "temperature": Temperature,
     "teacher_prefix": TeacherPrefix,
-    "given": Given,
+    "offline": Offline,
+    "given": Offline,  # its name in older run files
 }

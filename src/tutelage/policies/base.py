@@ -16,10 +16,10 @@ from tutelage.distributions import gather_logprobs
 from tutelage.errors import ConfigurationError
 from tutelage.schedules import Schedule, as_schedule, at_step, plain_number
 
-__all__ = ["Policy", "Proposal", "plain_number", "refuse_negative", "refuse_not_a_share", "require_teacher"]
+__all__ = ["Behaviour", "Policy", "check_not_negative", "check_share", "check_teacher", "plain_number"]
 
 
-class Proposal:
+class Behaviour:
     """The distribution to draw the next token from.
 
     Attributes:
@@ -53,10 +53,10 @@ class Policy(ABC):
     """Chooses the distribution that the next token is drawn from.
 
     What a member may say of itself:
-      is_given: it draws nothing; the answers exist already.
+      is_offline: it draws nothing; the answers exist already.
     """
 
-    is_given: ClassVar[bool] = False
+    is_offline: ClassVar[bool] = False
 
     @property
     @abstractmethod
@@ -68,7 +68,7 @@ class Policy(ABC):
         return at_step(self, step)
 
     @abstractmethod
-    def __call__(self, student_logits_BV: Tensor, teacher_logits_BV: Tensor | None) -> Proposal:
+    def __call__(self, student_logits_BV: Tensor, teacher_logits_BV: Tensor | None) -> Behaviour:
         """The distribution at each row's prefix.
 
         Args:
@@ -78,7 +78,7 @@ class Policy(ABC):
 
     def propose(
         self, student_logits_BV: Tensor, teacher_logits_BV: Tensor | None, positions_B: Tensor | None = None
-    ) -> Proposal:
+    ) -> Behaviour:
         """What an engine calls: the distribution at each row's prefix, at its place in the answer.
 
         Only a policy that acts by the place overrides this; for the others it is the call itself.
@@ -89,7 +89,7 @@ class Policy(ABC):
         return self(student_logits_BV, teacher_logits_BV)
 
 
-def refuse_negative(value: float | Schedule, key: str, reason: str) -> None:
+def check_not_negative(value: float | Schedule, key: str, reason: str) -> None:
     """Refuse a field that is, or becomes at some step, less than 0. `reason` says what is wrong and what to do."""
     lowest, _ = as_schedule(value, key).bounds()
     if lowest < 0:
@@ -97,16 +97,16 @@ def refuse_negative(value: float | Schedule, key: str, reason: str) -> None:
         raise ConfigurationError(f"{key} {verb} {lowest:g}; {reason}")
 
 
-def refuse_not_a_share(value: float | Schedule, key: str) -> None:
+def check_share(value: float | Schedule, key: str) -> None:
     """Refuse a field that is, or becomes at some step, less than 0 or more than 1."""
-    refuse_negative(value, key, "a share cannot be negative. Use 0 for the student itself.")
+    check_not_negative(value, key, "a share cannot be negative. Use 0 for the student itself.")
     _, largest = as_schedule(value, key).bounds()
     if largest > 1:
         verb = "reaches" if isinstance(value, Schedule) else "is"
         raise ConfigurationError(f"{key} {verb} {largest:g}; a share is at most 1. Use 1 for the teacher itself.")
 
 
-def require_teacher(teacher_logits_BV: Tensor | None, policy: Policy) -> Tensor:
+def check_teacher(teacher_logits_BV: Tensor | None, policy: Policy) -> Tensor:
     """The teacher's logits, refused if they are missing."""
     if teacher_logits_BV is None:
         raise ConfigurationError(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from tutelage.distributions import geometric_blend, kl_divergence, normalise
-from tutelage.policies.base import Policy, Proposal, plain_number, refuse_not_a_share, require_teacher
+from tutelage.policies.base import Behaviour, Policy, check_share, check_teacher, plain_number
 from tutelage.policies.student import Student
 from tutelage.schedules import Schedule, as_schedule
 
@@ -25,7 +25,7 @@ class FixedBlend(Policy):
     blend: float | Schedule
 
     def __post_init__(self) -> None:
-        refuse_not_a_share(self.blend, "policy.blend")
+        check_share(self.blend, "policy.blend")
 
     @property
     def needs_teacher(self) -> bool:
@@ -36,14 +36,14 @@ class FixedBlend(Policy):
         policy = super().at(step)
         return policy if policy.needs_teacher else Student()
 
-    def __call__(self, student_logits_BV: Tensor, teacher_logits_BV: Tensor | None) -> Proposal:
+    def __call__(self, student_logits_BV: Tensor, teacher_logits_BV: Tensor | None) -> Behaviour:
         blend = plain_number(self.blend, "policy.blend")
         student_BV = normalise(student_logits_BV)
         if not self.needs_teacher:
-            return Proposal(student_BV)
-        logprobs_BV = geometric_blend(student_BV, normalise(require_teacher(teacher_logits_BV, self)), blend)
+            return Behaviour(student_BV)
+        logprobs_BV = geometric_blend(student_BV, normalise(check_teacher(teacher_logits_BV, self)), blend)
         kl_to_student_B = kl_divergence(logprobs_BV, student_BV)
-        return Proposal(
+        return Behaviour(
             logprobs_BV,
             {"blend": kl_to_student_B.new_full(kl_to_student_B.shape, blend), "kl_to_student": kl_to_student_B},
         )

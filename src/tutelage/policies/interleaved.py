@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tutelage.distributions import kl_divergence, normalise, temper
 from tutelage.errors import ConfigurationError
-from tutelage.policies.base import Policy, Proposal, plain_number, refuse_negative, require_teacher
+from tutelage.policies.base import Behaviour, Policy, check_not_negative, check_teacher, plain_number
 from tutelage.schedules import Schedule, as_schedule, at_step
 
 __all__ = ["Interleaved"]
@@ -38,7 +38,7 @@ class Interleaved(Policy):
         is_whole = isinstance(self.top_k, int | Schedule) and not isinstance(self.top_k, bool)
         if not is_whole or as_schedule(self.top_k).bounds()[0] < 1:
             raise ConfigurationError(f"policy.top_k is {self.top_k!r}; expected a whole number of at least 1. Use 25.")
-        refuse_negative(
+        check_not_negative(
             self.teacher_temperature,
             "policy.teacher_temperature",
             "a temperature cannot be negative. Use 0 for the teacher's most probable token.",
@@ -52,10 +52,10 @@ class Interleaved(Policy):
         policy = replace(self, top_k=math.floor(self.top_k(step))) if isinstance(self.top_k, Schedule) else self
         return at_step(policy, step)
 
-    def __call__(self, student_logits_BV: Tensor, teacher_logits_BV: Tensor | None) -> Proposal:
+    def __call__(self, student_logits_BV: Tensor, teacher_logits_BV: Tensor | None) -> Behaviour:
         temperature = plain_number(self.teacher_temperature, "policy.teacher_temperature")
         student_BV = normalise(student_logits_BV)
-        teacher_BV = normalise(require_teacher(teacher_logits_BV, self))
+        teacher_BV = normalise(check_teacher(teacher_logits_BV, self))
         top_k = math.floor(plain_number(self.top_k, "policy.top_k"))
         top = teacher_BV.topk(min(top_k, teacher_BV.shape[-1]), dim=-1)
         # Where fewer than K tokens are possible, the rest of the top-K is no choice of the teacher's.
@@ -65,4 +65,4 @@ class Interleaved(Policy):
         replacements_BV = temper(teacher_BV, temperature) + log_replaced_B.unsqueeze(-1)
         logprobs_BV = torch.logaddexp(kept_BV, replacements_BV)
         kl_to_student_B = kl_divergence(logprobs_BV, student_BV)
-        return Proposal(logprobs_BV, {"blend": log_replaced_B.exp(), "kl_to_student": kl_to_student_B})
+        return Behaviour(logprobs_BV, {"blend": log_replaced_B.exp(), "kl_to_student": kl_to_student_B})

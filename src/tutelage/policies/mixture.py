@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from tutelage.distributions import arithmetic_blend, kl_divergence, normalise
-from tutelage.policies.base import Policy, Proposal, plain_number, refuse_not_a_share, require_teacher
+from tutelage.policies.base import Behaviour, Policy, check_share, check_teacher, plain_number
 from tutelage.policies.student import Student
 from tutelage.schedules import Schedule, as_schedule
 
@@ -28,7 +28,7 @@ class Mixture(Policy):
     weight: float | Schedule
 
     def __post_init__(self) -> None:
-        refuse_not_a_share(self.weight, "policy.weight")
+        check_share(self.weight, "policy.weight")
 
     @property
     def needs_teacher(self) -> bool:
@@ -39,15 +39,15 @@ class Mixture(Policy):
         policy = super().at(step)
         return policy if policy.needs_teacher else Student()
 
-    def __call__(self, student_logits_BV: Tensor, teacher_logits_BV: Tensor | None) -> Proposal:
+    def __call__(self, student_logits_BV: Tensor, teacher_logits_BV: Tensor | None) -> Behaviour:
         weight = plain_number(self.weight, "policy.weight")
         student_BV = normalise(student_logits_BV)
         if not self.needs_teacher:
-            return Proposal(student_BV)
-        teacher_BV = normalise(require_teacher(teacher_logits_BV, self))
+            return Behaviour(student_BV)
+        teacher_BV = normalise(check_teacher(teacher_logits_BV, self))
         logprobs_BV = arithmetic_blend(student_BV, teacher_BV, weight)
         kl_to_student_B = kl_divergence(logprobs_BV, student_BV)
-        return Proposal(
+        return Behaviour(
             logprobs_BV,
             {"blend": kl_to_student_B.new_full(kl_to_student_B.shape, weight), "kl_to_student": kl_to_student_B},
         )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from tutelage.distributions import normalise
-from tutelage.policies.base import Policy, Proposal
+from tutelage.policies.base import Behaviour, Policy
 
 __all__ = ["Student"]
 
@@ -20,5 +20,5 @@ class Student(Policy):
     def needs_teacher(self) -> bool:
         return False
 
-    def __call__(self, student_logits_BV: Tensor, teacher_logits_BV: Tensor | None = None) -> Proposal:
-        return Proposal(normalise(student_logits_BV))
+    def __call__(self, student_logits_BV: Tensor, teacher_logits_BV: Tensor | None = None) -> Behaviour:
+        return Behaviour(normalise(student_logits_BV))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tutelage.distributions import kl_divergence, normalise
-from tutelage.policies.base import Policy, Proposal, require_teacher
+from tutelage.policies.base import Behaviour, Policy, check_teacher
 
 __all__ = ["Teacher"]
 
@@ -21,7 +21,7 @@ class Teacher(Policy):
     def needs_teacher(self) -> bool:
         return True
 
-    def __call__(self, student_logits_BV: Tensor, teacher_logits_BV: Tensor | None) -> Proposal:
-        logprobs_BV = normalise(require_teacher(teacher_logits_BV, self))
+    def __call__(self, student_logits_BV: Tensor, teacher_logits_BV: Tensor | None) -> Behaviour:
+        logprobs_BV = normalise(check_teacher(teacher_logits_BV, self))
         kl_to_student_B = kl_divergence(logprobs_BV, normalise(student_logits_BV))
-        return Proposal(logprobs_BV, {"blend": torch.ones_like(kl_to_student_B), "kl_to_student": kl_to_student_B})
+        return Behaviour(logprobs_BV, {"blend": torch.ones_like(kl_to_student_B), "kl_to_student": kl_to_student_B})

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tutelage.policies.base import Policy, Proposal, plain_number, refuse_negative
+from tutelage.policies.base import Behaviour, Policy, check_not_negative, plain_number
 from tutelage.policies.student import Student
 from tutelage.policies.teacher import Teacher
 from tutelage.schedules import Schedule, as_schedule, resolve
@@ -31,7 +31,7 @@ class TeacherPrefix(Policy):
     num_tokens: float | Schedule
 
     def __post_init__(self) -> None:
-        refuse_negative(self.num_tokens, "policy.num_tokens", "a count cannot be negative. Use 0 for the student.")
+        check_not_negative(self.num_tokens, "policy.num_tokens", "a count cannot be negative. Use 0 for the student.")
 
     @property
     def needs_teacher(self) -> bool:
@@ -41,19 +41,21 @@ class TeacherPrefix(Policy):
         num_tokens = math.floor(resolve(self.num_tokens, step))
         return TeacherPrefix(num_tokens) if num_tokens else Student()
 
-    def __call__(self, student_logits_BV: Tensor, teacher_logits_BV: Tensor | None) -> Proposal:
+    def __call__(self, student_logits_BV: Tensor, teacher_logits_BV: Tensor | None) -> Behaviour:
         return self.propose(student_logits_BV, teacher_logits_BV)
 
     def propose(
         self, student_logits_BV: Tensor, teacher_logits_BV: Tensor | None, positions_B: Tensor | None = None
-    ) -> Proposal:
+    ) -> Behaviour:
         """The distribution at places of an answer; without them, at its first token."""
         student_BV = Student()(student_logits_BV).logprobs_BV
         if not self.needs_teacher:
-            return Proposal(student_BV)
+            return Behaviour(student_BV)
         teacher = Teacher()(student_logits_BV, teacher_logits_BV)
         first_B = torch.zeros(student_BV.shape[:-1], device=student_BV.device)
         num_tokens = math.floor(plain_number(self.num_tokens, "policy.num_tokens"))
         is_prefix_B = (first_B if positions_B is None else positions_B) < num_tokens
         logprobs_BV = torch.where(is_prefix_B[..., None], teacher.logprobs_BV, student_BV)
-        return Proposal(logprobs_BV, {name: value.where(is_prefix_B, 0) for name, value in teacher.diagnostics.items()})
+        return Behaviour(
+            logprobs_BV, {name: value.where(is_prefix_B, 0) for name, value in teacher.diagnostics.items()}
+        )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from tutelage.distributions import kl_divergence, normalise, temper
-from tutelage.policies.base import Policy, Proposal, plain_number, refuse_negative
+from tutelage.policies.base import Behaviour, Policy, check_not_negative, plain_number
 from tutelage.policies.student import Student
 from tutelage.schedules import Schedule
 
@@ -25,7 +25,7 @@ class Temperature(Policy):
     temperature: float | Schedule
 
     def __post_init__(self) -> None:
-        refuse_negative(
+        check_not_negative(
             self.temperature,
             "policy.temperature",
             "a temperature cannot be negative. Use 0 for greedy decoding, 1 for the student itself.",
@@ -39,8 +39,8 @@ class Temperature(Policy):
         policy = super().at(step)
         return Student() if policy == Temperature(1) else policy
 
-    def __call__(self, student_logits_BV: Tensor, teacher_logits_BV: Tensor | None = None) -> Proposal:
+    def __call__(self, student_logits_BV: Tensor, teacher_logits_BV: Tensor | None = None) -> Behaviour:
         temperature = plain_number(self.temperature, "policy.temperature")
         student_BV = normalise(student_logits_BV)
         logprobs_BV = temper(student_BV, temperature)
-        return Proposal(logprobs_BV, {"kl_to_student": kl_divergence(logprobs_BV, student_BV)})
+        return Behaviour(logprobs_BV, {"kl_to_student": kl_divergence(logprobs_BV, student_BV)})

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tutelage.distributions import gather_logprobs, geometric_blend, normalise
 from tutelage.kernels import blend_point
-from tutelage.policies.base import Policy, Proposal, plain_number, refuse_negative, require_teacher
+from tutelage.policies.base import Behaviour, Policy, check_not_negative, check_teacher, plain_number
 from tutelage.policies.student import Student
 from tutelage.schedules import Schedule, as_schedule
 
@@ -32,7 +32,7 @@ class TrustRegion(Policy):
     kl_radius: float | Schedule
 
     def __post_init__(self) -> None:
-        refuse_negative(
+        check_not_negative(
             self.kl_radius,
             "policy.kl_radius",
             "a KL radius cannot be negative. Use 0 for pure student rollouts.",
@@ -47,14 +47,14 @@ class TrustRegion(Policy):
         policy = super().at(step)
         return policy if policy.needs_teacher else Student()
 
-    def __call__(self, student_logits_BV: Tensor, teacher_logits_BV: Tensor | None) -> Proposal:
+    def __call__(self, student_logits_BV: Tensor, teacher_logits_BV: Tensor | None) -> Behaviour:
         kl_radius = plain_number(self.kl_radius, "policy.kl_radius")
         if not self.needs_teacher:
             return Student()(student_logits_BV)
-        return _Blended(student_logits_BV, require_teacher(teacher_logits_BV, self), kl_radius)
+        return _Blended(student_logits_BV, check_teacher(teacher_logits_BV, self), kl_radius)
 
 
-class _Blended(Proposal):
+class _Blended(Behaviour):
     """A geometric blend that is known by where it lies between two rows of logits; rows are made when asked for."""
 
     def __init__(self, student_logits_BV: Tensor, teacher_logits_BV: Tensor, kl_radius: float) -> None:

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from tutelage.config import (
     RunConfig,
     build_engine,
+    check_prompt_lengths,
     load_route_tokenizers,
     load_tokenizers,
     make_verifier,
     read_prompts,
-    refuse_overlong_prompts,
 )
 from tutelage.errors import ConfigurationError
 from tutelage.rollout import PairedEngine
@@ -60,7 +60,7 @@ class ProbeParts:
                 f"{len(prompts) - len(answers)} of {len(prompts)} prompts have no answer, but a probe counts right "
                 "ones. Set data.answer_column to the column that has them."
             )
-        refuse_overlong_prompts(config, prompts)
+        check_prompt_lengths(config, prompts)
         engine = build_engine(config, *tokenizers, student_path)
         verify = make_verifier(config.data.verifier, engine.student, config.data.truncated_answers)
         return cls(engine, prompts, answers, verify, config.rollout.max_new_tokens, config.seed)

@@ -7,7 +7,7 @@ from tutelage.report.page import Report, default_path, watch_report, write_repor
 from tutelage.report.probes import plot_budget, plot_continuation
 from tutelage.report.records import Columns, Curve, RunRecords, pass_at_1_curve, read_run
 from tutelage.report.sparkline import sparkline
-from tutelage.report.style import refuse_figure_format
+from tutelage.report.style import check_figure_format
 
 __all__ = [
     "Columns",
@@ -15,6 +15,7 @@ __all__ = [
     "Point",
     "Report",
     "RunRecords",
+    "check_figure_format",
     "default_path",
     "pass_at_1_curve",
     "plot_budget",
@@ -25,7 +26,6 @@ __all__ = [
     "plot_sweep",
     "read_jsonl",
     "read_run",
-    "refuse_figure_format",
     "sparkline",
     "watch_report",
     "write_report",

@@ -22,13 +22,13 @@ from tutelage.report.sources import ReportedRun, grouped
 
 __all__ = ["side_by_side"]
 
-MOST_RUNS = 4
-MOST_STEPS = 8
-MOST_ANSWERS = 4
-MOST_BYTES = 1_200_000
-MOST_LETTERS = 20_000  # of a prompt, and of an answer
-MOST_TOKENS, MOST_TOKEN_LETTERS = 1_000, 200
-LARGEST_NUMBER = 2**31
+MAX_RUNS = 4
+MAX_STEPS = 8
+MAX_ANSWERS = 4
+MAX_BYTES = 1_200_000
+MAX_LETTERS = 20_000  # of a prompt, and of an answer
+MAX_TOKENS, MAX_TOKEN_LETTERS = 1_000, 200
+MAX_NUMBER = 2**31
 TOKEN_NUMBERS = ("student_logprob", "teacher_logprob", "teacher_entropy", "kl", "blend", "replaced")
 # How a line begins that we wrote ourselves: its step is known without reading the rest of it.
 STEP = re.compile(rb'\{"step": (\d{1,15}), ')
@@ -46,7 +46,7 @@ def side_by_side(runs: Sequence[ReportedRun], left_out: list[str]) -> dict[str, 
       left_out: gets a sentence about lines that are no answers.
     """
     chosen = [group[0] for group in grouped(runs).values()]
-    logged = [(run, found) for run in chosen if len((found := _places(run.folder / "samples.jsonl"))[0])][:MOST_RUNS]
+    logged = [(run, found) for run in chosen if len((found := _places(run.folder / "samples.jsonl"))[0])][:MAX_RUNS]
     if not logged:
         return {"runs": [], "views": []}
     own_steps = [np.unique(steps) for _, (steps, _) in logged]
@@ -55,15 +55,15 @@ def side_by_side(runs: Sequence[ReportedRun], left_out: list[str]) -> dict[str, 
         steps = np.intersect1d(steps, other)
     if not len(steps):
         steps = np.unique(np.concatenate(own_steps))
-    places = np.unique(np.linspace(0, len(steps) - 1, min(MOST_STEPS, len(steps))).round().astype(int))
+    places = np.unique(np.linspace(0, len(steps) - 1, min(MAX_STEPS, len(steps))).round().astype(int))
     views: list[dict[str, Any]] = []
     answers = [_answers_at(run.folder / "samples.jsonl", found, steps[places], left_out) for run, found in logged]
     for step in steps[places].tolist():
         keys = dict.fromkeys(key for found in answers for key in found if key[0] == step)
         # answers that most runs have come first; runs whose order of prompts differs share few
         shared = sorted(keys, key=lambda key: -sum(key in found for found in answers))
-        views += [_view(key, answers) for key in shared[:MOST_ANSWERS]]
-    while len(views) > 1 and len(json.dumps(views)) > MOST_BYTES:
+        views += [_view(key, answers) for key in shared[:MAX_ANSWERS]]
+    while len(views) > 1 and len(json.dumps(views)) > MAX_BYTES:
         views = views[::2]
     return {"runs": [run.label for run, _ in logged], "views": views}
 
@@ -117,7 +117,7 @@ def _key(record: Mapping[str, Any]) -> Key:
 
 def _whole(value: Any) -> int | None:
     number = number_of(value)
-    return int(number) if 0 <= number < LARGEST_NUMBER else None
+    return int(number) if 0 <= number < MAX_NUMBER else None
 
 
 def _sound(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -126,8 +126,8 @@ def _sound(record: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(prompt, str) or not isinstance(response, str):
         raise ValueError("a rollout without texts")
     found: dict[str, Any] = {
-        "prompt": shortened(prompt, MOST_LETTERS),
-        "response": shortened(response, MOST_LETTERS),
+        "prompt": shortened(prompt, MAX_LETTERS),
+        "response": shortened(response, MAX_LETTERS),
         "answer": None if answer is None else shortened(str(answer)),
         "finished": bool(record.get("finished")),
     }
@@ -137,7 +137,7 @@ def _sound(record: Mapping[str, Any]) -> dict[str, Any]:
     pieces = tokens.get("text") if isinstance(tokens, dict) else None
     if isinstance(pieces, list) and all(isinstance(piece, str) for piece in pieces):
         found["tokens"] = {
-            "text": [shortened(piece, MOST_TOKEN_LETTERS) for piece in pieces[:MOST_TOKENS]],
+            "text": [shortened(piece, MAX_TOKEN_LETTERS) for piece in pieces[:MAX_TOKENS]],
             **_token_numbers(tokens, len(pieces)),
         }
     return found
@@ -146,7 +146,7 @@ def _sound(record: Mapping[str, Any]) -> dict[str, Any]:
 def _token_numbers(tokens: Any, num_pieces: int) -> dict[str, list[float]]:
     columns = {name: tokens.get(name) for name in TOKEN_NUMBERS}
     return {
-        name: [number_of(value) for value in values[:MOST_TOKENS]]
+        name: [number_of(value) for value in values[:MAX_TOKENS]]
         for name, values in columns.items()
         if isinstance(values, list) and len(values) == num_pieces
     }

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from tutelage.errors import DataError
 from tutelage.report import panels
 from tutelage.report.records import RunRecords, read_run
-from tutelage.report.style import INK, MUTED, TEXT_SIZE, name_strokes, refuse_figure_format, saved, stroke
+from tutelage.report.style import INK, MUTED, TEXT_SIZE, check_figure_format, name_strokes, saved, stroke
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -42,7 +42,7 @@ def plot_runs(runs: Mapping[str, Path], path: Path) -> Path:
     Returns:
       The path.
     """
-    refuse_figure_format(path)
+    check_figure_format(path)
     if not runs:
         raise DataError("Got no run to draw; expected at least one. Name a folder that has a metrics.jsonl.")
     return saved(_draw({label: read_run(folder) for label, folder in runs.items()}), path)

@@ -22,7 +22,7 @@ from tutelage.report.inline_svg import for_page
 from tutelage.report.plain import in_page, script_json
 from tutelage.report.sources import ReportedRun, grouped, is_finished, read_sources, settled, steps_done
 from tutelage.report.tables import (
-    MOST_PROBLEMS_LISTED,
+    MAX_PROBLEMS_LISTED,
     Cell,
     Change,
     Table,
@@ -41,9 +41,9 @@ __all__ = ["Report", "default_path", "watch_report", "write_report"]
 MARK = '<meta name="generator" content="tutelage report">'
 MARK_WITHIN = 1000  # bytes from the start
 FIGURES_MARK = ".made-by-tutelage-report"
-MOST_RUNS_WITH_PROBLEMS = 8
-MOST_NAMES_IN_TITLE = 4
-MOST_LEFT_OUT = 20  # sentences about what could not be read
+MAX_RUNS_WITH_PROBLEMS = 8
+MAX_NAMES_IN_TITLE = 4
+MAX_LEFT_OUT = 20  # sentences about what could not be read
 MAX_PICTURE_BYTES = 5_000_000
 
 
@@ -76,18 +76,16 @@ def write_report(sources: Sequence[Path], path: Path | None = None, *, refresh: 
     """
     path = default_path(sources) if path is None else path
     folder = path.with_name(f"{path.stem}-figures")
-    _refuse_foreign(path, folder)
+    _check_replaceable(path, folder)
     runs, comparisons = read_sources(sources)
     tables = [compared(it) for it in comparisons]
     figures = list(draw_figures({name: [run.records for run in group] for name, group in settled(runs).items()}))
     is_complete = all(map(is_finished, runs)) and not any(it.record.get("missing", ["?"]) for it in comparisons)
     left_out = [sentence for run in runs for sentence in run.records.left_out]
-    changes = [change for run in runs[:MOST_RUNS_WITH_PROBLEMS] for change in problem_changes(run, left_out)]
+    changes = [change for run in runs[:MAX_RUNS_WITH_PROBLEMS] for change in problem_changes(run, left_out)]
     sweeps = [(it.folder.name, uri) for it in comparisons if (uri := _data_uri(it.sweep_figure, left_out))]
     answers = side_by_side(runs, left_out)
-    left_out = left_out[:MOST_LEFT_OUT] + [f"And {len(left_out) - MOST_LEFT_OUT} more."] * (
-        len(left_out) > MOST_LEFT_OUT
-    )
+    left_out = left_out[:MAX_LEFT_OUT] + [f"And {len(left_out) - MAX_LEFT_OUT} more."] * (len(left_out) > MAX_LEFT_OUT)
 
     from markupsafe import Markup
 
@@ -106,7 +104,7 @@ def write_report(sources: Sequence[Path], path: Path | None = None, *, refresh: 
         changes=changes,
         change_table=_change_table(changes),
         listed=[change for change in changes if change.gained or change.lost],
-        most=MOST_PROBLEMS_LISTED,
+        most=MAX_PROBLEMS_LISTED,
         differences=configuration_differences(runs),
         left_out=left_out,
         stretches=MAX_STRETCHES if any(len(run.records.metrics) > MAX_STRETCHES for run in runs) else 0,
@@ -145,7 +143,7 @@ def _has_begun(sources: Sequence[Path]) -> bool:
     return any(file.stat().st_size for source in sources for file in source.rglob("metrics.jsonl"))
 
 
-def _refuse_foreign(path: Path, folder: Path) -> None:
+def _check_replaceable(path: Path, folder: Path) -> None:
     if path.exists() and (not path.is_file() or MARK.encode() not in path.read_bytes()[:MARK_WITHIN]):
         raise OutputExistsError(
             f"{path} already exists and was not made by tutelage report; it stays as it is. Choose another --output."
@@ -182,7 +180,7 @@ def _template(name: str) -> str:
 
 def _title(runs: Sequence[ReportedRun]) -> str:
     names = list(grouped(runs))
-    if len(names) > MOST_NAMES_IN_TITLE:
+    if len(names) > MAX_NAMES_IN_TITLE:
         return f"{len(names)} methods, {names[0]} first"
     return " against ".join(names) if len(names) < 3 else f"{', '.join(names[:-1])} and {names[-1]}"
 

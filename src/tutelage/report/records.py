@@ -43,8 +43,9 @@ METRICS = (
     "response_tokens_total", "tokens_per_teacher_forward",
 )  # fmt: skip
 """What is kept of a line of metrics, beside its step and its phase."""
-LARGEST = 1e30  # of a number that is drawn or averaged; beyond, sums and axes overflow, and no run gets there alive
-LARGEST_STEP = 2.0**53
+# Of a number that is drawn or averaged: beyond, sums and axes overflow, and no run gets there alive.
+MAX_MAGNITUDE = 1e30
+MAX_STEP = 2.0**53
 
 Numbers = NDArray[np.float64]
 NAN = math.nan
@@ -127,7 +128,7 @@ def columns_of(
     phase_numbers: dict[str, int] = {}
     for record in records:
         step = number_of(record.get("step"))
-        if not 0 <= step <= LARGEST_STEP:  # which NaN is not
+        if not 0 <= step <= MAX_STEP:  # which NaN is not
             wrong["step"] = wrong.get("step", 0) + 1
             continue
         steps.append(step)
@@ -141,9 +142,9 @@ def columns_of(
 
 def number_of(value: Any, key: str = "", wrong: dict[str, int] | None = None) -> float:
     """The number that a JSON value is; NaN for what is none, or none that is finite or of a size that occurs."""
-    if value.__class__ is float and -LARGEST < value < LARGEST:
+    if value.__class__ is float and -MAX_MAGNITUDE < value < MAX_MAGNITUDE:
         return value
-    if value.__class__ is int and -LARGEST < value < LARGEST:
+    if value.__class__ is int and -MAX_MAGNITUDE < value < MAX_MAGNITUDE:
         return float(value)
     if wrong is not None and value is not None and value.__class__ not in (float, int):
         wrong[key] = wrong.get(key, 0) + 1

@@ -26,11 +26,11 @@ __all__ = [
     "SHADE",
     "TEXT_SIZE",
     "Stroke",
+    "check_figure_format",
     "dress",
     "label_right",
     "legend_columns",
     "name_strokes",
-    "refuse_figure_format",
     "saved",
     "silent_about_glyphs",
     "stroke",
@@ -50,7 +50,7 @@ MARKERS = ("o", "s", "^", "D", "v")
 TITLE_SIZE = 11
 TEXT_SIZE = 9
 DOTS_PER_INCH = 130
-LONGEST_TEXT = 120  # letters of one text in a figure
+MAX_TEXT = 120  # letters of one text in a figure
 FIGURE_FORMATS = (".png", ".pdf", ".svg")
 LEGEND_LETTERS_PER_INCH = 12.5
 STROKE_LETTERS = 10  # a stroke takes as much room as so many
@@ -141,7 +141,7 @@ def name_strokes(figure: Figure, strokes: Mapping[str, Stroke], title: str = "")
         text.set_color(INK)
 
 
-def refuse_figure_format(path: Path) -> None:
+def check_figure_format(path: Path) -> None:
     """Refuse a file whose ending is no format of a figure."""
     if path.suffix.lower() not in FIGURE_FORMATS:
         raise ConfigurationError(
@@ -156,7 +156,7 @@ def texts_as_text(figure: Figure) -> None:
     for text in figure.findobj(Text):
         assert isinstance(text, Text)
         text.set_parse_math(False)
-        text.set_text(in_line(shortened(text.get_text(), LONGEST_TEXT)))
+        text.set_text(in_line(shortened(text.get_text(), MAX_TEXT)))
 
 
 @contextmanager

@@ -21,8 +21,8 @@ __all__ = ["Cell", "Change", "Table", "compared", "configuration_differences", "
 
 EVALUATION_SAMPLES = re.compile(r"step-(\d{1,15})-(.+)\.jsonl")
 SOLVED_SHARE = 0.5
-MOST_PROBLEMS_LISTED = 60
-MOST_LOOKS = 9  # of an evaluation set, between which problems are gained and lost
+MAX_PROBLEMS_LISTED = 60
+MAX_LOOKS = 9  # of an evaluation set, between which problems are gained and lost
 
 
 Cell = tuple[str, float | str]  # text, what it is sorted by
@@ -145,7 +145,7 @@ def problem_changes(run: ReportedRun, left_out: list[str]) -> list[Change]:
     changes = []
     for name, of_step in files.items():
         looks = sorted(of_step)
-        places = np.unique(np.linspace(0, len(looks) - 1, min(MOST_LOOKS, len(looks))).round().astype(int))
+        places = np.unique(np.linspace(0, len(looks) - 1, min(MAX_LOOKS, len(looks))).round().astype(int))
         right = {looks[place]: _right_answers(of_step[looks[place]], left_out) for place in places}
         steps = list(right)
         pairs = list(pairwise(steps))

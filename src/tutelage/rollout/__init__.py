@@ -3,28 +3,28 @@ alone; scoring lets a teacher read what exists.
 """
 
 from tutelage.rollout.draft_length import draft_length_named
-from tutelage.rollout.given import GivenAnswers
+from tutelage.rollout.offline import OfflineAnswers
 from tutelage.rollout.paired import PairedEngine
 from tutelage.rollout.score_cache import ScoreCache
 from tutelage.rollout.scoring import score, score_top
 from tutelage.rollout.served_teacher import ServedTeacher
 from tutelage.rollout.server import Server, address_of
-from tutelage.rollout.sharing import Spread, answers_to_share, whole_share, without_hidden
+from tutelage.rollout.sharing import MapShards, answers_to_share, single_process, without_hidden
 from tutelage.rollout.streams import derive_seed, uniforms
 from tutelage.rollout.vllm_answers import ServedModel
 from tutelage.rollout.vllm_engine import VLLMEngine, VLLMSettings
 from tutelage.rollout.vllm_samplers import LocalVLLM, ServedVLLM
 
 __all__ = [
-    "GivenAnswers",
     "LocalVLLM",
+    "MapShards",
+    "OfflineAnswers",
     "PairedEngine",
     "ScoreCache",
     "ServedModel",
     "ServedTeacher",
     "ServedVLLM",
     "Server",
-    "Spread",
     "VLLMEngine",
     "VLLMSettings",
     "address_of",
@@ -33,7 +33,7 @@ __all__ = [
     "draft_length_named",
     "score",
     "score_top",
+    "single_process",
     "uniforms",
-    "whole_share",
     "without_hidden",
 ]

@@ -26,7 +26,7 @@ from torch import Tensor
 from tutelage.distributions import NO_TOKEN, gather_logprobs, normalise, sample
 from tutelage.errors import NonFiniteError
 from tutelage.models import LanguageModel, RaggedCache, Vocabulary
-from tutelage.policies import Policy, Proposal, Student
+from tutelage.policies import Behaviour, Policy, Student
 from tutelage.rollout import drafts
 from tutelage.rollout.draft_length import DraftLength
 from tutelage.rollout.records import Records
@@ -34,7 +34,7 @@ from tutelage.rollout.statistics import student_statistics, teacher_statistics
 from tutelage.rollout.streams import TokenStreams
 from tutelage.types import Prompt, Rollout
 
-__all__ = ["Decoder", "Decoding", "Task", "slots_of"]
+__all__ = ["Decoder", "Decoding", "Request", "slots_of"]
 
 # Rows are refilled, or dropped from the caches, once at least this share of them is finished: either costs about as
 # much as a round.
@@ -44,7 +44,7 @@ FIRST_SLOTS = 64
 
 
 @dataclass(frozen=True)
-class Task:
+class Request:
     """What is to be decoded: `num_samples` answers to each prompt, of at most `max_new_tokens` tokens.
 
     Fields:
@@ -111,7 +111,7 @@ class Decoder:
         extent = int(positions_BT.max()) + 1
         device = self.model.device
         hidden_BTD = self.model.hidden_cached(tokens_BT.to(device), positions_BT.to(device), self.cache, extent)
-        return self.vocabulary.canonical(self.model.logits(hidden_BTD))
+        return self.vocabulary.shared_logits(self.model.logits(hidden_BTD))
 
     def advance(self, lengths_B: Tensor, last_tokens_B: Tensor, is_alive_B: Tensor) -> None:
         """Rows have got so many tokens more, the last of which is the next to be read. The others need no place."""
@@ -142,20 +142,23 @@ class Decoding:
         teacher: LanguageModel | None,
         vocabulary: Vocabulary,
         policy: Policy,
-        task: Task,
+        request: Request,
         num_rows: int,
         draft_length: DraftLength | None,
     ) -> None:
-        self.policy, self.task, self.draft_length = policy, task, draft_length
+        self.policy, self.request, self.draft_length = policy, request, draft_length
         self.device = student.device
         self.stop_id = vocabulary.stop_id
-        longest = max(max(len(p.student_tokens), len(p.teacher_tokens or ())) for p in task.prompts)
-        num_drafted = 1 if draft_length is None else min(draft_length.longest, task.max_new_tokens)
-        slots = longest + min(task.max_new_tokens, FIRST_SLOTS), slots_of(longest, task.max_new_tokens, num_drafted)
+        longest = max(max(len(p.student_tokens), len(p.teacher_tokens or ())) for p in request.prompts)
+        num_drafted = 1 if draft_length is None else min(draft_length.longest, request.max_new_tokens)
+        slots = (
+            longest + min(request.max_new_tokens, FIRST_SLOTS),
+            slots_of(longest, request.max_new_tokens, num_drafted),
+        )
         self.student = Decoder(student, vocabulary, num_rows, *slots)
         self.teacher = None if teacher is None else Decoder(teacher, vocabulary, num_rows, *slots)
-        self.streams = TokenStreams(task.seed, task.step, num_rows, self.device)
-        self.records = Records(task.num_rollouts)
+        self.streams = TokenStreams(request.seed, request.step, num_rows, self.device)
+        self.records = Records(request.num_rollouts)
         self.num_started = 0
         self.rollouts_B = torch.zeros(num_rows, dtype=torch.int64)
         self.produced_B = torch.zeros(num_rows, dtype=torch.int64)
@@ -163,24 +166,26 @@ class Decoding:
 
     def run(self) -> list[Rollout]:
         """Decode everything."""
-        with self.student.model.held():
+        with self.student.model.weights_fixed():
             return self._run()
 
     def _run(self) -> list[Rollout]:
-        while self.num_started < self.task.num_rollouts or bool(self.is_alive_B.any()):
+        while self.num_started < self.request.num_rollouts or bool(self.is_alive_B.any()):
             num_finished = len(self.is_alive_B) - int(self.is_alive_B.sum())
             if num_finished >= max(1, SHARE_WORTH_MOVING * len(self.is_alive_B)):
-                if self.num_started < self.task.num_rollouts:
+                if self.num_started < self.request.num_rollouts:
                     self._refill()
                 else:
                     self._drop_finished()
             self._round()
-        return self.records.rollouts(self.task.prompts, self.task.num_samples, with_teacher=self.teacher is not None)
+        return self.records.rollouts(
+            self.request.prompts, self.request.num_samples, with_teacher=self.teacher is not None
+        )
 
     def _round(self) -> None:
         """One round of all rows: up to `length` tokens each."""
         num_rows = len(self.is_alive_B)
-        most = int((self.task.max_new_tokens - self.produced_B[self.is_alive_B]).max())
+        most = int((self.request.max_new_tokens - self.produced_B[self.is_alive_B]).max())
         length = 1 if self.draft_length is None else self.draft_length.choose(num_rows, most)
         draws_BL, keeps_BL = self.streams.take(self.produced_B.to(self.device), length)
 
@@ -194,15 +199,15 @@ class Decoding:
             tokens_BL = torch.cat([last_B1, drafts_BL[:, :-1].to(last_B1.device)], dim=1)
             teacher_logits_BLV = self.teacher.read(tokens_BL).to(self.device)
         positions_BL = (self.produced_B[:, None] + torch.arange(length)).to(self.device)
-        proposal = self.policy.propose(student_logits_BLV, teacher_logits_BLV, positions_BL)
+        behaviour = self.policy.propose(student_logits_BLV, teacher_logits_BLV, positions_BL)
         # Bitwise the same for the student itself, and one pass over the vocabulary less.
-        student = proposal if isinstance(self.policy, Student) else Proposal(normalise(student_logits_BLV))
+        student = behaviour if isinstance(self.policy, Student) else Behaviour(normalise(student_logits_BLV))
         replaced_BL = None
         if self.draft_length is None:
-            tokens_BL = sample(proposal.logprobs_BV, draws_BL)
+            tokens_BL = sample(behaviour.logprobs_BV, draws_BL)
             lengths_B = torch.ones(num_rows, dtype=torch.int64)
         else:
-            tokens_BL, lengths_B, replaced_BL = drafts.judge_drafts(student, proposal, drafts_BL, keeps_BL)
+            tokens_BL, lengths_B, replaced_BL = drafts.judge_drafts(student, behaviour, drafts_BL, keeps_BL)
         host_tokens_BL, host_lengths_B = tokens_BL.cpu(), lengths_B.cpu()  # the one wait of the round
         if self.draft_length is not None:
             self.draft_length.costs.time(num_rows, length, drafted - started, time.perf_counter() - drafted)
@@ -216,12 +221,12 @@ class Decoding:
             num_judged = int(stands_BL.sum())
             self.draft_length.continuation.count(num_judged - int(is_end_B.sum()), num_judged)
         rows_N, places_N = stands_BL.nonzero(as_tuple=True)
-        self._refuse_nothing_drawn(host_tokens_BL[rows_N, places_N], self.produced_B[rows_N] + places_N)
+        self._check_drawn(host_tokens_BL[rows_N, places_N], self.produced_B[rows_N] + places_N)
         index = (rows_N.to(self.device), places_N.to(self.device))
         values = {
             "tokens": host_tokens_BL[rows_N, places_N],
-            "behaviour_logprobs": proposal.logprobs_of(tokens_BL.clamp_min(0))[index],
-            **{name: value_BL[index] for name, value_BL in proposal.diagnostics.items()},
+            "behaviour_logprobs": behaviour.logprobs_of(tokens_BL.clamp_min(0))[index],
+            **{name: value_BL[index] for name, value_BL in behaviour.diagnostics.items()},
             **({} if replaced_BL is None else {"replaced": replaced_BL[index]}),
             **self._statistics(
                 student.rows(index), None if teacher_logits_BLV is None else teacher_logits_BLV[index], tokens_BL[index]
@@ -231,7 +236,7 @@ class Decoding:
         self.records.teacher_forwards_N[self.rollouts_B[self.is_alive_B]] += 1
         self.records.finished_N[self.rollouts_B[is_finished_B]] = True
         self.produced_B += lengths_B
-        self.is_alive_B &= ~is_finished_B & (self.produced_B < self.task.max_new_tokens)
+        self.is_alive_B &= ~is_finished_B & (self.produced_B < self.request.max_new_tokens)
         last_B1 = tokens_BL.gather(1, (lengths_B - 1).clamp_min(0).to(self.device)[:, None]).clamp_min(0)
         for decoder in self._decoders():
             decoder.advance(lengths_B, last_B1[:, 0], self.is_alive_B)
@@ -252,36 +257,36 @@ class Decoding:
         is_stop_BL = tokens_BL == (self.stop_id if self.stop_id is not None else NO_TOKEN - 1)
         before_stop_B = (is_stop_BL.cumsum(1) == 0).sum(1)
         lengths_B = torch.minimum(lengths_B, before_stop_B + 1)
-        lengths_B = torch.minimum(lengths_B, self.task.max_new_tokens - self.produced_B)
+        lengths_B = torch.minimum(lengths_B, self.request.max_new_tokens - self.produced_B)
         lengths_B = lengths_B.where(self.is_alive_B, 0)
         return lengths_B, self.is_alive_B & (lengths_B > before_stop_B)
 
     def _statistics(self, student_NV: Tensor, teacher_logits_NV: Tensor | None, tokens_N: Tensor) -> dict[str, Tensor]:
-        if not self.task.support_size:
+        if not self.request.support_size:
             return {"student.logprobs_T": gather_logprobs(student_NV, tokens_N)}
-        values = student_statistics(student_NV, tokens_N, self.task.support_size)
+        values = student_statistics(student_NV, tokens_N, self.request.support_size)
         if teacher_logits_NV is not None:
             values |= teacher_statistics(normalise(teacher_logits_NV), tokens_N, values["support_ids"])
         return values
 
     def _refill(self) -> None:
         """Finished rows take the next rollouts of the queue; samples of one prompt share its reading."""
-        rows_R = (~self.is_alive_B).nonzero()[:, 0][: self.task.num_rollouts - self.num_started]
+        rows_R = (~self.is_alive_B).nonzero()[:, 0][: self.request.num_rollouts - self.num_started]
         rollouts_R = torch.arange(self.num_started, self.num_started + len(rows_R))
         self.num_started += len(rows_R)
-        numbers_R = rollouts_R // self.task.num_samples
+        numbers_R = rollouts_R // self.request.num_samples
         first, last = int(numbers_R[0]), int(numbers_R[-1])
-        prompts, sources_R = self.task.prompts[first : last + 1], numbers_R - first
-        self.student.start(rows_R, [p.student_tokens for p in prompts], sources_R, self.task.prefill_tokens)
+        prompts, sources_R = self.request.prompts[first : last + 1], numbers_R - first
+        self.student.start(rows_R, [p.student_tokens for p in prompts], sources_R, self.request.prefill_tokens)
         if self.teacher is not None:
             contexts = [p.student_tokens if p.teacher_tokens is None else p.teacher_tokens for p in prompts]
-            self.teacher.start(rows_R, contexts, sources_R, self.task.prefill_tokens)
+            self.teacher.start(rows_R, contexts, sources_R, self.request.prefill_tokens)
         streams = [first + place if p.stream is None else p.stream for place, p in enumerate(prompts)]
         device_rows_R = rows_R.to(self.device)
         self.streams.start(
             device_rows_R,
             torch.tensor(streams)[sources_R].to(self.device),
-            (rollouts_R % self.task.num_samples).to(self.device),
+            (rollouts_R % self.request.num_samples).to(self.device),
         )
         self.rollouts_B[rows_R], self.produced_B[rows_R], self.is_alive_B[rows_R] = rollouts_R, 0, True
 
@@ -303,7 +308,7 @@ class Decoding:
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
 
-    def _refuse_nothing_drawn(self, tokens_N: Tensor, places_N: Tensor) -> None:
+    def _check_drawn(self, tokens_N: Tensor, places_N: Tensor) -> None:
         is_missing_N = tokens_N == NO_TOKEN
         if bool(is_missing_N.any()):
             raise NonFiniteError(

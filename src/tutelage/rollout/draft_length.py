@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from tutelage.errors import ConfigurationError
 from tutelage.models import LanguageModel
 
-__all__ = ["LONGEST", "Continuation", "Costs", "DraftLength", "draft_length_named"]
+__all__ = ["MAX_DRAFT_LENGTH", "Continuation", "Costs", "DraftLength", "draft_length_named"]
 
 LENGTHS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16)
-LONGEST = LENGTHS[-1]
+MAX_DRAFT_LENGTH = LENGTHS[-1]
 
 # Before anything is counted: behind this share of this many drafts the answer went on.
 PRIOR_SHARE, PRIOR_DRAFTS = 0.8, 16
@@ -161,7 +161,7 @@ class DraftLength:
 
     def __init__(self, fixed: int | None, costs: Costs) -> None:
         self.fixed, self.costs = fixed, costs
-        self.longest = LONGEST if fixed is None else fixed
+        self.longest = MAX_DRAFT_LENGTH if fixed is None else fixed
         self.continuation = Continuation()
 
     def choose(self, num_rows: int, most: int) -> int:

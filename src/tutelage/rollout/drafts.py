@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from tutelage.distributions import NO_TOKEN, sample
-from tutelage.policies import Proposal
+from tutelage.policies import Behaviour
 
 __all__ = ["Verdict", "judge_drafts", "residual_logprobs"]
 
@@ -36,7 +36,7 @@ class Verdict(NamedTuple):
 
 
 @torch.no_grad()
-def judge_drafts(student: Proposal, behaviour: Proposal, drafts_BL: Tensor, keeps_BL: Tensor) -> Verdict:
+def judge_drafts(student: Behaviour, behaviour: Behaviour, drafts_BL: Tensor, keeps_BL: Tensor) -> Verdict:
     """Keep each draft with probability min(1, mu / p), and replace the first refused one by a draw from (mu - p)+.
 
     P(token = v) = p(v) min(1, mu(v) / p(v)) + r (mu(v) - p(v))+ / r = mu(v),   r = P(refused) = sum_v (p(v) - mu(v))+

@@ -23,7 +23,7 @@ __all__ = ["Bounds", "Reply", "TooLargeError", "exchange"]
 PIECE_BYTES = 2**16  # read at once, so that an announced length reserves no memory
 MAX_ERROR_BYTES = 2**16  # of what is said beside an error
 MAX_HEADER_BYTES = 2**18
-LONGEST_READ_SECONDS = 0.5  # until it is looked again whether anybody still waits
+MAX_READ_SECONDS = 0.5  # until it is looked again whether anybody still waits
 
 
 class TooLargeError(Exception):
@@ -136,7 +136,7 @@ class _Reader(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         while True:
-            self._socket.settimeout(min(self._bounds.left(), LONGEST_READ_SECONDS))
+            self._socket.settimeout(min(self._bounds.left(), MAX_READ_SECONDS))
             try:
                 received = self._socket.recv_into(buffer)
             except TimeoutError:

@@ -18,10 +18,10 @@ import torch
 from tutelage.errors import ConfigurationError
 from tutelage.models import LanguageModel, ModelSet, Vocabulary
 from tutelage.policies import Policy
-from tutelage.rollout.decoding import Decoding, Task, slots_of
-from tutelage.rollout.draft_length import LONGEST, Costs, DraftLength, draft_length_named
-from tutelage.rollout.given import GivenAnswers
+from tutelage.rollout.decoding import Decoding, Request, slots_of
+from tutelage.rollout.draft_length import MAX_DRAFT_LENGTH, Costs, DraftLength, draft_length_named
 from tutelage.rollout.limits import check_readable
+from tutelage.rollout.offline import OfflineAnswers
 from tutelage.rollout.scoring import score, score_reference
 from tutelage.rollout.served_teacher import ServedTeacher
 from tutelage.rollout.vllm_engine import VLLMEngine
@@ -52,7 +52,7 @@ class PairedEngine:
       max_rows: most answers decoded at once; further ones take the place of those that end, with the same result.
       cache_bytes: most memory of the caches of both models. None = half of an accelerator's memory, no limit on a CPU.
       score_tokens: most tokens in one forward of the teacher over prompts or finished rollouts.
-      given: answers for the policy that samples none; None = there are none.
+      offline: answers for the policy that samples none; None = there are none.
       student_engine: takes over wherever the policy has become the student alone.
       served_teacher: scores finished rollouts in place of a teacher here.
     Raises:
@@ -74,7 +74,7 @@ class PairedEngine:
         max_rows: int = 256,
         cache_bytes: int | None = None,
         score_tokens: int = 16_384,
-        given: GivenAnswers | None = None,
+        offline: OfflineAnswers | None = None,
         student_engine: VLLMEngine | None = None,
         served_teacher: ServedTeacher | None = None,
     ) -> None:
@@ -96,7 +96,7 @@ class PairedEngine:
         self.max_rows = max_rows
         self.cache_bytes = cache_bytes
         self.score_tokens = score_tokens
-        self.given = given
+        self.offline = offline
         self.student_engine = student_engine
         self.served_teacher = served_teacher
 
@@ -153,8 +153,8 @@ class PairedEngine:
                 f"max_new_tokens is {max_new_tokens} and num_samples is {num_samples}; both must be at least 1."
             )
         ready = [p if isinstance(p, Prompt) else Prompt(list(p)) for p in prompts]
-        if policy.is_given and self.given is not None:
-            return self.given.generate(ready, num_samples=num_samples, seed=seed, step=step)
+        if policy.is_offline and self.offline is not None:
+            return self.offline.generate(ready, num_samples=num_samples, seed=seed, step=step)
         # Answers with statistics are there to be scored, so their teacher will read them if it does not take part.
         self._check_prompts(ready, max_new_tokens, with_teacher=policy.needs_teacher or records_statistics)
         if not ready:
@@ -175,7 +175,7 @@ class PairedEngine:
             # A prompt's stream is its place among all prompts, whichever teacher it has.
             chosen = [replace(ready[i], stream=i) if ready[i].stream is None else ready[i] for i in places]
             num_rows = self.rows_that_fit(chosen, max_new_tokens, with_teacher=teacher is not None)
-            task = Task(
+            request = Request(
                 prompts=chosen,
                 max_new_tokens=max_new_tokens,
                 num_samples=num_samples,
@@ -187,8 +187,8 @@ class PairedEngine:
             drafts = None
             if teacher is not None and self.fixed_draft_length != 1:
                 drafts = DraftLength(self.fixed_draft_length, self.costs[name])
-            num_rows = min(num_rows, task.num_rollouts)
-            made = Decoding(self.student, teacher, self.vocabulary, policy, task, num_rows, drafts).run()
+            num_rows = min(num_rows, request.num_rollouts)
+            made = Decoding(self.student, teacher, self.vocabulary, policy, request, num_rows, drafts).run()
             rollouts += [replace(rollout, prompt_index=places[rollout.prompt_index]) for rollout in made]
         return sorted(rollouts, key=lambda rollout: (rollout.prompt_index, rollout.sample_index))
 
@@ -222,7 +222,7 @@ class PairedEngine:
 
     @property
     def _longest_draft(self) -> int:
-        return LONGEST if self.fixed_draft_length is None else self.fixed_draft_length
+        return MAX_DRAFT_LENGTH if self.fixed_draft_length is None else self.fixed_draft_length
 
     def rows_that_fit(self, prompts: Sequence[Prompt], max_new_tokens: int, *, with_teacher: bool) -> int:
         """How many answers to such prompts may be decoded at once: `max_rows`, or what the byte budget holds.

@@ -6,7 +6,7 @@
       index.json            SHA-256 of every shard that is whole
 
 A shard is written beside its place, renamed and then entered in the index, so a scoring that is killed goes on with the
-next one. Whether the scores fit a run is for `config` to say; which answers a step gets, for `rollout.given`.
+next one. Whether the scores fit a run is for `config` to say; which answers a step gets, for `rollout.offline`.
 """
 
 from __future__ import annotations

@@ -119,8 +119,8 @@ def score_student(
     """
 
     def statistics(logprobs_NV: Tensor, tokens_N: Tensor, _: Tensor) -> dict[str, Tensor]:
-        proposal = policy(logprobs_NV, None)
-        found = {"rescored_logprobs": proposal.logprobs_of(tokens_N), **proposal.diagnostics}
+        behaviour = policy(logprobs_NV, None)
+        found = {"rescored_logprobs": behaviour.logprobs_of(tokens_N), **behaviour.diagnostics}
         if support_size:
             return found | student_statistics(logprobs_NV, tokens_N, support_size)
         return found | {"student.logprobs_T": gather_logprobs(logprobs_NV, tokens_N)}
@@ -152,7 +152,7 @@ def _read(
         chunk_tokens = tokens_per_chunk(vocabulary)
         for piece in range(0, len(tokens_N), chunk_tokens):
             span = slice(piece, piece + chunk_tokens)
-            logprobs_NV = normalise(vocabulary.canonical(model.logits(hidden_ND[span])))
+            logprobs_NV = normalise(vocabulary.shared_logits(model.logits(hidden_ND[span])))
             chunks.append(statistics(logprobs_NV, tokens_N[span], support_NK[span]))
         fields = {name: torch.cat([chunk[name] for chunk in chunks]).cpu() for name in chunks[0]}
         if keep_hidden:

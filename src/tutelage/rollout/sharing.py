@@ -10,16 +10,16 @@ from tutelage.policies import Policy
 from tutelage.rollout.paired import PairedEngine
 from tutelage.types import Prompt, Rollout
 
-__all__ = ["Spread", "answers_to_share", "whole_share", "without_hidden"]
+__all__ = ["MapShards", "answers_to_share", "single_process", "without_hidden"]
 
 T = TypeVar("T")
 
-Spread = Callable[[int, Callable[[slice], list[T]]], list[T]]
+MapShards = Callable[[int, Callable[[slice], list[T]]], list[T]]
 """(count, work) -> what the work of all processes, each on its share of `count` things, comes to"""
 
 
-def whole_share(count: int, work: Callable[[slice], list[T]]) -> list[T]:
-    """The spread of a process that is alone."""
+def single_process(count: int, work: Callable[[slice], list[T]]) -> list[T]:
+    """What a process that is alone does: all of it."""
     return work(slice(0, count))
 
 

@@ -22,11 +22,11 @@ from typing import Any
 import torch
 
 from tutelage.errors import ConfigurationError, ServerError
-from tutelage.models import LanguageModel, Vocabulary, save_untied
+from tutelage.models import LanguageModel, Vocabulary, save_for_serving
 from tutelage.policies import Policy, Student, Temperature
 from tutelage.rollout.scoring import score_student
 from tutelage.rollout.streams import derive_seed
-from tutelage.rollout.vllm_samplers import Sampled, SampledBy, Sampling
+from tutelage.rollout.vllm_samplers import SampledAnswer, Sampler, SamplingParams
 from tutelage.schedules import plain_number
 from tutelage.types import Prompt, Reading, Rollout
 
@@ -81,20 +81,20 @@ class VLLMEngine:
       sampler: where vLLM runs.
       support_size, score_tokens: as in `PairedEngine`.
       settings: of the self-test, and the folder of the weights.
-      hands_over: give vLLM new weights as soon as they are needed. Of several processes with one server, one does, by
-        `hand_over`, before any of them generates.
+      syncs_weights: give vLLM new weights as soon as they are needed. Of several processes with one server, one does,
+        by `sync_weights`, before any of them generates.
     """
 
     def __init__(
         self,
         student: LanguageModel,
         vocabulary: Vocabulary,
-        sampler: SampledBy,
+        sampler: Sampler,
         *,
         settings: VLLMSettings,
         support_size: int = 16,
         score_tokens: int = 16_384,
-        hands_over: bool = True,
+        syncs_weights: bool = True,
     ) -> None:
         self.student = student
         self.vocabulary = vocabulary
@@ -102,7 +102,7 @@ class VLLMEngine:
         self.settings = settings
         self.support_size = support_size
         self.score_tokens = score_tokens
-        self.hands_over = hands_over
+        self.syncs_weights = syncs_weights
         self._loaded: list[float] | None = None
         self._is_tried = False
         self._temporary: Path | None = None
@@ -130,8 +130,8 @@ class VLLMEngine:
                 f"vLLM draws from the student alone, and the policy {policy} asks for more. Use the paired engine "
                 "(rollout.engine = 'paired'), or the policy student or temperature."
             )
-        if self.hands_over:
-            self.hand_over()
+        if self.syncs_weights:
+            self.sync_weights()
         if not self._is_tried:  # a mistake shows in a few tokens, before minutes of answers
             few, short = prompts[:TRIAL_PROMPTS], min(TRIAL_TOKENS, max_new_tokens)
             self._checked(policy, few, short, 1, derive_seed(seed, "trial"), step, 0)
@@ -140,13 +140,13 @@ class VLLMEngine:
         return self._checked(policy, prompts, max_new_tokens, num_samples, seed, step, support_size)
 
     @torch.no_grad()
-    def hand_over(self) -> None:
+    def sync_weights(self) -> None:
         """Give vLLM the student's weights, if they are not those that it has."""
         # One sum per tensor: an update that leaves all of them as they were does not happen.
         present = [float(weights.sum(dtype=torch.float64)) for weights in self.student.module.parameters()]
         if present == self._loaded:
             return
-        save_untied(self.student, self._folder())
+        save_for_serving(self.student, self._folder())
         self.sampler.load(self._folder())
         self._loaded = present
 
@@ -174,13 +174,13 @@ class VLLMEngine:
             temperature = plain_number(policy.temperature, "policy.temperature")
         padding = set(self.vocabulary.padding_ids)
         padding |= set(range(self.vocabulary.size, self.student.padded_vocabulary_size))
-        how = Sampling(temperature, max_new_tokens, self.vocabulary.stop_ids, tuple(sorted(padding)))
+        params = SamplingParams(temperature, max_new_tokens, self.vocabulary.stop_ids, tuple(sorted(padding)))
         asked = [(i, prompt, sample) for i, prompt in enumerate(prompts) for sample in range(num_samples)]
         seeds = [
             derive_seed(seed, f"vllm/{step}/{i if prompt.stream is None else prompt.stream}/{sample}") >> 1
             for i, prompt, sample in asked  # 63 bits: a seed there is a signed number
         ]
-        drawn = self.sampler.sample([prompt.student_tokens for _, prompt, _ in asked], seeds, how)
+        drawn = self.sampler.sample([prompt.student_tokens for _, prompt, _ in asked], seeds, params)
         rollouts = [
             self._rollout(answer, prompt, place, sample, is_greedy=temperature == 0)
             for answer, (place, prompt, sample) in zip(drawn, asked, strict=True)
@@ -189,10 +189,10 @@ class VLLMEngine:
             self.student, self.vocabulary, rollouts, policy, support_size=support_size, max_tokens=self.score_tokens
         )
         if temperature > 0:  # greedy tokens are certain, and may differ where two are equally probable
-            self._refuse_mismatch(read)
+            self._check_agreement(read)
         return read
 
-    def _rollout(self, answer: Sampled, prompt: Prompt, place: int, sample: int, *, is_greedy: bool) -> Rollout:
+    def _rollout(self, answer: SampledAnswer, prompt: Prompt, place: int, sample: int, *, is_greedy: bool) -> Rollout:
         """An answer of vLLM in our words: whichever stop id ended it, it is the one stop event."""
         tokens, logprobs = list(answer.tokens), list(answer.logprobs)
         unknown = [i for i in tokens if i >= self.vocabulary.size or i in self.vocabulary.padding_ids]
@@ -220,7 +220,7 @@ class VLLMEngine:
             teacher_name=prompt.teacher_name,
         )
 
-    def _refuse_mismatch(self, rollouts: Sequence[Rollout]) -> None:
+    def _check_agreement(self, rollouts: Sequence[Rollout]) -> None:
         gaps_N = torch.cat([_gaps(rollout) for rollout in rollouts])
         mean, largest = float(gaps_N.mean()), float(gaps_N.max())
         if not (mean <= self.settings.tolerance and largest <= self.settings.tolerance_max):

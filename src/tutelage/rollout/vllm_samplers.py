@@ -17,7 +17,7 @@ from tutelage.errors import ConfigurationError, ServerError, in_short
 from tutelage.rollout.server import Server
 from tutelage.rollout.vllm_answers import ServedModel, bytes_for, choice_of, logprob_of, malformed, served_model
 
-__all__ = ["LocalVLLM", "Sampled", "SampledBy", "Sampling", "ServedVLLM"]
+__all__ = ["LocalVLLM", "SampledAnswer", "Sampler", "SamplingParams", "ServedVLLM"]
 
 # vLLM's largest change of a logit. What it forbids is left with e^-100 of its mass.
 FORBIDDEN_BIAS = -100.0
@@ -26,7 +26,7 @@ ON_CPU = {"enforce_eager": True, "enable_chunked_prefill": False}
 
 
 @dataclass(frozen=True)
-class Sampling:
+class SamplingParams:
     """How answers are drawn.
 
     Fields:
@@ -62,7 +62,7 @@ class Sampling:
 
 
 @dataclass(frozen=True)
-class Sampled:
+class SampledAnswer:
     """One answer as vLLM drew it.
 
     Fields:
@@ -76,13 +76,15 @@ class Sampled:
     last_logprobs: Mapping[int, float]
 
 
-class SampledBy(Protocol):
+class Sampler(Protocol):
     """A vLLM that holds one student."""
 
     def load(self, folder: Path) -> None:
         """Take the weights of a model folder, and forget what older ones made."""
 
-    def sample(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], how: Sampling) -> list[Sampled]:
+    def sample(
+        self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], params: SamplingParams
+    ) -> list[SampledAnswer]:
         """An answer to each prompt, with a seed of its own."""
 
 
@@ -116,10 +118,12 @@ class LocalVLLM:
         except Exception as problem:
             raise _ended(problem) from problem
 
-    def sample(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], how: Sampling) -> list[Sampled]:
-        from vllm import SamplingParams
+    def sample(
+        self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], params: SamplingParams
+    ) -> list[SampledAnswer]:
+        import vllm
 
-        parameters = [SamplingParams(**self._fields(how), seed=seed, detokenize=False) for seed in seeds]
+        parameters = [vllm.SamplingParams(**self._fields(params), seed=seed, detokenize=False) for seed in seeds]
         asked = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
         try:
             done = self._engine.generate(asked, parameters, use_tqdm=False)
@@ -128,8 +132,8 @@ class LocalVLLM:
         return [_from_engine(answer.outputs[0]) for answer in done]
 
     @staticmethod
-    def _fields(how: Sampling) -> dict[str, Any]:
-        return how.fields() | {"logit_bias": dict.fromkeys(how.forbidden_ids, FORBIDDEN_BIAS) or None}
+    def _fields(params: SamplingParams) -> dict[str, Any]:
+        return params.fields() | {"logit_bias": dict.fromkeys(params.forbidden_ids, FORBIDDEN_BIAS) or None}
 
     def _start(self, folder: Path) -> Any:
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
@@ -185,7 +189,7 @@ class ServedVLLM:
             )
         # Harmless, and there only beside the routes that take new weights.
         self.server.post("/reset_prefix_cache")
-        self.sample([prompt], [0], Sampling(1.0, 1, (), ()))
+        self.sample([prompt], [0], SamplingParams(1.0, 1, (), ()))
         return model
 
     def load(self, folder: Path) -> None:
@@ -193,50 +197,54 @@ class ServedVLLM:
         self.server.post("/collective_rpc", weights)
         self.server.post("/reset_prefix_cache")
 
-    def sample(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], how: Sampling) -> list[Sampled]:
+    def sample(
+        self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], params: SamplingParams
+    ) -> list[SampledAnswer]:
         self._name = name = self._name or served_model(self.server).name
-        shared = how.fields() | {
+        shared = params.fields() | {
             "model": name,
             "return_token_ids": True,
             "return_tokens_as_token_ids": True,
             "add_special_tokens": False,
         }
         bodies = [{**shared, "prompt": list(prompt), "seed": seed} for prompt, seed in zip(prompts, seeds, strict=True)]
-        entries = how.max_new_tokens * (len(how.stop_ids) + 2) + max((len(prompt) for prompt in prompts), default=0)
+        entries = params.max_new_tokens * (len(params.stop_ids) + 2) + max(
+            (len(prompt) for prompt in prompts), default=0
+        )
         answers = self.server.post_all("/v1/completions", bodies, max_bytes=bytes_for(entries))
         where = f"{self.server.url}/v1/completions"
         return [
-            _from_server(choice_of(answer, where, name, len(prompt)), where, prompt, how)
+            _from_server(choice_of(answer, where, name, len(prompt)), where, prompt, params)
             for answer, prompt in zip(answers, prompts, strict=True)
         ]
 
 
-def _from_engine(output: Any) -> Sampled:
+def _from_engine(output: Any) -> SampledAnswer:
     places = [{i: entry.logprob for i, entry in place.items()} for place in output.logprobs]
     tokens = list(output.token_ids)
-    return Sampled(tokens, [place[token] for place, token in zip(places, tokens, strict=True)], places[-1])
+    return SampledAnswer(tokens, [place[token] for place, token in zip(places, tokens, strict=True)], places[-1])
 
 
-def _from_server(choice: Mapping[str, Any], where: str, prompt: Sequence[int], how: Sampling) -> Sampled:
+def _from_server(choice: Mapping[str, Any], where: str, prompt: Sequence[int], params: SamplingParams) -> SampledAnswer:
     tokens, told = choice.get("token_ids"), choice.get("logprobs")
     if tokens is None:
         raise ServerError(
             "the server does not return token ids, without which its answers would have to be cut into tokens "
             "again. Use vLLM 0.20 or newer."
         )
-    if not _are_ids(tokens) or not 0 < len(tokens) <= how.max_new_tokens:
-        raise malformed(where, "no list `token_ids` of such an answer", f"1 to {how.max_new_tokens} ids")
+    if not _are_ids(tokens) or not 0 < len(tokens) <= params.max_new_tokens:
+        raise malformed(where, "no list `token_ids` of such an answer", f"1 to {params.max_new_tokens} ids")
     if choice.get("prompt_token_ids") not in (None, list(prompt)):
         raise malformed(where, "another prompt's answer", "that of the tokens that were sent")
-    ends = [place for place, token in enumerate(tokens) if token in how.stop_ids]
+    ends = [place for place, token in enumerate(tokens) if token in params.stop_ids]
     # Without a stop id, only the length limit ends an answer: the server's own limit would be learned as ours.
-    if ends[:1] != [len(tokens) - 1] and (ends or len(tokens) < how.max_new_tokens):
+    if ends[:1] != [len(tokens) - 1] and (ends or len(tokens) < params.max_new_tokens):
         found = f"an answer of {len(tokens)} tokens that " + ("goes on after its end" if ends else "has no end")
-        raise malformed(where, found, f"one that ends at its first stop id, or after {how.max_new_tokens} tokens")
+        raise malformed(where, found, f"one that ends at its first stop id, or after {params.max_new_tokens} tokens")
     own, tops = (told.get(name) if isinstance(told, dict) else None for name in ("token_logprobs", "top_logprobs"))
     if not (isinstance(own, list) and isinstance(tops, list) and len(own) == len(tops) == len(tokens)):
         raise malformed(where, "no `logprobs` of every token", "`token_logprobs` and `top_logprobs`, one per token")
-    return Sampled(tokens, [logprob_of(value, where) for value in own], _named(tops[-1], where))
+    return SampledAnswer(tokens, [logprob_of(value, where) for value in own], _named(tops[-1], where))
 
 
 def _named(place: object, where: str) -> dict[int, float]:

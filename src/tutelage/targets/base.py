@@ -12,7 +12,7 @@ from torch import Tensor
 from tutelage.errors import ConfigurationError
 from tutelage.schedules import Schedule, as_schedule, at_step
 
-__all__ = ["TargetRule", "refuse_outside", "require_reference"]
+__all__ = ["TargetRule", "check_range", "check_reference"]
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class TargetRule(ABC):
         """
 
 
-def refuse_outside(value: float | Schedule, key: str, lowest: float, largest: float, advice: str) -> None:
+def check_range(value: float | Schedule, key: str, lowest: float, largest: float, advice: str) -> None:
     """Refuse a field that is, or becomes at some step, smaller or larger than it may be."""
     smallest, greatest = as_schedule(value, key).bounds()
     if smallest < lowest or greatest > largest:
@@ -67,7 +67,7 @@ def refuse_outside(value: float | Schedule, key: str, lowest: float, largest: fl
         raise ConfigurationError(f"{key} {verb} {wrong:g}; expected {expected}. {advice}")
 
 
-def require_reference(reference_logprobs: Tensor | None, target: TargetRule) -> Tensor:
+def check_reference(reference_logprobs: Tensor | None, target: TargetRule) -> Tensor:
     """The third model's log-probabilities, refused if they are missing."""
     if reference_logprobs is None:
         raise ConfigurationError(

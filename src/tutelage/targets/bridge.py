@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tutelage.distributions import log_linear
 from tutelage.schedules import Schedule, plain_number
-from tutelage.targets.base import TargetRule, refuse_outside
+from tutelage.targets.base import TargetRule, check_range
 
 __all__ = ["Bridge"]
 
@@ -37,7 +37,7 @@ class Bridge(TargetRule):
     is_normalised: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        refuse_outside(self.beta, "target.beta", 0, math.inf, "Use 0 for the teacher itself, 0.8 as in the paper.")
+        check_range(self.beta, "target.beta", 0, math.inf, "Use 0 for the teacher itself, 0.8 as in the paper.")
 
     @property
     def is_constant(self) -> bool:

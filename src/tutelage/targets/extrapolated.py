@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tutelage.distributions import log_linear
 from tutelage.schedules import Schedule, plain_number
-from tutelage.targets.base import TargetRule, refuse_outside, require_reference
+from tutelage.targets.base import TargetRule, check_range, check_reference
 
 __all__ = ["Extrapolated"]
 
@@ -36,10 +36,10 @@ class Extrapolated(TargetRule):
     is_normalised: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        refuse_outside(self.reward_scale, "target.reward_scale", 0, math.inf, "Use 1 for the teacher, 1.25 as ExOPD.")
+        check_range(self.reward_scale, "target.reward_scale", 0, math.inf, "Use 1 for the teacher, 1.25 as ExOPD.")
 
     def __call__(
         self, student_logprobs: Tensor, teacher_logprobs: Tensor, reference_logprobs: Tensor | None = None
     ) -> Tensor:
         scale = plain_number(self.reward_scale, "target.reward_scale")
-        return log_linear((teacher_logprobs, require_reference(reference_logprobs, self)), (scale, 1 - scale))
+        return log_linear((teacher_logprobs, check_reference(reference_logprobs, self)), (scale, 1 - scale))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tutelage.distributions import arithmetic_blend
 from tutelage.schedules import Schedule, plain_number
-from tutelage.targets.base import TargetRule, refuse_outside
+from tutelage.targets.base import TargetRule, check_range
 
 __all__ = ["Proximal"]
 
@@ -29,7 +29,7 @@ class Proximal(TargetRule):
     acts_per_token: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        refuse_outside(self.weight, "target.weight", 0, 1, "Use 1 for the teacher itself.")
+        check_range(self.weight, "target.weight", 0, 1, "Use 1 for the teacher itself.")
 
     def __call__(
         self, student_logprobs: Tensor, teacher_logprobs: Tensor, reference_logprobs: Tensor | None = None

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tutelage.distributions import arithmetic_blend
 from tutelage.schedules import Schedule, plain_number
-from tutelage.targets.base import TargetRule, refuse_outside, require_reference
+from tutelage.targets.base import TargetRule, check_range, check_reference
 
 __all__ = ["SelfPast"]
 
@@ -35,10 +35,10 @@ class SelfPast(TargetRule):
     needs: ClassVar[str | None] = "past"
 
     def __post_init__(self) -> None:
-        refuse_outside(self.past_weight, "target.past_weight", 0, 1, "Use 0 for the teacher itself.")
+        check_range(self.past_weight, "target.past_weight", 0, 1, "Use 0 for the teacher itself.")
 
     def __call__(
         self, student_logprobs: Tensor, teacher_logprobs: Tensor, reference_logprobs: Tensor | None = None
     ) -> Tensor:
-        past_logprobs = require_reference(reference_logprobs, self)
+        past_logprobs = check_reference(reference_logprobs, self)
         return arithmetic_blend(teacher_logprobs, past_logprobs, plain_number(self.past_weight, "target.past_weight"))

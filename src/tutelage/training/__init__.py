@@ -4,7 +4,7 @@ from tutelage.training.checkpoint import Checkpoints, CheckpointSettings, find_r
 from tutelage.training.checkpoint_files import TrainerState, read_state
 from tutelage.training.data import PromptOrder
 from tutelage.training.loop import EvaluationPlan, Run, train
-from tutelage.training.loss_form import refuse_method, refuse_models
+from tutelage.training.loss_form import check_method_form, check_models_form
 from tutelage.training.objective import BatchLoss, Objective
 from tutelage.training.observer import Observer
 from tutelage.training.optimizer import OptimizerSettings
@@ -37,7 +37,7 @@ __all__ = [
     "named_checkpoints",
     "phase_at",
     "read_state",
-    "refuse_method",
-    "refuse_models",
+    "check_method_form",
+    "check_models_form",
     "train",
 ]

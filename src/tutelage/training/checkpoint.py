@@ -136,7 +136,7 @@ class Checkpoints:
         self._drop_old(state)
         return place
 
-    def settle(self, state: TrainerState) -> None:
+    def repair_index(self, state: TrainerState) -> None:
         """Do what a kill right behind the newest checkpoint, that of `state.step`, left undone: index and old ones."""
         if max(step for step, _ in _complete(self.folder)) == state.step:
             self._write_index(state)

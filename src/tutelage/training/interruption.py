@@ -61,7 +61,7 @@ class Interruption:
         self._raise_if_asked()
 
     @contextmanager
-    def apart(self) -> Iterator[None]:
+    def local_section(self) -> Iterator[None]:
         """What is inside needs no other process, and may be interrupted; all processes leave it together.
 
         Raises:

@@ -18,7 +18,7 @@ from tutelage.errors import ConfigurationError, NonFiniteError, RunInterrupted, 
 from tutelage.evaluation import GREEDY_SUFFIX, EvaluationSet, evaluate
 from tutelage.models import ModelSet
 from tutelage.policies import Policy
-from tutelage.rollout import PairedEngine, Spread
+from tutelage.rollout import MapShards, PairedEngine
 from tutelage.runtime import LocalRuntime
 from tutelage.training.checkpoint import Checkpoints, CheckpointSettings
 from tutelage.training.checkpoint_files import TrainerState, check_moments, read_moments, read_state
@@ -56,7 +56,7 @@ class EvaluationPlan:
     max_new_tokens: int
     greedy_policy: Policy | None = None
 
-    def looks(self) -> list[tuple[EvaluationSet, Policy, int, float]]:
+    def jobs(self) -> list[tuple[EvaluationSet, Policy, int, float]]:
         """(set, policy, samples per problem, temperature) of all that one evaluation does, greedy answers first."""
         sampled = [(problems, self.policy, self.num_samples, self.temperature) for problems in self.sets]
         if self.greedy_policy is None:
@@ -143,7 +143,7 @@ def train(run: Run, observer: Observer) -> TrainerState:
 def _train(run: Run, observer: Observer) -> TrainerState:
     for model in run.models.frozen:
         model.module.requires_grad_(False)
-    run.models.student.let_learn()  # afterwards: a reference may share its backbone
+    run.models.student.enable_grad()  # afterwards: a reference may share its backbone
     learner = run.runtime.learner(run.models.student)
     optimizer = run.phases[0].optimizer.make(learner.model.module)
     checkpoints = Checkpoints(run.folder.checkpoints, run.checkpoint)
@@ -155,9 +155,9 @@ def _train(run: Run, observer: Observer) -> TrainerState:
         check_moments(moments, optimizer, run.resume_from)
         learner.load_moments(optimizer, moments)
         past.restore(state.step, run.resume_from)
-        run.runtime.from_first(lambda: checkpoints.settle(state))
+        run.runtime.from_first(lambda: checkpoints.repair_index(state))
     if run.is_resumed:
-        run.folder.cut_back(state.step)
+        run.folder.truncate_to(state.step)
     saved_step = state.step if run.resume_from is not None else None
     observer.on_start(state.step, run.num_steps)
 
@@ -173,14 +173,14 @@ def _train(run: Run, observer: Observer) -> TrainerState:
 
     with Interruption(run.runtime) as interruption:
 
-        def spread(count: int, work: Callable[[slice], list[Any]]) -> list[Any]:
-            with interruption.apart():
+        def map_shards(count: int, work: Callable[[slice], list[Any]]) -> list[Any]:
+            with interruption.local_section():
                 found = work(run.runtime.share(count))
             return run.runtime.gather(found)
 
         try:
             while True:
-                is_best = _evaluate_if_due(run, state, observer, interruption, spread)
+                is_best = _evaluate_if_due(run, state, observer, interruption, map_shards)
                 is_due = state.step % run.checkpoint.every == 0 and state.step > 0
                 if saved_step != state.step and (is_due or is_best or state.step == run.num_steps):
                     with interruption.protected():
@@ -191,8 +191,8 @@ def _train(run: Run, observer: Observer) -> TrainerState:
                 phase = phase_at(run.phases, state.step)
                 past.refresh(state.step)
                 chosen, recipe = run.prompt_order.indices(state.step), phase.recipe_at(state.step)
-                if not (recipe.policy.needs_teacher or recipe.policy.is_given):
-                    _hand_over(run)
+                if not (recipe.policy.needs_teacher or recipe.policy.is_offline):
+                    _sync_weights(run)
                 pending = accumulate_gradient(
                     state.step,
                     [run.prompts[i] for i in chosen],
@@ -205,7 +205,7 @@ def _train(run: Run, observer: Observer) -> TrainerState:
                     loss_form=run.loss_form,
                     seed=run.seed,
                     learner=learner,
-                    spread=spread,
+                    map_shards=map_shards,
                 )
                 # Weights, step and files move together: a signal that comes now is raised when all three have.
                 with interruption.protected():
@@ -240,23 +240,23 @@ def _train(run: Run, observer: Observer) -> TrainerState:
             ) from problem
 
 
-def _hand_over(run: Run) -> None:
+def _sync_weights(run: Run) -> None:
     """Where all processes ask one server, it gets the present weights once, from the first of them."""
     if run.engine.student_engine is not None and not run.runtime.is_alone:
-        run.runtime.from_first(run.engine.student_engine.hand_over)
+        run.runtime.from_first(run.engine.student_engine.sync_weights)
 
 
 def _evaluate_if_due(
-    run: Run, state: TrainerState, observer: Observer, interruption: Interruption, spread: Spread[Any]
+    run: Run, state: TrainerState, observer: Observer, interruption: Interruption, map_shards: MapShards[Any]
 ) -> bool:
     """Evaluate the present weights unless that is on file already; tells whether they are the best so far."""
     if not run.evaluation.is_due(state.step, run.num_steps):
         return False
     records = run.runtime.from_first(lambda: run.folder.read("evaluations.jsonl"))
-    on_file = {record["name"] for record in records if record["step"] == state.step}
-    _hand_over(run)
-    for problems, policy, num_samples, temperature in run.evaluation.looks():
-        if problems.name in on_file:
+    recorded = {record["name"] for record in records if record["step"] == state.step}
+    _sync_weights(run)
+    for problems, policy, num_samples, temperature in run.evaluation.jobs():
+        if problems.name in recorded:
             continue
         assert run.verify is not None
         result, samples = evaluate(
@@ -269,7 +269,7 @@ def _evaluate_if_due(
             temperature=temperature,
             max_new_tokens=run.evaluation.max_new_tokens,
             seed=run.seed,
-            spread=spread,
+            map_shards=map_shards,
         )
         with interruption.protected():
             # The samples first: what is in evaluations.jsonl is not evaluated again after a kill.
@@ -288,8 +288,8 @@ def _mean_of_best_metric(run: Run, step: int) -> float:
     """The best-checkpoint metric, averaged over the evaluation sets (as TRB's tables average benchmarks)."""
     metric = run.checkpoint.best_metric
     names = {problems.name for problems in run.evaluation.sets}  # greedy answers are looked at, and decide nothing
-    on_file = run.folder.read("evaluations.jsonl")
-    records = [record for record in on_file if record["step"] == step and record["name"] in names]
+    recorded = run.folder.read("evaluations.jsonl")
+    records = [record for record in recorded if record["step"] == step and record["name"] in names]
     if any(not isinstance(record.get(metric), int | float) for record in records):
         known = ", ".join(name for name, value in records[0].items() if isinstance(value, int | float))
         raise ConfigurationError(

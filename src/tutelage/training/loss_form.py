@@ -15,7 +15,7 @@ from tutelage.errors import ConfigurationError
 from tutelage.models import LanguageModel
 from tutelage.targets import TargetRule
 
-__all__ = ["LOSS_FORMS", "is_sum_over_events", "loss_form", "refuse_method", "refuse_models"]
+__all__ = ["LOSS_FORMS", "check_method_form", "check_models_form", "is_sum_over_events", "loss_form"]
 
 LOSS_FORMS = ("auto", "chunked", "tiled", "recomputed")
 
@@ -42,23 +42,23 @@ def loss_form(
     reason = of_method or obstacle_of_models(divergence, student, teachers)
     if wanted == "auto":
         return "chunked" if is_one_chunk or reason is not None else "tiled"
-    _refuse(wanted, reason)
+    _check_form(wanted, reason)
     return wanted
 
 
-def refuse_method(wanted: str, divergence: Divergence, target: TargetRule) -> None:
+def check_method_form(wanted: str, divergence: Divergence, target: TargetRule) -> None:
     """Refuse a form that is asked for by name and that no models' loss of this method has."""
-    _refuse(wanted, obstacle_of_method(wanted, divergence, target))
+    _check_form(wanted, obstacle_of_method(wanted, divergence, target))
 
 
-def refuse_models(
+def check_models_form(
     wanted: str, divergence: Divergence, student: LanguageModel, teachers: Sequence[LanguageModel]
 ) -> None:
     """Refuse a form that is asked for by name and that these models' loss does not have."""
-    _refuse(wanted, obstacle_of_models(divergence, student, teachers))
+    _check_form(wanted, obstacle_of_models(divergence, student, teachers))
 
 
-def _refuse(wanted: str, reason: str | None) -> None:
+def _check_form(wanted: str, reason: str | None) -> None:
     if wanted not in LOSS_FORMS:
         raise ConfigurationError(f"runtime.loss is {wanted!r}; expected one of {', '.join(LOSS_FORMS)}.")
     if wanted in ("tiled", "recomputed") and reason is not None:

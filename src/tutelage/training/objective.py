@@ -212,7 +212,7 @@ class Objective:
         targets, references = self._targets(rollouts, device), self._references(rollouts, device)
 
         def per_token(hidden_nD: Tensor, span: slice) -> dict[str, Tensor]:
-            logits_nV = self.models.vocabulary.canonical(self.models.student.logits(hidden_nD))
+            logits_nV = self.models.vocabulary.shared_logits(self.models.student.logits(hidden_nD))
             student_logprobs, teacher_logprobs = self.divergence.window.events(logits_nV, targets(span))
             reference_logprobs = None
             if references is not None:
@@ -313,12 +313,12 @@ class Objective:
             with torch.no_grad():
                 if len(read) == 1:
                     model, hidden_ND, _ = read[0]
-                    return DenseTarget(self.models.vocabulary.canonical(model.logits(hidden_ND[span])).to(device))
+                    return DenseTarget(self.models.vocabulary.shared_logits(model.logits(hidden_ND[span])).to(device))
                 pieces = []
                 for model, hidden_ND, is_mine_N in read:
                     before = int(is_mine_N[: span.start].sum())
                     own = slice(before, before + int(is_mine_N[span].sum()))
-                    pieces.append(self.models.vocabulary.canonical(model.logits(hidden_ND[own])).to(device))
+                    pieces.append(self.models.vocabulary.shared_logits(model.logits(hidden_ND[own])).to(device))
                 # Laid end to end by model; back to the order of the tokens.
                 order_n = torch.cat([is_mine_N[span].nonzero()[:, 0] for _, _, is_mine_N in read]).argsort()
                 return DenseTarget(torch.cat(pieces)[order_n])

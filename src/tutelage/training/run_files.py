@@ -174,7 +174,7 @@ class RunFolder:
         path = self.evaluations / f"step-{step:06d}-{name}.jsonl"
         write_whole(path, "".join(json_line(asdict(sample)) for sample in samples))
 
-    def cut_back(self, step: int) -> None:
+    def truncate_to(self, step: int) -> None:
         """Forget what was written after the checkpoint of `step`: the resumed run writes it again.
 
         The lines are moved to `superseded.jsonl`, not deleted.

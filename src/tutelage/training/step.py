@@ -19,11 +19,11 @@ from tutelage.divergences import Divergence
 from tutelage.errors import ConfigurationError, NonFiniteError
 from tutelage.policies import Policy
 from tutelage.rollout import (
+    MapShards,
     PairedEngine,
-    Spread,
     answers_to_share,
     draft_length_named,
-    whole_share,
+    single_process,
     without_hidden,
 )
 from tutelage.runtime import Learner, LocalRuntime
@@ -154,7 +154,7 @@ def accumulate_gradient(
     micro_batch_tokens: int,
     seed: int,
     learner: Learner | None = None,
-    spread: Spread[Any] = whole_share,
+    map_shards: MapShards[Any] = single_process,
     loss_form: str = "auto",
 ) -> PendingStep:
     """Sample answers to `prompts`, let the teacher read them, and leave the loss's gradient on the student.
@@ -165,7 +165,7 @@ def accumulate_gradient(
       step: k = 0, 1, ...; schedules and random streams depend on it. A recipe that is resolved already stays as it is.
       verify: right or wrong per rollout, for diagnostics only; it is not a reward that is learned from.
       learner: what the gradient is left on; None = the engine's student.
-      spread: shares the prompts among processes; the batch is then that of all of them.
+      map_shards: shares the prompts among processes; the batch is then that of all of them.
       loss_form: see `training.loss_form`.
     Raises:
       NonFiniteError: the loss is NaN or infinite.
@@ -201,7 +201,7 @@ def accumulate_gradient(
         own.update({(made.prompt_index, made.sample_index): made for made in rollouts})
         return [(without_hidden(made), verdict) for made, verdict in zip(rollouts, verdicts, strict=True)]
 
-    drawn = spread(len(prompts), answered)
+    drawn = map_shards(len(prompts), answered)
     rollouts = [own.get((made.prompt_index, made.sample_index), made) for made, _ in drawn]
     correct = None if verify is None else [bool(verdict) for _, verdict in drawn]
     watch.lap("rollout")  # whoever is done waits for the others' rollouts

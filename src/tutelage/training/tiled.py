@@ -63,9 +63,9 @@ class TiledLoss:
 
         ids_NK = window.recorded_ids(recorded(targets, slice(None)), self.vocabulary.size)
         hidden_ND, head = _operands(self.student, self.hidden_ND)
-        columns = self.vocabulary.columns(hidden_ND.device)
-        tiling = Tiling.fitting(columns, hidden_ND, hidden_ND.itemsize, keeps=self.keeps)
-        return tiled_support_loss(hidden_ND, head, columns, of_events, ids_NK, self.tokens_N, self.weights_N, tiling)
+        view = self.vocabulary.view(hidden_ND.device)
+        tiling = Tiling.fitting(view, hidden_ND, hidden_ND.itemsize, keeps=self.keeps)
+        return tiled_support_loss(hidden_ND, head, view, of_events, ids_NK, self.tokens_N, self.weights_N, tiling)
 
     def against(
         self,
@@ -86,18 +86,18 @@ class TiledLoss:
         teacher_hidden_ND, teacher_head = _operands(teacher, teacher_hidden_ND.to(hidden_ND.device))
         # Slopes, in float32 or wider, take the place of the teacher's logits.
         entry_bytes = hidden_ND.itemsize + max(4, hidden_ND.itemsize, teacher_hidden_ND.itemsize)
-        columns = self.vocabulary.columns(hidden_ND.device)
+        view = self.vocabulary.view(hidden_ND.device)
         nothing_n, nowhere = torch.empty(0), slice(0)
         return tiled_full_loss(
             hidden_ND,
             head,
             teacher_hidden_ND,
             teacher_head,
-            columns,
+            view,
             lambda student, target: compared(student, target, None, nothing_n, nowhere),
             self.tokens_N,
             self.weights_N,
-            Tiling.fitting(columns, hidden_ND, entry_bytes, keeps=self.keeps, whole_rows=not is_local),
+            Tiling.fitting(view, hidden_ND, entry_bytes, keeps=self.keeps, whole_rows=not is_local),
             jsd_share,
         )
 

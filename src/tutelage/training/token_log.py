@@ -8,9 +8,9 @@ from typing import Any
 
 from tutelage.types import Rollout
 
-__all__ = ["MOST_TOKENS", "pieces_of", "token_log"]
+__all__ = ["MAX_TOKENS", "pieces_of", "token_log"]
 
-MOST_TOKENS = 256  # of one answer; with seven columns that is about 10 kB
+MAX_TOKENS = 256  # of one answer; with seven columns that is about 10 kB
 DIGITS = 3
 FIELDS = {
     "student_logprob": "student.logprobs_T",
@@ -24,18 +24,18 @@ TOKENS_PER_WINDOW = 8
 
 
 def token_log(rollout: Rollout, decode: Callable[[Sequence[int]], str]) -> dict[str, Any]:
-    """The first `MOST_TOKENS` tokens as columns of equal length, to three decimals; what was not recorded is left out.
+    """The first `MAX_TOKENS` tokens as columns of equal length, to three decimals; what was not recorded is left out.
 
     `text` are the pieces, the others fields of `Rollout` (nats; `replaced` is 1 or 0; None for an infinite number,
     such as the log-probability of a token that the teacher rules out).
     """
-    columns: dict[str, Any] = {"text": pieces_of(rollout.response_tokens[:MOST_TOKENS], decode)}
+    columns: dict[str, Any] = {"text": pieces_of(rollout.response_tokens[:MAX_TOKENS], decode)}
     for name, path in FIELDS.items():
         values = rollout.tokenwise(path)
         if values is not None and not values.isnan().any():  # NaN: nobody knows
-            columns[name] = [_rounded(value) for value in values[:MOST_TOKENS].tolist()]
+            columns[name] = [_rounded(value) for value in values[:MAX_TOKENS].tolist()]
     if rollout.replaced is not None:
-        columns["replaced"] = rollout.replaced[:MOST_TOKENS].int().tolist()
+        columns["replaced"] = rollout.replaced[:MAX_TOKENS].int().tolist()
     return columns
 
 

@@ -14,12 +14,12 @@ from tutelage.distributions import kl_divergence
 from tutelage.errors import ConfigurationError
 from tutelage.types import Batch
 
-__all__ = ["Weighting", "recorded_kl", "refuse_outside"]
+__all__ = ["Weighting", "check_inside", "recorded_kl"]
 
 # Less than this is lost when a mass is known as 1 minus float32 probabilities.
-SMALLEST_TAIL = 2.0**-24
+MIN_TAIL = 2.0**-24
 # No more than this comes of rounding where a support has all the mass.
-LARGEST_EMPTY_TAIL = 1e-5
+MAX_EMPTY_TAIL = 1e-5
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,8 @@ def recorded_kl(batch: Batch, *, reverse: bool) -> Tensor:
     teacher_NK = batch.joined("teacher.support_logprobs_TK").double()
     teacher_tail_N = batch.joined("teacher.tail_logprobs_T").double()
     rest_N = 1 - student_NK.exp().sum(-1)
-    is_whole_N = (teacher_tail_N == -math.inf) & (rest_N <= LARGEST_EMPTY_TAIL)
-    student_tail_N = rest_N.clamp_min(SMALLEST_TAIL).log().masked_fill(is_whole_N, -math.inf)
+    is_whole_N = (teacher_tail_N == -math.inf) & (rest_N <= MAX_EMPTY_TAIL)
+    student_tail_N = rest_N.clamp_min(MIN_TAIL).log().masked_fill(is_whole_N, -math.inf)
     student_NE = torch.cat([student_NK, student_tail_N[:, None]], dim=-1)
     teacher_NE = torch.cat([teacher_NK, teacher_tail_N[:, None]], dim=-1)
     kl_N = kl_divergence(student_NE, teacher_NE) if reverse else kl_divergence(teacher_NE, student_NE)
@@ -79,7 +79,7 @@ def recorded_kl(batch: Batch, *, reverse: bool) -> Tensor:
     return kl_N.masked_fill(~is_finite_N, largest or 1.0)
 
 
-def refuse_outside(value: float, key: str, is_inside: bool, expected: str) -> None:
+def check_inside(value: float, key: str, is_inside: bool, expected: str) -> None:
     """Refuse a field with what was expected of it; NaN is never inside."""
     if not is_inside:
         raise ConfigurationError(f"weighting.{key} is {value:g}; expected {expected}. Leave it out for the default.")

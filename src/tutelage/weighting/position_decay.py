@@ -9,7 +9,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from tutelage.types import Batch
-from tutelage.weighting.base import Weighting, refuse_outside
+from tutelage.weighting.base import Weighting, check_inside
 
 __all__ = ["PositionDecay"]
 
@@ -27,7 +27,7 @@ class PositionDecay(Weighting):
     half_life: float = 1024.0
 
     def __post_init__(self) -> None:
-        refuse_outside(self.half_life, "half_life", self.half_life > 0, "a number of tokens above 0")
+        check_inside(self.half_life, "half_life", self.half_life > 0, "a number of tokens above 0")
 
     def __call__(self, batch: Batch, uniforms_N: Tensor | None = None) -> Tensor:
         return (batch.positions_N * (-math.log(2) / self.half_life)).exp()

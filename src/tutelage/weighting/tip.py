@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tutelage.errors import ConfigurationError
 from tutelage.types import Batch
-from tutelage.weighting.base import Weighting, recorded_kl, refuse_outside
+from tutelage.weighting.base import Weighting, check_inside, recorded_kl
 
 __all__ = ["Tip"]
 
@@ -42,7 +42,7 @@ class Tip(Weighting):
     share: float = 0.5
 
     def __post_init__(self) -> None:
-        refuse_outside(self.share, "share", 0 < self.share <= 1, "a share above 0, at most 1")
+        check_inside(self.share, "share", 0 < self.share <= 1, "a share above 0, at most 1")
         if self.selector not in SELECTORS:
             raise ConfigurationError(
                 f"weighting.selector is {self.selector!r}; expected one of {', '.join(SELECTORS)}."

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.tiny_run import write_prompts
-from tutelage.comparison.plan import Plan, make_methods, open_folder, refuse_unequal, shared_texts
+from tutelage.comparison.plan import Plan, check_comparable, make_methods, open_folder, shared_texts
 from tutelage.comparison.worlds import World
 from tutelage.config import load_config
 from tutelage.errors import ConfigurationError, OutputExistsError
@@ -65,13 +65,13 @@ def test_an_override_goes_before_a_scaled_horizon() -> None:
 def test_unequal_runs_are_refused_by_the_key(override: str) -> None:
     key, _, value = override.partition("=")
     with pytest.raises(ConfigurationError, match=rf"differ in more than the method: {key}.* is .*{value}.* for trb"):
-        refuse_unequal(make_methods([OPD, TRB], [f"trb:{override}"], None))
-    assert refuse_unequal(make_methods([OPD, TRB], [override], None)) == []
+        check_comparable(make_methods([OPD, TRB], [f"trb:{override}"], None))
+    assert check_comparable(make_methods([OPD, TRB], [override], None)) == []
 
 
 def test_other_differences_are_named() -> None:
     methods = make_methods([OPD, TRB], ["trb:optimizer.learning_rate=0.5", "opd:rollout.prompts_per_step=9"], None)
-    (note,) = refuse_unequal(methods, free=["rollout.prompts_per_step"])
+    (note,) = check_comparable(methods, free=["rollout.prompts_per_step"])
     assert note == "optimizer.learning_rate is 1e-05 for opd, 0.5 for trb"
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from tests.unit.models.test_lengths import LONG, SWITCH, longrope, phi3
 from tutelage.config.models import context_length
-from tutelage.config.prompts import refuse_overlong
+from tutelage.config.prompts import check_lengths
 from tutelage.config.schema import ModelConfig, TeacherConfig
 from tutelage.errors import ConfigurationError
 from tutelage.types import Prompt
@@ -24,13 +24,13 @@ def switching(tmp_path: Path) -> str:
 def test_a_run_that_could_cross_the_switch_is_refused_with_what_fits(switching: str, tmp_path: Path) -> None:
     phi3(longrope() | {"short_factor": LONG}).config.save_pretrained(tmp_path / "held")
     prompts = [Prompt([1] * 5), Prompt([1] * 9, teacher_tokens=[1] * 12)]
-    refuse_overlong(ModelConfig(path=switching), None, prompts, SWITCH - 9, "rollout.max_new_tokens")
+    check_lengths(ModelConfig(path=switching), None, prompts, SWITCH - 9, "rollout.max_new_tokens")
     with pytest.raises(ConfigurationError, match=r"rotary factors change beyond 24 tokens.*Set key to at most 15, or"):
-        refuse_overlong(ModelConfig(path=switching), None, prompts, SWITCH - 8, "key")
+        check_lengths(ModelConfig(path=switching), None, prompts, SWITCH - 8, "key")
     held = ModelConfig(path=str(tmp_path / "held"))
-    refuse_overlong(held, None, prompts, 400, "key")
+    check_lengths(held, None, prompts, 400, "key")
     with pytest.raises(ConfigurationError, match=r"longest prompt has 12 tokens.*Set key to at most 12, or"):
-        refuse_overlong(held, ModelConfig(path=switching), prompts, SWITCH - 9, "key")
+        check_lengths(held, ModelConfig(path=switching), prompts, SWITCH - 9, "key")
 
 
 def test_a_served_teacher_holds_one_set_of_factors(switching: str) -> None:

@@ -88,6 +88,10 @@ def test_refusals_of_a_divergence(fields: dict[str, Any], expected: str) -> None
     refuse({"name": "reverse_kl", **fields}, DIVERGENCES, "divergence", expected)
 
 
+def test_a_run_file_may_use_the_older_name_of_the_offline_policy() -> None:
+    assert part_from({"name": "given"}, POLICIES, "policy") == part_from({"name": "offline"}, POLICIES, "policy")
+
+
 def refuse(table: dict[str, Any], members: Mapping[str, type[Any]], key: str, expected: str) -> None:
     with pytest.raises(ConfigurationError, match=expected):
         part_from(table, members, key)

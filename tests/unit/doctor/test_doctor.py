@@ -316,16 +316,16 @@ def test_servers_are_asked(run: Callable[..., RunConfig], tmp_path: Path, monkey
 # --- memory and time -------------------------------------------------------------------------------------------------
 
 
-def test_outlines_are_the_models_without_their_weights(run: Callable[..., RunConfig], tmp_path: Path) -> None:
-    outlines = Patient(run()).outlines
-    for name, outline in outlines.items():
+def test_meta_models_are_the_models_without_their_weights(run: Callable[..., RunConfig], tmp_path: Path) -> None:
+    meta_models = Patient(run()).meta_models
+    for name, meta_model in meta_models.items():
         path = str(tmp_path / name)
         model = load_language_model(path, load_tokenizer(path))
         for field in ("stop_ids", "padded_vocabulary_size", "context_length", "cache_bytes_per_slot", "known_ids"):
-            assert getattr(outline, field) == getattr(model, field), field
+            assert getattr(meta_model, field) == getattr(model, field), field
         shapes = [(key, value.shape, value.dtype) for key, value in model.module.named_parameters()]
-        assert [(key, value.shape, value.dtype) for key, value in outline.module.named_parameters()] == shapes
-        assert outline.device.type == "meta"
+        assert [(key, value.shape, value.dtype) for key, value in meta_model.module.named_parameters()] == shapes
+        assert meta_model.device.type == "meta"
 
 
 def test_problems_that_were_trained_on(run: Callable[..., RunConfig], tmp_path: Path) -> None:
@@ -339,7 +339,7 @@ def test_problems_that_were_trained_on(run: Callable[..., RunConfig], tmp_path: 
 def test_a_disk_that_is_too_small(run: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch) -> None:
     config = run("steps=10", "checkpoint.every=2", "checkpoint.keep_last=3", "evaluation.sets=[]")
     # Weights and two moments; three that stay and one that is being written.
-    student = Patient(config).outlines["student"].module
+    student = Patient(config).meta_models["student"].module
     needed = 4 * 3 * sum(parameter.numel() * parameter.element_size() for parameter in student.parameters())
     for free, verdict in ((needed - 1, Verdict.error), (needed + 1, Verdict.warning), (2 * needed, Verdict.ok)):
         monkeypatch.setattr(budget.shutil, "disk_usage", lambda place, free=free: SimpleNamespace(free=free))
@@ -363,7 +363,7 @@ def test_what_can_be_forecast_exactly_is(run: Callable[..., RunConfig]) -> None:
     assert update["moments"] == sum(value.numel() * value.element_size() for value in moments)
     assert update["gradients"] == sum(p.grad.nbytes for p in engine.student.module.parameters())
     longest = max(len(prompt.student_tokens) for prompt in patient.prompts.prompts)
-    slots = 6 * (longest + 10 + budget.LONGEST)
+    slots = 6 * (longest + 10 + budget.MAX_DRAFT_LENGTH)
     cache = engine.student.cache_bytes_per_slot + engine.teacher.cache_bytes_per_slot
     assert needed["rollout"]["caches"] == slots * cache
     assert budget.forecast(Patient(run("policy=student")))["rollout"]["caches"] < slots * cache

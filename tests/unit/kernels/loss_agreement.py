@@ -16,7 +16,7 @@ import torch
 from tests.unit.kernels.test_tiled_loss import MERGED, PLAIN, World, assert_same, naive_full, tiled_full, world
 from tutelage.divergences import ForwardKL, JensenShannon, ReverseKL
 from tutelage.kernels import Head, Tiling, tiled_loss
-from tutelage.kernels.triton_loss import TritonPair
+from tutelage.kernels.triton_loss import TritonTileDivergence
 
 FAMILY = (ReverseKL(), ForwardKL(), JensenShannon(), JensenShannon(target_share=0.1))
 
@@ -37,7 +37,7 @@ def cases() -> dict[str, tuple[World, float]]:
     }
 
 
-class Counted(TritonPair):
+class Counted(TritonTileDivergence):
     """Says that it was there."""
 
     calls: ClassVar[int] = 0
@@ -48,7 +48,7 @@ class Counted(TritonPair):
 
 
 if __name__ == "__main__":
-    tiled_loss.pair_for = lambda device, jsd_share: Counted
+    tiled_loss.tile_divergence_for = lambda device, jsd_share: Counted
     for name, (here, tolerance) in cases().items():
         for divergence in FAMILY if name == "float64" else FAMILY[::2]:
             assert_same(tiled_full(here, divergence, TILING), naive_full(here, divergence), tolerance)

@@ -176,9 +176,9 @@ def test_pieces_of_rows_and_of_the_vocabulary_change_nothing(monkeypatch: pytest
 def test_ordinary_rows_are_read_three_times_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
     reads = []
     for read in ("ends", "tilts"):
-        original = getattr(reference._TorchRows, read)
+        original = getattr(reference._TorchReader, read)
         monkeypatch.setattr(
-            reference._TorchRows,
+            reference._TorchReader,
             read,
             lambda *rest, read=read, original=original: (reads.append(read), original(*rest))[1],
         )
@@ -192,7 +192,7 @@ def test_ordinary_rows_are_read_three_times_at_most(monkeypatch: pytest.MonkeyPa
 def test_several_blends_per_read_find_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """The root finding of the GPU, which tries eight blends at once and never looks, on the reads of the reference."""
 
-    class Grid(reference._TorchRows):
+    class Grid(reference._TorchReader):
         num_blends, can_look = 8, True
 
         def tilts(self, ends: solve.Ends, blend_BG: Tensor, is_open_B: Tensor) -> Tensor:

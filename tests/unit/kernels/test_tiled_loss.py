@@ -67,9 +67,9 @@ def world(
 
 
 def whole(world: World) -> tuple[Tensor, Tensor]:
-    """Canonical logits [N, V] of both, from whole heads."""
+    """Shared logits [N, V] of both, from whole heads."""
     heads = ((world.head, world.hidden_ND), (world.teacher_head, world.teacher_hidden_ND))
-    student, teacher = (world.vocabulary.canonical(head.logits(hidden, slice(None))) for head, hidden in heads)
+    student, teacher = (world.vocabulary.shared_logits(head.logits(hidden, slice(None))) for head, hidden in heads)
     return student, teacher.detach()
 
 
@@ -87,8 +87,8 @@ def naive_full(world: World, divergence: Divergence) -> Found:
 
 
 def tiled_full(world: World, divergence: Divergence, tiling: Tiling) -> Found:
-    columns = world.vocabulary.columns(world.hidden_ND.device)
-    common = (columns, divergence.between, world.tokens_N, world.weights_N, tiling, divergence.generalised_jsd_share)
+    view = world.vocabulary.view(world.hidden_ND.device)
+    common = (view, divergence.between, world.tokens_N, world.weights_N, tiling, divergence.generalised_jsd_share)
     return learned(*tiled_full_loss(*world[:4], *common), world)
 
 
@@ -239,10 +239,10 @@ def both_on_support(
         return divergence.between(*window.events_on_record(events.kept_nK, events.rest_n, part))
 
     ids_NK = window.recorded_ids(target, V)
-    columns = world.vocabulary.columns(world.hidden_ND.device)
+    view = world.vocabulary.view(world.hidden_ND.device)
     common = (ids_NK, world.tokens_N, world.weights_N)
     return expected, [
-        learned(*tiled_support_loss(world.hidden_ND, world.head, columns, of_events, *common, tiling), world)
+        learned(*tiled_support_loss(world.hidden_ND, world.head, view, of_events, *common, tiling), world)
         for tiling in tilings
     ]
 
@@ -299,7 +299,7 @@ def test_the_sampled_token_has_a_gradient_of_its_own() -> None:
         found = tiled_support_loss(
             here.hidden_ND,
             here.head,
-            here.vocabulary.columns(torch.device("cpu")),
+            here.vocabulary.view(torch.device("cpu")),
             lambda events, span: factors_N[span] * events.sampled_n + events.kept_nK.square().sum(-1),
             ids_NK,
             here.tokens_N,
@@ -313,8 +313,8 @@ def test_the_sampled_token_has_a_gradient_of_its_own() -> None:
 
 
 def values_of(world: World, tiling: Tiling) -> Tensor:
-    columns = world.vocabulary.columns(torch.device("cpu"))
-    return tiled_full_loss(*world[:4], columns, ReverseKL().between, world.tokens_N, world.weights_N, tiling)[0]
+    view = world.vocabulary.view(torch.device("cpu"))
+    return tiled_full_loss(*world[:4], view, ReverseKL().between, world.tokens_N, world.weights_N, tiling)[0]
 
 
 def test_other_weights_than_announced_are_noticed() -> None:
@@ -401,12 +401,12 @@ def test_memory_of_kept_rows_does_not_grow_with_the_tokens() -> None:
 
 
 def test_default_tiles_keep_their_promise() -> None:
-    columns = Vocabulary(151_936).columns(torch.device("cpu"))
-    tiling = Tiling.fitting(columns, torch.empty(32_768, 8), 8)
-    assert tiling.keeps and tiling.tokens * columns.size * 8 <= 2**29 < (tiling.tokens + 1) * columns.size * 8
+    view = Vocabulary(151_936).view(torch.device("cpu"))
+    tiling = Tiling.fitting(view, torch.empty(32_768, 8), 8)
+    assert tiling.keeps and tiling.tokens * view.size * 8 <= 2**29 < (tiling.tokens + 1) * view.size * 8
     assert tiling.tokens * tiling.vocabulary <= 2**19
-    assert Tiling.fitting(columns, torch.empty(5, 8), 8).tokens == 5
-    assert Tiling.fitting(columns, torch.empty(5, 8), 8, whole_rows=True).vocabulary == columns.size
+    assert Tiling.fitting(view, torch.empty(5, 8), 8).tokens == 5
+    assert Tiling.fitting(view, torch.empty(5, 8), 8, whole_rows=True).vocabulary == view.size
 
 
 def test_under_autocast_the_heads_are_multiplied_in_bfloat16() -> None:

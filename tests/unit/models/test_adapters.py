@@ -24,9 +24,9 @@ from tutelage.models import (
     export_model,
     load_language_model,
     load_tokenizer,
-    outline_of,
+    meta_model_of,
+    save_for_serving,
     save_student,
-    save_untied,
 )
 from tutelage.models.adapter_files import Base, fingerprint
 from tutelage.models.adapters import add_adapter
@@ -41,7 +41,7 @@ def adapted(module: Any, method: Any = "lora", seed: int = 0, **settings: Any) -
     settings = {"rank": 4, "alpha": 8, **settings}
     adapter = add_adapter(module, AdapterSettings(method, **settings), Base("base", sha256=fingerprint(module)), seed)
     model = LanguageModel(module, adapter=adapter)
-    model.let_learn()
+    model.enable_grad()
     return model
 
 
@@ -96,7 +96,7 @@ def test_our_own_forward_sees_the_adapter_as_the_modules_does(method: str) -> No
     plain = LanguageModel(model.module, lean=False)
     assert model.is_lean
     torch.testing.assert_close(logprobs(model), logprobs(plain), rtol=1e-9, atol=1e-9)
-    with torch.no_grad(), model.held():
+    with torch.no_grad(), model.weights_fixed():
         cache = model.prefill([[1, 2, 3]])
         tokens, places = torch.tensor([[4, 8]]), torch.tensor([[3, 4]])
         cached = model.logits(model.hidden_cached(tokens, places, cache, 5)).log_softmax(-1)
@@ -150,16 +150,16 @@ def test_an_earlier_self_shares_the_backbone_and_keeps_a_graph_whole(method: str
     assert not torch.equal(logprobs(first), logprobs(model)), "it was a copy"
 
 
-def test_norms_are_held_only_while_weights_are_promised_to_stay() -> None:
+def test_norms_are_kept_only_while_weights_are_fixed() -> None:
     model = adapted(make_model("qwen3"), "dora")
     shake(model)
-    with model.held():
-        held = logprobs(model)
-    assert torch.equal(held, logprobs(model))
+    with model.weights_fixed():
+        fixed = logprobs(model)
+    assert torch.equal(fixed, logprobs(model))
     shake(model, seed=1)
-    with model.held():
+    with model.weights_fixed():
         again = logprobs(model)
-    assert not torch.equal(again, held) and torch.equal(again, logprobs(model))
+    assert not torch.equal(again, fixed) and torch.equal(again, logprobs(model))
 
 
 # --- files -----------------------------------------------------------------------------------------------------------
@@ -195,10 +195,10 @@ def test_an_adapters_folder_opens_like_a_model(tmp_path: Path, base: str, method
     assert opened.stop_ids[:2] == (256, 258), "it stops where it was trained to"
     assert torch.equal(logprobs(opened), logprobs(model))
     assert context_length_of(saved) == context_length_of(base)
-    outline = outline_of(saved, model.tokenizer)
-    assert outline.adapter is not None and opened.adapter is not None
+    meta_model = meta_model_of(saved, model.tokenizer)
+    assert meta_model.adapter is not None and opened.adapter is not None
     shapes = {name: weight.shape for name, weight in opened.adapter.weights.items()}
-    assert {name: weight.shape for name, weight in outline.adapter.weights.items()} == shapes
+    assert {name: weight.shape for name, weight in meta_model.adapter.weights.items()} == shapes
 
     export_model(opened, torch.float32, tmp_path / "merged")
     plain = LanguageModel(transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged"))
@@ -217,7 +217,7 @@ def test_a_student_can_be_written_merged_and_learn_on(tmp_path: Path, base: str,
     assert all(torch.equal(weight, state[name]) for name, weight in model.module.state_dict().items())
     plain = loaded(str(tmp_path / "plain"))
     assert plain.adapter is None and float((logprobs(plain) - before).abs().max()) < 1e-5
-    save_untied(model, tmp_path / "untied")
+    save_for_serving(model, tmp_path / "untied")
     assert torch.equal(logprobs(loaded(str(tmp_path / "untied"))), logprobs(plain))
     assert float((logprobs(plain) - logprobs(loaded(base))).abs().max()) > 1e-3
 

@@ -106,7 +106,7 @@ def naive(engine: PairedEngine, rollout: Rollout) -> Tensor:
         prompt = rollout.tokens_for_teacher
         tokens = torch.tensor([[*prompt, *rollout.response_tokens]])
         logits = member.module(input_ids=tokens).logits[0, len(prompt) - 1 : -1]
-        logprobs = engine.vocabulary.canonical(logits).double().log_softmax(-1)
+        logprobs = engine.vocabulary.shared_logits(logits).double().log_softmax(-1)
         total = total + weight * logprobs.masked_fill(logprobs == -torch.inf, -1e6 / weight)
     return total.log_softmax(-1)
 

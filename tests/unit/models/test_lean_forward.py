@@ -237,7 +237,7 @@ def test_autocast_decodes_and_reads_alike(architecture: str, keeps_less: bool) -
     assert {weight.grad.dtype for weight in module.base_model.parameters() if weight.grad is not None} == {
         torch.float32
     }
-    with torch.no_grad(), model.held():
+    with torch.no_grad(), model.weights_fixed():
         cache = model.prefill([SEQUENCES[0][:4]])
         decoded = model.hidden_cached(torch.tensor([SEQUENCES[0][4:]]), torch.tensor([[4, 5, 6]]), cache, 7)
         assert model.logits(decoded).dtype == torch.bfloat16
@@ -250,13 +250,13 @@ def test_autocast_decodes_and_reads_alike(architecture: str, keeps_less: bool) -
 
 def test_what_cannot_be_compiled_or_checkpointed_is_refused() -> None:
     with pytest.raises(ConfigurationError, match=r"runtime\.compile is on, but model \(Gemma.* its own forward"):
-        LanguageModel(make_model("gemma"), compiles_update=True).refuse_settings()
+        LanguageModel(make_model("gemma"), compiles_update=True).check_settings()
     model = LanguageModel(make_model("gemma"), checkpoints_gradient=True)
-    model.refuse_settings()
+    model.check_settings()
     model.module.base_model.blocks = model.module.base_model.layers
     del model.module.base_model.layers
     with pytest.raises(ConfigurationError, match=r"gradient_checkpointing is on, .* does not show its layers"):
-        model.refuse_settings()
+        model.check_settings()
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from tests.conftest import SHAPE
 from tests.tiny_run import make_tokenizer, save_model
 from tutelage.errors import ConfigurationError, ModelError
-from tutelage.models import check_unquantised, load_language_model, load_tokenizer, outline_of, weights_fingerprint
+from tutelage.models import check_unquantised, load_language_model, load_tokenizer, meta_model_of, weights_fingerprint
 
 Spoil = Callable[[Path], object]
 
@@ -131,7 +131,7 @@ FITS: dict[str, tuple[Spoil, str]] = {
 
 
 @pytest.mark.parametrize("case", FITS)
-@pytest.mark.parametrize("load", [load_language_model, outline_of])
+@pytest.mark.parametrize("load", [load_language_model, meta_model_of])
 def test_files_that_are_not_the_configurations_model_are_refused(folder: Path, case: str, load: Any) -> None:
     spoil, message = FITS[case]
     spoil(folder)
@@ -173,7 +173,7 @@ NONSENSE = [
 def test_nonsense_in_a_configuration_is_one_line_or_of_no_effect(folder: Path, changes: dict[str, Any]) -> None:
     before = load_language_model(str(folder), make_tokenizer()).module.state_dict()
     config(**changes)(folder)
-    for load in (outline_of, load_language_model):
+    for load in (meta_model_of, load_language_model):
         try:
             model = load(str(folder), make_tokenizer())
         except ModelError as refusal:
@@ -259,14 +259,14 @@ def test_a_missing_package_is_named_with_the_line_that_installs_it(
     folder: Path, quantization: dict[str, Any], line: str
 ) -> None:
     config(quantization_config=quantization)(folder)
-    for load in (outline_of, load_language_model):
+    for load in (meta_model_of, load_language_model):
         with pytest.raises(ModelError, match=f"needs a package that is not installed.*{line} ") as refusal:
             load(str(folder), make_tokenizer())
         assert "\n" not in str(refusal.value)
 
 
 def test_a_missing_attention_kernel_is_named_with_the_line_that_installs_it(folder: Path) -> None:
-    for load in (outline_of, load_language_model):
+    for load in (meta_model_of, load_language_model):
         with pytest.raises(ModelError, match="Install it: pip install flash-attn"):
             load(str(folder), make_tokenizer(), attention="flash_attention_2")
 

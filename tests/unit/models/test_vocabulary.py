@@ -24,7 +24,7 @@ def test_unequal_padding_is_cut_off_and_stop_ids_are_united() -> None:
 def test_merging_conserves_mass_whichever_id_carried_it() -> None:
     vocabulary = Vocabulary(size=8, stop_ids=(2, 5), stop_id=2)
     logits = torch.randn(4, 10, dtype=torch.float64)
-    merged = vocabulary.canonical(logits).softmax(-1)
+    merged = vocabulary.shared_logits(logits).softmax(-1)
     plain = logits[:, :8].softmax(-1)
     torch.testing.assert_close(merged[:, 2], plain[:, 2] + plain[:, 5])
     assert (merged[:, 5] == 0).all()
@@ -32,36 +32,36 @@ def test_merging_conserves_mass_whichever_id_carried_it() -> None:
     torch.testing.assert_close(merged[:, others], plain[:, others])
     swapped = logits.clone()
     swapped[:, [2, 5]] = logits[:, [5, 2]]
-    torch.testing.assert_close(vocabulary.canonical(swapped), vocabulary.canonical(logits))
+    torch.testing.assert_close(vocabulary.shared_logits(swapped), vocabulary.shared_logits(logits))
 
 
 def test_padding_ids_have_no_mass_and_the_rest_is_untouched() -> None:
     vocabulary = Vocabulary(size=6, stop_ids=(1,), stop_id=1, padding_ids=(3,))
     logits = torch.randn(2, 9)
-    canonical = vocabulary.canonical(logits)
-    assert (canonical[:, 3] == float("-inf")).all()
+    shared = vocabulary.shared_logits(logits)
+    assert (shared[:, 3] == float("-inf")).all()
     kept = [0, 1, 2, 4, 5]
-    assert torch.equal(canonical[:, kept], logits[:, kept])
+    assert torch.equal(shared[:, kept], logits[:, kept])
 
 
 def test_a_single_stop_id_costs_nothing() -> None:
     logits = torch.randn(2, 6)
-    assert Vocabulary(size=6, stop_ids=(1,), stop_id=1).canonical(logits).data_ptr() == logits.data_ptr()
+    assert Vocabulary(size=6, stop_ids=(1,), stop_id=1).shared_logits(logits).data_ptr() == logits.data_ptr()
 
 
 def test_gradients_reach_every_stop_id_by_its_share() -> None:
     vocabulary = Vocabulary(size=5, stop_ids=(0, 3), stop_id=0)
     logits = torch.randn(5, dtype=torch.float64, requires_grad=True)
-    vocabulary.canonical(logits).log_softmax(-1)[0].backward()
+    vocabulary.shared_logits(logits).log_softmax(-1)[0].backward()
     probs = logits.detach().softmax(-1)
     stop = probs[0] + probs[3]
     for stop_id in (0, 3):
         torch.testing.assert_close(logits.grad[stop_id], probs[stop_id] / stop - probs[stop_id])
-    assert torch.autograd.gradcheck(lambda x: vocabulary.canonical(x).log_softmax(-1)[[0, 1, 2, 4]], logits)
+    assert torch.autograd.gradcheck(lambda x: vocabulary.shared_logits(x).log_softmax(-1)[[0, 1, 2, 4]], logits)
 
 
 def test_bfloat16_logits_are_widened() -> None:
-    assert Vocabulary(size=4).canonical(torch.zeros(2, 4, dtype=torch.bfloat16)).dtype == torch.float32
+    assert Vocabulary(size=4).shared_logits(torch.zeros(2, 4, dtype=torch.bfloat16)).dtype == torch.float32
 
 
 def test_different_tokenizers_name_the_first_differing_tokens() -> None:

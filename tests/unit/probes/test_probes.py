@@ -48,7 +48,7 @@ def test_a_continuation_keeps_the_prefix_and_is_drawn_from_the_continuer(parts: 
             assert length < len(after) <= LIMIT and (after.finished or len(after) == LIMIT)
             tokens = [*after.prompt_tokens, *after.response_tokens]
             logits = parts.engine.teacher.module(input_ids=torch.tensor([tokens])).logits[0]
-            logprobs = parts.engine.vocabulary.canonical(logits).log_softmax(-1)
+            logprobs = parts.engine.vocabulary.shared_logits(logits).log_softmax(-1)
             for place in range(length, len(after)):
                 expected = logprobs[len(after.prompt_tokens) + place - 1, after.response_tokens[place]]
                 torch.testing.assert_close(after.behaviour_logprobs[place], expected, rtol=1e-4, atol=2e-5)

@@ -108,7 +108,7 @@ def test_problems_gained_and_lost(folder: Path) -> None:
 def test_answers_stay_within_their_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = write_run(tmp_path / "trb")
     long = [sample_of(step, 0) | {"response": "x" * 300_000} for step in range(6)]
-    monkeypatch.setattr("tutelage.report.answers.MOST_LETTERS", 300_000)
+    monkeypatch.setattr("tutelage.report.answers.MAX_LETTERS", 300_000)
     write_lines(run / "samples.jsonl", long)
     runs, _ = read_sources([run])
     views = side_by_side(runs, [])["views"]

@@ -93,7 +93,7 @@ def test_records_agree_with_naive_forwards(policy: Policy, draft_length: int) ->
         assert rollout.finished or len(rollout) == 8
         for place, token in enumerate(rollout.response_tokens):
             p, q = (
-                vocabulary.canonical(
+                vocabulary.shared_logits(
                     model.module(input_ids=torch.tensor([[*prompt, *rollout.response_tokens[:place]]])).logits[:, -1]
                 )
                 .detach()

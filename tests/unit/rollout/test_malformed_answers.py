@@ -15,7 +15,7 @@ from tests.rollouts import rollout_of
 from tutelage.errors import ConfigurationError, ServerError
 from tutelage.models import Vocabulary
 from tutelage.rollout import ServedTeacher, ServedVLLM, Server, server
-from tutelage.rollout.vllm_samplers import Sampling
+from tutelage.rollout.vllm_samplers import SamplingParams
 from tutelage.types import Rollout
 
 OK = b"HTTP/1.1 200 OK\r\n"
@@ -302,7 +302,7 @@ def score(fake: Fake) -> Rollout:
 
 
 def sample(fake: Fake) -> Any:
-    return ServedVLLM(Server(fake.url, retries=0)).sample([[4]], [0], Sampling(1.0, 4, (7, 8), ()))
+    return ServedVLLM(Server(fake.url, retries=0)).sample([[4]], [0], SamplingParams(1.0, 4, (7, 8), ()))
 
 
 def test_the_whole_answers_are_accepted() -> None:

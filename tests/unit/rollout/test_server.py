@@ -204,14 +204,14 @@ def test_a_served_teacher_tells_what_a_local_one_would(play: Callable[[Answer], 
     for told, known in zip(served.score(rollouts), local.score(rollouts), strict=True):
         assert told.is_scored and told.teacher.top.support_ids is not None and told.teacher_logprobs is not None
         hidden = response_hidden(teacher, [(known.tokens_for_teacher, known.response_tokens)])
-        canonical = normalise(vocabulary.canonical(teacher.logits(hidden))).detach()
-        top = canonical.topk(5, dim=-1)
+        shared = normalise(vocabulary.shared_logits(teacher.logits(hidden))).detach()
+        top = shared.topk(5, dim=-1)
         # A stop id that is not among the six told stays in the tail; the event's other id is then all of it.
         is_whole = (told.teacher.top.support_ids.long() == top.indices).all(-1)
         assert is_whole.float().mean() > 0.8
         whole = is_whole & ~(top.indices == 7).any(-1)
         torch.testing.assert_close(told.teacher.top.logprobs[whole].double(), top.values[whole], atol=1e-5, rtol=0)
-        tails = tail_logprobs(canonical, top.indices)
+        tails = tail_logprobs(shared, top.indices)
         torch.testing.assert_close(told.teacher.top.tail_logprobs[whole].double(), tails[whole], atol=1e-4, rtol=0)
         ordinary = torch.tensor(known.response_tokens) != 7
         assert known.teacher_logprobs is not None

@@ -13,7 +13,7 @@ from tests.conftest import make_model
 from tests.enumerated import chi_square_p_value, enumerated_law, make_world
 from tutelage.errors import ConfigurationError, NonFiniteError
 from tutelage.models import LanguageModel, RaggedCache
-from tutelage.policies import FixedBlend, Interleaved, Mixture, Policy, Proposal, Teacher, TeacherPrefix, TrustRegion
+from tutelage.policies import Behaviour, FixedBlend, Interleaved, Mixture, Policy, Teacher, TeacherPrefix, TrustRegion
 from tutelage.rollout import PairedEngine, drafts
 from tutelage.rollout.draft_length import Continuation, Costs, DraftLength
 from tutelage.types import Prompt, Rollout
@@ -77,7 +77,7 @@ def test_sequences_follow_the_product_of_mu_with_a_teacher_that_reads_something_
     assert chi_square_p_value(counts, law) > SUSPICIOUS
 
 
-def accepting_everything(student: Proposal, behaviour: Proposal, tokens: Tensor, keeps: Tensor) -> drafts.Verdict:
+def accepting_everything(student: Behaviour, behaviour: Behaviour, tokens: Tensor, keeps: Tensor) -> drafts.Verdict:
     return drafts.Verdict(tokens, torch.full((len(tokens),), tokens.shape[1]), torch.zeros_like(tokens, dtype=bool))
 
 
@@ -91,10 +91,12 @@ def replacing_from_unclamped(student: Tensor, behaviour: Tensor) -> Tensor:
     return (behaviour.double().exp() - student.double().exp()).abs().log()
 
 
-def judging_by_a_stale_student(student: Proposal, behaviour: Proposal, tokens: Tensor, keeps: Tensor) -> drafts.Verdict:
+def judging_by_a_stale_student(
+    student: Behaviour, behaviour: Behaviour, tokens: Tensor, keeps: Tensor
+) -> drafts.Verdict:
     """The student's distribution of the place before, as if it had not read its own draft."""
     stale = torch.cat([student.logprobs_BV[:, :1], student.logprobs_BV[:, :-1]], dim=1)
-    return judge_drafts(Proposal(stale), behaviour, tokens, keeps)
+    return judge_drafts(Behaviour(stale), behaviour, tokens, keeps)
 
 
 judge_drafts = drafts.judge_drafts
@@ -121,7 +123,7 @@ def test_places_counted_from_the_rounds_start_are_found_out(monkeypatch: pytest.
     """A prefix that begins anew with every round."""
     propose = TeacherPrefix.propose
 
-    def forgetting(self: TeacherPrefix, student: Tensor, teacher: Tensor, positions: Tensor) -> Proposal:
+    def forgetting(self: TeacherPrefix, student: Tensor, teacher: Tensor, positions: Tensor) -> Behaviour:
         is_round = positions.ndim == 2  # and not the enumeration, which asks for one place at a time
         return propose(self, student, teacher, positions - positions[:, :1] if is_round else positions)
 
@@ -242,7 +244,7 @@ def test_a_rounding_difference_keeps_the_draft() -> None:
     behaviour = student.clone()
     behaviour[0, 0, 0] = torch.nextafter(behaviour[0, 0, 0], torch.tensor(-1.0))
     almost_one = torch.tensor([[1 - 2.0**-53]]).double()
-    verdict = drafts.judge_drafts(Proposal(student), Proposal(behaviour), torch.tensor([[0]]), almost_one)
+    verdict = drafts.judge_drafts(Behaviour(student), Behaviour(behaviour), torch.tensor([[0]]), almost_one)
     assert verdict.tokens_BL.tolist() == [[0]] and verdict.lengths_B.tolist() == [1]
 
 

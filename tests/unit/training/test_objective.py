@@ -63,7 +63,7 @@ def test_loss_and_gradient_against_the_naive_form(engine, rollouts, divergence) 
         for model, prompt in ((engine.student, rollout.prompt_tokens), (engine.teacher, rollout.tokens_for_teacher)):
             tokens = torch.tensor([[*prompt, *rollout.response_tokens]])
             logits = model.module(input_ids=tokens).logits[0, len(prompt) - 1 : -1]
-            log.append(engine.vocabulary.canonical(logits).log_softmax(-1))
+            log.append(engine.vocabulary.shared_logits(logits).log_softmax(-1))
         p, q = log[0], log[1].detach()
         if divergence.support == "student_top_k":
             ids = p.detach().topk(divergence.top_k).indices
@@ -94,7 +94,7 @@ def test_sampled_tokens_against_the_naive_form(engine, rollouts) -> None:
     for rollout in rollouts:
         tokens = torch.tensor([[*rollout.prompt_tokens, *rollout.response_tokens]])
         logits = module(input_ids=tokens).logits[0, len(rollout.prompt_tokens) - 1 : -1]
-        logprobs = engine.vocabulary.canonical(logits).log_softmax(-1)
+        logprobs = engine.vocabulary.shared_logits(logits).log_softmax(-1)
         total = total - logprobs.gather(1, torch.tensor(rollout.response_tokens)[:, None]).sum()
     (total / batch.num_tokens).backward()
     assert batch.loss == pytest.approx(float(total.detach() / batch.num_tokens), abs=1e-9)
@@ -198,8 +198,8 @@ TILED_MEMBERS = [
 @pytest.mark.parametrize("tiling", [Tiling(7, 10), Tiling(7, 10, keeps=False)], ids=str)
 @pytest.mark.parametrize("divergence", TILED_MEMBERS, ids=repr)
 def test_tiles_give_what_chunks_give(engine, rollouts, divergence, tiling, monkeypatch) -> None:
-    def fitting(columns, hidden_ND, entry_bytes, *, keeps, whole_rows=False):
-        return Tiling(tiling.tokens, columns.size if whole_rows else tiling.vocabulary, keeps)
+    def fitting(view, hidden_ND, entry_bytes, *, keeps, whole_rows=False):
+        return Tiling(tiling.tokens, view.size if whole_rows else tiling.vocabulary, keeps)
 
     monkeypatch.setattr(Tiling, "fitting", fitting)
     settings = {"divergence": divergence, "weighting": Tip(share=0.7), "micro_batch_tokens": 60}
@@ -344,7 +344,7 @@ def test_the_sampled_loss_is_what_its_formula_says(engine, rollouts) -> None:
     for rollout in rollouts:
         tokens = torch.tensor([[*rollout.prompt_tokens, *rollout.response_tokens]])
         logits = module(input_ids=tokens).logits[0, len(rollout.prompt_tokens) - 1 : -1]
-        now = engine.vocabulary.canonical(logits).log_softmax(-1)
+        now = engine.vocabulary.shared_logits(logits).log_softmax(-1)
         now = now.gather(1, torch.tensor(rollout.response_tokens)[:, None])[:, 0]
         rewards = rollout.teacher_logprobs - rollout.student_logprobs
         ratio = (rollout.student_logprobs - rollout.behaviour_logprobs).exp().clamp(max=5.0)

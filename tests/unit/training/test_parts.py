@@ -94,14 +94,14 @@ def test_a_second_ctrl_c_is_not_held_back() -> None:
         os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_cut_back_keeps_the_past_and_sets_the_rest_aside(tmp_path) -> None:
+def test_truncating_keeps_the_past_and_sets_the_rest_aside(tmp_path) -> None:
     folder = RunFolder(tmp_path / "run")
     folder.create("")
     folder.append("metrics.jsonl", [{"step": step} for step in range(5)])
     folder.append("evaluations.jsonl", [{"step": step, "name": "a"} for step in (0, 2, 4)])
     with (folder.path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 5, "lo')  # killed while writing
-    folder.cut_back(2)
+    folder.truncate_to(2)
     assert folder.read("metrics.jsonl") == [{"step": 0}, {"step": 1}]
     assert [record["step"] for record in folder.read("evaluations.jsonl")] == [0, 2]
     assert [record["step"] for record in folder.read("superseded.jsonl")] == [2, 3, 4, 4]

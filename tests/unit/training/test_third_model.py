@@ -49,7 +49,7 @@ def naive_logprobs(engine: PairedEngine, rollout: Rollout, reads: str) -> list[T
     for model, prompt in zip((engine.student, engine.teacher, engine.models.reference), prompts, strict=True):
         tokens = torch.tensor([[*prompt, *rollout.response_tokens]])
         logits = model.module(input_ids=tokens).logits[0, len(prompt) - 1 : -1]
-        found.append(engine.vocabulary.canonical(logits).log_softmax(-1))
+        found.append(engine.vocabulary.shared_logits(logits).log_softmax(-1))
     return found
 
 

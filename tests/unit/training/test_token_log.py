@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from tests.rollouts import rollout_of
-from tutelage.training.token_log import MOST_TOKENS, pieces_of, token_log
+from tutelage.training.token_log import MAX_TOKENS, pieces_of, token_log
 
 BYTES = "naïve → \U0001f9ee, so 12".encode()
 
@@ -30,14 +30,14 @@ def test_a_decoder_that_strips_the_first_space() -> None:
 
 
 def test_columns_are_rounded_and_bounded() -> None:
-    length = MOST_TOKENS + 5
+    length = MAX_TOKENS + 5
     rollout = rollout_of(
         [0], [65] * length, torch.zeros(length), torch.full((length,), -0.12345),
         replaced=torch.arange(length) == 2, kl_to_student=torch.full((length,), 1e-9),
     )  # fmt: skip
     log = token_log(rollout, by_bytes)
     assert set(log) == {"text", "student_logprob", "kl", "replaced"}, "what is not known is not there"
-    assert {len(column) for column in log.values()} == {MOST_TOKENS}
+    assert {len(column) for column in log.values()} == {MAX_TOKENS}
     assert log["student_logprob"][0] == -0.123 and log["kl"][0] == 0 and log["replaced"][:4] == [0, 0, 1, 0]
 
 

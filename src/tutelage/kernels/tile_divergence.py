@@ -9,31 +9,31 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from tutelage.kernels.tiles import LogMass, Rows
+from tutelage.kernels.tiles import LogMass, TiledLogits
 
-__all__ = ["Between", "Pair", "pair_for"]
+__all__ = ["Between", "TileDivergence", "tile_divergence_for"]
 
 Between = Callable[[Tensor, Tensor], Tensor]
 
 
-class Pair:
+class TileDivergence:
     """In plain torch, for any divergence.
 
     Args:
-      student, target: rows of the same tokens.
+      student, target: logits at the same tokens.
       student_mass, target_mass: their log masses.
       between: (log p, log q) of a tile -> [n]; see `kernels.tiled_loss`.
       is_learning: slopes are wanted.
       jsd_share: `between` is the generalised Jensen-Shannon divergence with this share of the target; None = it is not.
     """
 
-    rows_class: ClassVar[type[Rows]] = Rows
+    logits_class: ClassVar[type[TiledLogits]] = TiledLogits
 
     def __init__(
         self,
-        student: Rows,
+        student: TiledLogits,
         student_mass: LogMass,
-        target: Rows,
+        target: TiledLogits,
         target_mass: LogMass,
         between: Between,
         is_learning: bool,
@@ -49,24 +49,24 @@ class Pair:
         value_n, slopes_nm = self._value_and_slopes(tile)
         if self.student.keeps and self.is_learning:
             self._slopes[tile.start] = slopes_nm
-            self.target.forget(tile)  # its slopes take its place
+            self.target.drop(tile)  # its slopes take its place
         return value_n, slopes_nm.sum(-1)
 
     def gradient(self, tile: slice, slope_n: Tensor, weights_n: Tensor) -> Tensor:
-        """w (g - p Σ g) on the canonical logits of a tile, [n, m].
+        """w (g - p Σ g) on the shared logits of a tile, [n, m].
 
         Args:
           slope_n: Σ g over the whole vocabulary.
           weights_n: w.
         """
         slopes_nm = self._slopes.pop(tile.start) if self.student.keeps else self._value_and_slopes(tile)[1]
-        probs_nm = self.student_mass.normalised(self.student.canonical(tile)).exp_()
+        probs_nm = self.student_mass.normalised(self.student.shared_logits(tile)).exp_()
         gradient_nm = probs_nm.mul_(-slope_n[:, None]).add_(slopes_nm).mul_(weights_n[:, None])
         return gradient_nm.masked_fill_((weights_n == 0)[:, None], 0)
 
     def _value_and_slopes(self, tile: slice) -> tuple[Tensor, Tensor]:
-        logprobs_nm = self.student_mass.normalised(self.student.canonical(tile))
-        target_nm = self.target_mass.normalised(self.target.canonical(tile))
+        logprobs_nm = self.student_mass.normalised(self.student.shared_logits(tile))
+        target_nm = self.target_mass.normalised(self.target.shared_logits(tile))
         if not self.is_learning:
             value_n = self.between(logprobs_nm, target_nm)
             return value_n, torch.zeros_like(value_n)[:, None]
@@ -76,10 +76,10 @@ class Pair:
         return value_n.detach(), slopes_nm
 
 
-def pair_for(device: torch.device, jsd_share: float | None) -> type[Pair]:
+def tile_divergence_for(device: torch.device, jsd_share: float | None) -> type[TileDivergence]:
     """Who computes on tiles: Triton is optional, so it is looked for where it is used."""
     if jsd_share is not None and device.type == "cuda" and importlib.util.find_spec("triton") is not None:
-        from tutelage.kernels.triton_loss import TritonPair
+        from tutelage.kernels.triton_loss import TritonTileDivergence
 
-        return TritonPair
-    return Pair
+        return TritonTileDivergence
+    return TileDivergence

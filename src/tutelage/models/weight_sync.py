@@ -7,10 +7,10 @@ from pathlib import Path
 from tutelage.models.language_model import LanguageModel
 from tutelage.models.saving import follow_umask
 
-__all__ = ["save_untied"]
+__all__ = ["save_for_serving"]
 
 
-def save_untied(student: LanguageModel, folder: Path) -> None:
+def save_for_serving(student: LanguageModel, folder: Path) -> None:
     """Write config, safetensors and tokenizer into `folder`, with a head of its own even where it is the embedding.
 
     vLLM 0.32 keeps an old head when it reads the weights of a tied model again on a CPU, where the head is repacked.

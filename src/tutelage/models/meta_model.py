@@ -19,10 +19,10 @@ from tutelage.models.loading import DTYPES, check_files
 from tutelage.models.reading import reading
 from tutelage.models.weight_check import load_meta_module
 
-__all__ = ["outline_of"]
+__all__ = ["meta_model_of"]
 
 
-def outline_of(
+def meta_model_of(
     path: str,
     tokenizer: Any,
     *,

@@ -8,26 +8,26 @@ from typing import ClassVar
 from torch import Tensor
 
 from tutelage.errors import ConfigurationError
-from tutelage.policies.base import Policy, Proposal
+from tutelage.policies.base import Behaviour, Policy
 
-__all__ = ["Given"]
+__all__ = ["Offline"]
 
 
 @dataclass(frozen=True)
-class Given(Policy):
+class Offline(Policy):
     """The answers were written, and scored by the teacher, before the run; an engine that has them gives them out.
 
     Who wrote them, and with which probability, is not known. So there is no mu to draw from, and no p / mu.
     """
 
-    is_given: ClassVar[bool] = True
+    is_offline: ClassVar[bool] = True
 
     @property
     def needs_teacher(self) -> bool:
         return False
 
-    def __call__(self, student_logits_BV: Tensor, teacher_logits_BV: Tensor | None = None) -> Proposal:
+    def __call__(self, student_logits_BV: Tensor, teacher_logits_BV: Tensor | None = None) -> Behaviour:
         raise ConfigurationError(
-            "the policy 'given' takes answers from data.scores and picks no token, so nothing can be sampled from it. "
-            "Train with it, or choose a policy that samples, such as 'student'."
+            "the policy 'offline' takes answers from data.scores and picks no token, so nothing can be sampled from "
+            "it. Train with it, or choose a policy that samples, such as 'student'."
         )

@@ -13,11 +13,11 @@ from tutelage.rollout.score_cache import REMEDY, AnswerKey, ScoreCache
 from tutelage.rollout.streams import derive_seed, uniforms
 from tutelage.types import Prompt, Rollout
 
-__all__ = ["GivenAnswers"]
+__all__ = ["OfflineAnswers"]
 
 
 @dataclass(frozen=True)
-class GivenAnswers:
+class OfflineAnswers:
     """The answers of a score cache by the prompt that they answer.
 
     Fields:
@@ -31,7 +31,7 @@ class GivenAnswers:
     longest: int
 
     @classmethod
-    def of(cls, cache: ScoreCache) -> GivenAnswers:
+    def of(cls, cache: ScoreCache) -> OfflineAnswers:
         """Look through a cache, once.
 
         Raises:
@@ -52,7 +52,7 @@ class GivenAnswers:
                 longest = max(longest, num_tokens + max(len(key[0]), len(key[1] or ())))
         return cls(cache, places, longest)
 
-    def refuse_missing(self, prompts: Sequence[Prompt], num_samples: int) -> None:
+    def check_answered(self, prompts: Sequence[Prompt], num_samples: int) -> None:
         """Refuse prompts without answers, or with fewer than a step takes.
 
         Raises:
