@@ -134,7 +134,7 @@ def geometric_blend(student_logprobs_BV: Tensor, teacher_logprobs_BV: Tensor, bl
     Args:
       student_logprobs_BV: log p, normalised; -inf allowed.
       teacher_logprobs_BV: log q, same vocabulary.
-      blend_B: b in [0, 1]. At 0 the student comes back untouched and at 1 the teacher, whatever the other one forbids;
+      blend_B: b in [0, 1]. At 0 the student is returned unchanged and at 1 the teacher, whatever the other one forbids;
         in between a token is possible only if both allow it.
     Returns:
       logprobs_BV: log mu_b. A row in which no token is allowed by both is NaN for 0 < b < 1.
@@ -153,8 +153,8 @@ def log_linear(parts_logprobs_BV: Sequence[Tensor], weights: Sequence[float]) ->
 
     Args:
       parts_logprobs_BV: log p_i, each normalised; -inf allowed.
-      weights: w_i, one each, of any sign and sum, not all 0. What has weight 0 is not looked at, and a single part of
-        weight 1 comes back untouched.
+      weights: w_i, one each, of any sign and sum, not all 0. A part of weight 0 is ignored, and a single part of
+        weight 1 is returned unchanged.
     Returns:
       logprobs_BV: a token is possible only if all parts with a weight allow it, those of negative weight too: what one
         of these forbids would otherwise be infinitely likely. A row in which no token is left is NaN.
@@ -277,7 +277,7 @@ def _blend_rows(
 ) -> Blend:
     """`trust_region_blend` for rows [B, V], solved in the radius' type and returned in `resolution`.
 
-    The log-probabilities of rows at either end of the path are the caller's to fill in.
+    The caller fills in the log-probabilities of rows at either end of the path.
     """
     student_BV = student_logits_BV.to(radius_B.dtype).log_softmax(-1).clamp_min_(FINITE_LOG_ZERO)
     teacher_BV = teacher_logits_BV.to(radius_B.dtype).log_softmax(-1).clamp_min_(FINITE_LOG_ZERO)
@@ -314,9 +314,9 @@ def _last_feasible_point(
     what the radius leaves after it is the budget for the second, which rises from 0.
 
     Newton's method solves for log KL as a function of log b: a straight line of slope 2 for small b, and nearly
-    straight where a token dear to the teacher, rare for the student, makes the KL grow exponentially. It starts from
-    the small-budget limit sqrt(2 budget / Var_p[r]) (Appendix small_budget) and is kept inside a bracket whose lower
-    end is feasible. Candidates are rounded to `resolution` before they are tried: the number returned is what fits.
+    straight where a token that is probable for the teacher and rare for the student makes the KL grow exponentially.
+    It starts from the small-budget limit sqrt(2 budget / Var_p[r]) (Appendix small_budget) and is kept inside a
+    bracket whose lower end is feasible. Candidates are rounded to `resolution` before they are tried: the number returned is what fits.
     """
     log_shared_B, mean_B, variance_B = _cumulants(path, torch.full_like(radius_B, JUST_ABOVE_ZERO))
     price_B = -log_shared_B.clamp_max(0)
@@ -362,7 +362,7 @@ def _last_feasible_point(
 def _cumulants(path: _Path, blend_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """A(b) = log Σ p^(1-b) q^b with its derivatives A' = E_mu_b[r] and A'' = Var_mu_b[r]. One pass over the vocabulary.
 
-    They say all about a point of the path: KL(mu_b || p) = b A' - A, and its derivative by log b is b² A''.
+    They determine a point of the path: KL(mu_b || p) = b A' - A, and its derivative by log b is b² A''.
     """
     log_weights_BV = torch.lerp(path.student_BV, path.teacher_BV, blend_B[:, None])
     peak_B = log_weights_BV.amax(-1)
@@ -403,7 +403,7 @@ def sample(logprobs_BV: Tensor, uniforms_B: Tensor) -> Tensor:
       uniforms_B: float64 in [0, 1).
     Returns:
       tokens_B: int64, never a token of probability 0. Rows without any mass, or with a NaN, give NO_TOKEN: where that
-        cannot be a row whose draw is thrown away, the caller refuses it when it reads the tokens.
+        is not a row whose draw is dropped, the caller refuses it when it reads the tokens.
     """
     wide = widest_dtype(logprobs_BV.device)
     probs_BV = (_widened(logprobs_BV) - logprobs_BV.amax(-1, keepdim=True)).exp()

@@ -1,7 +1,7 @@
-"""What costs more than a mean to know of rollouts: where in the answer, on which shared tokens, repeated or not.
+"""The expensive metrics of rollouts: by place in the answer, on shared tokens, and of repetition.
 
 Everything is read off the rollouts, answer by answer, so that no more than one answer's supports are held in float64.
-Meant for every so many steps.
+They are meant to be computed every few steps.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ QUARTILES = {"blend_inside_quartile_1": 0.25, "blend_inside_median": 0.5, "blend
 
 
 def detail_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
-    """The dearer half of `table.METRICS`; names are left out as in `rollout_metrics`.
+    """The expensive part of `table.METRICS`; names are left out as in `rollout_metrics`.
 
     An infinite KL (the teacher rules out a token of the student) counts as the largest finite one of its answer.
     Tokens whose two top-K sets share nothing have no overlap advantage and are left out of it.
@@ -64,7 +64,7 @@ def _by_position(answers: Sequence[Rollout]) -> dict[str, Tensor | None]:
 
 
 def _on_shared_tokens(answers: Sequence[Rollout]) -> dict[str, Tensor | None]:
-    """What both models think of I, the tokens that are among the K most probable of either.
+    """Both models' probabilities on I, the tokens that are among the K most probable of either.
 
     overlap_advantage                   (1/|I|) sum_I pbar (log qbar - log pbar) = -KL(pbar || qbar) / |I|, both
                                         renormalised on I                   (arXiv 2604.13016, section 2.3, appendix B)

@@ -1,6 +1,6 @@
-"""What happened in these rollouts, as named numbers: who picked the tokens, what both models thought of them, and how
-the answers ended. Everything is read off the rollouts; no model runs here. All of it is cheap enough for every step;
-what is not is in `diagnostics.details`.
+"""What happened in these rollouts, as named numbers: the policy, both models' probabilities of the tokens, and how the
+answers ended. Everything is read off the rollouts; no model runs here. All of it is cheap enough for every step;
+`diagnostics.details` has the rest.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def rollout_metrics(
     """Average what is known about the rollouts, as defined in `table.METRICS`.
 
     A mean per token weighs every response token of all rollouts equally, a mean per rollout every rollout. A name is
-    left out where any of the rollouts lacks an input, so that all numbers of one call speak of the same tokens; where
+    left out where any of the rollouts lacks an input, so that all numbers of one call are about the same tokens; where
     there is no token to average over; and where the mean is not finite (the teacher rules out a sampled token).
 
     `sampled_reverse_kl` is an unbiased estimate of KL(p || q) on the visited prefixes if the student itself sampled at

@@ -19,7 +19,7 @@ def repeated_share(tokens: Sequence[int], length: int = 4) -> float | None:
     if len(tokens) < length:
         return None
     numbers = single = _numbers(torch.tensor(tokens))
-    for _ in range(length - 1):  # a stretch is its first token, and one that is a token shorter behind it
+    for _ in range(length - 1):  # a stretch is its first token and, after it, a stretch that is one token shorter
         numbers = _joined(single, 1, numbers)
     return 1 - _num_different(numbers) / len(numbers)
 
@@ -56,9 +56,9 @@ def _numbers(values: Tensor) -> Tensor:
 
 
 def _joined(first: Tensor, length: int, second: Tensor) -> Tensor:
-    """Numbers of the stretches that are one of `first`, of `length` tokens, and one of `second` behind it."""
-    behind = second[length:]
-    return _numbers(first[: len(behind)] * _num_different(second) + behind)
+    """Numbers of the stretches that are one of `first`, of `length` tokens, followed by one of `second`."""
+    following = second[length:]
+    return _numbers(first[: len(following)] * _num_different(second) + following)
 
 
 def _num_different(numbers: Tensor) -> int:

@@ -18,7 +18,7 @@ class Metric(NamedTuple):
 
 
 METRICS: dict[str, Metric] = {
-    "behaviour_logprob": Metric("nats/token", "mean log mu of the sampled tokens, mu being what sampled them"),
+    "behaviour_logprob": Metric("nats/token", "mean log mu of the sampled tokens under the policy that sampled them"),
     "student_logprob": Metric("nats/token", "mean log p of the sampled tokens under the student"),
     "teacher_logprob": Metric("nats/token", "mean log q of the sampled tokens under the teacher"),
     "reference_logprob": Metric("nats/token", "mean log-probability of the sampled tokens under a target's reference"),
@@ -30,7 +30,7 @@ METRICS: dict[str, Metric] = {
     "blend_share_zero": Metric("share", "tokens drawn from the student alone (blend exactly 0)"),
     "blend_share_one": Metric("share", "tokens drawn from the teacher alone (blend exactly 1)"),
     "blend_share_inside": Metric("share", "tokens drawn from a blend of both (blend inside (0, 1))"),
-    "kl_used": Metric("nats/token", "mean KL(mu || p), how far the policy left the student"),
+    "kl_used": Metric("nats/token", "mean KL(mu || p), the distance of the policy from the student"),
     "kl_used_share": Metric("share", "kl_used over the KL radius in force"),
     "sequence_kl": Metric("nats/rollout", "mean over rollouts of the summed KL(mu || p), estimates KL(P_mu || P_p)"),
     "replaced_share": Metric("share", "tokens drawn in the place of a refused draft of the student"),

@@ -1,4 +1,4 @@
-"""Does the teacher's opinion of a whole rollout agree with the verifier's?  Nothing about single tokens."""
+"""Does the teacher's score of a whole rollout agree with the verifier's verdict?  Single tokens are not compared."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def teacher_support_auroc(rollouts: Sequence[Rollout], correct: Sequence[bool]) 
     (TRB, arXiv 2605.31159, warm-up diagnostics; arXiv 2604.13016, appendix B)
 
     1 = the teacher ranks all correct rollouts first, 1/2 = it cannot tell. A high value is no better training signal:
-    in TRB it falls as the budget grows, while reward rises. Rollouts without a token, or with one that neither model
-    can say, have no score and are left out.
+    in TRB it falls as the budget grows, while reward rises. Rollouts without a token, or with one that is impossible
+    for both models, have no score and are left out.
 
     Args:
       rollouts: scored by the teacher.

@@ -145,7 +145,7 @@ def rich_table(results: list[EvaluationResult]) -> Table:
     for result in results:
         low, high = result.pass_at_1_interval
         table.add_row(
-            Text(result.name),  # which is no markup
+            Text(result.name),  # so that it is not read as markup
             f"{result.num_problems} x {result.num_samples}",
             f"{100 * result.pass_at_1:.1f}",
             f"{100 * low:.1f} to {100 * high:.1f}",

@@ -1,7 +1,7 @@
-"""What a handful of samples per problem says about pass@k, and how far that number can be trusted.
+"""pass@k from a few samples per problem, and how far that number can be trusted.
 
-The same for a handful of seeds: a Student-t interval of their mean. Plain numpy and Python. How the samples were drawn,
-and who marked them, is left to the caller.
+The same for a handful of seeds: a Student-t interval of their mean. Plain numpy and Python. The caller draws and
+marks the samples.
 """
 
 import math
@@ -151,7 +151,7 @@ def t_interval(values_S: Sequence[float], confidence: float = 0.95) -> tuple[flo
 
     mean ± t_{n-1} s / √n,   s² = sum (x - mean)² / (n - 1)     (Student 1908)
 
-    Exact for normal values. It says nothing about what was the same for all of them, such as the problems.
+    Exact for normal values. It does not cover what was the same for all of them, such as the problems.
 
     Args:
       values_S: one finite number per seed.

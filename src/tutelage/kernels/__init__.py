@@ -1,4 +1,4 @@
-"""How are the wide rows read as few times as possible? Solve, blend and draw without a [B, V] temporary.
+"""How are the wide rows of logits read as few times as possible? Solve, blend and draw without a [B, V] temporary.
 
 `blend_point` finds where a trust region ends in two or three reads of the logits, `draw_blend` and `draw_residual` take
 one more each. On CUDA, with Triton installed, they run as kernels; anywhere else in plain torch, piece by piece. Both

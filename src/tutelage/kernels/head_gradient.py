@@ -22,7 +22,7 @@ class HeadGradient:
     """Gradients of hidden states and head, summed up tile by tile in float32 or wider.
 
     Args:
-      head: the student's; what of it needs no gradient gets none.
+      head: the student's; a part that needs no gradient gets none.
       hidden_ND: all hidden states.
     """
 
@@ -32,7 +32,7 @@ class HeadGradient:
 
     @property
     def is_wanted(self) -> bool:
-        """Something is learned from the loss."""
+        """Hidden states or head need a gradient."""
         return any(total is not None for total in (self.hidden_ND, self.weight_VD, self.bias_V))
 
     def attached(self, values_N: Tensor, weights_N: Tensor, hidden_ND: Tensor) -> Tensor:
@@ -88,12 +88,12 @@ class _Attached(torch.autograd.Function):
     def backward(ctx: Any, incoming_N: Tensor) -> tuple[Tensor | None, ...]:
         (weights_N,) = ctx.saved_tensors
         totals = (ctx.gradient.hidden_ND, ctx.gradient.weight_VD, ctx.gradient.bias_V)
-        assert any(total is not None for total in totals), "a tiled loss can be gone through backwards once only"
+        assert any(total is not None for total in totals), "a tiled loss supports one backward pass"
         weights_N = weights_N.to(incoming_N)
         factor = (incoming_N * weights_N).sum() / weights_N.square().sum().clamp_min(torch.finfo(weights_N.dtype).tiny)
         miss, size = (incoming_N - factor * weights_N).abs().amax(), incoming_N.abs().amax()
-        assert not bool(miss > PROPORTIONAL * size), "a tiled loss was told other weights than it is weighed with"
-        # In place, since the head's is as large as the head; and let go of, so that no copy of it stays.
+        assert not bool(miss > PROPORTIONAL * size), "the gradient of a tiled loss is not a multiple of its weights"
+        # In place, since the head's is as large as the head; and released, so that no copy of it stays.
         scaled = [None if total is None else total.mul_(factor) for total in totals]
         ctx.gradient.hidden_ND = ctx.gradient.weight_VD = ctx.gradient.bias_V = None
         pairs = zip(scaled, ctx.types, strict=True)

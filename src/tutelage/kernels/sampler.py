@@ -1,4 +1,4 @@
-"""The public functions: check the arguments, flatten the leading axes, choose who reads the rows.
+"""The public functions: check the arguments, flatten the leading axes, choose the backend.
 
 Axis letters: B any number of leading axes (rows), V vocabulary. p is the student, q the teacher, mu their blend.
 """
@@ -135,7 +135,7 @@ def _drawn(
 
 
 def _backend(logits: Tensor) -> ModuleType:
-    """Who reads the rows: Triton is optional, so it is looked for where it is used."""
+    """The backend for a device: Triton is optional, so it is looked for where it is used."""
     if logits.device.type == "cuda" and importlib.util.find_spec("triton") is not None:
         from tutelage.kernels import triton_kernels
 

@@ -1,4 +1,4 @@
-"""The trust-region solve on a few numbers per row; how those numbers are read off the logits is a backend's business.
+"""The trust-region solve on a few numbers per row; a backend reads those numbers off the logits.
 
 A geometric path is known through its tilted cumulants (TRB, arXiv 2605.31159, Section 4), and no logit has to be
 normalised for them. With raw logits s of the student, t of the teacher, r = t - s, and S the tokens that both allow:

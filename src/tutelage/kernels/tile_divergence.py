@@ -23,7 +23,7 @@ class TileDivergence:
       student, target: logits at the same tokens.
       student_mass, target_mass: their log masses.
       between: (log p, log q) of a tile -> [n]; see `kernels.tiled_loss`.
-      is_learning: slopes are wanted.
+      is_learning: a gradient is needed.
       jsd_share: `between` is the generalised Jensen-Shannon divergence with this share of the target; None = it is not.
     """
 
@@ -77,7 +77,7 @@ class TileDivergence:
 
 
 def tile_divergence_for(device: torch.device, jsd_share: float | None) -> type[TileDivergence]:
-    """Who computes on tiles: Triton is optional, so it is looked for where it is used."""
+    """The class that computes on tiles: Triton is optional, so it is looked for where it is used."""
     if jsd_share is not None and device.type == "cuda" and importlib.util.find_spec("triton") is not None:
         from tutelage.kernels.triton_loss import TritonTileDivergence
 

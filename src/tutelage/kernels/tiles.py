@@ -1,7 +1,7 @@
 """One model's logits at a block of tokens, a tile of the vocabulary at a time.
 
-A tile is a stretch of columns of the shared vocabulary. Whatever `models.Vocabulary` settles on whole rows is settled
-here on tiles: ids that stand for no token are impossible, and all ways of stopping are one event at one id.
+A tile is a stretch of columns of the shared vocabulary. The rules that `models.Vocabulary` applies
+to whole rows hold here on tiles: ids that stand for no token are impossible, and all ways of stopping are one event.
 
 Axis letters: n tokens of a block, m columns of a tile, D hidden, V vocabulary, S ways of stopping.
 """
@@ -179,7 +179,7 @@ class TiledLogits:
             self.stop_n = torch.logsumexp(self.stops_nS, dim=-1)
 
     def head_logits(self, tile: slice) -> Tensor:
-        """[n, m] what the head says, in its type; not to be written to."""
+        """[n, m] the head's own logits, in its type; not to be written to."""
         if tile.start not in self._tiles:
             if not self.keeps:
                 self._tiles.clear()
@@ -187,7 +187,7 @@ class TiledLogits:
         return self._tiles[tile.start]
 
     def drop(self, tile: slice) -> None:
-        """Let go of a tile that is not needed any more."""
+        """Release a tile that is no longer needed."""
         self._tiles.pop(tile.start, None)
 
     def shared_logits(self, tile: slice) -> Tensor:
@@ -231,7 +231,7 @@ class TiledLogits:
 
 
 def inside(ids_nK: Tensor, tile: slice) -> tuple[Tensor, Tensor]:
-    """Places of ids in a tile, and whether they are in it; those of the others are of no meaning."""
+    """Places of ids in a tile, and whether they are in it; the places of the others are undefined."""
     is_inside_nK = (ids_nK >= tile.start) & (ids_nK < tile.stop)
     return (ids_nK - tile.start).clamp(0, tile.stop - tile.start - 1), is_inside_nK
 

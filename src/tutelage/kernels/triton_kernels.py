@@ -1,8 +1,8 @@
 """The sampler on CUDA: three Triton kernels that each read the rows once, split over many programs.
 
 A program holds one block of one row. It leaves a few numbers per block, which torch adds up; no [B, V] tensor is made
-and the host does not wait for the device. The kernels compute in float32 (float64 for float64 logits). What float32
-would lose at small radii is kept by two devices: r = t - s carries its rounding error along, and
+and the host does not wait for the device. The kernels compute in float32 (float64 for float64 logits). Two devices keep
+the digits that float32 would lose at small radii: r = t - s carries its rounding error along, and
 
     spent(b) = S exp(-A) - (exp(-A) - 1 + A),   S = E_p[phi(x)],   phi(x) = x e^x - e^x + 1,   x = b (r - c)
 
@@ -37,7 +37,7 @@ __all__ = ["blend_point", "draw_blend", "draw_residual"]
 NUM_BLENDS = 8
 
 # Reads after the first. Two settle ordinary rows; a program whose row is settled returns at once, and the rest is there
-# for logits that spread over hundreds of nats. The host never asks, so that the whole can be captured in a CUDA graph.
+# for logits that spread over hundreds of nats. The host never waits, so that the whole can be captured in a CUDA graph.
 NUM_ROUNDS = 8
 
 MAX_BLOCK = 4096

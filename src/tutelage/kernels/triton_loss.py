@@ -159,7 +159,7 @@ def _shared_logits(
     STOP_PLACE: tl.constexpr,
     IS_DOUBLE: tl.constexpr,
 ):
-    """A block of shared logits; -inf behind the last column."""
+    """A block of shared logits; -inf beyond the last column."""
     values = _load(pointer, row, stride, places, num_columns, IS_DOUBLE)
     if HAS_HIDDEN:
         is_hidden = tl.load(hidden_pointer + places, mask=places < num_columns, other=1)

@@ -27,8 +27,8 @@ class Behaviour:
       diagnostics: what the policy knows about each row, [B] each. Two names are shared by all members that have them:
         "blend", the teacher's share in [0, 1], and "kl_to_student", KL(mu || p) in nats.
 
-    Who judges drafts asks for the probability of one token per row, and for whole rows only where a draft is refused.
-    A policy that can tell the former without making the latter overrides both methods.
+    Judging drafts needs the probability of one token per row, and whole rows only where a draft is refused. A policy
+    that can compute the former without the latter overrides both methods.
     """
 
     def __init__(self, logprobs_BV: Tensor, diagnostics: dict[str, Tensor] | None = None) -> None:
@@ -52,8 +52,8 @@ class Behaviour:
 class Policy(ABC):
     """Chooses the distribution that the next token is drawn from.
 
-    What a member may say of itself:
-      is_offline: it draws nothing; the answers exist already.
+    Class fields that a member may override:
+      is_offline: the policy draws no tokens; its answers exist already.
     """
 
     is_offline: ClassVar[bool] = False
@@ -61,7 +61,7 @@ class Policy(ABC):
     @property
     @abstractmethod
     def needs_teacher(self) -> bool:
-        """Whether the teacher's logits are looked at, at any step."""
+        """Whether the teacher's logits are used at any step."""
 
     def at(self, step: int) -> Policy:
         """This policy at one training step, with plain numbers in place of schedules; itself where nothing moves."""
@@ -81,7 +81,7 @@ class Policy(ABC):
     ) -> Behaviour:
         """What an engine calls: the distribution at each row's prefix, at its place in the answer.
 
-        Only a policy that acts by the place overrides this; for the others it is the call itself.
+        Only a policy that depends on the place overrides this; for the others it is the call itself.
 
         Args:
           positions_B: tokens of the answer that stand before the row's; 0 = its first token. None = not known.

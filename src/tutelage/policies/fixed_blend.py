@@ -19,7 +19,7 @@ class FixedBlend(Policy):
     """mu ∝ p^(1-b) q^b with the same b at every prefix; TRB without its trust region.
 
     Fields:
-      blend: b in [0, 1] (beta of arXiv 2605.31159). At 0 this is the student, and the teacher is not asked.
+      blend: b in [0, 1] (beta of arXiv 2605.31159). At 0 this is the student, and the teacher is not used.
     """
 
     blend: float | Schedule

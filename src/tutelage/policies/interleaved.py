@@ -58,7 +58,7 @@ class Interleaved(Policy):
         teacher_BV = normalise(check_teacher(teacher_logits_BV, self))
         top_k = math.floor(plain_number(self.top_k, "policy.top_k"))
         top = teacher_BV.topk(min(top_k, teacher_BV.shape[-1]), dim=-1)
-        # Where fewer than K tokens are possible, the rest of the top-K is no choice of the teacher's.
+        # Where fewer than K tokens are possible, the rest of the top-K has no mass under the teacher.
         is_accepted_BV = torch.zeros_like(teacher_BV, dtype=torch.bool).scatter(-1, top.indices, top.values > -math.inf)
         kept_BV = student_BV.masked_fill(~is_accepted_BV, -math.inf)
         log_replaced_B = student_BV.masked_fill(is_accepted_BV, -math.inf).logsumexp(-1)

@@ -22,7 +22,7 @@ class Mixture(Policy):
     1 - w.
 
     Fields:
-      weight: w in [0, 1]. At 0 this is the student, and the teacher is not asked.
+      weight: w in [0, 1]. At 0 this is the student, and the teacher is not used.
     """
 
     weight: float | Schedule

@@ -1,4 +1,4 @@
-"""Off-policy distillation from a file: nobody picks a token here, the answers exist."""
+"""Off-policy distillation from a file: the answers exist, and no token is sampled."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ __all__ = ["Offline"]
 
 @dataclass(frozen=True)
 class Offline(Policy):
-    """The answers were written, and scored by the teacher, before the run; an engine that has them gives them out.
+    """The answers were written, and scored by the teacher, before the run; the engine returns them.
 
-    Who wrote them, and with which probability, is not known. So there is no mu to draw from, and no p / mu.
+    Their probability under the policy that wrote them is unknown. So there is no mu to draw from, and no ratio p / mu.
     """
 
     is_offline: ClassVar[bool] = True

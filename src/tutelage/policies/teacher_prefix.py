@@ -1,4 +1,4 @@
-"""Teacher guidance (TrOPD): the teacher begins every answer, and the student goes on from there."""
+"""Teacher guidance (TrOPD): the teacher begins every answer, and the student continues it."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ __all__ = ["TeacherPrefix"]
 
 @dataclass(frozen=True)
 class TeacherPrefix(Policy):
-    """mu = q for the first n tokens of an answer, and p behind them.
+    """mu = q for the first n tokens of an answer, and p after them.
 
     TrOPD (arXiv 2606.01249) lets n fall by a cosine from the length of a whole teacher answer to 0 within 200 steps:
     `TeacherPrefix(Cosine(length, 0.0, 200))`, rounded down. There the length is that of an answer written before; here
     the teacher writes while sampling and its length is not known yet, so n is the same for all answers of a step.
 
     Fields:
-      num_tokens: n >= 0, rounded down. Below 1 this is the student, and the teacher is not asked.
+      num_tokens: n >= 0, rounded down. Below 1 this is the student, and the teacher is not used.
     """
 
     num_tokens: float | Schedule

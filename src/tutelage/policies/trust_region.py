@@ -26,7 +26,7 @@ class TrustRegion(Policy):
 
     Fields:
       kl_radius: nats per token, >= 0 (eps of the paper, which tries 0.001 to 0.05). At 0 this is the student, and the
-        teacher is not asked.
+        teacher is not used.
     """
 
     kl_radius: float | Schedule
@@ -55,7 +55,7 @@ class TrustRegion(Policy):
 
 
 class _Blended(Behaviour):
-    """A geometric blend that is known by where it lies between two rows of logits; rows are made when asked for."""
+    """A geometric blend, kept as its point between two rows of logits; whole rows are made when they are asked for."""
 
     def __init__(self, student_logits_BV: Tensor, teacher_logits_BV: Tensor, kl_radius: float) -> None:
         self.student_logits_BV, self.teacher_logits_BV = student_logits_BV, teacher_logits_BV

@@ -27,7 +27,7 @@ class BudgetPoint:
       kl_radius: the budget, nats per token; 0 = the student's own rollouts.
       teacher_logprob, reward, kl_used, blend_mean: means; the last two None at budget 0.
       teacher_support_auroc: over all rollouts at once; None where all are right or all wrong.
-      ..._interval: 95% bootstrap interval over prompts; None where it cannot be said.
+      ..._interval: 95% bootstrap interval over prompts; None where it is unknown.
     """
 
     kl_radius: float

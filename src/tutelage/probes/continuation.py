@@ -1,4 +1,4 @@
-"""Are a policy's prefixes better to go on from than the student's own?
+"""Are a policy's prefixes better starting points than the student's own?
 
 Answers of both are cut after t tokens and continued by the teacher and by the student (the continuation gain of TRB,
 arXiv 2605.31159, figure 5). Nothing is trained.
@@ -30,12 +30,12 @@ class ContinuationGain:
 
     Fields:
       length: t, tokens that are kept of each answer.
-      continuer: who wrote the rest, teacher or student.
-      policy_success, student_success: shares of right answers behind the policy's prefixes and the student's.
+      continuer: the model that wrote the rest, teacher or student.
+      policy_success, student_success: shares of right answers that continue the policy's prefixes and the student's.
       difference, difference_interval: policy_success - student_success, and its 95% bootstrap interval over problems.
       relative_gain: difference / student_success, our reading of the paper, which gives no formula; None where that
         is 0.
-      relative_gain_interval: 95%, over problems; None where it cannot be said.
+      relative_gain_interval: 95%, over problems; None where it is unknown.
     """
 
     length: int
@@ -92,7 +92,7 @@ def probe_continuation(
 
 
 def continued(parts: ProbeParts, answers: Sequence[Rollout], length: int, continuer: Policy) -> list[Rollout]:
-    """Answers whose tokens behind the first `length` are written anew; those that are no longer stay as they are."""
+    """Answers whose tokens after the first `length` are sampled again; shorter answers stay as they are."""
     finished = list(answers)
     # A stream of its own for each answer: two samples of one prompt must not continue with the same numbers.
     cut = [place for place, answer in enumerate(answers) if len(answer) > length]

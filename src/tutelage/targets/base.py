@@ -17,17 +17,17 @@ __all__ = ["TargetRule", "check_range", "check_reference"]
 
 @dataclass(frozen=True)
 class TargetRule(ABC):
-    """A distribution to imitate, made from those that there are.
+    """A distribution to imitate, made from the models' distributions.
 
     The events in the last axis are the whole vocabulary, or a support and its tail; a target treats the tail like any
-    other event. What that means is said by each member.
+    other event. Each member documents what that means.
 
-    What a member may say of itself:
-      needs: a third model whose log-probabilities are looked at: "reference" (a model that is given), "past" (the
+    Class fields that a member may override:
+      needs: a third model whose log-probabilities are used: "reference" (a model that is given), "past" (the
         student as it was, so the reference must be one that is refreshed), or None.
-      is_normalised: the result sums to 1 over whatever events it gets, so these must be all there are: a partial sum
-        over a support (`rest = "truncated"`) makes no sense then.
-      is_teacher: it is the teacher's distribution, untouched.
+      is_normalised: the result sums to 1 over whatever events it gets, so these must be all events: a partial sum
+        over a support (`rest = "truncated"`) is refused.
+      is_teacher: it is the teacher's own distribution.
       acts_per_token: applied to the log-probabilities of single tokens, whose events do not sum to 1, it gives the
         target's own for these tokens, up to a constant of the prefix. A loss on sampled tokens needs that.
     """

@@ -1,4 +1,4 @@
-"""Veto: a target between the models in log space, where the student's doubt silences the teacher's extremes."""
+"""Veto: a target between the models in log space, in which a doubtful student damps the teacher's extremes."""
 
 from __future__ import annotations
 

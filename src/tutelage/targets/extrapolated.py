@@ -1,4 +1,4 @@
-"""G-OPD and ExOPD: beyond the teacher, along the way it went from a reference."""
+"""G-OPD and ExOPD: beyond the teacher, in the direction from a reference to the teacher."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""PS-KD: the student as it was some steps ago softens what the teacher says."""
+"""PS-KD: the teacher's distribution mixed with that of the student some steps ago."""
 
 from __future__ import annotations
 

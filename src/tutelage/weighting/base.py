@@ -16,7 +16,7 @@ from tutelage.types import Batch
 
 __all__ = ["Weighting", "check_inside", "recorded_kl"]
 
-# Less than this is lost when a mass is known as 1 minus float32 probabilities.
+# Less than this is lost when a mass is computed as 1 minus float32 probabilities.
 MIN_TAIL = 2.0**-24
 # No more than this comes of rounding where a support has all the mass.
 MAX_EMPTY_TAIL = 1e-5
@@ -29,9 +29,9 @@ class Weighting(ABC):
     It sees the batch as it was recorded, before the first micro-batch, so a ranking is one over the whole batch and no
     gradient can flow into a weight. (Of several processes each would see its own share.)
 
-    What a member may say of itself:
+    Class fields that a member may override:
       is_random: it needs the tokens' random numbers.
-      asks_models: it looks at what student and teacher said of the tokens, and not at their places alone.
+      asks_models: it uses the log-probabilities of student and teacher, and not the tokens' places alone.
     """
 
     is_random: ClassVar[bool] = False
@@ -39,7 +39,7 @@ class Weighting(ABC):
 
     @property
     def needs_teacher_support(self) -> bool:
-        """It looks at the teacher's log-probabilities on the student's support, which no teacher server tells."""
+        """It needs the teacher's log-probabilities on the student's support, which no teacher server returns."""
         return False
 
     @abstractmethod
@@ -55,7 +55,7 @@ class Weighting(ABC):
 
 
 def recorded_kl(batch: Batch, *, reverse: bool) -> Tensor:
-    """KL(student || teacher), or KL(teacher || student) if not `reverse`, of each token as far as records tell.
+    """KL(student || teacher), or KL(teacher || student) if not `reverse`, of each token, from its records.
 
     Taken on the recorded support and its tail: at most the full KL. The student's tail is 1 minus its mass, known to
     about 1e-7 and never below 6e-8; good enough to rank tokens with. Where the teacher has none, one of up to 1e-5 is

@@ -1,4 +1,4 @@
-"""Learn from the tokens that have something to teach, and leave the others out."""
+"""Learn from the tokens at which the student is unsure or wrong, and leave the others out."""
 
 from __future__ import annotations
 

@@ -42,5 +42,5 @@ class Tropd(Weighting):
         trust_N = log_ratio_N.clamp_max(0).exp()
         if self.acceptance == "expected":
             return trust_N
-        assert uniforms_N is not None, "tropd draws, and was given no random numbers"
+        assert uniforms_N is not None, "tropd is random and needs uniforms_N"
         return (uniforms_N < trust_N).to(trust_N.dtype)

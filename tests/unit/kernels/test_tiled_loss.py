@@ -319,7 +319,7 @@ def values_of(world: World, tiling: Tiling) -> Tensor:
 
 def test_other_weights_than_announced_are_noticed() -> None:
     here = world()
-    with pytest.raises(AssertionError, match="told other weights"):
+    with pytest.raises(AssertionError, match="not a multiple of its weights"):
         values_of(here, TILINGS[0]).sum().backward()
 
 
