@@ -316,7 +316,8 @@ def _last_feasible_point(
     Newton's method solves for log KL as a function of log b: a straight line of slope 2 for small b, and nearly
     straight where a token that is probable for the teacher and rare for the student makes the KL grow exponentially.
     It starts from the small-budget limit sqrt(2 budget / Var_p[r]) (Appendix small_budget) and is kept inside a
-    bracket whose lower end is feasible. Candidates are rounded to `resolution` before they are tried: the number returned is what fits.
+    bracket whose lower end is feasible. Candidates are rounded to `resolution` before they are tried: the number
+    returned is what fits.
     """
     log_shared_B, mean_B, variance_B = _cumulants(path, torch.full_like(radius_B, JUST_ABOVE_ZERO))
     price_B = -log_shared_B.clamp_max(0)

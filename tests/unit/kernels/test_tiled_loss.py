@@ -327,7 +327,7 @@ def test_a_second_backward_is_noticed() -> None:
     here = world()
     loss = (values_of(here, TILINGS[0]) * here.weights_N).sum()
     loss.backward(retain_graph=True)
-    with pytest.raises(AssertionError, match="once only"):
+    with pytest.raises(AssertionError, match="one backward pass"):
         loss.backward()
 
 
