@@ -4,7 +4,7 @@
     ├── ConfigurationError          (ValueError)       a field of a part or of a run file cannot be what it is
     ├── DataError                   (ValueError)       prompts or problems that cannot be used
     ├── ModelError                  (ValueError)       a model or tokenizer that cannot be loaded or served
-    │   ├── VocabularyMismatchError                    student and teacher do not speak the same tokens
+    │   ├── VocabularyMismatchError                    student and teacher do not use the same tokens
     │   └── UnsupportedArchitectureError               the decoding engine cannot serve this kind of attention
     ├── OutputExistsError           (FileExistsError)  we would have to overwrite something that a user made
     ├── CheckpointError             (RuntimeError)     a checkpoint could not be written or read
@@ -16,7 +16,7 @@
     └── RunInterrupted              (RuntimeError)     Ctrl-C or SIGTERM, after the run was saved
 
 A message has three parts: what we got, what we expected, what to do about it. Each class also inherits the builtin
-that it refines, so that `except ValueError` keeps working for people who do not know this file.
+that it refines, so that `except ValueError` keeps working without knowledge of this file.
 """
 
 import re
@@ -40,7 +40,7 @@ __all__ = [
     "printable",
 ]
 
-# What a terminal or a page obeys in place of showing it, or shows as something else: C0 (but tab and line break), DEL,
+# Characters that a terminal or a page obeys instead of showing, or shows as others: C0 (but tab and line break), DEL,
 # C1, marks and overrides of the writing direction, separators that end a line for some readers, byte order marks,
 # letters without a shape, what is no character, and halves of surrogate pairs, which no encoding can write. Joiners
 # stay: words and emoji need them.
@@ -48,13 +48,13 @@ UNPRINTABLE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f"
     "\ufeff\ufff9-\ufffb\ufffe\uffff\ud800-\udfff\U000e0000-\U000e007f]"
 )
-MAX_QUOTED = 500  # letters of somebody else's message in one of ours
+MAX_QUOTED = 500  # letters of a foreign message in one of ours
 
 
 class TutelageError(Exception):
     """Root of the tree: catch this to catch everything that Tutelage raises on purpose."""
 
-    is_said = False  # another process of the run has told the user already
+    is_said = False  # another process of the run has already reported it
 
 
 class ConfigurationError(TutelageError, ValueError):
@@ -110,10 +110,10 @@ class RunInterrupted(TutelageError, RuntimeError):
 
 
 def in_short(problem: BaseException) -> str:
-    """What somebody else's exception says, as part of one of our messages: its first line, else its class."""
+    """A foreign exception as part of one of our messages: its first line, else its class."""
     lines = str(problem).strip().splitlines()
-    said = printable(lines[0] if lines else type(problem).__name__).rstrip(".")
-    return said if len(said) <= MAX_QUOTED else f"{said[:MAX_QUOTED]}..."
+    text = printable(lines[0] if lines else type(problem).__name__).rstrip(".")
+    return text if len(text) <= MAX_QUOTED else f"{text[:MAX_QUOTED]}..."
 
 
 def printable(text: str) -> str:

@@ -1,8 +1,8 @@
 """Is the Hugging Face hub there?  Asked once and within seconds, before a library waits for it file by file.
 
 Without a network the libraries send for every file again and again, with pauses of 1, 2, 4, 8 and 8 seconds, until most
-of a minute is gone. Here one small request tells. Where it fails, what the cache holds is used as it is with
-HF_HUB_OFFLINE, and what it does not hold is refused.
+of a minute is gone. Here one small request finds out. If it fails, the cache is used as with HF_HUB_OFFLINE, and
+what the cache does not hold is refused.
 """
 
 from __future__ import annotations

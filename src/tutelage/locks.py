@@ -2,7 +2,7 @@
 
 The lock is one of POSIX (`fcntl.lockf`): it belongs to the process that took it, so a worker that was forked off and
 outlives it holds nothing, and a kill leaves nothing that blocks. It works on NFS where the server does locks; where it
-does not, there is one warning, and no lock.
+does not, there is a warning and no lock.
 """
 
 from __future__ import annotations

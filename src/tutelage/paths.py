@@ -1,7 +1,7 @@
 """What may a path or the name of a file be?  As a person writes it, on a command line or in a run file.
 
-Both doors lead here, so that `~` means the same everywhere and what no file system could hold is refused before
-anything is computed.
+Both use this module, so that `~` means the same everywhere and an impossible path is refused before anything is
+computed.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from tutelage.errors import ConfigurationError, printable
 __all__ = ["check_file_name", "expanded_path"]
 
 MAX_PATH_BYTES = 4096
-MAX_NAME_BYTES = 200  # file systems hold 255, and we put endings behind and dots before
+MAX_NAME_BYTES = 200  # file systems hold 255, and we add endings and leading dots
 
 
 def expanded_path(text: str, key: str) -> str:

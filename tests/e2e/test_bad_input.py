@@ -520,7 +520,7 @@ def test_a_run_that_nobody_reads_any_more_is_saved(
     overrides = settings("output=run", "steps=2", "rollout.max_new_tokens=4", "evaluation.sets=[]")
     outcome = tutelage("train", home / "run.toml", *overrides)
     assert outcome.code == 130 and outcome.err.count("\n") == 1
-    assert outcome.err.startswith("stopped because nobody reads its output any more after 1 of 2 steps; the run")
+    assert outcome.err.startswith("stopped because its output was closed after 1 of 2 steps; the run")
     assert (tmp_path / "run" / "checkpoints" / "step-000001").is_dir()
 
 

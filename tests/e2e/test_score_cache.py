@@ -249,7 +249,7 @@ def test_a_shard_that_cannot_be_read_is_named_and_made_again(home: Path, tmp_pat
     with pytest.raises(DataError, match=r"1 of 3 shards .* shard-00001\.parquet, which is not what was written"):
         build_run(config_of(home, *OFF_POLICY, f"data.scores={folder}", f"output={tmp_path / 'run'}"))
     assert score(home, folder, resume=True) == [
-        "shard-00001.parquet is not what was written; it is made again",
+        "shard-00001.parquet is not what was written; it is written again",
         "shard 2 of 3 written",
     ]
     assert shard.read_bytes() == whole

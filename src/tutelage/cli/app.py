@@ -54,7 +54,7 @@ def train(
     accept: Accept = None,
 ) -> None:
     """Distil the student that a run file describes."""
-    if "WORLD_SIZE" in os.environ:  # of a broken connection torch prints its stack; we say who is gone
+    if "WORLD_SIZE" in os.environ:  # torch prints its stack at a broken connection; our message names the lost process
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from tutelage.cli.progress import observer_for
     from tutelage.config import build_run, load_config
@@ -67,7 +67,7 @@ def train(
     with joined() as processes:
         is_first = processes is None or processes.rank == 0
         if not is_first:
-            warnings.showwarning = lambda *_: None  # rank 0 says it
+            warnings.showwarning = lambda *_: None  # rank 0 prints it
         config = load_config(run_file, overrides or [])
         set_threads(config.runtime.threads)
         run = build_run(config, resume=resume, accept=accept or [], processes=processes)
@@ -275,10 +275,10 @@ def score(
         typer.Option(help="Folder for the scores; data.scores of runs that learn from them.", callback=given_path),
     ],
     overrides: Overrides = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on in the output folder; damaged shards anew.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue in the output folder.")] = False,
     shard: Annotated[int, typer.Option(help="Answers per shard.", min=1)] = 256,
 ) -> None:
-    """Let a run file's teacher read answers that exist, once, and keep what it says for off-policy training."""
+    """Let a run file's teacher score existing answers once, and keep the scores for off-policy training."""
     from tutelage.cli.scoring import write_scores
     from tutelage.config import load_config
 

@@ -1,7 +1,7 @@
 """Arguments that several commands share, and what all paths and numbers on a command line have in common.
 
-A path's `~` is expanded here as well as by the shell, which does not do so behind an equals sign or in quotes. Numbers
-have bounds beyond which nothing sensible can be meant.
+A path's `~` is expanded here as well as by the shell, which does not do so after an equals sign or in quotes. Numbers
+have bounds beyond which no value makes sense.
 """
 
 from __future__ import annotations

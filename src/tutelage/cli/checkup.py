@@ -15,7 +15,7 @@ WIDTH = max(map(len, Verdict))
 
 
 def print_finding(console: Console, finding: Finding) -> None:
-    """The verdict and what was found; below it the remedy, and what there is to look at."""
+    """The verdict and what was found; below it the remedy, and further details."""
     grid = Table.grid(padding=(0, 1))
     grid.add_column(width=WIDTH, no_wrap=True)
     grid.add_column(overflow="fold")

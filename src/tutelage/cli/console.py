@@ -52,9 +52,9 @@ class WatchedConsole(TextConsole):
 
     def on_broken_pipe(self) -> None:
         try:
-            super().on_broken_pipe()  # stays silent from here on
+            super().on_broken_pipe()  # prints nothing from here on
         except SystemExit:
-            raise RunInterrupted("stopped because nobody reads its output any more") from None
+            raise RunInterrupted("stopped because its output was closed") from None
 
 
 def write_in_any_encoding() -> None:

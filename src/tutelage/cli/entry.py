@@ -1,7 +1,7 @@
 """Where a command begins and ends: every way to fail becomes one line on stderr and an exit code.
 
     0    done
-    1    `doctor` found something that cannot work, or nobody reads the output any more
+    1    `doctor` found something that cannot work, or the output was closed
     2    what the user can correct: our own errors, files, memory, the command line itself
     70   a fault of ours; the line names a log file
     130  Ctrl-C or SIGTERM
@@ -49,7 +49,7 @@ def main() -> None:
 
 
 def _ended(problem: Exception, errors: TextConsole) -> int:
-    """Say what ended the command, unless another process of the run has said it; the exit code."""
+    """Print what ended the command, unless another process of the run has reported it; the exit code."""
     is_said = getattr(problem, "is_said", False)
     if isinstance(problem, CommandLineError):
         return _wrong_command(problem, errors)

@@ -1,7 +1,7 @@
-"""What nobody foresaw: a fault of ours becomes one line and a file with all that is needed to find it.
+"""Unexpected errors: a fault of Tutelage becomes one line and a file with all that is needed to find it.
 
-What a user can correct is a `TutelageError`, and never comes here. A lack of memory is in between: the user can do
-something about it, but it is raised by whoever asked for the memory.
+An error that a user can correct is a `TutelageError`, and is not handled here. A lack of memory is in between: the user
+can do something about it, but PyTorch or Python raises it.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "peft", "datas
 
 
 def shows_traceback() -> bool:
-    """Whether somebody who works on Tutelage asks for tracebacks of all errors."""
+    """Whether tracebacks of all errors are asked for, as by a developer of Tutelage."""
     return os.environ.get("TUTELAGE_TRACEBACK", "") not in ("", "0")
 
 
 def is_out_of_memory(problem: BaseException) -> bool:
-    """A device or the machine has no memory left; PyTorch has an error for the one, and words only for the other."""
+    """A device or the machine has no memory left; for the second, PyTorch has a message and no class of its own."""
     words = str(problem)
     if isinstance(problem, RuntimeError) and ("can't allocate memory" in words or "not enough memory" in words):
         return True
@@ -41,7 +41,7 @@ def describe_fault(problem: BaseException) -> str:
     """Write the traceback to a file in the folder for temporary ones, and say so in a line."""
     kind = type(problem).__name__
     try:
-        # Readable by its owner only, and never a file that was there: the command line may tell something.
+        # A new file that only its owner can read: the command line may hold private things.
         stamp = time.strftime("%Y%m%d-%H%M%S")
         number, path = mkstemp(prefix=f"tutelage-fault-{stamp}-", suffix=".log")
         with os.fdopen(number, "w", encoding="utf-8", errors="backslashreplace") as file:
@@ -53,13 +53,13 @@ def describe_fault(problem: BaseException) -> str:
         )
     return (
         f"{kind}, which is a fault of Tutelage and not yours; {path} says where. Please report it with that file, "
-        "after a look at what it tells of you: it has the command line and the paths."
+        "once you have read it: it holds the command line and the paths."
     )
 
 
 def _report(problem: BaseException) -> str:
     packages = "\n".join(f"{name} {_version(name)}" for name in PACKAGES)
-    # A password in a server's address is nobody's business.
+    # A password in a server's address does not belong in a log.
     command = re.sub(r"//[^/@\s]*@", "//...@", shlex.join(sys.argv))
     return "\n".join(
         [

@@ -50,7 +50,7 @@ def continuation(
     figure: Figure = None,
     overrides: Overrides = None,
 ) -> None:
-    """Are the policy's prefixes better to go on from than the student's own? Teacher and student continue both."""
+    """Are the policy's prefixes better starting points than the student's own? Teacher and student continue both."""
     from tutelage.config import policy_at
     from tutelage.probes import ProbeParts, probe_continuation
     from tutelage.report import plot_continuation

@@ -1,4 +1,4 @@
-"""What a person watches while a run goes on: curves in a terminal, plain lines where there is none."""
+"""The display of a run in progress: curves in a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Let the teacher read answers that exist, and write down what it says of them."""
+"""Let the teacher score existing answers, and write its scores to a folder."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def write_scores(
     """Score every answer of a file with the run's teacher; the student's weights are not needed.
 
     Args:
-      resume: go on in `output`: shards that are whole stay, the others are made (again).
-      on_message: hears of each shard.
+      resume: continue in `output`: whole shards stay, the others are written (again).
+      on_message: gets a line for each shard.
     Returns:
       number of answers in the cache.
     Raises:
@@ -86,12 +86,12 @@ def _write_missing(
     rollouts: list[Rollout],
     on_message: Callable[[str], None],
 ) -> None:
-    """Write the shards that are not there, or not as they were written."""
+    """Write the shards that are missing or damaged."""
     answers_per_shard, damages = int(cache.manifest["answers_per_shard"]), cache.damages()
     teachers = _load_teachers(config, tokenizer) if damages else {}
     for shard, problem in damages.items():
         if cache.path(shard).exists():
-            on_message(f"{cache.path(shard).name} {problem}; it is made again")
+            on_message(f"{cache.path(shard).name} {problem}; it is written again")
         first = shard * answers_per_shard
         cache.write(shard, _read(config, teachers, vocabulary, rollouts[first : first + answers_per_shard]))
         on_message(f"shard {shard + 1} of {cache.num_shards} written")

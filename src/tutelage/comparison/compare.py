@@ -1,4 +1,4 @@
-"""From run files to a table: everything refused that can be, then all runs, then what came out of them."""
+"""From run files to a table: all checks first, then all runs, then their results."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def run_plan(
     free_keys: Sequence[str] = (),
     draw: Callable[[Outcome], Path] | None = None,
 ) -> Outcome:
-    """Carry a comparison to its table.
+    """Run a comparison and make its tables.
 
     Args:
       workers: runs at once; None = as many as there are cores, or one if they would share an accelerator.
@@ -42,7 +42,7 @@ def run_plan(
       accept: with `resume`, what may have changed since the comparison began, see `fingerprints.INPUTS`.
       allow_overlap: problems that are also trained on are a warning and not a refusal.
       free_keys: in which the methods may differ although a comparison should not.
-      draw: draws one figure more from what is finished, and says where it is.
+      draw: draws one more figure from the finished runs, and returns a line that says where it is.
     Raises:
       ConfigurationError, DataError, OutputExistsError: refused before the first step.
       RunInterrupted: Ctrl-C or SIGTERM; every run was saved.
@@ -75,7 +75,7 @@ def run_plan(
                 plan = _with_overlap(plan, allow_overlap)
             check_inputs(plan, accept)
         except Exception:
-            if not is_begun:  # so that the corrected command may begin anew
+            if not is_begun:  # so that the corrected command can be run again
                 lock.close()
                 shutil.rmtree(plan.folder)
             raise
@@ -103,7 +103,7 @@ def run_plan(
     if failed:
         logs = "; ".join(f"{job.name} (exit code {failed[job.name]}, {job.log})" for job in jobs if job.name in failed)
         raise TutelageError(
-            f"{len(failed)} of {len(jobs)} runs failed: {logs}. Read the end of each log, mend what it names, and give "
+            f"{len(failed)} of {len(jobs)} runs failed: {logs}. Read the end of each log, fix what it names, and give "
             "the same command with --resume; finished runs are not repeated."
         )
     return outcome

@@ -1,7 +1,7 @@
-"""Do all runs of a comparison read the same, also those that begin after a pause?
+"""Do all runs of a comparison read the same inputs, also those that begin after a pause?
 
-What the methods share is looked at before any run starts, and kept in the comparison's own `fingerprints.json`. A run
-that was begun is compared with its own beginning anyway; one that was not would begin with whatever is there now.
+The shared inputs are checked before any run starts, and recorded in the comparison's own `fingerprints.json`. A run
+that has begun checks its own record as well; one that has not would otherwise begin with the present inputs.
 """
 
 from __future__ import annotations

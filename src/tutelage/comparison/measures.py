@@ -1,4 +1,4 @@
-"""What came out of the runs, as numbers: each run on its own, then methods over seeds, against the first one in pairs.
+"""The results of the runs as numbers: each run on its own, then methods over seeds, against the first one in pairs.
 
 Only the files of the runs are read. S is the axis of seeds.
 """
@@ -88,7 +88,7 @@ def measure_run(folder: Path, *, checkpoint_rule: str, early_steps: int, num_rol
     """The measures of a finished run, as far as its files have them.
 
     Args:
-      num_rollouts: per step; every one is read once by a teacher that was not there while it was sampled.
+      num_rollouts: per step; a teacher that took no part in the sampling reads each once.
     """
     run = read_run(folder)
     sampled, greedy = (_values(pass_at_1_curve(run.evaluations, is_greedy=twin)) for twin in (False, True))

@@ -112,7 +112,7 @@ def rich_tables(outcome: Outcome) -> list[Table]:
 
 
 def notes_of(outcome: Outcome, workers: int) -> list[str]:
-    """What must be known to read the numbers."""
+    """Notes that a reader of the numbers needs."""
     plan = outcome.plan
     first = plan.methods[0].name
     config = plan.methods[0].config

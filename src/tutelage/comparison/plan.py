@@ -1,7 +1,7 @@
 """What is compared, fixed before the first step: methods, seeds, the checkpoint rule, and that all else is equal.
 
-The plan is written to the comparison's folder with every configuration as resolved. Who continues a comparison must ask
-for the same one; more seeds may be added.
+The plan is written to the comparison's folder with every configuration as resolved. A comparison
+can only be continued as it is; more seeds may be added.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ def make_methods(
       overrides: `key.path=value` for all, `NAME:key.path=value` for the method of that name.
       own_overrides: further ones by name, such as the points of a grid; they are applied last.
     Raises:
-      ConfigurationError: also for two methods of one name and for overrides of nobody.
+      ConfigurationError: also for two methods of one name and for overrides of an unknown method.
     """
     names = [str(table["name"]) for table in tables]
     for name in names:
@@ -222,7 +222,7 @@ def open_folder(plan: Plan, world: World | None, *, resume: bool) -> None:
         before = json.loads(path.read_text())
         _check_unchanged(before, described, path)
         date = before.get(DATE)
-    described[DATE] = date  # for chat templates that ask: no method reads other prompts for having run a day later
+    described[DATE] = date  # for chat templates that ask for it: runs on different days must read the same prompts
     for file, content in (world.files if world is not None else {}).items():
         _write_once(file, content)
     for method in plan.methods:

@@ -1,7 +1,7 @@
-"""How do many runs get done? Each as a process of its own with one thread, as many at once as there are cores.
+"""How are many runs carried out? Each as a process of its own with one thread, as many at once as there are cores.
 
 Two runs of one thread each are done sooner on two cores than one after the other on two threads. A run that fails does
-not stop the others. Runs that were begun are continued from their checkpoint, so all of this may be killed at any time.
+not stop the others. Runs that were begun are continued from their checkpoint, so the command may be killed at any time.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from tutelage.cli import main
 main()"""
 SECONDS_BETWEEN_LOOKS = 0.25
 SECONDS_TO_SAVE = 120  # given to a run that was asked to stop
-MAX_BARS = 10  # with more runs than this only those that go on are shown
+MAX_BARS = 10  # with more runs than this only those in progress are shown
 VIEW_HEIGHT = 7  # lines of one run's curves, its name among them
 STEPS_BETWEEN_LINES = 10  # where there is no terminal
 
@@ -138,7 +138,7 @@ def locked(folder: Path) -> Iterator[None]:
     since they may still save themselves, and are waited for.
 
     Raises:
-      OutputExistsError: another command, or a run that one left behind, still works there.
+      OutputExistsError: another command, or a run that it left running, still works there.
     """
     if sys.platform == "win32":  # no such locks: it is for the user not to start two commands
         yield
@@ -153,7 +153,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def _runs_ended(folder: Path) -> Iterator[None]:
-    """Wait for runs that another command left behind; runs that are started inside are such to the next command."""
+    """Wait for runs that another command left running; runs started inside are the same for the next command."""
     with (folder / ".runs.lock").open("w") as file:
         os.set_inheritable(file.fileno(), True)
         deadline = time.monotonic() + SECONDS_TO_SAVE
@@ -164,7 +164,7 @@ def _runs_ended(folder: Path) -> Iterator[None]:
             except BlockingIOError:
                 if time.monotonic() > deadline:
                     raise OutputExistsError(
-                        f"{folder} is in use by runs that another command left behind; two would write into each "
+                        f"{folder} is in use by runs that another command left running; two would write into each "
                         "other's files. Wait for them to end, or choose another folder."
                     ) from None
                 time.sleep(SECONDS_BETWEEN_LOOKS)
@@ -195,7 +195,7 @@ def _stop(processes: list[subprocess.Popen[bytes]]) -> None:
 
 
 class _Display:
-    """A bar for every run that goes on, one for all, and the curves of the runs that go on where there is room.
+    """A bar for every run in progress, one for all, and the curves of the runs in progress where there is room.
 
     Plain lines where there is no terminal that can be redrawn.
     """

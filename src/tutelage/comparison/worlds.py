@@ -1,4 +1,4 @@
-"""What happens to a recipe in another world? Its method stays; models, prompts, problems and sizes are replaced.
+"""How is a recipe moved to another world? Its method stays; models, prompts, problems and sizes are replaced.
 
 A world is a few tables of a run file, such as those of the packaged tiny pair or of a file of the user's. Horizons keep
 their share of the run: a budget that falls over 50 of 400 steps falls over 8 of 60.

@@ -71,7 +71,7 @@ def judged(p: Tensor, mu: Tensor, u: float, keep: float) -> int:
 
 
 def logits_of(model: Any, sequences: Sequence[Sequence[int]]) -> Iterator[Tensor]:
-    """Logits [length, V] of every sequence, from one right-padded forward (padding is behind, attention is causal)."""
+    """Logits [length, V] of every sequence, from one right-padded forward (padding comes last, attention is causal)."""
     longest = max(len(sequence) for sequence in sequences)
     tokens = torch.tensor([[*sequence, *[0] * (longest - len(sequence))] for sequence in sequences])
     for sequence, logits in zip(sequences, model(input_ids=tokens, use_cache=False).logits, strict=True):

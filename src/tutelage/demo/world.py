@@ -135,7 +135,7 @@ class Step:
 
 @dataclasses.dataclass(frozen=True)
 class Story:
-    """The facts behind a problem, from which right and wrong solutions are written."""
+    """The facts of a problem, from which right and wrong solutions are written."""
 
     problem: str
     name: str
@@ -205,7 +205,7 @@ def clean_solution(story: Story) -> str:
 
 
 def careless_solution(story: Story, rng: random.Random) -> str:
-    """Write a solution with at least one slip, after which later steps go on from the wrong total."""
+    """Write a solution with at least one slip, after which later steps continue from the wrong total."""
     while True:
         totals, total = [], story.start
         for step in story.steps:

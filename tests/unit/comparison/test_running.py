@@ -159,7 +159,7 @@ def test_a_folder_belongs_to_one_command_and_its_runs(tmp_path: Path, monkeypatc
         # As a run does that outlives a killed command: it has the lock until it ends.
         words = [sys.executable, "-S", "-c", "import sys; sys.stdin.read()"]
         left_behind = subprocess.Popen(words, stdin=subprocess.PIPE, close_fds=False)
-    with pytest.raises(OutputExistsError, match="by runs that another command left behind"), locked(tmp_path):
+    with pytest.raises(OutputExistsError, match="by runs that another command left running"), locked(tmp_path):
         pass
     left_behind.communicate()
     with locked(tmp_path):
