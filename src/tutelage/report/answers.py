@@ -60,7 +60,7 @@ def side_by_side(runs: Sequence[ReportedRun], left_out: list[str]) -> dict[str, 
     answers = [_answers_at(run.folder / "samples.jsonl", found, steps[places], left_out) for run, found in logged]
     for step in steps[places].tolist():
         keys = dict.fromkeys(key for found in answers for key in found if key[0] == step)
-        # answers that most runs have come first; runs whose order of prompts differs share few
+        # first the answers that most runs have; runs with different orders of prompts share few
         shared = sorted(keys, key=lambda key: -sum(key in found for found in answers))
         views += [_view(key, answers) for key in shared[:MAX_ANSWERS]]
     while len(views) > 1 and len(json.dumps(views)) > MAX_BYTES:

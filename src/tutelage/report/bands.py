@@ -1,4 +1,4 @@
-"""What do methods look like over seeds? Curves with bands, and a sweep's grid as lines, from the files of runs."""
+"""How do methods compare over seeds? Curves with bands, and a sweep's grid as lines, from the files of runs."""
 
 from __future__ import annotations
 

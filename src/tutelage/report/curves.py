@@ -1,4 +1,4 @@
-"""What does a run look like?  Six panels on one sheet, from the run's own JSON lines; several runs lie on one another.
+"""What does a run look like?  Six panels on one sheet, from the run's own JSON lines; several runs share the panels.
 
 A figure is derived from those files, so it, and nothing else, may be overwritten.
 """
@@ -99,7 +99,7 @@ def _draw(runs: Mapping[str, RunRecords]) -> Figure:
 
 
 def _align_steps(all_axes: list[Axes]) -> None:
-    """One range of steps for all panels, so that an eye can go down a column."""
+    """One range of steps for all panels, so that they can be compared down a column."""
     from matplotlib.ticker import MaxNLocator
 
     ends = [axes.get_xlim() for axes in all_axes if axes.lines or axes.collections]

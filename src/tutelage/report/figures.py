@@ -60,7 +60,7 @@ PHASES = {
 
 @dataclass(frozen=True)
 class ReportFigure:
-    """A figure: the stem of its files, its heading, what it says in words, and how it looks."""
+    """A figure: the stem of its files, its heading, its caption, and its drawing."""
 
     name: str
     title: str
@@ -220,7 +220,7 @@ def _sheet(methods: Methods, strokes: Strokes, rows: int = 1) -> tuple[Figure, l
 
 
 def _smooth_bands(axes: Axes, methods: Methods, strokes: Strokes, key: str) -> None:
-    """A metric's moving average, as `_bands` draws it, with single steps behind where every method is one run."""
+    """A metric's moving average, as `_bands` draws it, over thin single steps where every method is one run."""
     if _is_one_run_each(methods):
         for name, (run,) in methods.items():
             draw_steps(axes, curve(run.metrics, key), strokes[name], len(methods))

@@ -60,7 +60,7 @@ def object_in(line: bytes) -> dict[str, Any]:
         raise ValueError(f"is longer than {MAX_LINE_BYTES // 1_000_000} MB")
     try:
         record = json.loads(line)
-    except (ValueError, RecursionError) as error:  # broken JSON, bytes that are no UTF-8, brackets without an end
+    except (ValueError, RecursionError) as error:  # broken JSON, bytes that are not UTF-8, nested too deep
         raise ValueError(f"is not JSON ({in_short(error)})") from error
     if not isinstance(record, dict):
         raise ValueError(f"is {line.strip()[:SHOWN_BYTES]!r}; expected a JSON object")
@@ -164,5 +164,5 @@ def _pass_over_line(file: BinaryIO) -> int:
 
 
 def is_torn(line: bytes) -> bool:
-    """It has no line end, so it is the last one, and was being written when the process died."""
+    """It has no line end: the last line, which was being written when the process died."""
     return not line.endswith(b"\n") and len(line) < MAX_LINE_BYTES

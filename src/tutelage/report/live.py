@@ -1,4 +1,4 @@
-"""A run while it goes on, in a few lines of text that fit any width: the latest numbers and the curves behind them."""
+"""A run in progress, in a few lines of text that fit any width: the latest numbers and their curves."""
 
 from __future__ import annotations
 
@@ -55,8 +55,8 @@ class FittedProgress:
 class RunView:
     """pass@1, reward, loss, beta and the time split of one run; what a run does not have is left out.
 
-    Renders itself into the width that it is given: a wide one has the range of each curve behind it, a narrow one has
-    numbers only. Nothing is said by colour, and a console without unicode gets no curves. Of past steps only the
+    It renders into the width that it is given: a wide display has the range after each curve, a narrow one has numbers
+    only. No information is in colour alone, and a console without unicode gets no curves. Of past steps only the
     numbers of the curves are kept.
 
     Args:
@@ -142,7 +142,7 @@ class RunView:
 
 
 class FollowedRun:
-    """A view of a run that another process writes, which reads on in its files whenever it is looked at."""
+    """A view of a run that another process writes; every look reads what was added to its files."""
 
     def __init__(self, folder: Path) -> None:
         self._metrics = FollowedFile(folder / METRICS_FILE)

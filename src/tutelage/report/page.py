@@ -49,7 +49,7 @@ MAX_PICTURE_BYTES = 5_000_000
 
 @dataclass(frozen=True)
 class Report:
-    """What was written: the page, its figures, whether all of its runs had come to their end, what was left out."""
+    """What was written: the page, its figures, whether all of its runs were finished, what was left out."""
 
     path: Path
     figures: Sequence[Path]
@@ -69,7 +69,7 @@ def write_report(sources: Sequence[Path], path: Path | None = None, *, refresh: 
     Args:
       sources: folders of runs, comparisons and sweeps.
       path: the page; None = `default_path`.
-      refresh: seconds after which an open page loads itself again while runs go on; 0 = never.
+      refresh: seconds after which an open page reloads while runs are in progress; 0 = never.
     Raises:
       OutputExistsError: the page or the folder of figures is there and was not made here.
       DataError: a source is no folder of a run, or none has begun.
@@ -120,7 +120,7 @@ def write_report(sources: Sequence[Path], path: Path | None = None, *, refresh: 
 def watch_report(
     sources: Sequence[Path], path: Path | None = None, *, every: int, on_report: Callable[[Report], None]
 ) -> Report:
-    """Write the report again every so many seconds until all runs are at their end; waits for the first to begin."""
+    """Write the report again every few seconds until all runs are finished; waits for the first to begin."""
     is_first_failure = True
     while True:
         try:

@@ -34,7 +34,7 @@ __all__ = [
 Runs = Mapping[str, RunRecords]
 Strokes = Mapping[str, Stroke]
 
-MAX_MARKS = 100  # lines where a phase begins, and stretches that are shaded; with more nobody sees the curves
+MAX_MARKS = 100  # lines where a phase begins, and stretches that are shaded; more would hide the curves
 PHASES = {"seconds_rollout": "rollout", "seconds_score": "score", "seconds_update": "update"}
 
 

@@ -1,6 +1,6 @@
-"""Text as text: what a name, a prompt or an answer holds is shown, and does nothing to what is around it.
+"""Text as text: names, prompts and answers are shown, and cannot act as markup, formulas or control sequences.
 
-A page and a figure get their texts through here. That < and & are escaped in a page is the template's work.
+A page and a figure get their texts through this module. The page's template escapes < and &.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def shortened(text: str, most: int = SHOWN_LETTERS) -> str:
 
 
 def in_page(value: object) -> object:
-    """What a template prints for a value; markup of our own stays as it is."""
+    """The text that a template prints for a value; our own markup stays as it is."""
     return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 

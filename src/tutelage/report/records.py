@@ -43,7 +43,7 @@ METRICS = (
     "response_tokens_total", "tokens_per_teacher_forward",
 )  # fmt: skip
 """What is kept of a line of metrics, beside its step and its phase."""
-# Of a number that is drawn or averaged: beyond, sums and axes overflow, and no run gets there alive.
+# Bound on a number that is drawn or averaged: beyond it sums and axes overflow, and no healthy run has such numbers.
 MAX_MAGNITUDE = 1e30
 MAX_STEP = 2.0**53
 
@@ -141,7 +141,7 @@ def columns_of(
 
 
 def number_of(value: Any, key: str = "", wrong: dict[str, int] | None = None) -> float:
-    """The number that a JSON value is; NaN for what is none, or none that is finite or of a size that occurs."""
+    """The number that a JSON value is; NaN for any other value, and for one not finite or beyond `MAX_MAGNITUDE`."""
     if value.__class__ is float and -MAX_MAGNITUDE < value < MAX_MAGNITUDE:
         return value
     if value.__class__ is int and -MAX_MAGNITUDE < value < MAX_MAGNITUDE:

@@ -1,4 +1,4 @@
-"""Which runs is a report about?  Run folders, and folders of comparisons and sweeps, read as they are."""
+"""Which runs are in a report?  Run folders, and folders of comparisons and sweeps, read as they are."""
 
 from __future__ import annotations
 
@@ -95,15 +95,15 @@ def grouped(runs: Sequence[ReportedRun]) -> dict[str, list[ReportedRun]]:
 
 
 def settled(runs: Sequence[ReportedRun]) -> dict[str, list[ReportedRun]]:
-    """As `grouped`, without runs that go on where others of their method are finished: means are over equal runs."""
+    """As `grouped`, without unfinished runs where others of their method are finished: means are over equal runs."""
     return {method: [run for run in group if is_finished(run)] or group for method, group in grouped(runs).items()}
 
 
 def is_finished(run: ReportedRun) -> bool:
-    """All steps are on file, and the evaluation after the last one where there are any."""
+    """All steps are recorded, and the evaluation after the last one where there are any."""
     steps = run.config.get("steps", 0)
     if not isinstance(steps, int):
-        return True  # nothing says that there is more to come
+        return True  # there is no sign of further steps
     looks = run.records.evaluations
     return steps_done(run) >= steps and (not looks or any(steps in look.steps for look in looks.values()))
 

@@ -204,7 +204,7 @@ def _summary_cell(own: Mapping[str, Any] | None) -> Cell:
 
 def _number(value: float, sign: str = "") -> str:
     digits = 0 if abs(value) >= 1000 else 1 if abs(value) >= 10 else 3
-    return f"{round(value, digits) + 0.0:{sign},.{digits}f}"  # + 0.0: what rounds to nothing has no sign
+    return f"{round(value, digits) + 0.0:{sign},.{digits}f}"  # + 0.0: a number that rounds to 0 has no sign
 
 
 def _first_tenth(line: Curve) -> float:

@@ -1,4 +1,4 @@
-"""A curve of a million points, as much of it as an eye can see: stretches of equal length, their means and extremes.
+"""A curve of a million points, reduced to what a figure can show: the means and extremes of equal stretches.
 
 Only what is drawn is gathered here. Numbers in tables are of all points.
 """

@@ -61,8 +61,8 @@ def after_thinking(response: str) -> str:
 
     A response without <think> in which </think> stands was begun by the prompt's template.
     """
-    _, ends, said = response.rpartition(_THINKING_ENDS)
-    return "" if THINKING_OPENS in said else said if ends else response
+    _, ends, answer = response.rpartition(_THINKING_ENDS)
+    return "" if THINKING_OPENS in answer else answer if ends else response
 
 
 def final_answer(response: str, *, finished: bool = True) -> str | None:
@@ -104,9 +104,9 @@ def exact_match(response: str, answer: str, *, finished: bool = True) -> bool:
 
     Of a response that is not finished, only the box counts.
     """
-    said = after_thinking(response)
-    boxed, _ = _last_box(said[-MAX_TAIL_CHARACTERS:])
-    lines = said.strip().splitlines() if finished else []
+    text = after_thinking(response)
+    boxed, _ = _last_box(text[-MAX_TAIL_CHARACTERS:])
+    lines = text.strip().splitlines() if finished else []
     found = boxed if boxed is not None else lines[-1] if lines else ""
     return bool(found.strip()) and found.split() == answer.split()
 

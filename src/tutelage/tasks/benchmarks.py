@@ -1,6 +1,6 @@
 """Benchmarks by name: which hub data set, and which of its columns hold the question and the answer.
 
-A file on disk always goes before a name, so a local `gsm8k` wins over the hub's.
+A file on disk takes precedence over a name, so a local `gsm8k` replaces the hub's.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ class Benchmark:
     """Where a benchmark lives.
 
     Fields:
-      path: hub id, with a configuration behind a colon where the data set has several.
+      path: hub id, with a configuration after a colon where the data set has several.
       split, prompt_column, answer_column: of that data set.
     """
 

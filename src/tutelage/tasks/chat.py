@@ -1,7 +1,7 @@
 """Turns problems into the token ids that the student and the teacher read.
 
-Each side reads a problem through its own chat template, or as plain text where it has none (`readers.py`). What is too
-long is dropped here, once and aloud, so that nothing later has to cut a question in half. Padding is not here.
+Each side reads a problem through its own chat template, or as plain text where it has none (`readers.py`). Prompts
+that are too long are dropped here, with one warning, so that no question is cut later. Padding is not here.
 """
 
 from __future__ import annotations

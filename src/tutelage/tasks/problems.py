@@ -43,7 +43,7 @@ class Problem:
       id: names the problem in reports; unique within one file.
       prompt: plain text, or chat messages, each {"role": ..., "content": ...}; the last one is not the assistant's.
       answer: the right answer as text, verbatim ("142.0" stays "142.0"); None = not known or not asked for.
-      teacher: which of several teachers answers for it; None = the row names none, or was not asked.
+      teacher: which of several teachers answers for it; None = the row names none, or no column was read.
     """
 
     id: str
@@ -159,7 +159,7 @@ def _lookup(row: Row, column: str) -> Any:
 
 
 def _name(value: Any, column: str, where: str) -> str | None:
-    """What a row is called, or who is called in it; None = nothing is there."""
+    """A row's id, or the teacher that it names; None = nothing is there."""
     if value is None or value is _MISSING:
         return None
     name = str(value)

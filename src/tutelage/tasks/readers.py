@@ -1,7 +1,7 @@
 """How one model reads problems: as text, through its chat template or plain, and then as token ids.
 
-What a person should look at before anything is computed is counted on the way: system prompts that a template leaves
-out, prompts that were rendered before, a doubled beginning. It becomes one warning each.
+Some findings are counted on the way and become one warning each: system prompts that a template leaves out, prompts
+that were rendered before, a doubled beginning.
 """
 
 from __future__ import annotations

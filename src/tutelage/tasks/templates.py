@@ -1,7 +1,7 @@
 """Writes chat messages out as text, through the chat template that comes with a tokenizer.
 
-A template is a program of somebody else's: it can fail, run for ever, ask for the date, or leave out what it was given.
-Each of these is noticed here. What becomes of the text is for `readers.py` to know.
+A template is a foreign program: it can fail, run for ever, ask for the date, or leave out a message. Each of these is
+detected here. `readers.py` uses the text.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ class ChatTemplate:
                 identity = problems[min(len(texts), len(problems) - 1)][0]
                 raise DataError(
                     f"the chat template of {self.tokenizer.name_or_path!r} has not written out problem {identity} "
-                    f"within {SECONDS:g} seconds; expected a template that comes to an end. Correct its loops, or set "
+                    f"within {SECONDS:g} seconds; expected a template that ends. Correct its loops, or set "
                     "data.use_chat_template = false for plain text."
                 ) from None
         return texts
@@ -170,7 +170,7 @@ class ChatTemplate:
             text = self._run(messages, as_parts)
             is_list = as_parts and any(mark in text for mark in _PARTS_AS_TEXT)
             return is_list or _lost(messages, text) is not None
-        except Exception:  # what it says is told where the prompt is written out
+        except Exception:  # the error is reported where the prompt is written out
             return True
 
     def _written(self, identity: str, messages: Sequence[Message], as_parts: bool) -> str:
@@ -214,7 +214,7 @@ class ChatTemplate:
 
 
 def closing_text(tokenizer: PreTrainedTokenizerBase, name: str | None = None) -> str | None:
-    """What a chat template writes behind an assistant's answer; None without a template, or if it refuses one."""
+    """What a chat template writes after an assistant's answer; None without a template, or if it refuses one."""
     text = chosen_template(tokenizer, name)
     if text is None:
         return None

@@ -1,7 +1,7 @@
-"""Ends Python code that does not come to an end by itself, such as a template with an endless loop.
+"""Ends Python code that does not end by itself, such as a template with an endless loop.
 
-A second thread looks on, and raises an exception in the first one. Unlike a signal this works in any thread and takes
-no timer away from anybody; like a signal it waits until an operation of C returns.
+A second thread watches, and raises an exception in the first one. Unlike a signal this works in any thread and uses no
+timer of the process; like a signal it waits until an operation in C returns.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ LOOKS_PER_SECOND = 4
 
 
 class OutOfTime(BaseException):
-    """Raised in the middle of somebody else's code; not an Exception, so that the code does not catch it."""
+    """Raised in the middle of foreign code; not an Exception, so that the code does not catch it."""
 
 
 @contextmanager
 def bounded(seconds: float) -> Iterator[Callable[[], None]]:
     """Raise `OutOfTime` here if `seconds` pass without a call of the function that is yielded.
 
-    Counted are the onlooker's own waits, so that time in which the whole process was stopped does not count.
+    The watching thread counts its own waits, so that time in which the whole process was stopped does not count.
     """
     thread, lock, is_over = threading.get_ident(), threading.Lock(), threading.Event()
     num_steps = 0

@@ -1,7 +1,7 @@
 """The parent's side of the worker in which answers are judged: starts it, asks it, and kills it when it takes too long.
 
 The worker's side is `verifier_worker.py`. It is a program of its own rather than a `multiprocessing` child, which would
-import the user's main module again. What the verdicts mean is for `verifiers.py` to know.
+import the user's main module again. `verifiers.py` interprets the verdicts.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _Process = subprocess.Popen[bytes]
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of one question to the worker.
+    """The outcome of one question to the worker.
 
     Fields:
       correct: False also where there was no verdict.
@@ -148,7 +148,7 @@ class WorkerProcess:
         """Send a message and return the reply to it; None if the process died or did not reply in time."""
         try:
             return self._courier.exchange({"number": next(self._numbers), **message}, seconds)
-        except BaseException:  # Ctrl-C: nobody waits for the reply any more
+        except BaseException:  # Ctrl-C: the reply is no longer needed
             self._end()
             raise
 
@@ -169,7 +169,7 @@ class _Courier(threading.Thread):
     """Takes messages to a process and brings the replies; a thread of its own, since it may be stuck for ever.
 
     A pipe that another process holds open neither ends nor takes anything, whatever became of the worker, and pipes
-    cannot be polled on every system. So who asks waits for this thread as long as it wants, and leaves it behind.
+    cannot be polled on every system. So the caller waits for this thread up to its limit, and then abandons it.
     """
 
     def __init__(self, process: _Process) -> None:
@@ -202,7 +202,7 @@ class _Courier(threading.Thread):
                 while to_send:
                     to_send = to_send[self._stdin.write(to_send) :]
                 reply: dict[str, Any] = {}
-                while reply.get("number") != message["number"]:  # whatever else comes was never asked for
+                while reply.get("number") != message["number"]:  # any other line is not a reply to this message
                     while b"\n" not in received:
                         received += self._read()
                     line, _, received = received.partition(b"\n")

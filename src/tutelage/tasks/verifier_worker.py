@@ -79,7 +79,7 @@ def main() -> None:
         _set_alarm(0.0)
         _reply(replies, {"number": message["number"], "correct": correct, "error": failure})
         if _virtual_bytes() > high_water_bytes:
-            break  # a fresh process has all its memory again; going on could make right answers fail for lack of it
+            break  # a fresh process has all its memory again; this one could fail right answers for lack of it
     os._exit(0)  # not through sys.exit: a user's threads could keep an orphan alive
 
 
@@ -104,7 +104,7 @@ def _describe(error: BaseException) -> str:
 
 
 def _math_judge() -> Judge:
-    logging.disable(logging.CRITICAL)  # math-verify warns that nobody bounds its time; the parent does
+    logging.disable(logging.CRITICAL)  # math-verify warns that its time is not bounded; the parent bounds it
     from latex2sympy2_extended import NormalizationConfig
     from math_verify import ExprExtractionConfig, LatexExtractionConfig, grader, parse, verify
 

@@ -158,7 +158,7 @@ class Verifier:
         plain = compare_plainly(candidate, reference)
         if plain is not None:
             return plain
-        # Why the algebra gave up is of no interest: on what models write, it does so every day.
+        # The algebra often fails on what models write, so its reason is not reported.
         return self._ask_worker(*for_algebra(candidate, reference)).correct
 
     def _verify_by_user(self, response: str, answer: str) -> bool:
