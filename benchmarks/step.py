@@ -22,6 +22,8 @@ includes its padding and bookkeeping of the batch.
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +50,18 @@ from tutelage.policies import Policy, Student, TrustRegion
 from tutelage.rollout import PairedEngine
 from tutelage.runtime import LocalRuntime
 from tutelage.targets import TARGETS
-from tutelage.training import OptimizerSettings, Recipe, RolloutSettings, accumulate_gradient, apply_update
+from tutelage.training import (
+    GradientUpdate,
+    OptimizerSettings,
+    PromptOrder,
+    PromptSource,
+    Recipe,
+    RolloutSettings,
+    Stopwatch,
+    UpdateContext,
+    collect,
+)
+from tutelage.training.step_records import step_metrics
 from tutelage.types import Prompt
 
 NUM_PROMPTS, MAX_NEW_TOKENS = 64, 90
@@ -148,39 +161,45 @@ class OurStep:
         self.engine = PairedEngine(student, teacher, draft_length=draft_length, score_tokens=piece_tokens)
         self.prompts = [Prompt(chat_tokens(tokenizer, text)) for text in texts]
         self.recipe = Recipe(policy, TARGETS["teacher"](), DIVERGENCES["reverse_kl"](**divergence))
-        self.settings = OptimizerSettings(learning_rate=LEARNING_RATE, warmup_steps=0)
-        self.optimizer = self.settings.make(student.module)
         self.runtime = LocalRuntime("cpu")
-        self.piece_tokens, self.now = piece_tokens, CLOCKS[clock]
+        self.now = CLOCKS[clock]
         self.parts: dict[str, float] = {}
         self.book(self.engine, "generate", "rollout")
         self.book(self.engine, "score", "score")
         self.book(self.runtime, "update", "update")
-        self.rollout = RolloutSettings(
+        rollout = RolloutSettings(
             prompts_per_step=NUM_PROMPTS,
             samples_per_prompt=1,
             max_new_tokens=MAX_NEW_TOKENS,
             max_rows=NUM_PROMPTS,
             score_tokens=piece_tokens,
         )
+        order = PromptOrder(NUM_PROMPTS, NUM_PROMPTS)
+        self.source = PromptSource(
+            self.engine, self.prompts, [None] * NUM_PROMPTS, order, rollout, None, self.runtime, seed=0
+        )
+        settings = OptimizerSettings(learning_rate=LEARNING_RATE, warmup_steps=0)
+        self.context = UpdateContext(
+            self.engine.models,
+            self.runtime.learner(student),
+            self.runtime,
+            lambda _: settings,
+            seed=0,
+            micro_batch_tokens=piece_tokens,
+        )
+        self.update = GradientUpdate(self.context)
 
     def __call__(self, seed: int) -> Measurement:
         """Take one step and time its parts."""
         self.parts = dict.fromkeys(PARTS, 0.0)
         started = self.now()
-        pending = accumulate_gradient(
-            0,
-            self.prompts,
-            recipe=self.recipe,
-            engine=self.engine,
-            rollout=self.rollout,
-            verify=None,
-            runtime=self.runtime,
-            micro_batch_tokens=self.piece_tokens,
-            seed=seed,
-        )
+        source, watch = replace(self.source, seed=seed), Stopwatch()
+        self.update.context = replace(self.context, seed=seed)
+        pending = self.update.prepare(0, self.recipe, partial(collect, source, 0, self.recipe, watch))
         self.parts["loss"] = self.now() - started - self.parts["rollout"] - self.parts["score"]
-        apply_update(pending, self.optimizer, self.settings, self.runtime)
+        numbers = self.update.commit(pending)
+        watch.lap("update")
+        step_metrics(pending.batch, self.recipe.policy, numbers, watch.seconds)
         return with_other({"seconds": self.now() - started, "tokens": pending.batch.num_tokens, **self.parts})
 
     def book(self, owner: Any, method: str, part: str) -> None:

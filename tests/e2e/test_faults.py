@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from tests.tiny_run import write_run_file
 from tutelage import cli
 from tutelage.config import build_run, load_config
-from tutelage.training import Checkpoints, Observer, RunFolder, checkpoint, loop, train
+from tutelage.training import Checkpoints, GradientUpdate, Observer, RunFolder, checkpoint, loop, train
 
 # As short as a run can be that evaluates, saves and drops checkpoints on the way.
 SHORT = ["steps=3", "checkpoint.every=1", "checkpoint.keep_last=1", "evaluation.every=1", "evaluation.num_samples=1"]
@@ -110,7 +110,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
 MOMENTS: dict[str, Patch] = {
     "an evaluation was on file, and its samples?": traced(RunFolder, "append", 1, before=False),
     "samples of an evaluation were written, and its result not": traced(RunFolder, "write_samples", 1, before=False),
-    "an update was made and not yet filed": traced(loop, "apply_update", 2, before=False),
+    "an update was made and not yet filed": traced(GradientUpdate, "commit", 2, before=False),
     "half a checkpoint was written": half_a_checkpoint,
     "a checkpoint was in place and the index not written": traced(Checkpoints, "_write_index", 2, before=True),
     "the last checkpoint was in place, the old ones not dropped": traced(Checkpoints, "_drop_old", 3, before=True),

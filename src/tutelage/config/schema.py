@@ -336,6 +336,12 @@ class RunConfig(Section):
                 f"rollout.prompts_per_step times rollout.samples_per_prompt is {answers} answers in every step; "
                 f"expected at most {MAX_ANSWERS}. Lower one of them."
             )
+        if self.optimizer.updates_per_batch > rollout.prompts_per_step:
+            raise ConfigurationError(
+                f"optimizer.updates_per_batch is {self.optimizer.updates_per_batch}, but a step has "
+                f"rollout.prompts_per_step = {rollout.prompts_per_step} prompts to share among its updates. Lower the "
+                "one, or raise the other."
+            )
         if rollout.max_new_tokens > MAX_NEW_TOKENS:
             raise ConfigurationError(
                 f"rollout.max_new_tokens is {rollout.max_new_tokens}; no model writes answers of more than "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterable
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,7 +18,7 @@ from tutelage.rollout.draft_length import MAX_DRAFT_LENGTH
 from tutelage.rollout.paired import CACHE_SHARE
 from tutelage.rollout.scoring import tokens_per_chunk
 from tutelage.runtime import LocalRuntime
-from tutelage.training import accumulate_gradient
+from tutelage.training import GradientUpdate, PromptOrder, PromptSource, Stopwatch, UpdateContext, collect
 
 __all__ = ["disk", "forecast", "machine_bytes", "memory", "time_per_step"]
 
@@ -156,31 +156,40 @@ def time_per_step(patient: Patient) -> Finding:
     """Seconds of a step from a real one with few prompts; rows decoded together share their time, so it is a bound."""
     config, runtime = patient.config, LocalRuntime(patient.config.runtime.device)
     num_prompts = min(NUM_PROMPTS, config.rollout.prompts_per_step, len(patient.prompts.prompts))
-    prompts, answers = patient.prompts.prompts[:num_prompts], patient.prompts.answers[:num_prompts]
-    known = [answer for answer in answers if answer is not None]
-    can_verify = bool(config.data.verifier) and len(known) == num_prompts
-    pending = accumulate_gradient(
-        0,
-        [replace(prompt) for prompt in prompts],
-        recipe=patient.phases[0].recipe_at(0),
-        engine=patient.engine,
-        rollout=config.rollout,
-        verify=(lambda made: patient.verify(made, [known[r.prompt_index] for r in made])) if can_verify else None,
-        runtime=runtime,
-        micro_batch_tokens=config.runtime.micro_batch_tokens,
-        loss_form=config.runtime.loss,
-        seed=patient.seed,
+    phase, watch = patient.phases[0], Stopwatch()
+    source = PromptSource(
+        patient.engine,
+        patient.prompts.prompts[:num_prompts],
+        patient.prompts.answers[:num_prompts],
+        PromptOrder(num_prompts, num_prompts),
+        config.rollout,
+        patient.verify if config.data.verifier else None,
+        runtime,
+        patient.seed,
     )
-    patient.engine.student.module.zero_grad(set_to_none=True)
-    pending.watch.lap("loss")
+    update = GradientUpdate(
+        UpdateContext(
+            patient.engine.models,
+            runtime.learner(patient.engine.models.student),
+            runtime,
+            settings_at=lambda _: phase.optimizer,
+            seed=patient.seed,
+            micro_batch_tokens=config.runtime.micro_batch_tokens,
+            loss_form=config.runtime.loss,
+        )
+    )
+    recipe = phase.recipe_at(0)
+    pending = update.prepare(0, recipe, partial(collect, source, 0, recipe, watch))
+    update.abandon()
+    watch.lap("loss")
     factor = -(-config.rollout.prompts_per_step // patient.processes) / num_prompts
-    seconds = {name.removeprefix("seconds_"): value * factor for name, value in pending.watch.seconds.items()}
+    seconds = {name.removeprefix("seconds_"): value * factor for name, value in watch.seconds.items()}
     split = ", ".join(f"{name} {value:.2g}" for name, value in seconds.items())
     step = sum(seconds.values())
     return Finding(
         Verdict.ok,
         f"at most about {step:.2g} s per step ({split}), {_duration(step * config.steps)} for {config.steps} steps, "
-        f"evaluations aside; loss of the first step about {pending.batch.loss:.3f}",
+        f"evaluations aside; loss of the first step about {pending.first.loss:.3f}",
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from tutelage.errors import ModelError
 from tutelage.models.weight_check import is_plain_float
 
-__all__ = ["check_finite_weights", "is_all_finite"]
+__all__ = ["check_finite_weights", "is_all_finite", "tensors_in"]
 
 
 @torch.no_grad()
@@ -31,6 +31,18 @@ def is_all_finite(tensors: Iterable[Tensor]) -> bool:
         or all(bool(tensor.isfinite().all()) for tensor in each)
         for each in alike.values()
     )
+
+
+def tensors_in(content: Any) -> Iterator[Tensor]:
+    """Every tensor in nested mappings and lists."""
+    if isinstance(content, Tensor):
+        yield content
+    elif isinstance(content, Mapping):
+        for value in content.values():
+            yield from tensors_in(value)
+    elif isinstance(content, list | tuple):
+        for value in content:
+            yield from tensors_in(value)
 
 
 def check_finite_weights(module: Any, name: str) -> None:

@@ -2,6 +2,7 @@
 
 from tutelage.training.checkpoint import Checkpoints, CheckpointSettings, find_resumable, named_checkpoints
 from tutelage.training.checkpoint_files import TrainerState, read_state
+from tutelage.training.collect import PromptSource, RolloutSettings, Stopwatch, collect
 from tutelage.training.data import PromptOrder
 from tutelage.training.loop import EvaluationPlan, Run, train
 from tutelage.training.loss_form import check_method_form, check_models_form
@@ -10,29 +11,36 @@ from tutelage.training.observer import Observer
 from tutelage.training.optimizer import OptimizerSettings
 from tutelage.training.phases import Phase, phase_at
 from tutelage.training.run_files import RunFolder
-from tutelage.training.step import Recipe, RolloutSettings, accumulate_gradient, apply_update
+from tutelage.training.step import Recipe
 from tutelage.training.trackers import TRACKERS, Tracking, chosen_trackers
+from tutelage.training.updates import UPDATES, GradientUpdate, Pending, Update, UpdateContext
 
 __all__ = [
     "BatchLoss",
     "CheckpointSettings",
     "Checkpoints",
     "EvaluationPlan",
+    "GradientUpdate",
     "Objective",
     "Observer",
     "OptimizerSettings",
+    "Pending",
     "Phase",
     "PromptOrder",
+    "PromptSource",
     "Recipe",
     "RolloutSettings",
     "Run",
     "RunFolder",
+    "Stopwatch",
     "TRACKERS",
     "Tracking",
     "TrainerState",
-    "accumulate_gradient",
-    "apply_update",
+    "UPDATES",
+    "Update",
+    "UpdateContext",
     "chosen_trackers",
+    "collect",
     "find_resumable",
     "named_checkpoints",
     "phase_at",

@@ -3,7 +3,7 @@
     checkpoints/
       step-000020/            a plain Hugging Face model directory (config, safetensors, tokenizer), or with an adapter
                               that alone (adapter_config, adapter_model, base.json), plus
-        optimizer.pt          AdamW's moments
+        optimizer.pt          the update's state, such as AdamW's moments
         past.pt               weights of the student at an earlier step, where a target looks back at it
         trainer.json          step, data cursor, seed, scores so far
         manifest.json         size and SHA-256 of every other file; written last
@@ -30,6 +30,7 @@ from safetensors import SafetensorError
 from tutelage.errors import CheckpointError, ConfigurationError, ModelError, NonFiniteError
 from tutelage.files import write_whole
 from tutelage.models import LanguageModel, Vocabulary, check_saved, is_all_finite, save_student
+from tutelage.models.finite import tensors_in
 from tutelage.training.checkpoint_files import (
     MANIFEST,
     OPTIMIZER,
@@ -40,7 +41,6 @@ from tutelage.training.checkpoint_files import (
     damage_of,
     fingerprint_of,
     step_of,
-    tensors_in,
 )
 
 __all__ = ["CheckpointSettings", "Checkpoints", "find_resumable", "named_checkpoints"]
@@ -84,19 +84,19 @@ class Checkpoints:
         state: TrainerState,
         student: LanguageModel,
         vocabulary: Vocabulary,
-        moments: Mapping[str, Any],
+        update_state: Mapping[str, Any],
         past: LanguageModel | None = None,
     ) -> Path:
         """Write the checkpoint of `state.step` and read it back, then drop the ones that need not stay.
 
-        `moments`: the optimizer's state. `past`: the student of an earlier step, if the run cannot do without it.
+        `update_state`: see `Update`. `past`: the student of an earlier step, if the run cannot do without it.
 
         Raises:
           CheckpointError: it could not be written (disk full, permissions), or what was written is not what is in
             memory; earlier checkpoints are untouched.
-          NonFiniteError: weights or moments are NaN or infinite; nothing was written.
+          NonFiniteError: weights or state are NaN or infinite; nothing was written.
         """
-        if not is_all_finite([*student.learned().values(), *tensors_in(moments)]):
+        if not is_all_finite([*student.learned().values(), *tensors_in(update_state)]):
             raise NonFiniteError(
                 "the student's weights or the optimizer's moments are NaN or infinite, so they are not saved"
             )
@@ -107,12 +107,12 @@ class Checkpoints:
             shutil.rmtree(beside, ignore_errors=True)  # left by a run that was killed while writing
             beside.mkdir()
             save_student(student, vocabulary, beside)
-            torch.save(moments, beside / OPTIMIZER)
+            torch.save(update_state, beside / OPTIMIZER)
             if past is not None:
                 torch.save(past.learned(), beside / PAST)
             _write_json(beside / TRAINER, vars(state))
             check_saved(student, vocabulary, beside)
-            check_read_back(beside, moments, past)
+            check_read_back(beside, update_state, past)
             _write_json(beside / MANIFEST, {path.name: fingerprint_of(path) for path in sorted(beside.iterdir())})
             for path in (*beside.iterdir(), beside):
                 _flush(path)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -21,18 +21,18 @@ from tutelage.errors import CheckpointError, in_short
 from tutelage.files import sha256_of
 from tutelage.models import LanguageModel, is_all_finite
 from tutelage.models.adapter_files import BASE
+from tutelage.models.finite import tensors_in
+from tutelage.training.updates import Update
 
 __all__ = [
     "TrainerState",
-    "check_moments",
     "check_read_back",
     "damage_of",
     "fingerprint_of",
     "load_past",
-    "read_moments",
+    "load_update",
     "read_state",
     "step_of",
-    "tensors_in",
 ]
 
 MANIFEST, TRAINER, OPTIMIZER, PAST = "manifest.json", "trainer.json", "optimizer.pt", "past.pt"
@@ -41,7 +41,7 @@ USE_ANOTHER = "Remove this checkpoint's folder to resume from the one before it,
 
 @dataclass
 class TrainerState:
-    """Where a run stands, beside the weights and the optimizer.
+    """Where a run stands, beside the weights and the state of its update.
 
     Fields:
       step: updates made so far = the next step's index, on which schedules and randomness depend.
@@ -76,42 +76,26 @@ def read_state(path: Path) -> TrainerState:
     return state
 
 
-def read_moments(path: Path) -> Mapping[str, Any]:
-    """The optimizer's state of a checkpoint.
+def load_update(path: Path, update: Update) -> None:
+    """Give an update the state that a checkpoint has of it.
 
     Raises:
-      CheckpointError: the file is damaged, or has moments that are NaN or infinite.
+      CheckpointError: the file is damaged, has numbers that are NaN or infinite, or is not about these weights.
     """
-    return _moments_in(path / OPTIMIZER)
-
-
-def check_moments(moments: Mapping[str, Any], optimizer: torch.optim.Optimizer, path: Path) -> None:
-    """Refuse moments that are not those of the optimizer's parameters.
-
-    Raises:
-      CheckpointError: names the checkpoint.
-    """
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    state = _update_state_in(path / OPTIMIZER)
     try:
-        sizes = [len(group["params"]) for group in moments["param_groups"]]
-        fits = sizes == [len(group["params"]) for group in optimizer.param_groups] and all(
-            tensor.dim() == 0 or tensor.shape == parameters[place].shape
-            for place, each in moments["state"].items()
-            for tensor in tensors_in(each)
-        )
-    except (TypeError, KeyError, IndexError, AttributeError):
-        fits = False
-    if not fits:
-        raise CheckpointError(f"{path / OPTIMIZER} holds moments of another model than the student. {USE_ANOTHER}.")
+        update.load_state_dict(state)
+    except CheckpointError as problem:
+        raise CheckpointError(f"{path / OPTIMIZER} holds {problem}. {USE_ANOTHER}.") from problem
 
 
-def _moments_in(file: Path, *, is_only_looked_at: bool = False) -> dict[str, Any]:
-    moments = _load(file, is_only_looked_at)
-    if not isinstance(moments, dict) or not {"state", "param_groups"} <= moments.keys():
+def _update_state_in(file: Path, *, is_only_looked_at: bool = False) -> dict[str, Any]:
+    state = _load(file, is_only_looked_at)
+    if not isinstance(state, dict):
         raise CheckpointError(f"{file} is no optimizer's state. {USE_ANOTHER}")
-    if not is_all_finite(tensors_in(moments)):
-        raise CheckpointError(f"{file} has moments that are NaN or infinite. {USE_ANOTHER}")
-    return moments
+    if not is_all_finite(tensors_in(state)):
+        raise CheckpointError(f"{file} has numbers that are NaN or infinite. {USE_ANOTHER}")
+    return state
 
 
 def load_past(path: Path, past: LanguageModel) -> None:
@@ -131,18 +115,6 @@ def load_past(path: Path, past: LanguageModel) -> None:
         ) from problem
 
 
-def tensors_in(content: Any) -> Iterator[Tensor]:
-    """Every tensor in nested mappings and lists."""
-    if isinstance(content, Tensor):
-        yield content
-    elif isinstance(content, Mapping):
-        for value in content.values():
-            yield from tensors_in(value)
-    elif isinstance(content, list | tuple):
-        for value in content:
-            yield from tensors_in(value)
-
-
 def _load(file: Path, is_only_looked_at: bool = False) -> Any:
     """What `torch.save` wrote: tensors and plain values only, nothing that runs.
 
@@ -154,9 +126,9 @@ def _load(file: Path, is_only_looked_at: bool = False) -> Any:
         raise CheckpointError(f"{file} cannot be read: {in_short(problem)}. {USE_ANOTHER}") from problem
 
 
-def check_read_back(folder: Path, moments: Mapping[str, Any], past: LanguageModel | None) -> None:
+def check_read_back(folder: Path, update_state: Mapping[str, Any], past: LanguageModel | None) -> None:
     """Refuse a file of the optimizer or of an earlier student that does not hold what is in memory."""
-    pairs = [(OPTIMIZER, moments), *([] if past is None else [(PAST, past.learned())])]
+    pairs = [(OPTIMIZER, update_state), *([] if past is None else [(PAST, past.learned())])]
     for name, held in pairs:
         written = _load(folder / name, is_only_looked_at=True)
         ours, theirs = list(tensors_in(held)), list(tensors_in(written))
@@ -191,7 +163,7 @@ def damage_of(path: Path) -> str | None:
         if missing := {TRAINER, OPTIMIZER} - manifest.keys():
             return f"{MANIFEST} does not list {sorted(missing)[0]}"
         read_state(path)
-        _moments_in(path / OPTIMIZER, is_only_looked_at=True)
+        _update_state_in(path / OPTIMIZER, is_only_looked_at=True)
     except CheckpointError as problem:
         return str(problem).removesuffix(f". {USE_ANOTHER}")
     except (OSError, ValueError, AttributeError, TypeError, RecursionError) as problem:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +22,18 @@ from tutelage.policies import Policy
 from tutelage.rollout import MapShards, PairedEngine
 from tutelage.runtime import LocalRuntime
 from tutelage.training.checkpoint import Checkpoints, CheckpointSettings
-from tutelage.training.checkpoint_files import TrainerState, check_moments, read_moments, read_state
+from tutelage.training.checkpoint_files import TrainerState, load_update, read_state
+from tutelage.training.collect import PromptSource, RolloutSettings, Stopwatch, collect
 from tutelage.training.data import PromptOrder
 from tutelage.training.interruption import Interruption
 from tutelage.training.observer import Observer
 from tutelage.training.past_self import PastSelf
 from tutelage.training.phases import Phase, phase_at
 from tutelage.training.run_files import RunFolder
-from tutelage.training.step import RolloutSettings, accumulate_gradient, apply_update
-from tutelage.training.token_log import token_log
+from tutelage.training.step_records import metric_record, sample_record, step_metrics
 from tutelage.training.trackers import Tracking
-from tutelage.types import Prompt, Rollout, StepResult
+from tutelage.training.updates import GradientUpdate, Update, UpdateContext
+from tutelage.types import Batch, Prompt, Rollout, StepResult
 
 __all__ = ["EvaluationPlan", "Run", "train"]
 
@@ -93,6 +95,7 @@ class Run:
     verify: Callable[[Sequence[Rollout], Sequence[str]], Sequence[bool]] | None
     decode: Callable[[Sequence[int]], str]
     loss_form: str = "auto"
+    update: Callable[[UpdateContext], Update] = GradientUpdate
     samples_per_log: int = 4
     steps_per_log: int = 1
     diagnostics_every: int = 10
@@ -145,15 +148,23 @@ def _train(run: Run, observer: Observer) -> TrainerState:
         model.module.requires_grad_(False)
     run.models.student.enable_grad()  # afterwards: a reference may share its backbone
     learner = run.runtime.learner(run.models.student)
-    optimizer = run.phases[0].optimizer.make(learner.model.module)
+    update = run.update(
+        UpdateContext(
+            run.models,
+            learner,
+            run.runtime,
+            settings_at=lambda step: phase_at(run.phases, step).optimizer,
+            seed=run.seed,
+            micro_batch_tokens=run.micro_batch_tokens,
+            loss_form=run.loss_form,
+        )
+    )
     checkpoints = Checkpoints(run.folder.checkpoints, run.checkpoint)
     past = PastSelf(run.models.student, run.models.reference, run.refresh_reference_every)
     state = TrainerState(seed=run.seed)
     if run.resume_from is not None:
         state = read_state(run.resume_from)
-        moments = read_moments(run.resume_from)
-        check_moments(moments, optimizer, run.resume_from)
-        learner.load_moments(optimizer, moments)
+        load_update(run.resume_from, update)
         past.restore(state.step, run.resume_from)
         run.runtime.from_first(lambda: checkpoints.repair_index(state))
     if run.is_resumed:
@@ -163,14 +174,17 @@ def _train(run: Run, observer: Observer) -> TrainerState:
 
     def save() -> None:
         nonlocal saved_step
-        kept, moments = past.to_save(state.step), learner.moments(optimizer)
+        kept, update_state = past.to_save(state.step), update.state_dict()
         # All wait for it: a launcher that sees one process gone would end the one that writes.
         path = run.runtime.from_first(
-            lambda: checkpoints.save(state, run.models.student, run.models.vocabulary, moments, kept)
+            lambda: checkpoints.save(state, run.models.student, run.models.vocabulary, update_state, kept)
         )
         saved_step = state.step
         observer.on_checkpoint(state.step, path)
 
+    source = PromptSource(
+        run.engine, run.prompts, run.answers, run.prompt_order, run.rollout, run.verify, run.runtime, run.seed
+    )
     with Interruption(run.runtime) as interruption:
 
         def map_shards(count: int, work: Callable[[slice], list[Any]]) -> list[Any]:
@@ -190,37 +204,26 @@ def _train(run: Run, observer: Observer) -> TrainerState:
 
                 phase = phase_at(run.phases, state.step)
                 past.refresh(state.step)
-                chosen, recipe = run.prompt_order.indices(state.step), phase.recipe_at(state.step)
+                recipe = phase.recipe_at(state.step)
                 if not (recipe.policy.needs_teacher or recipe.policy.is_offline):
                     _sync_weights(run)
-                pending = accumulate_gradient(
-                    state.step,
-                    [run.prompts[i] for i in chosen],
-                    recipe=recipe,
-                    engine=run.engine,
-                    rollout=run.rollout,
-                    verify=_verifier_of(run, chosen),
-                    runtime=run.runtime,
-                    micro_batch_tokens=run.micro_batch_tokens,
-                    loss_form=run.loss_form,
-                    seed=run.seed,
-                    learner=learner,
-                    map_shards=map_shards,
+                watch = Stopwatch()
+                pending = update.prepare(
+                    state.step, recipe, partial(collect, source, state.step, recipe, watch, map_shards)
                 )
                 # Weights, step and files move together: a signal that comes now is raised when all three have.
                 with interruption.protected():
-                    result = apply_update(pending, optimizer, phase.optimizer, run.runtime)
-                    result = replace(
-                        result, phase=phase.name, metrics={**result.metrics, **_details_if_due(run, result)}
-                    )
+                    numbers = update.commit(pending)
+                    watch.lap("update")
+                    result = _result_of(run, phase, pending.batch, recipe.policy, numbers, watch, state.step)
                     state.step += 1
-                    state.prompts_used += len(chosen)
-                    run.folder.append("metrics.jsonl", [_metric_record(result)])
+                    state.prompts_used += run.prompt_order.prompts_per_step
+                    run.folder.append("metrics.jsonl", [metric_record(result)])
                     if result.step % run.steps_per_log == 0:
-                        run.folder.append("samples.jsonl", _sample_records(run, result, chosen))
+                        run.folder.append("samples.jsonl", _sample_records(run, result))
                     observer.on_step(result)
         except (RunInterrupted, ServerError) as stopped:
-            optimizer.zero_grad(set_to_none=True)
+            update.abandon()
             if saved_step != state.step:
                 with interruption.protected():
                     save()
@@ -298,42 +301,29 @@ def _mean_of_best_metric(run: Run, step: int) -> float:
     return float(sum(record[metric] for record in records)) / len(records)
 
 
-def _verifier_of(run: Run, chosen: Sequence[int]) -> Callable[[Sequence[Rollout]], Sequence[bool]] | None:
-    """Right or wrong for the rollouts of one batch; None where there is nothing to verify with."""
-    answers = [run.answers[i] for i in chosen]
-    verify = run.verify
-    if verify is None or any(answer is None for answer in answers):
-        return None
-    known = [answer for answer in answers if answer is not None]
-    return lambda rollouts: verify(rollouts, [known[rollout.prompt_index] for rollout in rollouts])
+def _result_of(
+    run: Run, phase: Phase, batch: Batch, policy: Policy, numbers: Mapping[str, float], watch: Stopwatch, step: int
+) -> StepResult:
+    metrics = step_metrics(batch, policy, numbers, watch.seconds)
+    if run.diagnostics_every > 0 and step % run.diagnostics_every == 0:
+        metrics |= detail_metrics(batch.rollouts)
+    correct = [reward > 0 for reward in batch.rewards["correct"].tolist()] if "correct" in batch.rewards else None
+    return StepResult(step, metrics, batch.rollouts, correct, phase.name)
 
 
-def _details_if_due(run: Run, result: StepResult) -> dict[str, float]:
-    is_due = run.diagnostics_every > 0 and result.step % run.diagnostics_every == 0
-    return detail_metrics(result.rollouts) if is_due else {}
-
-
-def _metric_record(result: StepResult) -> dict[str, Any]:
-    phase = {} if result.phase is None else {"phase": result.phase}
-    return {"step": result.step, **phase, **result.metrics}
-
-
-def _sample_records(run: Run, result: StepResult, chosen: Sequence[int]) -> list[dict[str, Any]]:
-    records = []
+def _sample_records(run: Run, result: StepResult) -> list[dict[str, Any]]:
+    chosen, records = run.prompt_order.indices(result.step), []
     for place, rollout in enumerate(result.rollouts[: run.samples_per_log]):
-        record: dict[str, Any] = {
-            "step": result.step,
-            "prompt_number": chosen[rollout.prompt_index],
-            "sample": rollout.sample_index,
-            "prompt": run.decode(rollout.prompt_tokens),
-            "response": run.decode(rollout.response_tokens),
-            "answer": run.answers[chosen[rollout.prompt_index]],
-            "finished": rollout.finished,
-        }
-        if result.correct is not None:
-            record["correct"] = bool(result.correct[place])
-        if rollout.teacher_logprobs is not None:
-            record["teacher_logprob"] = float(rollout.teacher_logprobs.mean())
-        record["tokens"] = token_log(rollout, run.decode)
-        records.append(record)
+        number = chosen[rollout.prompt_index]
+        is_correct = None if result.correct is None else result.correct[place]
+        records.append(
+            sample_record(
+                result.step,
+                rollout,
+                run.decode,
+                prompt_number=number,
+                answer=run.answers[number],
+                is_correct=is_correct,
+            )
+        )
     return records

@@ -24,6 +24,7 @@ class OptimizerSettings:
       warmup_steps: W; 0 = none.
       weight_decay, beta1, beta2, epsilon: of AdamW.
       max_grad_norm: gradients are clipped to this 2-norm.
+      updates_per_batch: the batch of a step is cut by prompts into so many parts, with an update for each.
     """
 
     learning_rate: float = 1e-5
@@ -33,6 +34,7 @@ class OptimizerSettings:
     beta2: float = 0.999
     epsilon: float = 1e-8
     max_grad_norm: float = 1.0
+    updates_per_batch: int = 1
 
     def __post_init__(self) -> None:
         for name in ("learning_rate", "max_grad_norm", "epsilon"):
@@ -48,6 +50,8 @@ class OptimizerSettings:
                     f"optimizer.{name} is {getattr(self, name):g}; expected at most {MAX_FACTOR:g}. "
                     "Leave it out for the default."
                 )
+        if self.updates_per_batch < 1:
+            raise ConfigurationError(f"optimizer.updates_per_batch is {self.updates_per_batch}; it must be at least 1.")
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigurationError(f"optimizer.{name} is {getattr(self, name)}; expected 0 <= {name} < 1.")

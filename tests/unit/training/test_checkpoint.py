@@ -15,18 +15,21 @@ from tests.conftest import make_model
 from tests.tiny_run import make_tokenizer
 from tutelage.errors import CheckpointError, NonFiniteError
 from tutelage.models import LanguageModel, Vocabulary
-from tutelage.runtime import LocalRuntime
+from tutelage.rollout import PairedEngine
+from tutelage.runtime import Learner, LocalRuntime
 from tutelage.training import (
     Checkpoints,
     CheckpointSettings,
+    GradientUpdate,
     OptimizerSettings,
     TrainerState,
+    UpdateContext,
     checkpoint,
     find_resumable,
     named_checkpoints,
     read_state,
 )
-from tutelage.training.checkpoint_files import check_moments, fingerprint_of, load_past, read_moments
+from tutelage.training.checkpoint_files import fingerprint_of, load_past, load_update
 
 VOCABULARY = Vocabulary(259, stop_ids=(256, 258), stop_id=256)
 
@@ -37,6 +40,16 @@ def learning() -> tuple[LanguageModel, torch.optim.Optimizer]:
     optimizer = OptimizerSettings(learning_rate=1e-3).make(module)
     update(module, optimizer)
     return LanguageModel(module, make_tokenizer(), (256,), "the student"), optimizer
+
+
+def updating(student: LanguageModel) -> GradientUpdate:
+    """An update of a student that has not learned yet."""
+    settings, runtime = OptimizerSettings(), LocalRuntime("cpu")
+    return GradientUpdate(
+        UpdateContext(
+            PairedEngine(student).models, Learner(student), runtime, lambda _: settings, seed=0, micro_batch_tokens=64
+        )
+    )
 
 
 def update(module: Any, optimizer: torch.optim.Optimizer) -> None:
@@ -169,7 +182,7 @@ def test_a_checkpoint_that_was_meddled_with_is_passed_over(
     if is_signed:
         with pytest.raises(CheckpointError):
             read_state(newest)
-            read_moments(newest)
+            load_update(newest, updating(learning()[0]))
 
 
 @pytest.mark.parametrize(
@@ -194,12 +207,14 @@ def test_an_index_that_was_meddled_with_is_one_line(folder: Path, content: str) 
 
 
 def test_moments_of_another_model_are_refused(folder: Path) -> None:
-    other = OptimizerSettings().make(make_model("llama", vocab_size=264, dtype=torch.float32, hidden_size=16))
-    newest = folder / "step-000002"
-    _, own = learning()
-    check_moments(read_moments(newest), own, newest)
-    with pytest.raises(CheckpointError, match="moments of another model"):
-        check_moments(read_moments(newest), other, newest)
+    newest, student = folder / "step-000002", learning()[0]
+    smaller = make_model("llama", vocab_size=264, dtype=torch.float32, hidden_size=16)
+    other = LanguageModel(smaller, student.tokenizer, student.stop_ids, "another student")
+    load_update(newest, updating(student))
+    with pytest.raises(
+        CheckpointError, match=r"optimizer\.pt holds moments of another model than the student\. Remove"
+    ):
+        load_update(newest, updating(other))
 
 
 def test_an_earlier_self_that_does_not_fit_is_refused(folder: Path) -> None:

@@ -1,0 +1,184 @@
+"""From a step's prompts to the batch that its update sees: roll out, read, judge, share among processes.
+
+Nothing here asks which method runs. The policy says who picks the tokens and whether the teacher is needed for it, the
+target and the divergence say what must be known of them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+
+from tutelage.errors import ConfigurationError
+from tutelage.rollout import (
+    MapShards,
+    PairedEngine,
+    answers_to_share,
+    draft_length_named,
+    single_process,
+    without_hidden,
+)
+from tutelage.runtime import LocalRuntime
+from tutelage.training.data import PromptOrder
+from tutelage.training.step import Recipe
+from tutelage.types import Batch, Prompt, Rollout
+
+__all__ = ["PromptSource", "RolloutSettings", "Stopwatch", "collect"]
+
+ENGINES = ("paired", "vllm")
+
+
+@dataclass(frozen=True)
+class RolloutSettings:
+    """How much is sampled at every step.
+
+    Fields:
+      engine: "paired" decodes everything here; "vllm" leaves to vLLM what the student writes alone, see [vllm].
+      prompts_per_step, samples_per_prompt: P and G; their product is the global batch.
+      max_new_tokens: length limit of an answer, stop token included.
+      max_rows: most answers decoded at once; further ones take the place of those that end.
+      draft_length: tokens that the student drafts before the teacher reads them: a number, "estimated" or "auto", see
+        `rollout.PairedEngine`. Of no effect where the policy does not ask the teacher.
+      cache_gib: most memory of both models' caches, in GiB; None = half of an accelerator's memory, no limit on a CPU.
+      compile: decode through `torch.compile`.
+      support_size: K, the student's support on which the teacher's log-probabilities are kept.
+      score_tokens: most tokens in one forward of the teacher over prompts or finished answers.
+    """
+
+    engine: str = "paired"
+    prompts_per_step: int = 64
+    samples_per_prompt: int = 4
+    max_new_tokens: int = 7168
+    max_rows: int = 256
+    draft_length: int | str = "estimated"
+    cache_gib: float | None = None
+    compile: bool = False
+    support_size: int = 16
+    score_tokens: int = 16_384
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if item.type == "int" and value < 1:
+                raise ConfigurationError(f"rollout.{item.name} is {value}; it must be at least 1.")
+        if self.engine not in ENGINES:
+            raise ConfigurationError(f"rollout.engine is {self.engine!r}; expected one of {', '.join(ENGINES)}.")
+        draft_length_named(self.draft_length)
+        if self.cache_gib is not None and self.cache_gib <= 0:
+            raise ConfigurationError(
+                f"rollout.cache_gib is {self.cache_gib:g}; expected GiB above 0. Leave it out for the default."
+            )
+
+
+@dataclass(frozen=True)
+class PromptSource:
+    """What a run's batches are made from.
+
+    Fields:
+      engine: makes answers, and lets the teacher read them.
+      prompts, answers: all of them, and what is right where that is known.
+      order: which prompts belong to a step.
+      rollout: how many answers, and how long.
+      verify: (rollouts, right answers) -> right or wrong; None = answers are not judged.
+      runtime: where it runs.
+      seed: keys the random numbers.
+    """
+
+    engine: PairedEngine
+    prompts: Sequence[Prompt]
+    answers: Sequence[str | None]
+    order: PromptOrder
+    rollout: RolloutSettings
+    verify: Callable[[Sequence[Rollout], Sequence[str]], Sequence[bool]] | None
+    runtime: LocalRuntime
+    seed: int
+
+
+class Stopwatch:
+    """Seconds per phase of a step; owns what it has booked so far."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._since = time.perf_counter()
+
+    def lap(self, phase: str) -> None:
+        """Book the time since the last lap under `phase`."""
+        now = time.perf_counter()
+        self.seconds[f"seconds_{phase}"] = self.seconds.get(f"seconds_{phase}", 0.0) + now - self._since
+        self._since = now
+
+
+def collect(
+    source: PromptSource, step: int, recipe: Recipe, watch: Stopwatch, map_shards: MapShards[Any] = single_process
+) -> Batch:
+    """Answers to a step's prompts, read by the models that the recipe needs, and judged.
+
+    May be interrupted anywhere.
+
+    Args:
+      step: of the run; prompts and random numbers depend on it.
+      recipe: with numbers in place of its schedules.
+      watch: gets the laps "rollout", "score" and "verify".
+      map_shards: shares the prompts among processes; the batch is that of all of them. Only rollouts of this process
+        have the teacher's hidden states.
+    Returns:
+      the global batch; its reward "correct" is 1 or 0, and missing unless the right answer to every prompt is known.
+    """
+    chosen = source.order.indices(step)
+    prompts = [source.prompts[i] for i in chosen]
+    verify = _verifier_of(source, chosen)
+    own: dict[tuple[int, int], Rollout] = {}
+
+    def answered(share: slice) -> list[tuple[Rollout, bool | None]]:
+        rollouts = answers_to_share(
+            source.engine,
+            recipe.policy,
+            prompts,
+            share,
+            max_new_tokens=source.rollout.max_new_tokens,
+            num_samples=source.rollout.samples_per_prompt,
+            seed=source.seed,
+            step=step,
+        )
+        watch.lap("rollout")
+        rollouts = _read(source, recipe, rollouts)
+        watch.lap("score")
+        verdicts = [None] * len(rollouts) if verify is None else verify(rollouts)
+        watch.lap("verify")
+        own.update({_key(made): made for made in rollouts})
+        return [(without_hidden(made), verdict) for made, verdict in zip(rollouts, verdicts, strict=True)]
+
+    drawn = map_shards(len(prompts), answered)
+    watch.lap("rollout")  # whoever is done waits for the others' rollouts
+    rollouts = [own.get(_key(made), made) for made, _ in drawn]
+    rewards = {} if verify is None else {"correct": torch.tensor([float(bool(verdict)) for _, verdict in drawn])}
+    return Batch(rollouts, rewards, own=[place for place, made in enumerate(rollouts) if _key(made) in own])
+
+
+def _read(source: PromptSource, recipe: Recipe, rollouts: list[Rollout]) -> list[Rollout]:
+    """The rollouts with what teacher and reference say of them, as far as the recipe needs it and nobody has said."""
+    needs_hidden = recipe.divergence.needs_full_target
+    reads_again = needs_hidden and source.runtime.reads_teacher_together
+    if rollouts and (not rollouts[0].is_scored or reads_again):
+        # A loss over all tokens needs what the head is applied to, and the teacher need not read twice for it.
+        rollouts = source.engine.score(rollouts, keep_hidden=needs_hidden)
+    if recipe.target.needs is not None and not needs_hidden:
+        rollouts = source.engine.score_reference(rollouts)
+    return rollouts
+
+
+def _verifier_of(source: PromptSource, chosen: Sequence[int]) -> Callable[[Sequence[Rollout]], Sequence[bool]] | None:
+    """Right or wrong for the rollouts of these prompts; None where there is nothing to verify with."""
+    verify, answers = source.verify, [source.answers[i] for i in chosen]
+    known = [answer for answer in answers if answer is not None]
+    if verify is None or len(known) < len(answers):
+        return None
+    return lambda rollouts: verify(rollouts, [known[rollout.prompt_index] for rollout in rollouts])
+
+
+def _key(rollout: Rollout) -> tuple[int, int]:
+    return rollout.prompt_index, rollout.sample_index

@@ -1,0 +1,141 @@
+"""Down the gradient of the recipe's loss, by AdamW."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean
+from typing import Any
+
+from tutelage.errors import CheckpointError, NonFiniteError
+from tutelage.models.finite import tensors_in
+from tutelage.training.objective import BatchLoss, Objective
+from tutelage.training.step import Recipe
+from tutelage.training.updates.base import Pending, Update, UpdateContext
+from tutelage.types import Batch
+
+__all__ = ["GradientUpdate", "add_gradient"]
+
+
+@dataclass(frozen=True)
+class PendingGradient(Pending):
+    """A gradient that is there and not yet used.
+
+    Fields:
+      recipe: of the step.
+      parts: the batch, cut into one part per optimizer step.
+      first: what was found in the first part, whose gradient it is.
+    """
+
+    recipe: Recipe
+    parts: Sequence[Batch]
+    first: BatchLoss
+
+
+class GradientUpdate(Update):
+    """Optimizer steps on the loss of a batch: one, or several on parts of it.
+
+    Its state is the optimizer's: AdamW's moments.
+    """
+
+    def __init__(self, context: UpdateContext) -> None:
+        super().__init__(context)
+        self.optimizer = context.settings_at(0).make(context.learner.model.module)
+
+    def prepare(self, step: int, recipe: Recipe, collect: Callable[[], Batch]) -> PendingGradient:
+        """Collect a batch, and leave the gradient of its first part on the weights."""
+        batch = collect()
+        parts = _parts(batch, self.context.settings_at(step).updates_per_batch)
+        return PendingGradient(step, batch, recipe, parts, add_gradient(self.context, step, recipe, parts[0]))
+
+    def commit(self, pending: PendingGradient) -> dict[str, float]:
+        """Take all optimizer steps; the numbers are means over them."""
+        context, settings = self.context, self.context.settings_at(pending.step)
+        learning_rate = settings.rate_at(pending.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        losses = [pending.first]
+        norms = [context.runtime.update(self.optimizer, settings.max_grad_norm)]
+        for part in pending.parts[1:]:
+            losses.append(add_gradient(context, pending.step, pending.recipe, part))
+            norms.append(context.runtime.update(self.optimizer, settings.max_grad_norm))
+        context.learner.publish()
+        mismatch = fmean(loss.logprob_mismatch for loss in losses)
+        return {
+            "loss": fmean(loss.loss for loss in losses),
+            "grad_norm": fmean(norms),
+            "learning_rate": learning_rate,
+            **({} if math.isnan(mismatch) else {"logprob_mismatch": mismatch}),
+            "weight_mean": fmean(loss.weight_mean for loss in losses),
+        }
+
+    def abandon(self) -> None:
+        """Clear the gradient."""
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.context.learner.moments(self.optimizer)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        try:
+            sizes = [len(group["params"]) for group in state["param_groups"]]
+            fits = sizes == [len(group["params"]) for group in self.optimizer.param_groups] and all(
+                tensor.dim() == 0 or tensor.shape == parameters[place].shape
+                for place, each in state["state"].items()
+                for tensor in tensors_in(each)
+            )
+        except (TypeError, KeyError, IndexError, AttributeError):
+            fits = False
+        if not fits:
+            raise CheckpointError("moments of another model than the student")
+        self.context.learner.load_moments(self.optimizer, state)
+
+
+def add_gradient(context: UpdateContext, step: int, recipe: Recipe, batch: Batch) -> BatchLoss:
+    """Add the gradient of a batch's loss to the weights that learn.
+
+    Args:
+      recipe: with numbers in place of its schedules.
+    Raises:
+      NonFiniteError: the loss is NaN or infinite.
+    """
+    objective = Objective(
+        replace(context.models, student=context.learner.model),
+        recipe.target,
+        recipe.divergence,
+        context.micro_batch_tokens,
+        weighting=recipe.weighting,
+        seed=context.seed,
+        step=step,
+        form=context.loss_form,
+    )
+    found = objective.backward(batch.rollouts, context.runtime.all_sum, own=batch.own, run=context.learner.backward)
+    if not math.isfinite(found.loss):
+        raise NonFiniteError(f"the loss is {found.loss}")
+    return found
+
+
+def _parts(batch: Batch, number: int) -> list[Batch]:
+    """A batch cut by prompts into so many, each with the answers of every `number`-th prompt.
+
+    Processes share neighbouring prompts, so that every part has something for all of them. A part without tokens has
+    nothing to teach and is left out.
+    """
+    if number == 1:
+        return [batch]
+    parts = []
+    for remainder in range(number):
+        places = [place for place, made in enumerate(batch.rollouts) if made.prompt_index % number == remainder]
+        new = {place: index for index, place in enumerate(places)}
+        part = replace(
+            batch,
+            rollouts=[batch.rollouts[place] for place in places],
+            rewards={name: values_B[places] for name, values_B in batch.rewards.items()},
+            pairs=[(new[a], new[b]) for a, b in batch.pairs if a in new and b in new],
+            own=None if batch.own is None else [new[place] for place in batch.own if place in new],
+        )
+        if part.num_tokens:
+            parts.append(part)
+    return parts or [batch]
