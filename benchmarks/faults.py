@@ -1,4 +1,4 @@
-"""Does a run that is killed at any moment, and resumed, end in the same bytes as one that nobody disturbed?
+"""Does a run that is killed at any moment, and resumed, end in the same bytes as an undisturbed one?
 
     python benchmarks/faults.py --runs 20 --output faults
 
@@ -70,7 +70,7 @@ def ended_within(process: subprocess.Popen[bytes], seconds: float) -> bool:
 
 
 def worked(pid: int, since: float) -> float:
-    """Seconds that the processor spent on a process; the wall's since a moment where nobody tells."""
+    """Processor seconds of a process; wall-clock seconds since a moment where the system does not say."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -90,7 +90,7 @@ def where_it_struck(run: Path, steps: int) -> str:
     if step not in judged:
         return "in an evaluation"
     if step == steps:
-        return "behind the last step"
+        return "after the last step"
     return "in a step"
 
 
@@ -115,7 +115,7 @@ def content(run: Path) -> dict[str, object]:
 
 
 def undisturbed(run_file: Path, run: Path, steps: int) -> tuple[float, float]:
-    """Make the run that nobody disturbs; when its work began and ended, in seconds after its start."""
+    """Make the undisturbed run; when its work began and ended, in seconds after its start."""
     since, begun, done = time.perf_counter(), 0.0, 0.0
     process = started(run_file, run)
     while process.poll() is None:

@@ -4,7 +4,7 @@
     python benchmarks/report.py --lines 20000 --base HEAD~1
 
 The run's folder is made up: its lines have the keys and the length of those that the packaged pair writes, with a
-trust region for the first 40% of the steps, dearer diagnostics at every tenth, 4 logged rollouts at every hundredth,
+trust region for the first 40% of the steps, expensive diagnostics at every tenth, 4 logged rollouts at every hundredth,
 and evaluations of 50 problems, 200 answers each, at up to 1,001 steps. One step has a loss of a thousand, which must be
 seen. Measured are `tutelage report` and the drawing of `curves.png` at the end of a run, each in a process of its own;
 memory is its maximum resident size as the kernel counts it.

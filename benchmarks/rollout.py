@@ -7,13 +7,13 @@
 trb: the trust-region policy at three budgets, with drafts of 2, 4 and 8 tokens and of lengths chosen while running (by
 measured costs: "auto"; by estimated ones, as training does: "estimated"), against lock-step (one teacher forward per
 token) and against the plain student of the same engine. Batches of 1, 8 and 64; teachers whose single-token forward
-costs as it does in the embedded pair, at least 5 and at least 10 times the student's. The dearer teachers are the
+costs as it does in the embedded pair, at least 5 and at least 10 times the student's. The costlier teachers are the
 embedded one with layers added that change nothing, so acceptance stays real.
 
 student: the plain student against `generate` of transformers (dynamic and static cache; prompts in the given order and
 sorted by length), its continuous batching, and TRL's sampling of answers, on 64 rows and 512 prompts. Every answer ends
 at every token with the same probability, so lengths are geometric (mean: a quarter of the limit), with some at the
-limit. Tokens behind an answer's stop token are not counted for anybody.
+limit. Tokens after an answer's stop token are never counted.
 
 scaling: tokens per second of the student and of drafting at budget 0.01, at 1 to 128 rows.
 
@@ -184,7 +184,7 @@ def synchronise(model: LanguageModel) -> None:
 
 @torch.no_grad()
 def single_token_seconds(model: LanguageModel, rows: int, clock: str, filled: int = 128, repeats: int = 15) -> float:
-    """Median time of a forward of one token per row, head included, behind a filled cache."""
+    """Median time of a forward of one token per row, head included, with a filled cache."""
     cache = model.new_cache(rows, filled)
     tokens_B1 = torch.ones(rows, 1, dtype=torch.int64, device=model.device)
     positions_B1 = torch.full_like(tokens_B1, filled - 1)
@@ -202,7 +202,7 @@ def single_token_seconds(model: LanguageModel, rows: int, clock: str, filled: in
 
 @dataclass(frozen=True)
 class Pair:
-    """A student and a teacher, and how dear the teacher is at a batch size."""
+    """A student and a teacher, and the teacher's relative cost at a batch size."""
 
     student: LanguageModel
     teacher: LanguageModel
@@ -662,7 +662,7 @@ def profile(options: argparse.Namespace, console: Console) -> None:
     console.print(describe(machine()))
     console.print(
         f"{options.profile}, {options.rows} rows: {plain['tokens']} tokens in {plain['seconds']:.2f} s "
-        f"({watched:.2f} s under the profiler, which makes short calls look dearer)"
+        f"({watched:.2f} s under the profiler, which makes short calls look more expensive)"
     )
     shown = Table()
     for heading in ("share", "seconds", "calls", "function"):

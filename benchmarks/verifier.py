@@ -57,7 +57,7 @@ def math_verify_alone() -> Grader:
 
 
 def brought(where: str, is_comparer: bool) -> Grader:
-    """A function of somebody else's file."""
+    """A function from another file."""
     path, _, function = where.rpartition(":")
     spec = importlib.util.spec_from_file_location(Path(path).stem, path)
     assert spec is not None and spec.loader is not None

@@ -26,7 +26,7 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 class StopAt(Observer):
-    """Ask the run to stop behind a step."""
+    """Ask the run to stop after a step."""
 
     def __init__(self, step: int) -> None:
         self.step = step

@@ -153,7 +153,7 @@ def test_every_member_is_here() -> None:
 
 @pytest.mark.parametrize("member", MEMBERS + WITH_FROZEN_WEIGHT, ids=repr)
 def test_a_sum_over_events_may_be_added_up_over_parts(member: Divergence) -> None:
-    """And what says nothing of the kind is none, so that nobody waits for tiles who could have them."""
+    """And a member that does not declare it is none, so that no member misses tiles that it could have."""
     student, target = (logits.log_softmax(-1) for logits in rows())
     parts = [member.between(student[..., part], target[..., part]) for part in (slice(0, 3), slice(3, 7))]
     is_sum = torch.allclose(parts[0] + parts[1], member.between(student, target), rtol=1e-12)

@@ -237,7 +237,7 @@ def keys_of(table: dict[str, Any], prefix: str = "") -> Iterator[str]:
 
 @numbered("setting", 120)
 def test_settings(place: Path, command: Callable[..., tuple[int, str]], seed: int) -> None:
-    """A value nobody expects, in any key of a resolved run file."""
+    """An unexpected value in any key of a resolved run file."""
     import tomllib
 
     import tomli_w

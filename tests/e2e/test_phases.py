@@ -54,7 +54,7 @@ def left(folder: Path, *, without: tuple[str, ...] = ()) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def three(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[StepResult]]:
-    """A run of three phases that nobody disturbed."""
+    """An undisturbed run of three phases."""
     folder = tmp_path_factory.mktemp("three")
     return folder / "run", run(write_run_file(folder), THREE)
 

@@ -19,7 +19,7 @@ from tests.tiny_run import save_pair
 ROOT = Path(__file__).parents[2]
 SHARED_DATA = ROOT.parent / "shared" / "data"
 
-# GSM8K's form: a story, a worked solution, and the number behind ####.
+# GSM8K's form: a story, a worked solution, and the number after ####.
 STORY = "{name} buys {n} boxes of {m} pencils and gives away {k}. How many pencils does {name} have left?"
 SMALL = ["steps=3", "rollout.prompts_per_step=4", "rollout.samples_per_prompt=2", "rollout.max_new_tokens=24"]
 SMALL += ["policy.kl_radius.steps=2", "runtime.threads=1", "runtime.device=cpu", "data.max_prompt_tokens=1500"]

@@ -1,4 +1,4 @@
-"""Whole runs on the tiny pair: what is learned, what is left behind, and what survives."""
+"""Whole runs on the tiny pair: what is learned, which files remain, and what survives."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def weights(folder: Path) -> bytes:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of six steps that nobody disturbed."""
+    """An undisturbed run of six steps."""
     folder = tmp_path_factory.mktemp("undisturbed")
     run(write_run_file(folder))
     return folder / "run"

@@ -97,7 +97,7 @@ def test_ctrl_c_and_an_interrupted_run(ending: Ending) -> None:
     assert ending(RunInterrupted("stopped by Ctrl-C after 3 steps")) == (130, "stopped by Ctrl-C after 3 steps\n")
 
 
-def test_what_nobody_foresaw_is_a_fault_of_ours_with_a_log(
+def test_an_unexpected_error_is_a_fault_of_ours_with_a_log(
     ending: Ending, logs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["tutelage", "train", "a b.toml", "--set", "teacher.server=http://me:secret@host"])

@@ -30,7 +30,7 @@ def test_overrides_are_for_all_or_for_one() -> None:
     opd, trb = make_methods([OPD, TRB], ["steps=7", "trb:policy.kl_radius=0.5", "data=a:b.jsonl"], None)
     assert opd.config.steps == trb.config.steps == 7
     assert trb.config.policy["kl_radius"] == 0.5 and opd.config.policy == {"name": "student"}
-    assert opd.config.data.path == "a:b.jsonl", "a colon behind the equals sign belongs to the value"
+    assert opd.config.data.path == "a:b.jsonl", "a colon after the equals sign belongs to the value"
     assert TRB["policy"]["kl_radius"] == 0.02, "the tables are untouched"
     with pytest.raises(ConfigurationError, match="no method is called 'skd'. There are opd, trb"):
         make_methods([OPD, TRB], ["skd:steps=7"], None)

@@ -36,7 +36,7 @@ def test_a_line_without_an_end_in_sight_is_not_kept(tmp_path: Path, monkeypatch:
     assert peak < 300_000
     assert len(left_out) == 1 and "1 line cannot be read; line 2 is longer than" in left_out[0]
     starts = [start for _, start, _ in lines_of(path)]
-    assert path.read_bytes()[starts[-1] :] == b'{"step": 2}\n', "places are right behind a line that was passed over"
+    assert path.read_bytes()[starts[-1] :] == b'{"step": 2}\n', "places are right after a line that was passed over"
 
 
 def test_of_a_line_its_numbers_are_kept_and_nothing_else() -> None:

@@ -134,7 +134,7 @@ def test_places_counted_from_the_rounds_start_are_found_out(monkeypatch: pytest.
     assert chi_square_p_value(counts, law) < SUSPICIOUS
 
 
-def test_tokens_kept_behind_a_refusal_are_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tokens_kept_after_a_refusal_are_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """A stale student after a refusal: drafts made for the refused token are kept behind its replacement."""
 
     def one_refusal_forgiven(*arguments: Any) -> drafts.Verdict:

@@ -329,7 +329,7 @@ def test_parquet_text_that_is_no_unicode_is_refused_by_row(tmp_path: Path) -> No
     assert len(load_problems(tmp_path / "p.parquet", limit=2)) == 2
 
 
-# --- columns that nobody asked for -----------------------------------------------------------------------------------
+# --- columns that were not asked for ----------------------------------------------------------------------------------
 
 
 def test_of_parquet_only_named_columns_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

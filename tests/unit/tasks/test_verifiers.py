@@ -284,7 +284,7 @@ def test_a_worker_killed_at_work_gets_its_answer_judged_by_another(rewards: None
 @pytest.mark.filterwarnings("ignore::tutelage.tasks.VerifierWarning")
 def test_a_worker_that_neither_reads_nor_writes_is_a_hung_one(rewards: None) -> None:
     with Verifier("rewards:contains", timeout_seconds=1.0) as verifier:
-        for response in ("same", "same" * 250_000):  # the longer one does not fit into a pipe that nobody reads
+        for response in ("same", "same" * 250_000):  # the longer one does not fit into a pipe that is not read
             os.kill(worker_of(verifier).pid, signal.SIGSTOP)
             assert not verifier.verify(response, "same")
         assert verifier.num_timeouts == 2
@@ -373,7 +373,7 @@ def test_a_child_that_leaves_the_session_delays_no_verdict(rewards: None, tmp_pa
             assert not verifier.verify("leaves", str(tmp_path / "child"))
         assert time.monotonic() - started < 20
         assert verifier.verify("a", "a")
-    os.kill(int((tmp_path / "child").read_text()), signal.SIGKILL)  # its parent ended by itself and took nobody along
+    os.kill(int((tmp_path / "child").read_text()), signal.SIGKILL)  # its parent ended by itself and killed no child
 
 
 @needs_fork
