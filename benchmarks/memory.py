@@ -20,6 +20,7 @@ from transformers import Qwen3Config
 from tutelage.config import ModelConfig, build_phases, load_config
 from tutelage.doctor.budget import forecast
 from tutelage.models import DTYPES, LanguageModel, align, meta_model_of
+from tutelage.runtime import LocalRuntime
 from tutelage.types import Prompt
 
 RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "trb.toml"
@@ -81,16 +82,16 @@ def per_process(setup: Setup) -> dict[str, dict[str, int]]:
         student = shape(setup.pair[0], config.student, Path(folder))
         student.autocast = DTYPES[config.runtime.autocast or config.student.dtype]
         teacher = shape(setup.pair[1], config.teacher, Path(folder))
-    patient = SimpleNamespace(
+    parts = SimpleNamespace(
         config=config,
         meta_models={"student": student, "teacher": teacher},
+        runtime=LocalRuntime("cpu"),
         needs_reference=False,
         phases=build_phases(config),
         prompts=SimpleNamespace(prompts=[Prompt([0] * PROMPT_TOKENS)]),
         vocabulary=align(student, teacher),
-        processes=setup.processes,
     )
-    return forecast(patient)  # type: ignore[arg-type]  # all that it looks at is there
+    return forecast(parts, setup.processes)  # type: ignore[arg-type]  # all that it looks at is there
 
 
 def shape(name: str, model: ModelConfig, folder: Path) -> LanguageModel:

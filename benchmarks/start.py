@@ -40,11 +40,17 @@ SMALL = ("rollout.prompts_per_step=1", "rollout.samples_per_prompt=1", "rollout.
 # Run with the source of either commit, so it uses nothing but what both have.
 READING = """
 import hashlib, json, resource, sys, time
-from tutelage.config import load_config, load_tokenizers, read_prompts
-config = load_config(sys.argv[1])
-tokenizers = load_tokenizers(config)
+from tutelage import config as parts
+config = parts.load_config(sys.argv[1])
+if hasattr(parts, "RunAssembly"):
+    run = parts.RunAssembly(config)
+    run.tokenizers
+    read = lambda: run.prompts.prompts
+else:  # a commit before assemblies
+    tokenizers = parts.load_tokenizers(config)
+    read = lambda: parts.read_prompts(config.data, *tokenizers).prompts
 wall, cpu = time.perf_counter(), time.process_time()
-prompts = read_prompts(config.data, *tokenizers).prompts
+prompts = read()
 seconds, processor = time.perf_counter() - wall, time.process_time() - cpu
 digest = hashlib.sha256()
 for prompt in prompts:

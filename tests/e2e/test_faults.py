@@ -165,7 +165,7 @@ def test_a_disk_that_is_full_ends_the_run_in_one_line_and_loses_nothing(
 
     def limited(monkeypatch: pytest.MonkeyPatch) -> None:
         # The trial before the first step writes a tokenizer, which is larger than the smallest of these limits.
-        monkeypatch.setattr("tutelage.config.build.check_savable", lambda *_: None)
+        monkeypatch.setattr("tutelage.config.assembly.check_savable", lambda *_: None)
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, limit_bytes))
 
     assert exit_code(lambda: command(path, said), limited) == 2

@@ -235,7 +235,7 @@ def test_a_disk_that_is_full_while_the_folder_is_made_leaves_nothing(here: Path,
 
     def limited(monkeypatch: pytest.MonkeyPatch) -> None:
         # The trial before the first step writes a tokenizer, which is larger than the limit.
-        monkeypatch.setattr("tutelage.config.build.check_savable", lambda *_: None)
+        monkeypatch.setattr("tutelage.config.assembly.check_savable", lambda *_: None)
         resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, 1_000))
 
     before = content(here)

@@ -16,7 +16,7 @@ from tests.tiny_run import make_tokenizer, save_model, write_prompts, write_run_
 from tutelage import cli
 from tutelage.cli.generation import write_samples
 from tutelage.cli.scoring import write_scores
-from tutelage.config import build_engine, build_run, load_config, load_tokenizers
+from tutelage.config import RunAssembly, build_run, load_config
 from tutelage.doctor import Verdict, examine
 from tutelage.errors import ConfigurationError, DataError, OutputExistsError, TutelageError
 from tutelage.rollout import OfflineAnswers, ScoreCache
@@ -69,7 +69,7 @@ def no_teacher(*_: object, **__: object) -> None:
 def test_no_teacher_is_loaded_and_a_resumed_run_leaves_the_same_bytes(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tutelage.config.build.load_teacher", no_teacher)
+    monkeypatch.setattr("tutelage.config.assembly.load_teachers", no_teacher)
     straight = run(home, tmp_path / "straight", *OFF_POLICY, "steps=3", "evaluation.sets=[]")
     run(home, tmp_path / "cut", *OFF_POLICY, "steps=2", "evaluation.sets=[]")
     again = run(home, tmp_path / "cut", *OFF_POLICY, "steps=3", "evaluation.sets=[]", resume=True)
@@ -87,7 +87,7 @@ def test_the_record_is_what_a_teacher_that_is_there_would_say(home: Path) -> Non
     """Loss and gradient from the cache against the same divergence with the teacher asked for all tokens."""
     config = config_of(home, *OFF_POLICY, "student.dtype=float64")
     built = build_run(config.model_copy(update={"output": str(home / "never")}))
-    engine = build_engine(config, *load_tokenizers(config))
+    engine = RunAssembly.for_sampling(config).engine
     offline = OfflineAnswers.of(ScoreCache(home / "scores"))
     rollouts = offline.generate(built.prompts[:4], num_samples=2, seed=0, step=0)
     bare = [replace(r, teacher=replace(r.teacher, top=None)) for r in rollouts]
@@ -115,7 +115,7 @@ def test_fine_tuning_on_offline_answers_and_then_plain_distillation(home: Path, 
 
 def test_scores_that_nobody_reads_are_mentioned(home: Path, tmp_path: Path) -> None:
     built = build_run(config_of(home, "policy=student", f"output={tmp_path / 'run'}"))
-    assert built.messages == ["data.scores is set, but no policy is 'offline', so nobody reads it"]
+    assert built.messages == ["data.scores is set, but no policy is 'offline', so it is ignored"]
 
 
 def test_the_doctor_counts_them(home: Path, tmp_path: Path) -> None:

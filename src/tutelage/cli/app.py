@@ -180,6 +180,7 @@ def evaluate(
     check_files(model)
     tokenizer = load_tokenizer(model)
     data = DataConfig(path="none", max_prompt_tokens=max_prompt_tokens) if run is None else load_config(run).data
+    data = data.model_copy(update={"verifier": verifier})
     if system_prompt is not None:
         data = data.model_copy(update={"system_prompt": system_prompt})
     items = [
@@ -206,8 +207,8 @@ def evaluate(
                 engine,
                 problems,
                 Temperature(temperature).at(0),
-                verify=make_verifier(verifier, student, data.truncated_answers),
-                decode=decoder_of(student),
+                verify=make_verifier(data, tokenizer),
+                decode=decoder_of(tokenizer),
                 num_samples=samples,
                 temperature=temperature,
                 max_new_tokens=max_new_tokens,

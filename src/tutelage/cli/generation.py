@@ -5,18 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tutelage.config import (
-    RunConfig,
-    build_engine,
-    check_prompt_lengths,
-    decoder_of,
-    load_route_tokenizers,
-    load_tokenizers,
-    make_verifier,
-    policy_at,
-    read_prompts,
-)
-from tutelage.config.clock import DATE, template_clock
+from tutelage.config import RunAssembly, RunConfig, check_prompt_lengths
+from tutelage.config.clock import DATE
 from tutelage.errors import ConfigurationError
 from tutelage.files import write_whole
 from tutelage.rollout import derive_seed
@@ -33,7 +23,8 @@ def write_samples(
     Returns:
       number of samples written, and how many are correct (None where nothing can be verified).
     """
-    policy = policy_at(config, step)
+    run = RunAssembly.for_sampling(config)
+    policy = run.policy_at(step)
     if policy.is_offline:
         raise ConfigurationError(
             "the policy is 'offline': its answers are those in data.scores, and there is nothing to generate. Choose "
@@ -41,14 +32,9 @@ def write_samples(
         )
     if config.data.verifier:
         check_verifier(config.data.verifier)
-    tokenizers = load_tokenizers(config)
-    clock = template_clock(config.data)
-    prompts = read_prompts(config.data, *tokenizers, load_route_tokenizers(config), clock)
-    chosen = prompts.prompts[:limit]
+    prompts, chosen = run.prompts, run.prompts.prompts[:limit]
     check_prompt_lengths(config, chosen)
-    engine = build_engine(config, *tokenizers)
-    decode = decoder_of(engine.student)
-    rollouts = engine.generate(
+    rollouts = run.engine.generate(
         policy,
         chosen,
         max_new_tokens=config.rollout.max_new_tokens,
@@ -58,24 +44,22 @@ def write_samples(
     )
     answers = [prompts.answers[rollout.prompt_index] for rollout in rollouts]
     known = [answer for answer in answers if answer is not None]
-    correct = None
-    if config.data.verifier and len(known) == len(rollouts):
-        correct = make_verifier(config.data.verifier, engine.student, config.data.truncated_answers)(rollouts, known)
+    correct = run.verify(rollouts, known) if run.verify is not None and len(known) == len(rollouts) else None
     lines = []
     for place, rollout in enumerate(rollouts):
         record = {
             "id": prompts.ids[rollout.prompt_index],
             "sample": rollout.sample_index,
-            "prompt": decode(rollout.prompt_tokens),
-            "response": decode(rollout.response_tokens),
+            "prompt": run.decode(rollout.prompt_tokens),
+            "response": run.decode(rollout.response_tokens),
             "response_tokens": rollout.response_tokens,
             "answer": answers[place],
             "finished": rollout.finished,
             "num_tokens": len(rollout),
             "behaviour_logprob": float(rollout.behaviour_logprobs.sum()),
         }
-        if clock.was_asked:
-            record[DATE] = clock.moment.isoformat()
+        if run.clock.was_asked:
+            record[DATE] = run.clock.moment.isoformat()
         lines.append(json.dumps(record if correct is None else {**record, "correct": bool(correct[place])}))
     output.parent.mkdir(parents=True, exist_ok=True)
     write_whole(output, "\n".join(lines) + "\n")

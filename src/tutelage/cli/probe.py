@@ -51,15 +51,15 @@ def continuation(
     overrides: Overrides = None,
 ) -> None:
     """Are the policy's prefixes better starting points than the student's own? Teacher and student continue both."""
-    from tutelage.config import policy_at
+    from tutelage.config import RunAssembly
     from tutelage.probes import ProbeParts, probe_continuation
     from tutelage.report import plot_continuation
 
     kept = _numbers(lengths, "--lengths", int)
-    config = _config(run_file, overrides, output, figure)
-    policy = policy_at(config, step)
+    run = RunAssembly.for_sampling(_config(run_file, overrides, output, figure), student)
+    policy = run.policy_at(step)
     with TextConsole().status("probing"):
-        parts = ProbeParts.of(config, limit=limit, student_path=student)
+        parts = ProbeParts.of(run, limit=limit)
         gains = probe_continuation(parts, policy, kept, num_samples=samples, step=step)
     _show([asdict(gain) for gain in gains], output, figure, plot_continuation)
 
@@ -76,13 +76,14 @@ def budget(
     overrides: Overrides = None,
 ) -> None:
     """What does a KL budget buy? Teacher support, reward and AUROC of a trust region's rollouts at each budget."""
+    from tutelage.config import RunAssembly
     from tutelage.probes import ProbeParts, probe_budget
     from tutelage.report import plot_budget
 
     budgets = _numbers(radii, "--radii", float)
-    config = _config(run_file, overrides, output, figure)
+    run = RunAssembly.for_sampling(_config(run_file, overrides, output, figure), student)
     with TextConsole().status("probing"):
-        points = probe_budget(ProbeParts.of(config, limit=limit, student_path=student), budgets, num_samples=samples)
+        points = probe_budget(ProbeParts.of(run, limit=limit), budgets, num_samples=samples)
     _show([asdict(point) for point in points], output, figure, plot_budget)
 
 

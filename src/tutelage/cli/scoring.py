@@ -4,20 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from tutelage.config import RunConfig, check_writable, load_route_tokenizers, load_tokenizers
+from tutelage.config import RunAssembly, RunConfig, check_writable
 from tutelage.config.answers import read_answers
 from tutelage.config.clock import date_of_scores, dated
 from tutelage.config.fingerprints import differences
-from tutelage.config.models import load_model, load_teacher
-from tutelage.config.scores import score_key, shared_vocabulary
 from tutelage.errors import DataError, OutputExistsError
 from tutelage.files import sha256_of
 from tutelage.locks import hold, release
-from tutelage.models import LanguageModel, Vocabulary
 from tutelage.rollout import ScoreCache, score_top
-from tutelage.runtime import LocalRuntime
 from tutelage.types import Rollout
 
 __all__ = ["write_scores"]
@@ -49,14 +44,11 @@ def write_scores(
             "--resume."
         )
     check_writable(output)
-    cache, tokenizers = ScoreCache(output), load_tokenizers(config)
-    vocabulary = shared_vocabulary(config, tokenizers)
-    if resume:
-        config = dated(config, date_of_scores(output))
-    rollouts, config = read_answers(answers, config, tokenizers, vocabulary)
+    cache = ScoreCache(output)
+    rollouts, run = read_answers(answers, dated(config, date_of_scores(output)) if resume else config)
     manifest = {
-        "key": score_key(config, tokenizers, vocabulary),
-        "top_k": min(config.rollout.support_size, vocabulary.size),
+        "key": run.score_key(),
+        "top_k": min(config.rollout.support_size, run.vocabulary.size),
         "num_answers": len(rollouts),
         "answers_per_shard": answers_per_shard,
         "answers": {"file": answers.name, "sha256": sha256_of(answers)},
@@ -72,49 +64,32 @@ def write_scores(
         cache.create(manifest)
     hold(output, "Wait for it to end, or score into a new folder.")
     try:
-        _write_missing(config, cache, tokenizers[1], vocabulary, rollouts, on_message)
+        _write_missing(run, cache, rollouts, on_message)
     finally:
         release(output)
     return len(rollouts)
 
 
 def _write_missing(
-    config: RunConfig,
-    cache: ScoreCache,
-    tokenizer: Any,
-    vocabulary: Vocabulary,
-    rollouts: list[Rollout],
-    on_message: Callable[[str], None],
+    run: RunAssembly, cache: ScoreCache, rollouts: list[Rollout], on_message: Callable[[str], None]
 ) -> None:
     """Write the shards that are missing or damaged."""
-    answers_per_shard, damages = int(cache.manifest["answers_per_shard"]), cache.damages()
-    teachers = _load_teachers(config, tokenizer) if damages else {}
-    for shard, problem in damages.items():
+    answers_per_shard = int(cache.manifest["answers_per_shard"])
+    for shard, problem in cache.damages().items():
         if cache.path(shard).exists():
             on_message(f"{cache.path(shard).name} {problem}; it is written again")
         first = shard * answers_per_shard
-        cache.write(shard, _read(config, teachers, vocabulary, rollouts[first : first + answers_per_shard]))
+        cache.write(shard, _read(run, rollouts[first : first + answers_per_shard]))
         on_message(f"shard {shard + 1} of {cache.num_shards} written")
 
 
-def _load_teachers(config: RunConfig, tokenizer: Any) -> dict[str | None, LanguageModel]:
-    device = LocalRuntime(config.runtime.device).device
-    routes, read = config.teacher.routes, load_route_tokenizers(config)
-    return {
-        None: load_teacher(config.teacher, tokenizer, device),
-        **{name: load_model(model, read[name], device) for name, model in routes.items()},
-    }
-
-
-def _read(
-    config: RunConfig, teachers: dict[str | None, LanguageModel], vocabulary: Vocabulary, rollouts: list[Rollout]
-) -> list[Rollout]:
+def _read(run: RunAssembly, rollouts: list[Rollout]) -> list[Rollout]:
     """The answers with their teachers' fields, in the same order."""
-    scored = list(rollouts)
-    for name, teacher in teachers.items():
+    scored, settings = list(rollouts), run.config.rollout
+    for name, teacher in run.teachers.items():
         places = [place for place, rollout in enumerate(rollouts) if rollout.teacher_name == name]
-        own = [rollouts[place] for place in places]
-        size, most = config.rollout.support_size, config.rollout.score_tokens
-        for place, read in zip(places, score_top(teacher, vocabulary, own, top_k=size, max_tokens=most), strict=True):
+        own, size, most = [rollouts[place] for place in places], settings.support_size, settings.score_tokens
+        read_by_teacher = score_top(teacher, run.vocabulary, own, top_k=size, max_tokens=most)
+        for place, read in zip(places, read_by_teacher, strict=True):
             scored[place] = read
     return scored

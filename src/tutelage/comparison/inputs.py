@@ -10,9 +10,9 @@ import json
 from collections.abc import Sequence
 
 from tutelage.comparison.plan import PLAN, Plan
-from tutelage.config import build_evaluation_sets, load_route_tokenizers, load_tokenizers, read_prompts
-from tutelage.config.clock import DATE, dated, template_clock
-from tutelage.config.fingerprints import Inputs, ModelHashes, data_inputs
+from tutelage.config import RunAssembly
+from tutelage.config.clock import DATE, dated
+from tutelage.config.fingerprints import Inputs
 from tutelage.runtime import LocalRuntime
 from tutelage.training import RunFolder
 
@@ -32,12 +32,10 @@ def check_inputs(plan: Plan, accept: Sequence[str]) -> None:
     recorded = folder.read_fingerprints() or {}
     config = dated(plan.methods[0].config, json.loads((plan.folder / PLAN).read_text()).get(DATE))
     inputs = Inputs(LocalRuntime("cpu"), recorded.get("inputs"), accept)
-    student, teacher = load_tokenizers(config)
-    hashes = ModelHashes(config, with_teacher=True)
-    routes, clock = load_route_tokenizers(config), template_clock(config.data)
-    prompts = read_prompts(config.data, student, teacher, routes, clock)
-    sets = build_evaluation_sets(config.evaluation.sets, config.data, student, clock)
-    inputs.add(data_inputs(config, prompts, sets, {"student": student, "teacher": teacher, **routes}))
+    run = RunAssembly(config, asks_teacher=True)
+    _ = run.tokenizers  # files of models that are not there are named before any digest is taken
+    hashes = run.model_hashes()
+    inputs.add(run.data_inputs())
     inputs.add(hashes.inputs())
     now = inputs.to_file(recorded, 0)
     if now != recorded:

@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
-from tutelage.config.clock import DATE, dated, template_clock, with_asked_date
-from tutelage.config.models import context_length, load_route_tokenizers, named_teachers
+from tutelage.config.assembly import RunAssembly
+from tutelage.config.clock import DATE, dated
+from tutelage.config.models import context_length, named_teachers
 from tutelage.config.prompts import read_prompts
 from tutelage.config.schema import RunConfig
 from tutelage.errors import DataError
@@ -22,9 +23,7 @@ __all__ = ["read_answers"]
 RESPONSE, TOKENS = "response", "response_tokens"
 
 
-def read_answers(
-    path: Path, config: RunConfig, tokenizers: tuple[Any, Any], vocabulary: Vocabulary
-) -> tuple[list[Rollout], RunConfig]:
+def read_answers(path: Path, config: RunConfig) -> tuple[list[Rollout], RunAssembly]:
     """Every answer of a file with its prompt; nothing is known of its tokens yet.
 
     Rows as `tutelage generate` writes them (`id`, `sample`) answer the prompts of `data.path`; any other row brings its
@@ -32,8 +31,8 @@ def read_answers(
     as text. A text gets a stop token, unless the row says `finished = false`.
 
     Returns:
-      the answers; and the configuration with the date that chat templates asked for, if they did: its own, or else the
-      one that `tutelage generate` wrote beside the answers.
+      the answers; and the run that reads them, on the configuration's own date, or else on that which
+      `tutelage generate` wrote beside the answers.
     Raises:
       DataError: a row that cannot be used, or an answer that does not fit into a model's context.
     """
@@ -43,16 +42,16 @@ def read_answers(
     rows = list(rows_of(str(path), "train", columns))
     if not rows:
         raise DataError(f"--answers: {path} has no rows; expected at least one answer.")
+    run = RunAssembly.for_sampling(dated(config, _date_of(path, rows)))
+    tokenizers, vocabulary, data = run.tokenizers, run.vocabulary, config.data
     is_generated = all("id" in row and "sample" in row for _, row in rows)
-    config = dated(config, _date_of(path, rows))
-    routes, data, clock = load_route_tokenizers(config), config.data, template_clock(config.data)
     if is_generated:
-        ids = [str(row["id"]) for _, row in rows]
+        ids, prompts = [str(row["id"]) for _, row in rows], run.prompts
     else:
         column = data.prompt_column if data.prompt_column in rows[0][1] else "prompt"
         data = data.model_copy(update={"path": str(path), "prompt_column": column, "limit": None, "verifier": ""})
         ids = [problem.id for problem in load_problems(path, prompt_column=column, answer_column=None)]
-    prompts = read_prompts(data, *tokenizers, routes, clock)
+        prompts = read_prompts(data, tokenizers, run.clock)
     by_id = dict(zip(prompts.ids, prompts.prompts, strict=True))
     known = set(range(vocabulary.size)) - set(vocabulary.padding_ids)
     rollouts = []
@@ -66,7 +65,7 @@ def read_answers(
             )
         if prompt is None:
             continue  # too long, as the warning of `read_prompts` says
-        tokens, finished = _tokens(row, where, tokenizers[0], vocabulary, known)
+        tokens, finished = _tokens(row, where, tokenizers.student, vocabulary, known)
         unknown = torch.full((len(tokens),), torch.nan)
         rollouts.append(
             Rollout(
@@ -80,7 +79,7 @@ def read_answers(
             )
         )
     _check_answer_lengths(path, config, rollouts)
-    return rollouts, with_asked_date(config, clock)
+    return rollouts, run
 
 
 def _date_of(path: Path, rows: Sequence[tuple[str, Row]]) -> str | None:

@@ -21,6 +21,7 @@ from typing import Any
 from tutelage.config.models import other_models
 from tutelage.config.prompts import Prompts
 from tutelage.config.schema import ModelConfig, RunConfig
+from tutelage.config.tokenizers import Tokenizers
 from tutelage.errors import ConfigurationError
 from tutelage.evaluation import EvaluationSet
 from tutelage.models import Vocabulary, tokenizer_fingerprint, weights_fingerprint
@@ -109,17 +110,14 @@ class Inputs:
 
 
 def data_inputs(
-    config: RunConfig, prompts: Prompts, sets: Sequence[EvaluationSet], tokenizers: Mapping[str, Any]
+    config: RunConfig, prompts: Prompts, sets: Sequence[EvaluationSet], tokenizers: Tokenizers
 ) -> dict[str, Any]:
-    """All that is known before any weights are loaded.
-
-    Args:
-      tokenizers: "student", "teacher" and those of further teachers by name; their tokens are the student's.
-    """
+    """All that is known before any weights are loaded."""
+    read = {"student": tokenizers.student, "teacher": tokenizers.teacher, **tokenizers.routes}
     found: dict[str, Any] = {
         "versions": library_versions(),
-        "tokenizer": tokenizer_fingerprint(tokenizers["student"]),
-        "templates": {name: _of_json(tokenizer.chat_template) for name, tokenizer in tokenizers.items()},
+        "tokenizer": tokenizer_fingerprint(tokenizers.student),
+        "templates": {name: _of_json(tokenizer.chat_template) for name, tokenizer in read.items()},
         "prompts": _of_prompts(prompts.prompts),
         "answers": _of_texts(prompts.answers),
         "evaluation": {

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tutelage.config.schema import ModelConfig, ReferenceConfig, RunConfig, StudentConfig, TeacherConfig
+import torch
+
+from tutelage.config.schema import ModelConfig, RunConfig, TeacherConfig
 from tutelage.errors import ConfigurationError
 from tutelage.models import (
     DTYPES,
@@ -18,43 +20,40 @@ from tutelage.models import (
     LanguageModel,
     base_of,
     check_learnable,
-    check_quantization,
-    check_unquantised,
     context_length_of,
     earlier_self,
     load_language_model,
-    load_tokenizer,
     meta_model_of,
 )
-from tutelage.targets import TARGETS, TargetRule
+from tutelage.runtime import LocalRuntime
 from tutelage.tasks import Problem
 
 __all__ = [
-    "check_models",
-    "context_length",
-    "load_model",
-    "load_meta_model",
-    "load_route_tokenizers",
-    "load_student",
-    "load_teacher",
-    "meta_teacher",
-    "other_models",
+    "EXPERT",
+    "ROUTE",
     "check_teacher_names",
-    "check_student_config",
-    "check_reference_config",
+    "context_length",
+    "load_meta_models",
+    "load_model",
+    "load_reference",
+    "load_student",
+    "load_teachers",
     "named_teachers",
-    "tokenizer_of",
+    "other_models",
 ]
+
+# How the keys of further models begin: of those that a teacher is fused with, and of teachers with a name.
+EXPERT, ROUTE = "teacher.experts", "teacher.routes."
 
 
 def other_models(config: RunConfig) -> Iterator[tuple[str, ModelConfig]]:
     """Every model beside the student and the teacher, with its key in the run file."""
     for place, expert in enumerate(config.teacher.experts):
-        yield f"teacher.experts[{place}]", expert
+        yield f"{EXPERT}[{place}]", expert
         if expert.base is not None:
-            yield f"teacher.experts[{place}].base", _base_of(expert, expert.base)
+            yield f"{EXPERT}[{place}].base", _base_of(expert, expert.base)
     for name, model in config.teacher.routes.items():
-        yield f"teacher.routes.{name}", model
+        yield ROUTE + name, model
     if config.reference.path is not None:
         yield "reference", config.reference
 
@@ -76,16 +75,6 @@ def _base_of(expert: ModelConfig, path: str) -> ModelConfig:
     """An expert's base is loaded as the expert is; a revision is the expert's own."""
     kept = {name: getattr(expert, name) for name in ModelConfig.model_fields}
     return ModelConfig(**(kept | {"path": path, "revision": None}))
-
-
-def tokenizer_of(model: ModelConfig) -> Any:
-    """The tokenizer that comes with a model."""
-    return load_tokenizer(model.path, revision=model.revision, trust_remote_code=model.trust_remote_code)
-
-
-def load_route_tokenizers(config: RunConfig) -> dict[str, Any]:
-    """The tokenizers of further teachers, whose chat templates may differ, by name."""
-    return {name: tokenizer_of(model) for name, model in config.teacher.routes.items()}
 
 
 def load_model(
@@ -126,106 +115,94 @@ def load_student(
     if student.quantization is None:
         check_learnable(model.module, student.path)
     model.compile = config.rollout.compile
-    model.autocast = None if runtime.autocast is None else DTYPES[runtime.autocast]
+    model.autocast = _autocast_of(config)
     model.checkpoints_gradient, model.compiles_update = runtime.gradient_checkpointing, runtime.compile
     model.check_settings()
     return model, first_self
 
 
-def load_teacher(teacher: TeacherConfig, tokenizer: Any, device: str) -> LanguageModel:
-    """The teacher, with its experts fused into it."""
-    return _fused(teacher, tokenizer, lambda model, its_tokenizer: load_model(model, its_tokenizer, device))
+def load_teachers(
+    config: RunConfig, tokenizers: Mapping[str, Any], runtime: LocalRuntime
+) -> dict[str | None, LanguageModel]:
+    """All teachers by the name that prompts call them, None for those that name none; a server's is not among them.
+
+    Args:
+      tokenizers: by the models' keys in the run file.
+    """
+    teachers: dict[str | None, LanguageModel] = {}
+    if config.teacher.server is None:
+        teachers[None] = runtime.placed_teacher(lambda device: _load_fused(config, tokenizers, device))
+    for name, model in config.teacher.routes.items():
+        teachers[name] = load_model(model, tokenizers[ROUTE + name], runtime.device)
+    for decoded in [member for teacher in teachers.values() for member in teacher.members]:
+        decoded.compile = config.rollout.compile
+    return teachers
 
 
-def check_models(config: RunConfig, *, with_teacher: bool) -> None:
-    """Refuse models whose files do not fit their configurations, before the weights of any are read."""
-    is_read = with_teacher and config.teacher.server is None
-    models = [config.student, *([config.teacher] if is_read else []), *(model for _, model in other_models(config))]
-    for model in models:
-        load_meta_model(model, None)
+def load_reference(
+    config: RunConfig, tokenizers: Mapping[str, Any], device: str, student: LanguageModel, first: LanguageModel | None
+) -> LanguageModel:
+    """The model of [reference], or else the student with its initial weights, computed as the student is.
+
+    Args:
+      tokenizers: by the models' keys in the run file.
+      first: the student's first self, see `load_student`.
+    """
+    if config.reference.path is not None:
+        return load_model(config.reference, tokenizers["reference"], device)
+    reference = first or load_model(config.student, tokenizers["student"], device)
+    reference.autocast = student.autocast
+    return reference
 
 
-def load_meta_model(model: ModelConfig, tokenizer: Any, adapter: AdapterSettings | None = None) -> LanguageModel:
-    """A model as its table says, without its weights; the files of a served teacher need not include any."""
-    return meta_model_of(
-        model.path,
-        tokenizer,
-        dtype=model.dtype,
-        revision=model.revision,
-        trust_remote_code=model.trust_remote_code,
-        allow_pickle=model.allow_pickle,
-        attention=model.attention,
-        adapter=adapter,
-        needs_weights=not (isinstance(model, TeacherConfig) and model.server is not None),
-    )
+def load_meta_models(config: RunConfig, tokenizers: Mapping[str, Any]) -> dict[str, LanguageModel]:
+    """Every model without its weights, by its key in the run file; the files of a served teacher may lack weights.
+
+    Raises:
+      ModelError: files do not fit their configuration.
+      ConfigurationError: an adapter for modules that are not there.
+    """
+
+    def load(key: str, model: ModelConfig, adapter: AdapterSettings | None = None) -> LanguageModel:
+        return meta_model_of(
+            model.path,
+            tokenizers[key],
+            dtype=model.dtype,
+            revision=model.revision,
+            trust_remote_code=model.trust_remote_code,
+            allow_pickle=model.allow_pickle,
+            attention=model.attention,
+            adapter=adapter,
+            needs_weights=not (isinstance(model, TeacherConfig) and model.server is not None),
+        )
+
+    student = load("student", config.student, config.student.adapter)
+    student.autocast = _autocast_of(config)
+    others = {key: load(key, model) for key, model in other_models(config)}
+    return {"student": student, "teacher": load("teacher", config.teacher), **others}
 
 
-def meta_teacher(teacher: TeacherConfig, tokenizer: Any) -> LanguageModel:
-    """The teacher with its experts, without their weights."""
-    return _fused(teacher, tokenizer, load_meta_model)
-
-
-def _fused(teacher: TeacherConfig, tokenizer: Any, load: Callable[[ModelConfig, Any], LanguageModel]) -> LanguageModel:
-    loaded = load(teacher, tokenizer)
-    if not teacher.experts:
-        return loaded
-    members, weights, is_dynamic = [loaded], [teacher.weight], False
-    for expert in teacher.experts:
+def _load_fused(config: RunConfig, tokenizers: Mapping[str, Any], device: str) -> LanguageModel:
+    """The teacher for prompts that name none, with its experts fused into it."""
+    own, others = config.teacher, dict(other_models(config))
+    members, weights, is_dynamic = [load_model(own, tokenizers["teacher"], device)], [own.weight], False
+    for place, expert in enumerate(own.experts):
         is_dynamic |= expert.weight == "dynamic"
         weight = 1.0 if expert.weight == "dynamic" else expert.weight
-        members.append(load(expert, tokenizer_of(expert)))
-        weights.append(weight)
-        if expert.base is not None:
-            base = _base_of(expert, expert.base)
-            members.append(load(base, tokenizer_of(base)))
-            weights.append(-weight)
+        key = f"{EXPERT}[{place}]"
+        for each, its_weight in ((key, weight), (f"{key}.base", -weight)):
+            if each in others:
+                members.append(load_model(others[each], tokenizers[each], device))
+                weights.append(its_weight)
+    if len(members) == 1:
+        return members[0]
     if is_dynamic:
-        dynamic = DynamicFusion(teacher.largest_dynamic_weight, teacher.dynamic_weight_increment)
-        return FusedTeacher(members, dynamic)
+        return FusedTeacher(members, DynamicFusion(own.largest_dynamic_weight, own.dynamic_weight_increment))
     return FusedTeacher(members, FixedFusion(tuple(weights)))
 
 
-def check_student_config(student: StudentConfig, autocast: str | None, device: str) -> None:
-    """Refuse a student that could not learn as its table says, before anything is loaded."""
-    if student.adapter is not None and base_of(student.path) is not None:
-        raise ConfigurationError(
-            f"student.path {student.path!r} is an adapter, and [student.adapter] asks for a second one. Drop "
-            f"[student.adapter] to train the first one on, or merge it: tutelage export {student.path} --output DIR"
-        )
-    if student.dtype == "float16" and student.adapter is None and base_of(student.path) is None:
-        raise ConfigurationError(
-            "student.dtype is 'float16', in which small numbers such as optimizer.epsilon are 0 and updates become "
-            "NaN. Set student.dtype = 'bfloat16', or 'float32' with runtime.autocast = 'bfloat16'."
-        )
-    base = base_of(student.path)
-    check_unquantised(student.path, None if base is None else base.path)
-    if student.quantization is not None:
-        check_quantization(student.quantization, device)
-    if autocast is not None and student.adapter is None and student.dtype != "float32":
-        raise ConfigurationError(
-            f"runtime.autocast is {autocast!r} and student.dtype {student.dtype!r}; autocast is for weights that stay "
-            "in float32. Set student.dtype = 'float32', or drop runtime.autocast."
-        )
-
-
-def check_reference_config(reference: ReferenceConfig, targets: Sequence[TargetRule]) -> None:
-    """Refuse a reference that no phase's target looks at, and one that is not what a target looks at."""
-    if all(target.needs is None for target in targets) and reference != ReferenceConfig():
-        raise ConfigurationError(
-            f"there is a [reference], but the target {targets[0]} compares with none. Drop it, or set target.name to "
-            f"one that does: {', '.join(name for name, member in TARGETS.items() if member.needs is not None)}."
-        )
-    if reference.path is not None and reference.refresh_every:
-        raise ConfigurationError(
-            f"reference.path is {reference.path!r} and reference.refresh_every {reference.refresh_every}; what is "
-            "refreshed is a copy of the student. Drop one of the two."
-        )
-    for target in targets:
-        if target.needs == "past" and not reference.refresh_every:
-            raise ConfigurationError(
-                f"the target {target} looks at the student as it was, but reference.refresh_every is 0. Set it to a "
-                "number of steps, such as an epoch's."
-            )
+def _autocast_of(config: RunConfig) -> torch.dtype | None:
+    return None if config.runtime.autocast is None else DTYPES[config.runtime.autocast]
 
 
 def check_teacher_names(problems: Sequence[Problem], known: Mapping[str, Any], column: str) -> None:

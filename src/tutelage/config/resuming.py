@@ -3,29 +3,89 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tutelage.config.clock import date_of_run, dated
 from tutelage.config.fingerprints import Inputs
 from tutelage.config.load import load_config, settings_of, to_toml
 from tutelage.config.places import is_path_of_content
 from tutelage.config.schema import RunConfig
 from tutelage.errors import CheckpointError, ConfigurationError, OutputExistsError
 from tutelage.files import write_whole
+from tutelage.runtime import LocalRuntime
 from tutelage.training import RunFolder, find_resumable, read_state
 from tutelage.training.run_files import CONFIG, FINGERPRINTS
 
-__all__ = ["beginning_of", "check_writable", "opened", "recorded_inputs"]
+__all__ = ["Beginning", "beginning_of", "check_writable"]
 
 
-def beginning_of(config: RunConfig, folder: RunFolder, resume: bool) -> tuple[Path | None, list[str]]:
-    """The checkpoint to continue from (None = there is none), and what to tell the user; the folder is held from here.
+@dataclass(frozen=True)
+class Beginning:
+    """Where a run begins, and what is known of how it began.
 
+    Fields:
+      config: the run file's, with the date that a resumed run wrote down.
+      folder: of the run; nobody else writes into that of a resumed one from here on.
+      is_resumed: the folder holds the run.
+      checkpoint: to continue from; None = there is none, so at step 0.
+      inputs: what the run reads; pieces are added while it is put together.
+      messages: what to tell the user.
+    """
+
+    config: RunConfig
+    folder: RunFolder
+    is_resumed: bool
+    checkpoint: Path | None
+    inputs: Inputs
+    messages: list[str]
+
+    def open_folder(self, config: RunConfig) -> None:
+        """Make a new run's folder; in that of a resumed one, note what is another now.
+
+        A run resumed with more steps says so in its config.toml; resuming it once more would end too early otherwise.
+        """
+        if not self.is_resumed:
+            self.folder.create(to_toml(config), self.inputs.to_file(None, 0))
+            return
+        path, text, recorded = self.folder.path / CONFIG, to_toml(config), self.folder.read_fingerprints()
+        if path.read_text(encoding="utf-8") != text:
+            write_whole(path, text)
+        now = self.inputs.to_file(recorded, 0 if self.checkpoint is None else read_state(self.checkpoint).step)
+        if recorded != now:
+            self.folder.write_fingerprints(now)
+
+
+def beginning_of(
+    config: RunConfig, folder: RunFolder, runtime: LocalRuntime, *, resume: bool, accept: Sequence[str]
+) -> Beginning:
+    """Find out where a run begins.
+
+    Args:
+      runtime: whose processes begin together.
+      resume: continue the run that the folder holds.
+      accept: names of `fingerprints.INPUTS` that may have changed since the run began.
     Raises:
       OutputExistsError: the folder is there and `resume` is False, or another process works in it.
       CheckpointError, ConfigurationError: it holds no run that could be continued.
     """
+    if resume:
+        config = dated(config, runtime.from_first(lambda: date_of_run(folder.path)))
+    checkpoint, messages = runtime.from_first(lambda: _first_checkpoint(config, folder, resume))
+    before, remarks = runtime.from_first(lambda: _recorded_inputs(folder, resume))
+    inputs = Inputs(runtime, before, accept)
+    if checkpoint is not None and not checkpoint.is_dir():
+        raise CheckpointError(
+            f"--resume: {checkpoint} cannot be seen by this process. Put the output folder on a file system that "
+            "all machines of the run share."
+        )
+    return Beginning(config, folder, resume, checkpoint, inputs, [*messages, *remarks])
+
+
+def _first_checkpoint(config: RunConfig, folder: RunFolder, resume: bool) -> tuple[Path | None, list[str]]:
+    """The checkpoint to continue from (None = there is none), and what to tell the user."""
     if folder.path.exists() and not resume:
         raise OutputExistsError(
             f"the output folder {folder.path} already exists, and a run never overwrites one. Choose another with "
@@ -92,7 +152,7 @@ def _check_models_are_there(config: RunConfig, folder: RunFolder) -> None:
             )
 
 
-def recorded_inputs(folder: RunFolder, resume: bool) -> tuple[Mapping[str, Any] | None, list[str]]:
+def _recorded_inputs(folder: RunFolder, resume: bool) -> tuple[Mapping[str, Any] | None, list[str]]:
     """What a run to be resumed read when it began (None = it begins now, or nobody kept that), and what to tell."""
     recorded = folder.read_fingerprints() if resume else None
     if resume and recorded is None:
@@ -101,22 +161,6 @@ def recorded_inputs(folder: RunFolder, resume: bool) -> tuple[Mapping[str, Any] 
             "data, models and libraries are still the same cannot be seen; it is kept from here on"
         ]
     return None if recorded is None else dict(recorded.get("inputs", {})), []
-
-
-def opened(config: RunConfig, folder: RunFolder, inputs: Inputs, checkpoint: Path | None, resume: bool) -> None:
-    """Make a new run's folder; in that of a resumed one, note what is another now.
-
-    A run resumed with more steps says so in its config.toml; resuming it once more would end too early otherwise.
-    """
-    if not resume:
-        folder.create(to_toml(config), inputs.to_file(None, 0))
-        return
-    path, text, recorded = folder.path / CONFIG, to_toml(config), folder.read_fingerprints()
-    if path.read_text(encoding="utf-8") != text:
-        write_whole(path, text)
-    now = inputs.to_file(recorded, 0 if checkpoint is None else read_state(checkpoint).step)
-    if recorded != now:
-        folder.write_fingerprints(now)
 
 
 def check_writable(path: Path) -> None:

@@ -357,3 +357,13 @@ class RunConfig(Section):
     def output_folder(self) -> str:
         """Where the run's files go."""
         return self.output or f"runs/{self.name}"
+
+    @property
+    def evaluation_tokens(self) -> int:
+        """Length limit of answers that are evaluated."""
+        return self.evaluation.max_new_tokens or self.rollout.max_new_tokens
+
+    @property
+    def max_answer_tokens(self) -> int:
+        """Length limit of any answer of the run."""
+        return max(self.rollout.max_new_tokens, self.evaluation_tokens)

@@ -3,40 +3,31 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tutelage.config.clock import DATE
 from tutelage.config.fingerprints import differences, fingerprint_of
-from tutelage.config.models import context_length, load_meta_model, load_route_tokenizers, meta_teacher
+from tutelage.config.models import ROUTE, context_length
 from tutelage.config.schema import DataConfig, ModelConfig, RunConfig
+from tutelage.config.tokenizers import Tokenizers
 from tutelage.errors import ConfigurationError, DataError
-from tutelage.models import Vocabulary, align, tokenizer_fingerprint, weights_fingerprint
+from tutelage.models import Vocabulary, tokenizer_fingerprint, weights_fingerprint
 from tutelage.rollout import OfflineAnswers, ScoreCache
-from tutelage.training import Phase, Recipe
+from tutelage.training import Recipe
 from tutelage.types import Prompt
 
-__all__ = ["check_offline_recipe", "offline_answers", "score_key", "shared_vocabulary"]
+__all__ = ["offline_answers", "score_key"]
 
 
-def shared_vocabulary(config: RunConfig, tokenizers: tuple[Any, Any]) -> Vocabulary:
-    """What student and teachers share, from their meta models."""
-    student, teacher = tokenizers
-    routes = load_route_tokenizers(config)
-    return align(
-        load_meta_model(config.student, student),
-        meta_teacher(config.teacher, teacher),
-        *(load_meta_model(model, routes[name]) for name, model in config.teacher.routes.items()),
-    )
-
-
-def score_key(config: RunConfig, tokenizers: tuple[Any, Any], vocabulary: Vocabulary) -> dict[str, Any]:
+def score_key(config: RunConfig, tokenizers: Tokenizers, vocabulary: Vocabulary) -> dict[str, Any]:
     """All that a teacher's scores of given tokens depend on, as JSON has it.
 
-    The configuration has the date that chat templates asked for, if they did; see `clock.with_asked_date`.
+    Args:
+      config: with the date that chat templates asked for, if they did; see `clock.with_asked_date`.
+      vocabulary: what the student and all teachers share.
     """
-    student, teacher = tokenizers
     own = config.teacher
     weights = {"model": _identity(own)}
     for place, expert in enumerate(own.experts):
@@ -49,16 +40,15 @@ def score_key(config: RunConfig, tokenizers: tuple[Any, Any], vocabulary: Vocabu
             "dynamic_weight_increment": own.dynamic_weight_increment,
         }
     weights |= {f"routes.{name}": _identity(model) for name, model in own.routes.items()}
-    routes = {f"teacher.routes.{name}": read for name, read in load_route_tokenizers(config).items()}
     key = {
         "teacher": weights,
-        "tokenizer": tokenizer_fingerprint(student),
+        "tokenizer": tokenizer_fingerprint(tokenizers.student),
         "stop_ids": {"emitted": vocabulary.stop_id, "all": sorted(vocabulary.stop_ids)},
         "vocabulary": {"size": vocabulary.size, "padding_ids": len(vocabulary.padding_ids)},
         "template": {
-            "student": _template(config.data, student, is_teacher=False),
-            "teacher": _template(config.data, teacher, is_teacher=True),
-            **{name: _template(config.data, read, is_teacher=True) for name, read in routes.items()},
+            "student": _template(config.data, tokenizers.student, is_teacher=False),
+            "teacher": _template(config.data, tokenizers.teacher, is_teacher=True),
+            **{ROUTE + name: _template(config.data, read, is_teacher=True) for name, read in tokenizers.routes.items()},
             **({} if config.data.template_date is None else {DATE: config.data.template_date}),
         },
     }
@@ -88,14 +78,16 @@ def _template(data: DataConfig, tokenizer: Any, *, is_teacher: bool) -> dict[str
 
 
 def offline_answers(
-    config: RunConfig, phases: Sequence[Phase], prompts: Sequence[Prompt], tokenizers: tuple[Any, Any]
+    config: RunConfig, recipes: Sequence[Recipe], prompts: Sequence[Prompt], key: Callable[[], Mapping[str, Any]]
 ) -> OfflineAnswers | None:
-    """The scored answers that the phases with the policy 'offline' learn from; None where there is no such phase.
+    """The scored answers that the recipes with the policy 'offline' learn from; None where there is no such recipe.
 
+    Args:
+      key: makes the run's own `score_key`.
     Raises:
       ConfigurationError, DataError: there are none, they do not fit the run, or some cannot be read.
     """
-    recipes = [phase.recipe for phase in phases if phase.recipe.policy.is_offline]
+    recipes = [recipe for recipe in recipes if recipe.policy.is_offline]
     if not recipes:
         return None
     if config.data.scores is None:
@@ -105,7 +97,7 @@ def offline_answers(
         )
     cache = ScoreCache(Path(config.data.scores))
     manifest = cache.manifest
-    changed = differences(score_key(config, tokenizers, shared_vocabulary(config, tokenizers)), manifest["key"])
+    changed = differences(key(), manifest["key"])
     if changed:
         raise DataError(
             f"data.scores: {cache.folder} was scored for another run ({'; '.join(changed)}); scores belong to one "
@@ -128,31 +120,3 @@ def offline_answers(
             f"{student.path!r} holds {limit}{limit.remark}. Score shorter answers, or choose another student."
         )
     return offline
-
-
-def check_offline_recipe(recipe: Recipe) -> None:
-    """Refuse what asks more of given answers than is known: who sampled them, and what the student thought of them."""
-    if not recipe.policy.is_offline:
-        return
-    divergence = recipe.divergence
-    remedy = "Use divergence.support = 'teacher_top_k' with a divergence such as forward_kl, or sampled_nll."
-    if divergence.needs_rollouts and not divergence.imitates_tokens:
-        raise ConfigurationError(
-            f"the divergence {type(divergence).__name__} weighs tokens by the probability that they were sampled with, "
-            f"but the policy is 'offline', and nobody knows it. {remedy}"
-        )
-    if not divergence.imitates_tokens and divergence.support != "teacher_top_k":
-        raise ConfigurationError(
-            f"divergence.support is {divergence.support!r}, but the policy is 'offline', and the teacher wrote down "
-            f"its own most probable tokens. {remedy}"
-        )
-    if recipe.weighting.asks_models:
-        raise ConfigurationError(
-            f"the weighting {recipe.weighting} compares student and teacher at the rollout, but the policy is "
-            "'offline', and the student was not asked. Use weighting = 'uniform' or 'position_decay'."
-        )
-    if recipe.target.needs is not None:
-        raise ConfigurationError(
-            f"the target {recipe.target} compares with a third model, which has not read the answers that the policy "
-            "'offline' takes. Use target = 'teacher', 'bridge' or 'proximal'."
-        )

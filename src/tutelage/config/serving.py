@@ -16,14 +16,12 @@ from tutelage.rollout import (
     ServedVLLM,
     Server,
     VLLMEngine,
-    address_of,
 )
 from tutelage.runtime import LocalRuntime
 from tutelage.training import Phase
 from tutelage.types import Prompt
 
 __all__ = [
-    "check_server_suffices",
     "check_servers",
     "check_student_server",
     "check_teacher_server",
@@ -47,12 +45,11 @@ def make_student_engine(
             "rollout.engine is 'vllm', and there are several processes; a vLLM that is started here draws for one. "
             "Give all of them a server (vllm.server), or use rollout.engine = 'paired'."
         )
-    new_tokens = max(config.rollout.max_new_tokens, config.evaluation.max_new_tokens or 0)
     sampler: LocalVLLM | ServedVLLM
     if settings.server is None:
         sampler = LocalVLLM(
             dtype=settings.dtype,
-            max_tokens=config.data.max_prompt_tokens + new_tokens,
+            max_tokens=config.data.max_prompt_tokens + config.max_answer_tokens,
             memory_share=settings.memory_share,
             max_rows=config.rollout.max_rows,
             on_cpu=student.device.type == "cpu",
@@ -92,38 +89,7 @@ def make_served_teacher(
     return ServedTeacher(server, vocabulary, max(phase.recipe.divergence.top_k for phase in phases), num_rows)
 
 
-def check_server_suffices(config: RunConfig, phases: Sequence[Phase]) -> None:
-    """Refuse what needs more of the teacher than a server tells, its own top K at each place of finished answers.
-
-    Addresses that are none are refused first.
-    """
-    for address, key in ((config.teacher.server, "teacher.server"), (config.vllm.server, "vllm.server")):
-        if address is not None:
-            address_of(address, key)
-    if config.teacher.server is None:
-        return
-    for recipe in [phase.recipe for phase in phases]:
-        if recipe.policy.needs_teacher:
-            raise ConfigurationError(
-                f"teacher.server is set, but the policy {recipe.policy} asks the teacher at every token, and a server "
-                "reads finished answers only. Load the teacher here (leave teacher.server out), or set policy = "
-                "'student'."
-            )
-        if recipe.divergence.support != "teacher_top_k":
-            raise ConfigurationError(
-                f"divergence.support is {recipe.divergence.support!r}, but a teacher server tells nothing but its own "
-                "most probable tokens. Set divergence.support = 'teacher_top_k', or leave teacher.server out."
-            )
-        if recipe.weighting.needs_teacher_support:
-            raise ConfigurationError(
-                f"the weighting {recipe.weighting} compares both models on the student's most probable tokens, which a "
-                "teacher server does not tell. Set weighting = 'uniform', or leave teacher.server out."
-            )
-
-
-def check_servers(
-    config: RunConfig, engine: PairedEngine, prompts: Sequence[Prompt], teacher_tokenizer: Any, num_new_tokens: int
-) -> None:
+def check_servers(config: RunConfig, engine: PairedEngine, prompts: Sequence[Prompt], teacher_tokenizer: Any) -> None:
     """Ask the servers of a run, before anything is computed, whether they are there and are what they should be.
 
     Raises:
@@ -132,7 +98,7 @@ def check_servers(
     if engine.served_teacher is not None:
         check_teacher_server(config, engine.served_teacher, prompts, teacher_tokenizer)
     if engine.student_engine is not None and isinstance(engine.student_engine.sampler, ServedVLLM):
-        check_student_server(engine.student_engine.sampler, prompts, num_new_tokens)
+        check_student_server(config, engine.student_engine.sampler, prompts)
 
 
 def check_teacher_server(
@@ -144,7 +110,7 @@ def check_teacher_server(
     return served.check(longest, len(longest) + config.rollout.max_new_tokens, probe)
 
 
-def check_student_server(served: ServedVLLM, prompts: Sequence[Prompt], num_new_tokens: int) -> ServedModel:
+def check_student_server(config: RunConfig, served: ServedVLLM, prompts: Sequence[Prompt]) -> ServedModel:
     """See `ServedVLLM.check`."""
     longest = max((prompt.student_tokens for prompt in prompts), key=len)
-    return served.check(longest, len(longest) + num_new_tokens)
+    return served.check(longest, len(longest) + config.max_answer_tokens)

@@ -2,6 +2,5 @@
 
 from tutelage.doctor.examine import CHEAP, COSTLY, early_warnings, examine
 from tutelage.doctor.finding import Finding, Verdict
-from tutelage.doctor.patient import Patient
 
-__all__ = ["CHEAP", "COSTLY", "Finding", "Patient", "Verdict", "early_warnings", "examine"]
+__all__ = ["CHEAP", "COSTLY", "Finding", "Verdict", "early_warnings", "examine"]

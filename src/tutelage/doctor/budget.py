@@ -11,13 +11,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from tutelage.config import RunAssembly
 from tutelage.doctor.finding import Finding, Verdict
-from tutelage.doctor.patient import Patient
+from tutelage.doctor.trial import seed_of
 from tutelage.models import LanguageModel
 from tutelage.rollout.draft_length import MAX_DRAFT_LENGTH
 from tutelage.rollout.paired import CACHE_SHARE
 from tutelage.rollout.scoring import tokens_per_chunk
-from tutelage.runtime import LocalRuntime
 from tutelage.training import GradientUpdate, PromptOrder, PromptSource, Stopwatch, UpdateContext, collect
 
 __all__ = ["disk", "forecast", "machine_bytes", "memory", "time_per_step"]
@@ -30,12 +30,12 @@ QUANTISED_BITS = 4.5  # of a weight in NF4 with its share of the quantised scale
 LIVE_BLEND = 6  # float64-sized rows of both models while a policy picks a token
 
 
-def memory(patient: Patient) -> Finding:
+def memory(run: RunAssembly, num_processes: int = 1) -> Finding:
     """Bytes at the height of each part of a step against what the device has."""
-    needed, device = forecast(patient), LocalRuntime(patient.config.runtime.device).device
+    needed, device = forecast(run, num_processes), run.runtime.device
     there = machine_bytes(device)
-    if patient.processes > 1 and not device.startswith("cuda"):  # where each has a GPU of its own
-        there //= patient.processes
+    if num_processes > 1 and not device.startswith("cuda"):  # where each has a GPU of its own
+        there //= num_processes
     details = tuple(
         f"{phase}: {_size(sum(parts.values()))} = "
         + " + ".join(f"{name} {_size(size)}" for name, size in parts.items())
@@ -43,7 +43,7 @@ def memory(patient: Patient) -> Finding:
     )
     phase, parts = max(needed.items(), key=lambda item: sum(item[1].values()))
     most = sum(parts.values())
-    each = "" if patient.processes == 1 else f" for each of {patient.processes} processes"
+    each = "" if num_processes == 1 else f" for each of {num_processes} processes"
     text = f"at most {_size(most)}, in the {phase}, of {_size(there)}{each}"
     if most <= TIGHT * there:
         return Finding(Verdict.ok, text, details=details)
@@ -63,7 +63,7 @@ def memory(patient: Patient) -> Finding:
     )
 
 
-def forecast(patient: Patient) -> dict[str, dict[str, int]]:
+def forecast(run: RunAssembly, num_processes: int = 1) -> dict[str, dict[str, int]]:
     """Part of a step -> what takes memory then -> bytes.
 
     Weights, gradients and AdamW's two moments are exact, and so are the caches at their fullest; activations and logits
@@ -73,31 +73,31 @@ def forecast(patient: Patient) -> dict[str, dict[str, int]]:
     Of several processes it is one: it has its share of a step's answers; under "fsdp2" its part of gradients, moments
     and the weights that learn, beside a whole copy that decodes; of a sharded teacher its part of the layers.
     """
-    config, meta_models = patient.config, dict(patient.meta_models)
+    config, meta_models = run.config, dict(run.meta_models)
     if config.teacher.server is not None:  # its memory is another machine's
         del meta_models["teacher"]
     student, rollout, runtime = meta_models["student"], config.rollout, config.runtime
-    if patient.needs_reference and "reference" not in meta_models and student.adapter is None:
+    if run.needs_reference and "reference" not in meta_models and student.adapter is None:
         meta_models["reference"] = student  # a copy of it; an adapter's is the same backbone
     trained = _trained(student)
-    num_parts = patient.processes if runtime.strategy == "fsdp2" else 1
+    num_parts = num_processes if runtime.strategy == "fsdp2" else 1
     learned_here = -(-trained // num_parts)
     own = _weights(student, config.student.quantization) + (learned_here if num_parts > 1 else 0)
     others = sum(_weights(model) for name, model in meta_models.items() if name not in ("student", "teacher"))
     if "teacher" in meta_models:
-        others += _weights_here(meta_models["teacher"], patient.processes if runtime.shard_teacher else 1)
+        others += _weights_here(meta_models["teacher"], num_processes if runtime.shard_teacher else 1)
     resident = {"student": own, "teacher": others, "moments": 2 * learned_here}
-    asks_teacher = any(phase.recipe.policy.needs_teacher for phase in patient.phases)
-    prompts, size = patient.prompts.prompts, patient.vocabulary.size
+    asks_teacher = any(phase.recipe.policy.needs_teacher for phase in run.phases)
+    prompts, size = run.prompts.prompts, run.vocabulary.size
     longest = max(max(len(prompt.student_tokens), len(prompt.teacher_tokens or ())) for prompt in prompts)
-    answers = -(-rollout.prompts_per_step // patient.processes) * rollout.samples_per_prompt
+    answers = -(-rollout.prompts_per_step // num_processes) * rollout.samples_per_prompt
     rows = min(rollout.max_rows, answers)
     teachers = [model for name, model in meta_models.items() if name.startswith("teacher")]
     slot = student.cache_bytes_per_slot + (sum(t.cache_bytes_per_slot for t in teachers) if asks_teacher else 0)
     caches = rows * (longest + rollout.max_new_tokens + MAX_DRAFT_LENGTH) * slot
     if rollout.cache_gib is not None:
         caches = min(caches, int(rollout.cache_gib * GIB))
-    elif (device := LocalRuntime(config.runtime.device).device).startswith("cuda"):
+    elif (device := run.runtime.device).startswith("cuda"):
         caches = min(caches, int(CACHE_SHARE * machine_bytes(device)))
     batch_tokens = answers * (longest + rollout.max_new_tokens)
 
@@ -105,7 +105,7 @@ def forecast(patient: Patient) -> dict[str, dict[str, int]]:
         return min(batch_tokens, max(limit, longest + rollout.max_new_tokens))
 
     def logits(tokens: int) -> int:
-        return min(tokens, tokens_per_chunk(patient.vocabulary)) * size * 4 * LIVE_LOGITS
+        return min(tokens, tokens_per_chunk(run.vocabulary)) * size * 4 * LIVE_LOGITS
 
     learned, scored = at_once(config.runtime.micro_batch_tokens), at_once(rollout.score_tokens)
     largest = max(teachers, key=_layer_numbers, default=student)  # without a teacher here, the student reads again
@@ -125,10 +125,10 @@ def forecast(patient: Patient) -> dict[str, dict[str, int]]:
     }
 
 
-def disk(patient: Patient) -> Finding:
+def disk(run: RunAssembly) -> Finding:
     """Bytes of all checkpoints that stay, and of the one being written, against what is free."""
-    settings, config = patient.config.checkpoint, patient.config
-    one = 3 * _trained(patient.meta_models["student"])  # with AdamW's two moments
+    settings, config = run.config.checkpoint, run.config
+    one = 3 * _trained(run.meta_models["student"])  # with AdamW's two moments
     at_once = min(settings.keep_last, -(-config.steps // settings.every)) + bool(config.evaluation.sets) + 1
     folder = Path(config.output_folder).absolute()
     free = shutil.disk_usage(next(place for place in (folder, *folder.parents) if place.exists())).free
@@ -152,28 +152,28 @@ def machine_bytes(device: str) -> int:
     return min(there, int(text)) if text.isdigit() else there
 
 
-def time_per_step(patient: Patient) -> Finding:
+def time_per_step(run: RunAssembly, num_processes: int = 1) -> Finding:
     """Seconds of a step from a real one with few prompts; rows decoded together share their time, so it is a bound."""
-    config, runtime = patient.config, LocalRuntime(patient.config.runtime.device)
-    num_prompts = min(NUM_PROMPTS, config.rollout.prompts_per_step, len(patient.prompts.prompts))
-    phase, watch = patient.phases[0], Stopwatch()
+    config, runtime = run.config, run.runtime
+    num_prompts = min(NUM_PROMPTS, config.rollout.prompts_per_step, len(run.prompts.prompts))
+    phase, watch = run.phases[0], Stopwatch()
     source = PromptSource(
-        patient.engine,
-        patient.prompts.prompts[:num_prompts],
-        patient.prompts.answers[:num_prompts],
+        run.engine,
+        run.prompts.prompts[:num_prompts],
+        run.prompts.answers[:num_prompts],
         PromptOrder(num_prompts, num_prompts),
         config.rollout,
-        patient.verify if config.data.verifier else None,
+        run.verify,
         runtime,
-        patient.seed,
+        seed_of(run),
     )
     update = GradientUpdate(
         UpdateContext(
-            patient.engine.models,
-            runtime.learner(patient.engine.models.student),
+            run.engine.models,
+            runtime.learner(run.engine.models.student),
             runtime,
             settings_at=lambda _: phase.optimizer,
-            seed=patient.seed,
+            seed=seed_of(run),
             micro_batch_tokens=config.runtime.micro_batch_tokens,
             loss_form=config.runtime.loss,
         )
@@ -182,7 +182,7 @@ def time_per_step(patient: Patient) -> Finding:
     pending = update.prepare(0, recipe, partial(collect, source, 0, recipe, watch))
     update.abandon()
     watch.lap("loss")
-    factor = -(-config.rollout.prompts_per_step // patient.processes) / num_prompts
+    factor = -(-config.rollout.prompts_per_step // num_processes) / num_prompts
     seconds = {name.removeprefix("seconds_"): value * factor for name, value in watch.seconds.items()}
     split = ", ".join(f"{name} {value:.2g}" for name, value in seconds.items())
     step = sum(seconds.values())

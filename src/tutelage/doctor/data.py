@@ -7,16 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from tutelage.config import (
-    check_consistency,
-    check_lengths,
-    check_prompt_lengths,
-    check_writable,
-)
+from tutelage.config import RunAssembly, check_writable
 from tutelage.doctor.finding import Finding, Verdict
-from tutelage.doctor.patient import Patient
 from tutelage.errors import DataError
-from tutelage.runtime import LocalRuntime
 from tutelage.tasks import Verifier, load_problems
 from tutelage.training import RunFolder
 
@@ -26,39 +19,36 @@ NUM_REFERENCES = 64
 SOLUTION_COLUMN = "solution"
 
 
-def run_file(patient: Patient) -> Finding:
+def run_file(run: RunAssembly) -> Finding:
     """The recipe, the device and the output folder."""
-    config = patient.config
-    check_consistency(config, patient.phases)
-    runtime, folder = LocalRuntime(config.runtime.device), RunFolder(Path(config.output_folder))
+    config = run.config
+    run.check_settings()
+    device, folder = run.runtime.device, RunFolder(Path(config.output_folder))
     check_writable(folder.path)
-    methods = "; ".join(f"{phase.recipe.policy} on {phase.recipe.divergence}" for phase in patient.phases[:3])
+    methods = "; ".join(f"{phase.recipe.policy} on {phase.recipe.divergence}" for phase in run.phases[:3])
     if folder.path.exists():
         return Finding(
             Verdict.warning,
             f"the output folder {folder.path} exists, and a run never overwrites one",
             "Choose another with --set output=FOLDER, or continue that run with --resume.",
         )
-    return Finding(Verdict.ok, f"{config.steps} steps on {runtime.device} into {folder.path}: {methods}")
+    return Finding(Verdict.ok, f"{config.steps} steps on {device} into {folder.path}: {methods}")
 
 
-def contexts(patient: Patient) -> Finding:
+def contexts(run: RunAssembly) -> Finding:
     """Prompts and answers at their limits fit into the context of every model that reads them."""
-    config = patient.config
-    check_prompt_lengths(config, patient.prompts.prompts)
-    tokens = config.evaluation.max_new_tokens or config.rollout.max_new_tokens
-    for problems in patient.evaluation_sets:
-        check_lengths(config.student, None, problems.prompts, tokens, "evaluation.max_new_tokens")
-    scored = "" if patient.offline is None else f", {sum(map(len, patient.offline.places.values()))} offline answers"
-    names = "".join(f", {len(problems.prompts)} of {problems.name!r}" for problems in patient.evaluation_sets)
+    run.check_lengths()
+    offline = run.offline_answers
+    scored = "" if offline is None else f", {sum(map(len, offline.places.values()))} offline answers"
+    names = "".join(f", {len(problems.prompts)} of {problems.name!r}" for problems in run.evaluation_sets)
     return Finding(
-        Verdict.ok, f"{len(patient.prompts.prompts)} prompts for training{scored}{names} fit, with their answers"
+        Verdict.ok, f"{len(run.prompts.prompts)} prompts for training{scored}{names} fit, with their answers"
     )
 
 
-def contamination(patient: Patient) -> Finding:
+def contamination(run: RunAssembly) -> Finding:
     """No problem that is evaluated on is a training prompt as well."""
-    sets, trained = patient.evaluation_sets, {tuple(prompt.student_tokens) for prompt in patient.prompts.prompts}
+    sets, trained = run.evaluation_sets, {tuple(prompt.student_tokens) for prompt in run.prompts.prompts}
     shared = {
         problems.name: (sum(tuple(prompt.student_tokens) in trained for prompt in problems.prompts), problems)
         for problems in sets
@@ -75,14 +65,14 @@ def contamination(patient: Patient) -> Finding:
     )
 
 
-def lengths(patient: Patient) -> Finding:
+def lengths(run: RunAssembly) -> Finding:
     """Limits of prompts and answers against the data's lengths."""
-    config, prompts = patient.config, patient.prompts.prompts
-    tokenizer, limit = patient.tokenizers[0], patient.config.rollout.max_new_tokens
+    config, prompts = run.config, run.prompts.prompts
+    tokenizer, limit = run.tokenizers.student, run.config.rollout.max_new_tokens
     asked = [max(len(prompt.student_tokens), len(prompt.teacher_tokens or ())) for prompt in prompts]
     text = f"{len(prompts)} prompts of {_percentiles(asked)} tokens, limit {config.data.max_prompt_tokens}"
-    solutions = _solutions(patient)
-    known = list(solutions.values()) or [answer for answer in patient.prompts.answers if answer is not None]
+    solutions = _solutions(run)
+    known = list(solutions.values()) or [answer for answer in run.prompts.answers if answer is not None]
     if not known:
         return Finding(Verdict.ok, f"{text}; answers at most {limit}")
     needed = [len(tokenizer(answer, add_special_tokens=False)["input_ids"]) + 1 for answer in known[:1024]]
@@ -98,15 +88,15 @@ def lengths(patient: Patient) -> Finding:
     return Finding(Verdict.ok, text)
 
 
-def references(patient: Patient) -> Finding:
+def references(run: RunAssembly) -> Finding:
     """The verifier accepts the data set's own answers and solutions, and not those of other problems."""
-    config = patient.config
-    _, answers = patient.answered(NUM_REFERENCES)
+    config = run.config
+    _, answers = run.prompts.answered(NUM_REFERENCES)
     if not config.data.verifier or not answers:
         return Finding(Verdict.skipped, "the prompts have no answers, or data.verifier is empty: nothing is judged")
-    texts = _questions(patient)
+    texts = _questions(run)
     copied = [answer for answer in answers if answer.strip() in texts]
-    column, ids = config.data.answer_column, set(patient.prompts.ids)
+    column, ids = config.data.answer_column, set(run.prompts.ids)
     if len(copied) > len(answers) / 2 or sum(answer in ids for answer in answers) > len(answers) / 2:
         kind = "repeats the prompt" if copied else "holds the problems' ids"
         return Finding(
@@ -114,7 +104,7 @@ def references(patient: Patient) -> Finding:
             f"data.answer_column {column!r} {kind}: for example {answers[0][:80]!r}",
             "Set data.answer_column to the column with the right answer.",
         )
-    solutions = _solutions(patient)
+    solutions = _solutions(run)
     with Verifier(config.data.verifier) as verifier:
         boxed = [f"\\boxed{{{answer}}}" for answer in answers]
         accepted = [
@@ -124,9 +114,7 @@ def references(patient: Patient) -> Finding:
         others = [answers[1:] + answers[:1], boxed[1:] + boxed[:1]]
         different = [i for i, (a, b) in enumerate(zip(answers, others[0], strict=True)) if a != b]
         wrong = [verifier.verify(others[1][i], answers[i]) for i in different]
-        ids_asked = [
-            i for i, answer in zip(patient.prompts.ids, patient.prompts.answers, strict=True) if answer is not None
-        ]
+        ids_asked = [i for i, answer in zip(run.prompts.ids, run.prompts.answers, strict=True) if answer is not None]
         solved = [
             (i, verifier.verify(solutions[i], answer))
             for i, answer in zip(ids_asked, answers, strict=False)
@@ -165,9 +153,9 @@ def references(patient: Patient) -> Finding:
     return Finding(Verdict.ok, f"{config.data.verifier!r} accepts all of {len(answers)} reference answers{extra}")
 
 
-def _questions(patient: Patient) -> set[str]:
+def _questions(run: RunAssembly) -> set[str]:
     """The questions as the data set has them."""
-    data = patient.config.data
+    data = run.config.data
     limit = min(data.limit or 1024, 1024)
     problems = load_problems(
         data.path, prompt_column=data.prompt_column, answer_column=None, split=data.split, limit=limit
@@ -175,9 +163,9 @@ def _questions(patient: Patient) -> set[str]:
     return {problem.text.strip() for problem in problems}
 
 
-def _solutions(patient: Patient) -> dict[str, str]:
+def _solutions(run: RunAssembly) -> dict[str, str]:
     """Problem id -> worked solution, where the data set has such a column."""
-    data = patient.config.data
+    data = run.config.data
     if data.answer_column == SOLUTION_COLUMN:
         return {}
     try:

@@ -1,6 +1,6 @@
 """All checks, one after the other: what costs nothing first, and what needs the models' weights afterwards.
 
-A check is a function of the patient. What it refuses (our own errors) becomes a line like any other finding, and what
+A check is a function of the run. What it refuses (our own errors) becomes a line like any other finding, and what
 depends on the refused part is skipped and says so; so one examination shows everything that is wrong, not the first.
 """
 
@@ -9,17 +9,17 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 
-from tutelage.config import RunConfig
+from tutelage.config import RunAssembly, RunConfig
 from tutelage.doctor import budget, data, tokens, trial
 from tutelage.doctor import servers as serving
 from tutelage.doctor.finding import Finding, Verdict
-from tutelage.doctor.patient import Patient
 from tutelage.errors import TutelageError, in_short
 
 __all__ = ["CHEAP", "COSTLY", "Check", "early_warnings", "examine"]
 
-Check = Callable[[Patient], Finding]
+Check = Callable[..., Finding]
 
 CHEAP: Mapping[str, Check] = {
     "run file": data.run_file,
@@ -54,6 +54,7 @@ EARLY_PROMPTS = 256
 OWN_VERIFIERS = ("math", "exact")  # a user's function is not called before the run calls it
 
 NEEDS_TEACHER = ("overlap", "pass@1")  # on the student's own support, and its own answers
+SHARED = ("memory", "time")  # among processes
 BLOCKING = ("vocabulary", "contexts", "memory")  # errors of these make the models fail where they run, if they load
 EARLIER = "not checked: it needs what was refused above"
 
@@ -65,7 +66,7 @@ def examine(config: RunConfig, *, quick: bool = False, processes: int = 1) -> It
       quick: only what needs no weights.
       processes: how many are to share the run; memory and time are then those of one of them.
     """
-    patient, said = Patient(config, processes), set[str]()
+    run, said = RunAssembly(config, asks_teacher=True), set[str]()
     served = SERVED if serving.has_servers(config) else {}
     for name, check in {**CHEAP, **served, **({} if quick else COSTLY)}.items():
         if name in COSTLY and said & set(BLOCKING):
@@ -74,7 +75,8 @@ def examine(config: RunConfig, *, quick: bool = False, processes: int = 1) -> It
         if name in NEEDS_TEACHER and config.teacher.server is not None:
             yield Finding(Verdict.skipped, "the teacher is a server, which does not tell this", check=name)
             continue
-        finding, remarks = _examined(patient, check, said)
+        of_one = partial(check, num_processes=processes) if name in SHARED else check
+        finding, remarks = _examined(run, of_one, said)
         said |= {finding.text, *remarks} | ({name} if finding.verdict == Verdict.error else set())
         yield replace(finding, check=name)
         yield from (Finding(Verdict.warning, remark, check=name) for remark in remarks)
@@ -83,26 +85,26 @@ def examine(config: RunConfig, *, quick: bool = False, processes: int = 1) -> It
 def early_warnings(config: RunConfig) -> Iterator[str]:
     """What the cheap checks would warn of in a run that was built, and so was not refused; a fraction of a second."""
     data_config = config.data.model_copy(update={"limit": min(config.data.limit or EARLY_PROMPTS, EARLY_PROMPTS)})
-    patient = Patient(config.model_copy(update={"data": data_config}))
+    run = RunAssembly(config.model_copy(update={"data": data_config}))
     for name in EARLY:
         if name == "verifier" and config.data.verifier not in OWN_VERIFIERS:
             continue
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # building the run has said them
             try:
-                finding = CHEAP[name](patient)
+                finding = CHEAP[name](run)
             except (TutelageError, OSError):
                 continue  # refusals are for building the run, which saw all prompts
         if finding.verdict in (Verdict.warning, Verdict.error):
             yield f"{name}: {finding.text}. {finding.remedy}"
 
 
-def _examined(patient: Patient, check: Check, said: set[str]) -> tuple[Finding, list[str]]:
+def _examined(run: RunAssembly, check: Check, said: set[str]) -> tuple[Finding, list[str]]:
     """What a check found, and the warnings that came up and were not said before."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            finding = check(patient)
+            finding = check(run)
         except (TutelageError, OSError) as problem:
             text = str(problem)
             finding = Finding(Verdict.skipped, EARLIER) if text in said else Finding(Verdict.error, text)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import PurePath
 
 from tutelage.config import (
+    RunAssembly,
     RunConfig,
     check_student_server,
     check_teacher_server,
@@ -12,7 +13,6 @@ from tutelage.config import (
     make_served_teacher,
 )
 from tutelage.doctor.finding import Finding, Verdict
-from tutelage.doctor.patient import Patient
 from tutelage.rollout import ServedModel
 
 __all__ = ["has_servers", "servers"]
@@ -23,20 +23,19 @@ def has_servers(config: RunConfig) -> bool:
     return config.teacher.server is not None or _draws_by_server(config)
 
 
-def servers(patient: Patient) -> Finding:
+def servers(run: RunAssembly) -> Finding:
     """The teacher's server and the student's, as `train` will ask them before its first step."""
-    config, prompts, found, doubts = patient.config, patient.prompts.prompts, [], []
+    config, prompts, found, doubts = run.config, run.prompts.prompts, [], []
     if config.teacher.server is not None:
-        rows = patient.meta_models["teacher"].padded_vocabulary_size
-        served = make_served_teacher(config, patient.phases, patient.vocabulary, rows)
-        model = check_teacher_server(config, served, prompts, patient.tokenizers[1])
+        rows = run.meta_models["teacher"].padded_vocabulary_size
+        served = make_served_teacher(config, run.phases, run.vocabulary, rows)
+        model = check_teacher_server(config, served, prompts, run.tokenizers.teacher)
         found.append(f"{served.server.url} serves {model.name!r} as the teacher, and answers alike when asked twice")
         if not _is_named(model, config.teacher.path):
             doubts.append(f"teacher.path is {config.teacher.path!r}, and the server's model is called {model.name!r}")
     if _draws_by_server(config):
         student = make_served_student(config)
-        new_tokens = max(config.rollout.max_new_tokens, config.evaluation.max_new_tokens or 0)
-        model = check_student_server(student, prompts, new_tokens)
+        model = check_student_server(config, student, prompts)
         found.append(f"{student.server.url} serves {model.name!r}, and takes the student's weights")
     if doubts:
         return Finding(

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from tutelage.config import RunAssembly
 from tutelage.doctor.finding import Finding, Verdict
-from tutelage.doctor.patient import Patient
 from tutelage.tasks import closing_text
 from tutelage.types import Prompt
 
@@ -15,21 +15,21 @@ __all__ = ["closing", "prompts", "sizes", "stops", "tokenizers"]
 SHOWN_CHARACTERS, SHOWN_TOKENS = 400, 40
 
 
-def tokenizers(patient: Patient) -> Finding:
+def tokenizers(run: RunAssembly) -> Finding:
     """The same text for every id, and the same cut of a probe text."""
-    student, _ = patient.tokenizers
+    student = run.tokenizers.student
     return Finding(Verdict.ok, f"{len(student.get_vocab())} tokens, equal by content in every model")
 
 
-def sizes(patient: Patient) -> Finding:
+def sizes(run: RunAssembly) -> Finding:
     """Rows of the embedding tables against tokens; padding rows are masked."""
-    rows = {name: model.padded_vocabulary_size for name, model in patient.meta_models.items()}
-    vocabulary, num_tokens = patient.vocabulary, len(patient.tokenizers[0].get_vocab())
+    rows = {name: model.padded_vocabulary_size for name, model in run.meta_models.items()}
+    vocabulary, num_tokens = run.vocabulary, len(run.tokenizers.student.get_vocab())
     shown = ", ".join(f"{name} {size}" for name, size in rows.items())
     missing = num_tokens - (vocabulary.size - len(vocabulary.padding_ids))
     if missing > 0:
         smallest = min(rows.values())
-        unread = [i for prompt in patient.prompts.prompts for i in _ids(prompt) if i >= smallest]
+        unread = [i for prompt in run.prompts.prompts for i in _ids(prompt) if i >= smallest]
         return Finding(
             Verdict.error if unread else Verdict.warning,
             f"rows of the embedding tables: {shown}; {missing} of the tokenizer's {num_tokens} tokens have no row in "
@@ -40,10 +40,10 @@ def sizes(patient: Patient) -> Finding:
     return Finding(Verdict.ok, f"rows of the embedding tables: {shown}; {num_tokens} tokens{padded}")
 
 
-def stops(patient: Patient) -> Finding:
+def stops(run: RunAssembly) -> Finding:
     """Which ids end an answer of each model, and what became of them."""
-    vocabulary, tokenizer = patient.vocabulary, patient.tokenizers[0]
-    named = {name: list(model.stop_ids) for name, model in patient.meta_models.items()}
+    vocabulary, tokenizer = run.vocabulary, run.tokenizers.student
+    named = {name: list(model.stop_ids) for name, model in run.meta_models.items()}
     shown = "; ".join(f"{name} {_tokens(tokenizer, ids) if ids else 'none'}" for name, ids in named.items())
     if not vocabulary.stop_ids:
         return Finding(
@@ -72,20 +72,20 @@ def stops(patient: Patient) -> Finding:
     return Finding(Verdict.ok, f"{shown}; {how}")
 
 
-def prompts(patient: Patient) -> Finding:
+def prompts(run: RunAssembly) -> Finding:
     """The first prompt as either model reads it, as text and as tokens, and where the two part."""
-    prompt = patient.prompts.prompts[0]
-    student_tokenizer, teacher_tokenizer = patient.tokenizers
+    prompt = run.prompts.prompts[0]
+    student_tokenizer, teacher_tokenizer = run.tokenizers.student, run.tokenizers.teacher
     sides = {"student": (student_tokenizer, list(prompt.student_tokens))}
     if prompt.teacher_tokens is not None and prompt.teacher_name is None:
         sides["teacher"] = (teacher_tokenizer, list(prompt.teacher_tokens))
     else:
         sides = {"both": sides["student"]}
     details = tuple(line for name, (tokenizer, ids) in sides.items() for line in _shown(name, tokenizer, ids))
-    data = patient.config.data
-    if patient.clock.was_asked:
+    data = run.config.data
+    if run.clock.was_asked:
         told = (
-            f"the chat template asks for the date and is told {patient.clock.moment.isoformat()} (data.template_date; "
+            f"the chat template asks for the date and is told {run.clock.moment.isoformat()} (data.template_date; "
             "left out, it is the moment when a run is first made, which the run keeps)"
         )
         details = (told, *details)
@@ -110,12 +110,12 @@ def prompts(patient: Patient) -> Finding:
     )
 
 
-def closing(patient: Patient) -> Finding:
+def closing(run: RunAssembly) -> Finding:
     """Whether the student's chat template ends an answer with a token that the student stops at."""
-    tokenizer, _ = patient.tokenizers
-    is_used = patient.config.data.use_chat_template is not False
-    text = closing_text(tokenizer, patient.config.data.chat_template) if is_used else None
-    own, vocabulary = patient.meta_models["student"].stop_ids, patient.vocabulary
+    tokenizer = run.tokenizers.student
+    is_used = run.config.data.use_chat_template is not False
+    text = closing_text(tokenizer, run.config.data.chat_template) if is_used else None
+    own, vocabulary = run.meta_models["student"].stop_ids, run.vocabulary
     if text is None:
         return Finding(Verdict.ok, f"no chat template; the student ends with its own {_tokens(tokenizer, own)}")
     ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -6,23 +6,24 @@ from collections.abc import Sequence
 
 import torch
 
+from tutelage.config import RunAssembly
 from tutelage.diagnostics import rollout_metrics
 from tutelage.distributions import gather_logprobs
 from tutelage.divergences import DIVERGENCES
 from tutelage.doctor.finding import Finding, Verdict
-from tutelage.doctor.patient import Patient
 from tutelage.evaluation import EvaluationResult, EvaluationSet, evaluate
 from tutelage.models import LanguageModel, both_readings
 from tutelage.policies import Policy, Student, Teacher
-from tutelage.rollout import PairedEngine
+from tutelage.rollout import PairedEngine, derive_seed
 from tutelage.targets import TARGETS
 from tutelage.training import Objective
 from tutelage.types import Prompt
 
-__all__ = ["own_teacher", "overlap", "solving"]
+__all__ = ["own_teacher", "overlap", "seed_of", "solving"]
 
 NUM_PROMPTS, NUM_TOKENS = 2, 64  # of the student as its own teacher
 MAX_TEXT, NUM_LAST = 32_768, 32  # of the longest text, and its tokens that are compared
+NUM_LOOKED_AT, ANSWER_TOKENS = 8, 256  # prompts whose answers are read for the overlap, and the length of each
 NUM_PROBLEMS, NUM_SAMPLES = 16, 4  # of pass@1
 # Runs that succeeded began with 0.72 of the student's top K in the teacher's and rose above 0.91, with 0.97 to 0.99 of
 # the mass there; runs that failed stayed low (arXiv 2604.13016, sections 2.3 and 3). The lines are ours. Both count,
@@ -32,20 +33,25 @@ LOW_OVERLAP, LOW_MASS = 0.5, 0.9
 TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
 
 
-def own_teacher(patient: Patient) -> Finding:
+def seed_of(run: RunAssembly) -> int:
+    """Of everything that is sampled for an examination; no training step draws from it."""
+    return derive_seed(run.config.seed, "doctor")
+
+
+def own_teacher(run: RunAssembly) -> Finding:
     """The student as its own teacher: the loss is 0 and both sides give every token the same log-probability.
 
     A scoring that is off by one token, or that reads another prompt, shows here and nowhere else. What begins later in
     a text than these answers get (a sliding window, rotary factors of long texts) shows in the longest text that the
     run can reach, which each model that writes reads in both ways: two forwards each, a small part of what follows.
     """
-    models, config = patient.engine.models, patient.config
+    models, config = run.engine.models, run.config
     student = models.student
     size = config.rollout.support_size
     engine = PairedEngine(student, student, vocabulary=models.vocabulary, support_size=size)
-    asked = [Prompt(prompt.student_tokens) for prompt in patient.prompts.prompts[:NUM_PROMPTS]]
+    asked = [Prompt(prompt.student_tokens) for prompt in run.prompts.prompts[:NUM_PROMPTS]]
     tokens = min(NUM_TOKENS, config.rollout.max_new_tokens)
-    rollouts = engine.score(engine.generate(Student(), asked, max_new_tokens=tokens, seed=patient.seed))
+    rollouts = engine.score(engine.generate(Student(), asked, max_new_tokens=tokens, seed=seed_of(run)))
     objective = Objective(
         engine.models,
         TARGETS["teacher"](),
@@ -67,7 +73,7 @@ def own_teacher(patient: Patient) -> Finding:
             "Decoding and scoring disagree (shifted by a token, another prompt, dropout): compare with a plain forward "
             'of transformers, and set `attention = "eager"` for the student.',
         )
-    length = min(_longest_text(patient), MAX_TEXT)
+    length = min(_longest_text(run), MAX_TEXT)
     gaps = []
     for model in [student, *models.teachers.values()]:
         gaps.append(_reading_gap(model, asked[0].student_tokens, min(length, model.context_length or length)))
@@ -81,12 +87,12 @@ def own_teacher(patient: Patient) -> Finding:
     return Finding(Verdict.ok, f"{text}, at most {max(gaps):.1e} at {length} tokens")
 
 
-def _longest_text(patient: Patient) -> int:
+def _longest_text(run: RunAssembly) -> int:
     """Tokens of the longest prompt and answer that any model of the run can come to read."""
-    config, prompts = patient.config, patient.prompts.prompts
+    config, prompts = run.config, run.prompts.prompts
     asked = max(max(len(p.student_tokens), len(p.teacher_tokens or ())) for p in prompts)
-    sets = [len(p.student_tokens) for problems in patient.evaluation_sets for p in problems.prompts]
-    evaluated = max(sets, default=0) + (config.evaluation.max_new_tokens or config.rollout.max_new_tokens)
+    sets = [len(p.student_tokens) for problems in run.evaluation_sets for p in problems.prompts]
+    evaluated = max(sets, default=0) + (config.evaluation_tokens)
     return max(asked + config.rollout.max_new_tokens, evaluated if sets else 0)
 
 
@@ -100,11 +106,19 @@ def _reading_gap(model: LanguageModel, tokens: Sequence[int], length: int) -> fl
     return float((cached_T - whole_T).abs().masked_fill(is_hidden_T, 0).mean())
 
 
-def overlap(patient: Patient) -> Finding:
+def overlap(run: RunAssembly) -> Finding:
     """How much the student's and the teacher's most probable tokens have in common before the first step."""
-    numbers = rollout_metrics(patient.rollouts)
+    rollouts = run.engine.score(
+        run.engine.generate(
+            Student(),
+            run.prompts.prompts[:NUM_LOOKED_AT],
+            max_new_tokens=min(ANSWER_TOKENS, run.config.rollout.max_new_tokens),
+            seed=seed_of(run),
+        )
+    )
+    numbers = rollout_metrics(rollouts)
     share, kept = numbers["support_overlap"], numbers["support_mass_teacher"]
-    size, num_tokens = patient.config.rollout.support_size, sum(map(len, patient.rollouts))
+    size, num_tokens = run.config.rollout.support_size, sum(map(len, rollouts))
     text = (
         f"{100 * share:.0f}% of the student's top {size} are in the teacher's, which has {100 * kept:.0f}% of its mass "
         f"there ({num_tokens} tokens)"
@@ -119,13 +133,13 @@ def overlap(patient: Patient) -> Finding:
     return Finding(Verdict.ok, text)
 
 
-def solving(patient: Patient) -> Finding:
+def solving(run: RunAssembly) -> Finding:
     """pass@1 of teacher and student on the same problems, each from its own prompt."""
-    prompts, answers = patient.answered(NUM_PROBLEMS)
-    if not patient.config.data.verifier or not answers:
+    prompts, answers = run.prompts.answered(NUM_PROBLEMS)
+    if not run.config.data.verifier or not answers:
         return Finding(Verdict.skipped, "the prompts have no answers, or data.verifier is empty: nothing is judged")
-    teacher = _judged(patient, Teacher(), prompts, answers, "teacher")
-    student = _judged(patient, Student(), prompts, answers, "student")
+    teacher = _judged(run, Teacher(), prompts, answers, "teacher")
+    student = _judged(run, Student(), prompts, answers, "student")
     text = f"on {len(prompts)} problems: teacher {_shown(teacher)}, student {_shown(student)}"
     if teacher.truncation_rate > 0.5:
         return Finding(
@@ -150,18 +164,19 @@ def solving(patient: Patient) -> Finding:
     return Finding(Verdict.ok, text)
 
 
-def _judged(patient: Patient, policy: Policy, prompts: list[Prompt], answers: list[str], name: str) -> EvaluationResult:
+def _judged(run: RunAssembly, policy: Policy, prompts: list[Prompt], answers: list[str], name: str) -> EvaluationResult:
+    assert run.verify is not None  # else there is nothing to solve
     problems = EvaluationSet(f"doctor-{name}", prompts, list(map(str, range(len(prompts)))), answers)
     result, _ = evaluate(
-        patient.engine,
+        run.engine,
         problems,
         policy,
-        verify=patient.verify,
+        verify=run.verify,
         decode=lambda tokens: "",
         num_samples=NUM_SAMPLES,
         temperature=1.0,
-        max_new_tokens=patient.config.rollout.max_new_tokens,
-        seed=patient.seed,
+        max_new_tokens=run.config.rollout.max_new_tokens,
+        seed=seed_of(run),
     )
     return result
 

@@ -5,15 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from tutelage.config import (
-    RunConfig,
-    build_engine,
-    check_prompt_lengths,
-    load_route_tokenizers,
-    load_tokenizers,
-    make_verifier,
-    read_prompts,
-)
+from tutelage.config import RunAssembly, check_prompt_lengths
 from tutelage.errors import ConfigurationError
 from tutelage.rollout import PairedEngine
 from tutelage.tasks import check_verifier
@@ -41,29 +33,28 @@ class ProbeParts:
     seed: int
 
     @classmethod
-    def of(cls, config: RunConfig, *, limit: int | None, student_path: str | None = None) -> ProbeParts:
-        """Load what a run file names; `student_path` replaces the student's weights (a checkpoint).
+    def of(cls, run: RunAssembly, *, limit: int | None) -> ProbeParts:
+        """Load what a run's policies are tried with, on its first `limit` prompts.
 
         Raises:
           ConfigurationError: nothing can be judged.
         """
+        config = run.config
         if not config.data.verifier:
             raise ConfigurationError(
                 "data.verifier is empty, but a probe counts right answers. Set data.verifier = 'math', or another."
             )
         check_verifier(config.data.verifier)
-        tokenizers = load_tokenizers(config)
-        read = read_prompts(config.data, *tokenizers, load_route_tokenizers(config))
-        prompts, answers = read.prompts[:limit], [answer for answer in read.answers[:limit] if answer is not None]
+        prompts, known = run.prompts.prompts[:limit], run.prompts.answers[:limit]
+        answers = [answer for answer in known if answer is not None]
         if len(answers) < len(prompts):
             raise ConfigurationError(
                 f"{len(prompts) - len(answers)} of {len(prompts)} prompts have no answer, but a probe counts right "
                 "ones. Set data.answer_column to the column that has them."
             )
         check_prompt_lengths(config, prompts)
-        engine = build_engine(config, *tokenizers, student_path)
-        verify = make_verifier(config.data.verifier, engine.student, config.data.truncated_answers)
-        return cls(engine, prompts, answers, verify, config.rollout.max_new_tokens, config.seed)
+        assert run.verify is not None
+        return cls(run.engine, prompts, answers, run.verify, config.rollout.max_new_tokens, config.seed)
 
     def judge(self, rollouts: Sequence[Rollout]) -> list[bool]:
         """Right or wrong for rollouts of the prompts."""

@@ -5,7 +5,7 @@ import pytest
 
 from tests.tiny_run import make_tokenizer
 from tutelage.config import DataConfig, EvaluationSetConfig, build_evaluation_sets
-from tutelage.tasks import BENCHMARKS
+from tutelage.tasks import BENCHMARKS, TemplateClock
 
 
 @pytest.mark.parametrize("name", sorted(BENCHMARKS))
@@ -18,7 +18,9 @@ def test_a_benchmarks_name_stands_for_its_hub_data_set(name: str, monkeypatch: p
         return datasets.Dataset.from_list([row])
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    [problems] = build_evaluation_sets([EvaluationSetConfig(path=name)], DataConfig(path="none"), make_tokenizer())
+    [problems] = build_evaluation_sets(
+        [EvaluationSetConfig(path=name)], DataConfig(path="none"), make_tokenizer(), TemplateClock()
+    )
     path, _, configuration = BENCHMARKS[name].path.partition(":")
     assert asked == [(path, configuration or None, BENCHMARKS[name].split)]
     assert (problems.name, len(problems.prompts)) == (name, 1)
@@ -28,4 +30,6 @@ def test_a_file_goes_before_a_name(tmp_path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.chdir(tmp_path)
     (tmp_path / "math500").mkdir()
     with pytest.raises(ValueError, match="math500"):
-        build_evaluation_sets([EvaluationSetConfig(path="math500")], DataConfig(path="none"), make_tokenizer())
+        build_evaluation_sets(
+            [EvaluationSetConfig(path="math500")], DataConfig(path="none"), make_tokenizer(), TemplateClock()
+        )

@@ -17,9 +17,9 @@ from tests.fake_server import Fake, student_server, vllm_of
 from tests.tiny_run import CHAT_TEMPLATE, make_tokenizer, save_model, write_run_file
 from tutelage.cli import app
 from tutelage.cli.checkup import print_finding
-from tutelage.config import RunConfig, load_config, resolve_config
+from tutelage.config import RunAssembly, RunConfig, load_config, resolve_config
 from tutelage.demo import problem_lines, student_path, teacher_path
-from tutelage.doctor import CHEAP, COSTLY, Finding, Patient, Verdict, budget, early_warnings, examine, trial
+from tutelage.doctor import CHEAP, COSTLY, Finding, Verdict, budget, early_warnings, examine, trial
 from tutelage.models import both_readings, load_language_model, load_tokenizer
 from tutelage.rollout import scoring
 
@@ -48,8 +48,13 @@ def save(folder: Path, whose: str, **changes: Any) -> None:
     save_model(folder / whose, tokenizer, **(settings | changes))
 
 
+def assembly(config: RunConfig) -> RunAssembly:
+    """The run in parts, its teacher included, as `examine` looks at it."""
+    return RunAssembly(config, asks_teacher=True)
+
+
 def found(config: RunConfig, name: str) -> Finding:
-    return {**CHEAP, **COSTLY}[name](Patient(config))
+    return {**CHEAP, **COSTLY}[name](assembly(config))
 
 
 def rewrite(path: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
@@ -277,10 +282,10 @@ def test_prompts_without_answers_are_not_judged(run: Callable[..., RunConfig]) -
 def test_a_teacher_that_is_a_server_costs_no_memory_here_and_needs_no_weights(
     run: Callable[..., RunConfig], tmp_path: Path
 ) -> None:
-    here = budget.forecast(Patient(run("policy=student")))
+    here = budget.forecast(assembly(run("policy=student")))
     (tmp_path / "teacher" / "model.safetensors").unlink()
     served = run("policy=student", "divergence.support=teacher_top_k", "teacher.server=http://localhost:1")
-    there = budget.forecast(Patient(served))
+    there = budget.forecast(assembly(served))
     assert all(parts["teacher"] == 0 < here[phase]["teacher"] for phase, parts in there.items())
     for name in CHEAP:
         assert found(served, name).verdict in (Verdict.ok, Verdict.warning)
@@ -317,7 +322,7 @@ def test_servers_are_asked(run: Callable[..., RunConfig], tmp_path: Path, monkey
 
 
 def test_meta_models_are_the_models_without_their_weights(run: Callable[..., RunConfig], tmp_path: Path) -> None:
-    meta_models = Patient(run()).meta_models
+    meta_models = assembly(run()).meta_models
     for name, meta_model in meta_models.items():
         path = str(tmp_path / name)
         model = load_language_model(path, load_tokenizer(path))
@@ -339,7 +344,7 @@ def test_problems_that_were_trained_on(run: Callable[..., RunConfig], tmp_path: 
 def test_a_disk_that_is_too_small(run: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch) -> None:
     config = run("steps=10", "checkpoint.every=2", "checkpoint.keep_last=3", "evaluation.sets=[]")
     # Weights and two moments; three that stay and one that is being written.
-    student = Patient(config).meta_models["student"].module
+    student = assembly(config).meta_models["student"].module
     needed = 4 * 3 * sum(parameter.numel() * parameter.element_size() for parameter in student.parameters())
     for free, verdict in ((needed - 1, Verdict.error), (needed + 1, Verdict.warning), (2 * needed, Verdict.ok)):
         monkeypatch.setattr(budget.shutil, "disk_usage", lambda place, free=free: SimpleNamespace(free=free))
@@ -347,57 +352,57 @@ def test_a_disk_that_is_too_small(run: Callable[..., RunConfig], monkeypatch: py
 
 
 def test_what_can_be_forecast_exactly_is(run: Callable[..., RunConfig]) -> None:
-    patient = Patient(run())
-    needed, engine = budget.forecast(patient), patient.engine
+    parts = assembly(run())
+    needed, engine = budget.forecast(parts), parts.engine
     student, teacher = (
         sum(p.numel() * p.element_size() for p in model.module.parameters())
         for model in (engine.student, engine.teacher)
     )
     update = needed["update"]
     assert (update["student"], update["teacher"]) == (student, teacher)
-    optimizer = patient.config.optimizer.make(engine.student.module)
+    optimizer = parts.config.optimizer.make(engine.student.module)
     for parameter in engine.student.module.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
     moments = [value for state in optimizer.state.values() for name, value in state.items() if name != "step"]
     assert update["moments"] == sum(value.numel() * value.element_size() for value in moments)
     assert update["gradients"] == sum(p.grad.nbytes for p in engine.student.module.parameters())
-    longest = max(len(prompt.student_tokens) for prompt in patient.prompts.prompts)
+    longest = max(len(prompt.student_tokens) for prompt in parts.prompts.prompts)
     slots = 6 * (longest + 10 + budget.MAX_DRAFT_LENGTH)
     cache = engine.student.cache_bytes_per_slot + engine.teacher.cache_bytes_per_slot
     assert needed["rollout"]["caches"] == slots * cache
-    assert budget.forecast(Patient(run("policy=student")))["rollout"]["caches"] < slots * cache
+    assert budget.forecast(assembly(run("policy=student")))["rollout"]["caches"] < slots * cache
 
 
 def test_the_forecast_knows_adapters_and_precision(run: Callable[..., RunConfig]) -> None:
     """An adapter's own gradients and moments, no second backbone for a reference, less to keep for backward."""
-    plain, target = budget.forecast(Patient(run()))["update"], ["target.name=extrapolated"]
-    patient = Patient(run("student.adapter.rank=4", "student.adapter.method=dora", *target))
-    update, adapter = budget.forecast(patient)["update"], patient.engine.student.adapter
+    plain, target = budget.forecast(assembly(run()))["update"], ["target.name=extrapolated"]
+    parts = assembly(run("student.adapter.rank=4", "student.adapter.method=dora", *target))
+    update, adapter = budget.forecast(parts)["update"], parts.engine.student.adapter
     assert adapter is not None
     learned = sum(weight.nbytes for weight in adapter.weights.values())
     assert (update["gradients"], update["moments"]) == (learned, 2 * learned)
     assert update["student"] == plain["student"] + learned and update["teacher"] == plain["teacher"]
-    assert budget.forecast(Patient(run(*target)))["update"]["teacher"] == plain["teacher"] + plain["student"]
+    assert budget.forecast(assembly(run(*target)))["update"]["teacher"] == plain["teacher"] + plain["student"]
 
-    checkpointed = budget.forecast(Patient(run("runtime.gradient_checkpointing=true")))["update"]
+    checkpointed = budget.forecast(assembly(run("runtime.gradient_checkpointing=true")))["update"]
     assert checkpointed["activations"] < 0.7 * plain["activations"]
-    autocast = budget.forecast(Patient(run("runtime.autocast=bfloat16")))
+    autocast = budget.forecast(assembly(run("runtime.autocast=bfloat16")))
     assert autocast["update"]["activations"] == plain["activations"] / 2
     assert autocast["rollout"]["weights in bfloat16"] == plain["student"] / 2
 
 
 def test_the_forecast_of_one_of_several_processes(run: Callable[..., RunConfig]) -> None:
     """3 prompts with 2 answers: the first of two processes has 2 prompts. What is cut into parts is, and no more."""
-    alone, shared = budget.forecast(Patient(run())), budget.forecast(Patient(run(), 2))
+    alone, shared = budget.forecast(assembly(run())), budget.forecast(assembly(run()), 2)
     assert shared["rollout"]["caches"] * 6 == alone["rollout"]["caches"] * 4
     learned = alone["update"]["gradients"]
     whole = ("student", "teacher", "moments", "gradients")
     assert [shared["update"][name] for name in whole] == [alone["update"][name] for name in whole]
 
-    cut = budget.forecast(Patient(run("runtime.strategy=fsdp2", "runtime.shard_teacher=true"), 2))["update"]
+    cut = budget.forecast(assembly(run("runtime.strategy=fsdp2", "runtime.shard_teacher=true")), 2)["update"]
     assert (cut["gradients"], cut["moments"], cut["student"]) == (learned / 2, learned, 1.5 * learned)
-    teacher = Patient(run()).engine.teacher
+    teacher = assembly(run()).engine.teacher
     assert teacher is not None
     layers = sum(weight.nbytes for name, weight in teacher.module.named_parameters() if "embed" not in name)
     assert cut["teacher"] == alone["update"]["teacher"] - layers / 2
@@ -412,7 +417,7 @@ def test_a_student_that_cannot_learn_so_is_a_line(run: Callable[..., RunConfig])
 
 
 def test_a_machine_that_is_too_small(run: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch) -> None:
-    most = max(sum(parts.values()) for parts in budget.forecast(Patient(run())).values())
+    most = max(sum(parts.values()) for parts in budget.forecast(assembly(run())).values())
     for there, verdict in ((most - 1, Verdict.error), (most + 1, Verdict.warning), (2 * most, Verdict.ok)):
         monkeypatch.setattr(budget, "machine_bytes", lambda device, there=there: there)
         assert found(run(), "memory").verdict == verdict
@@ -422,11 +427,11 @@ def test_a_machine_that_is_too_small(run: Callable[..., RunConfig], monkeypatch:
 
 
 def test_a_step_is_timed_and_leaves_no_trace(run: Callable[..., RunConfig]) -> None:
-    patient = Patient(run())
-    before = [parameter.clone() for parameter in patient.engine.student.module.parameters()]
-    finding = budget.time_per_step(patient)
+    parts = assembly(run())
+    before = [parameter.clone() for parameter in parts.engine.student.module.parameters()]
+    finding = budget.time_per_step(parts)
     assert finding.verdict == Verdict.ok and "for 6 steps" in finding.text
-    after = list(patient.engine.student.module.parameters())
+    after = list(parts.engine.student.module.parameters())
     assert all(torch.equal(a, b) and b.grad is None for a, b in zip(before, after, strict=True))
 
 
@@ -466,7 +471,7 @@ def test_the_longest_text_of_the_run_is_read_both_ways(
         cached, whole = both_readings(model, tokens, num_last)
         return cached.roll(1, -1), whole
 
-    longest = max(len(prompt.student_tokens) for prompt in Patient(config).prompts.prompts)
+    longest = max(len(prompt.student_tokens) for prompt in assembly(config).prompts.prompts)
     expected = longest + config.rollout.max_new_tokens
     assert f"at {expected} tokens" in found(config, "own teacher").text
     monkeypatch.setattr("tutelage.doctor.trial.both_readings", spoiled)
@@ -479,7 +484,7 @@ def test_a_model_that_fails_is_a_line(run: Callable[..., RunConfig], monkeypatch
     def full(*_: object, **__: object) -> None:
         raise RuntimeError("out of memory\nmore lines")
 
-    monkeypatch.setattr("tutelage.doctor.patient.build_engine", full)
+    monkeypatch.setattr("tutelage.config.assembly.load_student", full)
     findings = [finding for finding in examine(run()) if finding.check in COSTLY]
     assert [finding.text for finding in findings] == ["stopped by RuntimeError: out of memory"] * 4
 

@@ -1,0 +1,228 @@
+"""A run, part by part: each part is made once, when it is first asked for, and one that is refused raises every time.
+
+Train, doctor, probes, generate, score and compare take the parts of a run from here, so which settings a part is made
+of, and after which others, is said once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Self, TypeVar
+
+from tutelage.config.clock import template_clock, with_asked_date
+from tutelage.config.compatibility import check_consistency
+from tutelage.config.evaluation import build_evaluation_sets, evaluation_plan
+from tutelage.config.fingerprints import ModelHashes, data_inputs
+from tutelage.config.models import load_meta_models, load_reference, load_student, load_teachers
+from tutelage.config.prompts import Prompts, check_lengths, check_prompt_lengths, read_prompts
+from tutelage.config.recipes import build_phases
+from tutelage.config.schema import RunConfig
+from tutelage.config.scores import offline_answers, score_key
+from tutelage.config.serving import make_served_teacher
+from tutelage.config.tokenizers import Tokenizers, load_tokenizers
+from tutelage.config.verification import Decode, VerifyRollouts, decoder_of, make_verifier
+from tutelage.evaluation import EvaluationSet
+from tutelage.models import LanguageModel, Vocabulary, align, check_savable
+from tutelage.policies import Policy
+from tutelage.rollout import OfflineAnswers, PairedEngine
+from tutelage.runtime import LocalRuntime
+from tutelage.tasks import TemplateClock, check_verifier
+from tutelage.training import EvaluationPlan, Phase, phase_at
+
+__all__ = ["RunAssembly"]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class RunAssembly:
+    """The run that a configuration describes, in parts.
+
+    Fields:
+      config: as it was checked.
+      shared_runtime: that of the processes which share the run; None = there is one process.
+      checkpoint: whose weights the student gets; None = its own.
+      asks_teacher: the teacher is loaded in any case, and not only where some policy leaves it something to say.
+      learns: False = answers are drawn or read and nothing else, so there are no reference and no recorded answers.
+    """
+
+    config: RunConfig
+    shared_runtime: LocalRuntime | None = None
+    checkpoint: str | None = None
+    asks_teacher: bool = False
+    learns: bool = True
+
+    @classmethod
+    def for_sampling(cls, config: RunConfig, checkpoint: str | None = None) -> Self:
+        """A run whose policies are looked at; nothing is learned."""
+        return cls(config, checkpoint=checkpoint, asks_teacher=True, learns=False)
+
+    # Settings ---------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def runtime(self) -> LocalRuntime:
+        """Where it runs."""
+        return self.shared_runtime or LocalRuntime(self.config.runtime.device)
+
+    @cached_property
+    def phases(self) -> list[Phase]:
+        """The recipes, one after another."""
+        return build_phases(self.config)
+
+    def policy_at(self, step: int) -> Policy:
+        """Who picks the tokens at a step of the run, with schedules resolved."""
+        return phase_at(self.phases, step).recipe_at(step).policy
+
+    @cached_property
+    def needs_teacher(self) -> bool:
+        """Whether a teacher is read; else all that it says is recorded."""
+        return self.asks_teacher or not all(phase.recipe.policy.is_offline for phase in self.phases)
+
+    @cached_property
+    def needs_reference(self) -> bool:
+        """Whether some phase compares with a third model."""
+        return self.learns and any(phase.recipe.target.needs is not None for phase in self.phases)
+
+    def check_settings(self) -> None:
+        """Refuse what the run file alone shows to be impossible."""
+        check_consistency(self.config, self.phases)
+        if self.config.data.verifier:
+            check_verifier(self.config.data.verifier)
+
+    # Texts ------------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def tokenizers(self) -> Tokenizers:
+        """Of all models; refused if they differ."""
+        return load_tokenizers(self.config)
+
+    @cached_property
+    def clock(self) -> TemplateClock:
+        """What chat templates are told when they ask for the date."""
+        return self._from_first(lambda: template_clock(self.config.data))
+
+    @property
+    def dated_config(self) -> RunConfig:
+        """The configuration with the date that chat templates asked for, if those of the texts made so far did."""
+        return with_asked_date(self.config, self.clock)
+
+    @cached_property
+    def prompts(self) -> Prompts:
+        """The training prompts as their models read them."""
+        return read_prompts(self.config.data, self.tokenizers, self.clock)
+
+    @cached_property
+    def evaluation_sets(self) -> list[EvaluationSet]:
+        """The problems that are evaluated on."""
+        tokenizer = self.tokenizers.student
+        return build_evaluation_sets(self.config.evaluation.sets, self.config.data, tokenizer, self.clock)
+
+    @cached_property
+    def evaluation(self) -> EvaluationPlan:
+        """What is evaluated, and when."""
+        return evaluation_plan(self.config, self.evaluation_sets)
+
+    @cached_property
+    def decode(self) -> Decode:
+        """Token ids to text."""
+        return decoder_of(self.tokenizers.student)
+
+    @cached_property
+    def verify(self) -> VerifyRollouts | None:
+        """Right or wrong; None = nothing is judged."""
+        return make_verifier(self.config.data, self.tokenizers.student) if self.config.data.verifier else None
+
+    @cached_property
+    def offline_answers(self) -> OfflineAnswers | None:
+        """The scored answers of phases that learn from such; refused if they do not fit the run."""
+        recipes, prompts = [phase.recipe for phase in self.phases], self.prompts.prompts
+        return offline_answers(self.dated_config, recipes, prompts, self.score_key)
+
+    def score_key(self) -> dict[str, Any]:
+        """All that a teacher's scores of given tokens depend on, as JSON has it."""
+        return score_key(self.dated_config, self.tokenizers, self._shared_by_models(with_reference=False))
+
+    def check_lengths(self) -> None:
+        """Refuse prompts and answers that do not fit together into the context of a model that reads them."""
+        config = self.config
+        check_prompt_lengths(config, self.prompts.prompts)
+        for problems in self.evaluation_sets:
+            tokens, key = config.evaluation_tokens, "evaluation.max_new_tokens"
+            check_lengths(config.student, None, problems.prompts, tokens, key)
+
+    def data_inputs(self) -> dict[str, Any]:
+        """Digests of all that is read before any weights are; see `fingerprints`."""
+        return data_inputs(self.dated_config, self.prompts, self.evaluation_sets, self.tokenizers)
+
+    def model_hashes(self) -> ModelHashes:
+        """Begin to take digests of the models' files."""
+        return ModelHashes(self.config, with_teacher=self.needs_teacher)
+
+    def check_before_weights(self) -> None:
+        """Refuse all that can be refused before weights are loaded: settings, files of models, texts, in this order."""
+        self.check_settings()
+        _ = self.tokenizers, self.prompts, self.evaluation_sets, self.offline_answers
+        self.check_lengths()
+
+    # Models -----------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def meta_models(self) -> dict[str, LanguageModel]:
+        """Every model without its weights, by its key in the run file; refused where files do not fit together."""
+        return load_meta_models(self.config, self.tokenizers.by_key)
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """What the models share."""
+        return self._shared_by_models(with_reference=self.needs_reference)
+
+    @cached_property
+    def teachers(self) -> dict[str | None, LanguageModel]:
+        """The teachers with their weights, by the name that prompts call them; none of them where none is needed."""
+        _ = self.meta_models  # refused before weights are read, as in `engine`
+        return load_teachers(self.config, self.tokenizers.by_key, self.runtime) if self.needs_teacher else {}
+
+    @cached_property
+    def engine(self) -> PairedEngine:
+        """The models with their weights, side by side. Gradients are as training has them, if anything is learned."""
+        config, tokenizers, device = self.config, self.tokenizers.by_key, self.runtime.device
+        _ = self.meta_models  # files that are wrong are refused before the weights of any model are read
+        student, first = load_student(config, self.tokenizers.student, device, self.checkpoint)
+        teachers = self.teachers
+        reference = load_reference(config, tokenizers, device, student, first) if self.needs_reference else None
+        # Of a teacher that is a server, or that is not read, too. A checkpoint may have other stop ids than the model.
+        vocabulary = self._shared_by_models(with_reference=self.needs_reference, student=student)
+        rows = self.meta_models["teacher"].padded_vocabulary_size
+        is_served = config.teacher.server is not None
+        engine = PairedEngine(
+            student,
+            teachers.get(None),
+            routes={name: model for name, model in teachers.items() if name is not None},
+            reference=reference,
+            reference_reads=config.reference.reads,
+            vocabulary=vocabulary,
+            support_size=config.rollout.support_size,
+            draft_length=config.rollout.draft_length,
+            max_rows=config.rollout.max_rows,
+            cache_bytes=None if config.rollout.cache_gib is None else int(config.rollout.cache_gib * 2**30),
+            score_tokens=config.rollout.score_tokens,
+            offline=self.offline_answers if self.learns else None,
+            served_teacher=make_served_teacher(config, self.phases, vocabulary, rows) if is_served else None,
+        )
+        if self.learns:
+            self._from_first(lambda: check_savable(student, vocabulary))
+            for model in engine.models.frozen:
+                model.module.requires_grad_(False)
+            student.enable_grad()  # afterwards: a reference may share its backbone
+        return engine
+
+    def _shared_by_models(self, *, with_reference: bool, student: LanguageModel | None = None) -> Vocabulary:
+        """The vocabulary of all models; `student`: in place of the one without weights."""
+        own, *others = (model for key, model in self.meta_models.items() if key != "reference" or with_reference)
+        return align(student or own, *others)
+
+    def _from_first(self, find: Callable[[], T]) -> T:
+        """What the first process finds; without asking for the device, which may be wrong."""
+        return find() if self.shared_runtime is None else self.shared_runtime.from_first(find)

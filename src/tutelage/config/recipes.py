@@ -1,0 +1,47 @@
+"""Which method is this?  From the tables of a run file to the recipe of each phase."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from tutelage.config.compatibility import check_recipe, check_recipes
+from tutelage.config.parts import part_from
+from tutelage.config.phases import phase_tables
+from tutelage.config.schema import RunConfig
+from tutelage.divergences import DIVERGENCES
+from tutelage.errors import ConfigurationError
+from tutelage.policies import POLICIES
+from tutelage.targets import TARGETS
+from tutelage.training import Phase, Recipe
+from tutelage.weighting import WEIGHTINGS
+
+__all__ = ["build_phases", "build_recipe"]
+
+
+def build_recipe(config: RunConfig) -> Recipe:
+    """The method that a configuration names."""
+    return Recipe(
+        policy=part_from(config.policy, POLICIES, "policy"),
+        target=part_from(config.target, TARGETS, "target"),
+        divergence=part_from(config.divergence, DIVERGENCES, "divergence"),
+        weighting=part_from(config.weighting, WEIGHTINGS, "weighting"),
+    )
+
+
+def build_phases(config: RunConfig) -> list[Phase]:
+    """The recipes of a run, one after another; a run without phases is one."""
+    phases = []
+    for tables in phase_tables(config):
+        try:
+            recipe = build_recipe(tables.config)
+            check_recipe(recipe)
+        except ConfigurationError as problem:
+            if tables.name is None:
+                raise
+            raise ConfigurationError(f"phase {tables.name!r}: {problem}") from problem
+        optimizer, adapter = tables.config.optimizer, config.student.adapter
+        if adapter is not None:
+            optimizer = replace(optimizer, learning_rate=optimizer.learning_rate * adapter.learning_rate_factor)
+        phases.append(Phase(recipe, optimizer, tables.first_step, tables.name))
+    check_recipes(config, [phase.recipe for phase in phases])
+    return phases

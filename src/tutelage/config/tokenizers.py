@@ -1,0 +1,66 @@
+"""Which tokenizers does a run have?  One per model, each loaded once; all of them cut a text alike."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tutelage.config.models import ROUTE, other_models
+from tutelage.config.schema import ModelConfig, RunConfig
+from tutelage.models import check_distinct, check_files, check_same_tokenizer, load_tokenizer
+
+__all__ = ["Tokenizers", "load_tokenizers"]
+
+
+@dataclass(frozen=True)
+class Tokenizers:
+    """The tokenizers of a run; their tokens are the same, their chat templates may differ.
+
+    Fields:
+      by_key: those of all models by the models' keys in the run file: "student", "teacher", "teacher.routes.code", ...
+    """
+
+    by_key: Mapping[str, Any]
+
+    @property
+    def student(self) -> Any:
+        """The student's."""
+        return self.by_key["student"]
+
+    @property
+    def teacher(self) -> Any:
+        """That of the teacher for prompts that name none."""
+        return self.by_key["teacher"]
+
+    @property
+    def routes(self) -> dict[str, Any]:
+        """Those of further teachers, by the name that prompts call them."""
+        return {key.removeprefix(ROUTE): each for key, each in self.by_key.items() if key.startswith(ROUTE)}
+
+
+def load_tokenizers(config: RunConfig) -> Tokenizers:
+    """Load the tokenizer of every model of a run.
+
+    Raises:
+      ConfigurationError: the teacher, or a further one, is the student.
+      ModelError: there is no tokenizer, or no model beside one.
+      VocabularyMismatchError: they differ in content.
+    """
+    student, teacher = config.student, config.teacher
+    check_distinct(student.path, teacher.path, student.revision, teacher.revision)
+    for model in (student, teacher) if teacher.server is None else (student,):
+        check_files(model.path, allow_pickle=model.allow_pickle)
+    loaded = {"student": _tokenizer_of(student), "teacher": _tokenizer_of(teacher)}
+    check_same_tokenizer(loaded["student"], loaded["teacher"])
+    for key, other in other_models(config):
+        if key.startswith(ROUTE):
+            check_distinct(student.path, other.path, student.revision, other.revision)
+        check_files(other.path, allow_pickle=other.allow_pickle)
+        loaded[key] = _tokenizer_of(other)
+        check_same_tokenizer(loaded["student"], loaded[key], key)
+    return Tokenizers(loaded)
+
+
+def _tokenizer_of(model: ModelConfig) -> Any:
+    return load_tokenizer(model.path, revision=model.revision, trust_remote_code=model.trust_remote_code)

@@ -1,0 +1,44 @@
+"""Is a rollout right?  From its tokens to the text that the verifier of a run judges."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from tutelage.config.schema import DataConfig
+from tutelage.tasks import THINKING_OPENS, Verifier
+from tutelage.types import Rollout
+
+__all__ = ["Decode", "VerifyRollouts", "decoder_of", "make_verifier"]
+
+Decode = Callable[[Sequence[int]], str]
+VerifyRollouts = Callable[[Sequence[Rollout], Sequence[str]], Sequence[bool]]
+
+_MAX_OPENING_TOKENS = 8  # a template's "<think>" and what white space comes after it, in any tokenizer
+
+
+def make_verifier(data: DataConfig, tokenizer: Any) -> VerifyRollouts:
+    """Right or wrong for rollouts, from their text and whether they ended by themselves; `data` names a verifier."""
+    decode, verifier = decoder_of(tokenizer), Verifier(data.verifier, truncated=data.truncated_answers)
+
+    def response_of(rollout: Rollout) -> str:
+        # Some templates open the thinking at the prompt's end, and the response then has its end only.
+        opens = decode(rollout.prompt_tokens[-_MAX_OPENING_TOKENS:]).rstrip().endswith(THINKING_OPENS)
+        return THINKING_OPENS * opens + decode(rollout.response_tokens)
+
+    def verify(rollouts: Sequence[Rollout], answers: Sequence[str]) -> Sequence[bool]:
+        return [
+            verifier.verify(response_of(rollout), answer, finished=rollout.finished)
+            for rollout, answer in zip(rollouts, answers, strict=True)
+        ]
+
+    return verify
+
+
+def decoder_of(tokenizer: Any) -> Decode:
+    """Token ids to text, without special tokens."""
+
+    def decode(tokens: Sequence[int]) -> str:
+        return str(tokenizer.decode(list(tokens), skip_special_tokens=True))
+
+    return decode
