@@ -46,12 +46,9 @@ def _evaluation_set(
     rendered = render_all(
         load_evaluation_problems(item, max_characters),
         tokenizer,
-        None,
+        {},
         max_prompt_tokens=data.max_prompt_tokens,
-        system_prompt=data.system_prompt or None,
-        use_chat_template=data.use_chat_template,
-        chat_template_kwargs=data.chat_template_kwargs,
-        chat_template=data.chat_template,
+        style=data.style,
         clock=clock,
         max_characters=max_characters,
     )

@@ -37,8 +37,8 @@ def read_prompts(data: DataConfig, tokenizers: Tokenizers, clock: TemplateClock)
       tokenizers: where there are further teachers, the rows say in `data.teacher_column` which one is theirs.
       clock: what chat templates are told when they ask for the date.
     """
-    student, teacher, routes = tokenizers.student, tokenizers.teacher, tokenizers.routes
-    max_characters = max_prompt_characters([student, teacher, *routes.values()], data.max_prompt_tokens)
+    student, teachers, routes = tokenizers.student, tokenizers.teachers, tokenizers.routes
+    max_characters = max_prompt_characters([student, *teachers.values()], data.max_prompt_tokens)
     problems = load_problems(
         data.path,
         prompt_column=data.prompt_column,
@@ -52,15 +52,9 @@ def read_prompts(data: DataConfig, tokenizers: Tokenizers, clock: TemplateClock)
     rendered = render_all(
         problems,
         student,
-        teacher,
+        teachers,
         max_prompt_tokens=data.max_prompt_tokens,
-        system_prompt=data.system_prompt or None,
-        teacher_system_prompt=data.teacher_system_prompt,
-        use_chat_template=data.use_chat_template,
-        chat_template_kwargs=data.chat_template_kwargs,
-        teacher_chat_template_kwargs=data.teacher_chat_template_kwargs,
-        route_tokenizers=routes,
-        chat_template=data.chat_template,
+        style=data.style,
         clock=clock,
         max_characters=max_characters,
     )

@@ -16,7 +16,7 @@ from tutelage.errors import ConfigurationError, printable
 from tutelage.models import AdapterSettings
 from tutelage.paths import check_file_name, expanded_path
 from tutelage.rollout import VLLMSettings
-from tutelage.tasks import TruncatedAnswers
+from tutelage.tasks import PromptStyle, TruncatedAnswers
 from tutelage.training import CheckpointSettings, OptimizerSettings, RolloutSettings
 
 __all__ = [
@@ -217,6 +217,18 @@ class DataConfig(Section):
                 "2026-03-01T09:30:00. Leave it out for the moment when the run is first made."
             ) from problem
         return text
+
+    @property
+    def style(self) -> PromptStyle:
+        """How problems are put to the models."""
+        return PromptStyle(
+            self.system_prompt or None,
+            self.use_chat_template,
+            self.chat_template_kwargs,
+            self.chat_template,
+            self.teacher_system_prompt,
+            self.teacher_chat_template_kwargs,
+        )
 
 
 class EvaluationSetConfig(Section):

@@ -10,11 +10,12 @@ from typing import Any
 from tutelage.config.clock import DATE
 from tutelage.config.fingerprints import differences, fingerprint_of
 from tutelage.config.models import ROUTE, context_length
-from tutelage.config.schema import DataConfig, ModelConfig, RunConfig
+from tutelage.config.schema import ModelConfig, RunConfig
 from tutelage.config.tokenizers import Tokenizers
 from tutelage.errors import ConfigurationError, DataError
 from tutelage.models import Vocabulary, tokenizer_fingerprint, weights_fingerprint
 from tutelage.rollout import OfflineAnswers, ScoreCache
+from tutelage.tasks import PromptReader, TemplateClock
 from tutelage.training import Recipe
 from tutelage.types import Prompt
 
@@ -40,15 +41,16 @@ def score_key(config: RunConfig, tokenizers: Tokenizers, vocabulary: Vocabulary)
             "dynamic_weight_increment": own.dynamic_weight_increment,
         }
     weights |= {f"routes.{name}": _identity(model) for name, model in own.routes.items()}
+    style, clock = config.data.style, TemplateClock()
+    teachers = {"teacher": tokenizers.teacher, **{ROUTE + name: each for name, each in tokenizers.routes.items()}}
     key = {
         "teacher": weights,
         "tokenizer": tokenizer_fingerprint(tokenizers.student),
         "stop_ids": {"emitted": vocabulary.stop_id, "all": sorted(vocabulary.stop_ids)},
         "vocabulary": {"size": vocabulary.size, "padding_ids": len(vocabulary.padding_ids)},
         "template": {
-            "student": _template(config.data, tokenizers.student, is_teacher=False),
-            "teacher": _template(config.data, tokenizers.teacher, is_teacher=True),
-            **{ROUTE + name: _template(config.data, read, is_teacher=True) for name, read in tokenizers.routes.items()},
+            "student": _template(style.student_reader(tokenizers.student, clock)),
+            **{key: _template(style.teacher_reader(tokenizer, clock)) for key, tokenizer in teachers.items()},
             **({} if config.data.template_date is None else {DATE: config.data.template_date}),
         },
     }
@@ -63,17 +65,12 @@ def _identity(model: ModelConfig) -> dict[str, Any]:
     }
 
 
-def _template(data: DataConfig, tokenizer: Any, *, is_teacher: bool) -> dict[str, Any]:
-    """How a side is asked; see `tasks.render_all`."""
-    system, keywords = data.system_prompt or None, data.chat_template_kwargs
-    if is_teacher and data.teacher_system_prompt is not None:
-        system = data.teacher_system_prompt
-    if is_teacher and data.teacher_chat_template_kwargs is not None:
-        keywords = data.teacher_chat_template_kwargs
+def _template(reader: PromptReader) -> dict[str, Any]:
+    """How a side is asked."""
     return {
-        "chat_template": None if data.use_chat_template is False else tokenizer.chat_template,
-        "chat_template_kwargs": keywords,
-        "system_prompt": system,
+        "chat_template": None if reader.use_chat_template is False else reader.tokenizer.chat_template,
+        "chat_template_kwargs": reader.chat_template_kwargs,
+        "system_prompt": reader.system_prompt,
     }
 
 

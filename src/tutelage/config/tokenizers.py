@@ -34,6 +34,11 @@ class Tokenizers:
         return self.by_key["teacher"]
 
     @property
+    def teachers(self) -> dict[str | None, Any]:
+        """Those of all teachers, by the name that prompts call them; None is the one for prompts that name none."""
+        return dict(zip([None, *self.routes], [self.teacher, *self.routes.values()], strict=True))
+
+    @property
     def routes(self) -> dict[str, Any]:
         """Those of further teachers, by the name that prompts call them."""
         return {key.removeprefix(ROUTE): each for key, each in self.by_key.items() if key.startswith(ROUTE)}

@@ -2,10 +2,10 @@
 
 from tutelage.tasks.answers import THINKING_OPENS
 from tutelage.tasks.benchmarks import BENCHMARKS, Benchmark
-from tutelage.tasks.chat import DroppedPromptsWarning, RenderedPrompts, render, render_all
+from tutelage.tasks.chat import DroppedPromptsWarning, PromptStyle, RenderedPrompts, render, render_all
 from tutelage.tasks.clock import TemplateClock
 from tutelage.tasks.problems import Problem, load_problems
-from tutelage.tasks.readers import PromptWarning, max_prompt_characters
+from tutelage.tasks.readers import PromptReader, PromptWarning, max_prompt_characters
 from tutelage.tasks.sources import Row, check_text, excerpt, rows_of, short_name
 from tutelage.tasks.templates import closing_text
 from tutelage.tasks.verifiers import TruncatedAnswers, Verifier, VerifierWarning, check_verifier, verify
@@ -27,6 +27,8 @@ __all__ = [
     "short_name",
     "render",
     "render_all",
+    "PromptReader",
+    "PromptStyle",
     "RenderedPrompts",
     "DroppedPromptsWarning",
     "verify",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from tutelage.errors import ConfigurationError, DataError
@@ -20,7 +20,7 @@ from tutelage.types import Prompt
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["DroppedPromptsWarning", "RenderedPrompts", "render", "render_all"]
+__all__ = ["DroppedPromptsWarning", "PromptStyle", "RenderedPrompts", "render", "render_all"]
 
 
 class DroppedPromptsWarning(UserWarning):
@@ -76,62 +76,75 @@ def render(
     return ids
 
 
+@dataclass(frozen=True)
+class PromptStyle:
+    """How problems are put to a student and its teachers.
+
+    Fields:
+      system_prompt, use_chat_template, chat_template_kwargs, chat_template: as in `PromptReader`.
+      teacher_system_prompt, teacher_chat_template_kwargs: None = the student's.
+    """
+
+    system_prompt: str | None = None
+    use_chat_template: bool | None = None
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    chat_template: str | None = None
+    teacher_system_prompt: str | None = None
+    teacher_chat_template_kwargs: Mapping[str, Any] | None = None
+
+    def student_reader(self, tokenizer: PreTrainedTokenizerBase, clock: TemplateClock) -> PromptReader:
+        """The student's way of reading."""
+        keywords = self.chat_template_kwargs
+        return PromptReader(tokenizer, self.system_prompt, self.use_chat_template, keywords, self.chat_template, clock)
+
+    def teacher_reader(self, tokenizer: PreTrainedTokenizerBase, clock: TemplateClock) -> PromptReader:
+        """The way of reading of a teacher with this tokenizer."""
+        reader = self.student_reader(tokenizer, clock)
+        if self.teacher_chat_template_kwargs is not None:
+            reader.chat_template_kwargs = self.teacher_chat_template_kwargs
+            reader.keywords_key = "data.teacher_chat_template_kwargs"
+        if self.teacher_system_prompt is not None:
+            reader.system_prompt = self.teacher_system_prompt
+        return reader
+
+
 def render_all(
     problems: Sequence[Problem],
     student_tokenizer: PreTrainedTokenizerBase,
-    teacher_tokenizer: PreTrainedTokenizerBase | None,
+    teacher_tokenizers: Mapping[str | None, PreTrainedTokenizerBase],
     *,
     max_prompt_tokens: int,
-    system_prompt: str | None = None,
-    teacher_system_prompt: str | None = None,
-    use_chat_template: bool | None = None,
-    chat_template_kwargs: Mapping[str, Any] | None = None,
-    teacher_chat_template_kwargs: Mapping[str, Any] | None = None,
-    route_tokenizers: Mapping[str, PreTrainedTokenizerBase] | None = None,
-    chat_template: str | None = None,
+    style: PromptStyle | None = None,
     clock: TemplateClock | None = None,
     max_characters: int | None = None,
 ) -> RenderedPrompts:
     """Every problem as student and teacher read it, without those too long for either.
 
     Args:
-        teacher_tokenizer: None = there is no teacher, or it reads what the student reads.
+        teacher_tokenizers: by the name that problems call their teacher, None where they name none. A problem whose
+          teacher is not among them is read by the student alone.
         max_prompt_tokens: longest prompt that is kept, on either side.
-        teacher_system_prompt, teacher_chat_template_kwargs: None = the student's.
-        route_tokenizers: further teachers' tokenizers by name; a problem that names a teacher is read through that one.
-        use_chat_template: for both sides; None = each side uses its template if it has one.
-        chat_template: which template, where a tokenizer has several.
+        style: None = as the models' templates have it.
+        clock: what templates are told when they ask for the date; None = now.
         max_characters: a longer text is dropped before it is tokenised; None = `max_prompt_characters`.
-        (the others as in `PromptReader`)
     Returns:
         `teacher_tokens` of a prompt is None where the teacher reads the same ids as the student.
     Raises:
         DataError: no problems at all, or none short enough; and as `render`.
+        ConfigurationError: as `render`.
     Warns:
         DroppedPromptsWarning: once, with how many of how many are too long and the longest.
         PromptWarning: see `PromptReader.warn`.
     """
     if not problems:
         raise DataError("there are no problems to render; expected at least one. Check data.path and data.limit.")
-    clock, keywords = clock or TemplateClock(), chat_template_kwargs or {}
-    student = PromptReader(student_tokenizer, system_prompt, use_chat_template, keywords, chat_template, clock)
-    key = "data.chat_template_kwargs"
-    if teacher_chat_template_kwargs is not None:
-        keywords, key = teacher_chat_template_kwargs, "data.teacher_chat_template_kwargs"
-    if teacher_system_prompt is not None:
-        system_prompt = teacher_system_prompt
-    tokenizers: list[tuple[str | None, PreTrainedTokenizerBase]] = []
-    if teacher_tokenizer is not None:
-        tokenizers = [(None, teacher_tokenizer), *(route_tokenizers or {}).items()]
-    teachers = {
-        name: PromptReader(tokenizer, system_prompt, use_chat_template, keywords, chat_template, clock, key)
-        for name, tokenizer in tokenizers
-    }
-    _check_name(chat_template, [student, *teachers.values()])
+    style, clock = style or PromptStyle(), clock or TemplateClock()
+    student = style.student_reader(student_tokenizer, clock)
+    teachers = {name: style.teacher_reader(tokenizer, clock) for name, tokenizer in teacher_tokenizers.items()}
+    _check_name(style.chat_template, [student, *teachers.values()])
 
     if max_characters is None:
-        readers_of = [student_tokenizer, *(tokenizer for _, tokenizer in tokenizers)]
-        max_characters = max_prompt_characters(readers_of, max_prompt_tokens)
+        max_characters = max_prompt_characters([student_tokenizer, *teacher_tokenizers.values()], max_prompt_tokens)
     student_ids = student.read(problems, max_characters)
     readers, teacher_ids = [student], list(student_ids)
     for name, teacher in teachers.items():

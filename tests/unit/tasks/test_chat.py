@@ -7,7 +7,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import PreTrainedTokenizerFast
 
 from tutelage.errors import ConfigurationError, DataError
-from tutelage.tasks import DroppedPromptsWarning, Problem, render, render_all
+from tutelage.tasks import DroppedPromptsWarning, Problem, PromptStyle, render, render_all
 
 SPECIAL = ["<bos>", "<eos>", "<|user|>", "<|system|>", "<|assistant|>"]
 TEMPLATE = (
@@ -110,9 +110,11 @@ def test_a_prompt_without_tokens_is_refused() -> None:
 
 
 def test_teacher_tokens_are_none_where_both_read_the_same() -> None:
-    rendered = render_all([QUESTION, CHAT], make_tokenizer(TEMPLATE), make_tokenizer(TEMPLATE), max_prompt_tokens=100)
+    rendered = render_all(
+        [QUESTION, CHAT], make_tokenizer(TEMPLATE), {None: make_tokenizer(TEMPLATE)}, max_prompt_tokens=100
+    )
     assert [prompt.teacher_tokens for prompt in rendered.prompts] == [None, None]
-    alone = render_all([QUESTION], make_tokenizer(TEMPLATE), None, max_prompt_tokens=100)
+    alone = render_all([QUESTION], make_tokenizer(TEMPLATE), {}, max_prompt_tokens=100)
     assert alone.prompts == rendered.prompts[:1]
     assert (alone.problems, alone.num_dropped) == ([QUESTION], 0)
 
@@ -122,17 +124,19 @@ def test_each_side_reads_through_its_own_template_and_system_prompt() -> None:
     rendered = render_all(
         [QUESTION],
         student,
-        teacher,
+        {None: teacher},
         max_prompt_tokens=100,
-        system_prompt="S",
-        teacher_system_prompt="T",
-        chat_template_kwargs={"enable_thinking": True},
-        teacher_chat_template_kwargs={"enable_thinking": False},
+        style=PromptStyle(
+            "S",
+            teacher_system_prompt="T",
+            chat_template_kwargs={"enable_thinking": True},
+            teacher_chat_template_kwargs={"enable_thinking": False},
+        ),
     )
     (prompt,) = rendered.prompts
     assert read(student, prompt.student_tokens) == "<bos>S\n\n1 + 1?"
     assert read(teacher, prompt.teacher_tokens) == "<bos><|system|>T<|user|>1 + 1?<|assistant|>(no thinking)"
-    (same,) = render_all([QUESTION], student, teacher, max_prompt_tokens=100, system_prompt="S").prompts
+    (same,) = render_all([QUESTION], student, {None: teacher}, max_prompt_tokens=100, style=PromptStyle("S")).prompts
     assert read(teacher, same.teacher_tokens) == "<bos><|system|>S<|user|>1 + 1?<|assistant|>"
 
 
@@ -143,7 +147,7 @@ def test_a_routed_teacher_reads_through_its_own_template() -> None:
     )
     route = make_tokenizer("R {{ messages[0]['content'] }}")
     problems = [Problem("a", "one"), Problem("b", "one", teacher="code")]
-    rendered = render_all(problems, student, teacher, max_prompt_tokens=50, route_tokenizers={"code": route})
+    rendered = render_all(problems, student, {None: teacher, "code": route}, max_prompt_tokens=50)
     assert [read(student, prompt.teacher_tokens) for prompt in rendered.prompts] == ["T one", "R one"]
     assert [prompt.teacher_name for prompt in rendered.prompts] == [None, "code"]
 
@@ -151,7 +155,7 @@ def test_a_routed_teacher_reads_through_its_own_template() -> None:
 def test_long_prompts_are_dropped_with_one_warning() -> None:
     problems = [Problem(f"p/{n}", "x" * n) for n in (5, 20, 3, 30)]
     with pytest.warns(DroppedPromptsWarning) as caught:
-        rendered = render_all(problems, make_tokenizer(), None, max_prompt_tokens=6)
+        rendered = render_all(problems, make_tokenizer(), {}, max_prompt_tokens=6)
     assert [str(w.message) for w in caught] == [
         "2 of 4 prompts are longer than data.max_prompt_tokens = 6 (the longest has 31 tokens) and are left out."
         " Raise data.max_prompt_tokens to keep them."
@@ -165,7 +169,7 @@ def test_long_prompts_are_dropped_with_one_warning() -> None:
 def test_a_prompt_too_long_for_the_teacher_alone_is_dropped() -> None:
     problems = [Problem("a", "x"), Problem("b", "x" * 10)]
     with pytest.warns(DroppedPromptsWarning, match="1 of 2"):
-        rendered = render_all(problems, make_tokenizer(), make_tokenizer(TEMPLATE), max_prompt_tokens=12)
+        rendered = render_all(problems, make_tokenizer(), {None: make_tokenizer(TEMPLATE)}, max_prompt_tokens=12)
     assert rendered.problems == problems[:1]
 
 
@@ -173,6 +177,6 @@ def test_nothing_left_is_refused() -> None:
     with pytest.raises(
         DataError, match=r"all 1 prompts are longer than data\.max_prompt_tokens = 3 \(the shortest has 7"
     ):
-        render_all([QUESTION], make_tokenizer(), None, max_prompt_tokens=3)
+        render_all([QUESTION], make_tokenizer(), {}, max_prompt_tokens=3)
     with pytest.raises(DataError, match="there are no problems to render"):
-        render_all([], make_tokenizer(), None, max_prompt_tokens=3)
+        render_all([], make_tokenizer(), {}, max_prompt_tokens=3)

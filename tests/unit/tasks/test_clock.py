@@ -40,7 +40,9 @@ def test_a_clock_knows_whether_a_template_looked_at_it() -> None:
 
 def test_every_reader_of_a_run_is_told_the_same_date() -> None:
     student, teacher = make_tokenizer(DATED), make_tokenizer("T " + DATED)
-    (prompt,) = render_all([QUESTION], student, teacher, max_prompt_tokens=90, clock=TemplateClock(MARCH)).prompts
+    (prompt,) = render_all(
+        [QUESTION], student, {None: teacher}, max_prompt_tokens=90, clock=TemplateClock(MARCH)
+    ).prompts
     assert "01 Mar 2026" in read(student, prompt.student_tokens)
     assert "01 Mar 2026" in read(teacher, prompt.teacher_tokens)
 

@@ -6,7 +6,7 @@ import pytest
 
 from tests.unit.tasks.test_chat import CHAT, QUESTION, TEMPLATE, make_tokenizer, read
 from tutelage.errors import DataError
-from tutelage.tasks import DroppedPromptsWarning, Problem, PromptWarning, readers, render, render_all
+from tutelage.tasks import DroppedPromptsWarning, Problem, PromptStyle, PromptWarning, readers, render, render_all
 from tutelage.tasks.readers import PromptReader
 
 USERS_ONLY = "{% for m in messages %}{% if m.role != 'system' %}<|user|>{{ m.content }}{% endif %}{% endfor %}"
@@ -14,7 +14,7 @@ USERS_ONLY = "{% for m in messages %}{% if m.role != 'system' %}<|user|>{{ m.con
 
 def test_a_system_message_that_is_left_out_is_one_warning() -> None:
     with pytest.warns(PromptWarning) as caught:
-        render_all([QUESTION, CHAT], make_tokenizer(USERS_ONLY), None, max_prompt_tokens=50)
+        render_all([QUESTION, CHAT], make_tokenizer(USERS_ONLY), {}, max_prompt_tokens=50)
     assert [str(each.message) for each in caught] == [
         "the chat template of '' leaves out the system message of 1 of 2 prompts (such as problem q/1, 'Be kind.'), so"
         " that the model never reads it. Put the instruction into the question, or use a template that writes system"
@@ -29,14 +29,14 @@ def test_student_and_teacher_are_warned_of_each() -> None:
     student, teacher = make_tokenizer(TEMPLATE), make_tokenizer(USERS_ONLY)
     teacher.name_or_path = "the teacher"
     with pytest.warns(PromptWarning, match="the chat template of 'the teacher' leaves out") as caught:
-        render_all([QUESTION], student, teacher, max_prompt_tokens=50, system_prompt="S.")
+        render_all([QUESTION], student, {None: teacher}, max_prompt_tokens=50, style=PromptStyle("S."))
     assert len(caught) == 1
 
 
 def test_prompts_that_were_rendered_before() -> None:
     rendered = Problem("q/3", "<|user|>1 + 1?<|assistant|>")
     with pytest.warns(PromptWarning, match=r"1 of 2 prompts hold special tokens .*such as '<\|user\|>' in problem q/3"):
-        render_all([QUESTION, rendered], make_tokenizer(TEMPLATE), None, max_prompt_tokens=50)
+        render_all([QUESTION, rendered], make_tokenizer(TEMPLATE), {}, max_prompt_tokens=50)
     with warnings.catch_warnings():  # there the text is the whole prompt
         warnings.simplefilter("error")
         render(rendered, make_tokenizer(TEMPLATE), use_chat_template=False)
@@ -63,11 +63,11 @@ def test_a_text_longer_than_any_prompt_may_be_is_not_tokenised(monkeypatch: pyte
     long = Problem("long", "x" * 1000)
     message = r"1 of 2 prompts are longer than data\.max_prompt_tokens = 9 \(the longest has more than 117 characters\)"
     with pytest.warns(DroppedPromptsWarning, match=message):
-        rendered = render_all([long, QUESTION], make_tokenizer(), None, max_prompt_tokens=9)
+        rendered = render_all([long, QUESTION], make_tokenizer(), {}, max_prompt_tokens=9)
     assert rendered.problems == [QUESTION] and rendered.num_dropped == 1
     assert read_texts == ["1 + 1?"]
     with pytest.raises(DataError, match=r"all 1 prompts are longer .* = 9 \(the longest has more than 117 char"):
-        render_all([long], make_tokenizer(), None, max_prompt_tokens=9)
+        render_all([long], make_tokenizer(), {}, max_prompt_tokens=9)
 
 
 def test_no_prompt_that_fits_is_dropped_for_its_characters() -> None:
@@ -77,7 +77,7 @@ def test_no_prompt_that_fits_is_dropped_for_its_characters() -> None:
     problem = Problem("q", "<|assistant|>" * (readers.MIN_CHARACTERS // 13 + 1))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", PromptWarning)
-        (prompt,) = render_all([problem], tokenizer, None, max_prompt_tokens=6000).prompts
+        (prompt,) = render_all([problem], tokenizer, {}, max_prompt_tokens=6000).prompts
     assert len(prompt.student_tokens) == 1 + readers.MIN_CHARACTERS // 13 + 1
 
 
@@ -86,9 +86,9 @@ def test_many_problems_are_read_as_each_by_itself(monkeypatch: pytest.MonkeyPatc
     alone = [render(problem, make_tokenizer(TEMPLATE)) for problem in problems]
     monkeypatch.setattr(readers, "BATCH_ROWS", 7)
     monkeypatch.setattr(readers, "BATCH_CHARACTERS", 150)
-    together = render_all(problems, make_tokenizer(TEMPLATE), make_tokenizer(TEMPLATE), max_prompt_tokens=200)
+    together = render_all(problems, make_tokenizer(TEMPLATE), {None: make_tokenizer(TEMPLATE)}, max_prompt_tokens=200)
     assert [list(prompt.student_tokens) for prompt in together.prompts] == alone
-    plain = render_all(problems, make_tokenizer(after="<eos>"), None, max_prompt_tokens=200)
+    plain = render_all(problems, make_tokenizer(after="<eos>"), {}, max_prompt_tokens=200)
     assert [read(make_tokenizer(), p.student_tokens) for p in plain.prompts] == [f"<bos>{p.text}" for p in problems]
 
 

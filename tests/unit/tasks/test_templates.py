@@ -7,7 +7,7 @@ import pytest
 
 from tests.unit.tasks.test_chat import CHAT, NO_SYSTEM, QUESTION, TEMPLATE, make_tokenizer, read
 from tutelage.errors import ConfigurationError, DataError
-from tutelage.tasks import Problem, closing_text, render, render_all, templates
+from tutelage.tasks import Problem, PromptStyle, closing_text, render, render_all, templates
 from tutelage.tasks.templates import comes_out
 
 ASSISTANT = "{% if add_generation_prompt %}<|assistant|>{% endif %}"
@@ -40,7 +40,7 @@ def test_a_question_that_is_lost_in_one_row_only_is_refused_as_well() -> None:
         render_all(
             [Problem("a", "How many eggs?"), Problem("b", "How many hens?")],
             make_tokenizer(template),
-            None,
+            {},
             max_prompt_tokens=50,
         )
 
@@ -127,7 +127,7 @@ def test_a_template_without_an_end_is_refused(template: str, monkeypatch: pytest
         render_all(
             [Problem("q/a", "aaa"), Problem("q/b", "bbb"), Problem("q/c", "ccc")],
             make_tokenizer(only_for_b + template),
-            None,
+            {},
             max_prompt_tokens=50,
         )
     assert closing_text(make_tokenizer(endless + "{% endfor %}" + TEMPLATE)) is None
@@ -164,9 +164,9 @@ def test_a_keyword_of_the_teacher_is_named_by_its_key() -> None:
         render_all(
             [QUESTION],
             make_tokenizer(TEMPLATE),
-            make_tokenizer(TEMPLATE),
+            {None: make_tokenizer(TEMPLATE)},
             max_prompt_tokens=50,
-            teacher_chat_template_kwargs={"truncation": True},
+            style=PromptStyle(teacher_chat_template_kwargs={"truncation": True}),
         )
 
 
@@ -216,13 +216,15 @@ def test_a_name_without_templates_to_choose_from() -> None:
     rendered = render_all(
         [QUESTION],
         make_tokenizer(TEMPLATE),
-        several(rag="R" + TEMPLATE),
+        {None: several(rag="R" + TEMPLATE)},
         max_prompt_tokens=50,
-        chat_template="rag",
+        style=PromptStyle(chat_template="rag"),
     )
     assert rendered.prompts[0].teacher_tokens is not None
     with pytest.raises(ConfigurationError, match=r"data\.chat_template is 'rag', but no tokenizer of the run has"):
-        render_all([QUESTION], make_tokenizer(TEMPLATE), None, max_prompt_tokens=50, chat_template="rag")
+        render_all(
+            [QUESTION], make_tokenizer(TEMPLATE), {}, max_prompt_tokens=50, style=PromptStyle(chat_template="rag")
+        )
 
 
 def test_closing_text_of_templates_of_every_kind() -> None:
