@@ -72,7 +72,7 @@ class ModulesForward(LocalRuntime):
     """Learns as a sharded student does: through the module's own forward."""
 
     def learner(self, student: LanguageModel) -> Learner:
-        return Learner(replace(student, lean=False))
+        return Learner(replace(student, fast_forward=False))
 
 
 def start(command: list[str], environment: dict[str, str]) -> subprocess.Popen[str]:

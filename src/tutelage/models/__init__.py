@@ -1,8 +1,8 @@
-"""How do we talk to a language model?  Loading, one shared vocabulary, one stop event, a ragged key/value cache."""
+"""How do we talk to a language model?  Loading, one shared vocabulary, one stop event, caches and decode steps."""
 
 from tutelage.models.adapter_files import base_of
 from tutelage.models.adapters import AdapterSettings
-from tutelage.models.cache import RaggedCache
+from tutelage.models.caches import CachedRows
 from tutelage.models.context import ContextLength
 from tutelage.models.fingerprint import tokenizer_fingerprint, weights_fingerprint
 from tutelage.models.finite import is_all_finite
@@ -31,6 +31,7 @@ __all__ = [
     "DTYPES",
     "PROBE_TEXT",
     "AdapterSettings",
+    "CachedRows",
     "ContextLength",
     "DynamicFusion",
     "FixedFusion",
@@ -38,7 +39,6 @@ __all__ = [
     "Fusion",
     "LanguageModel",
     "ModelSet",
-    "RaggedCache",
     "SharedBackbone",
     "Vocabulary",
     "align",

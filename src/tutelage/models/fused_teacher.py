@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from tutelage.distributions import normalise
 from tutelage.errors import ConfigurationError
-from tutelage.models.cache import RaggedCache
+from tutelage.models.caches import CachedRows, JointCache
 from tutelage.models.context import ContextLength
 from tutelage.models.fusion import Fusion
 from tutelage.models.language_model import LanguageModel
@@ -69,8 +69,8 @@ class FusedTeacher(LanguageModel):
         return sorted(set(range(self.vocabulary.size)) - set(self.vocabulary.padding_ids))
 
     @property
-    def is_lean(self) -> bool:
-        return all(part.is_lean for part in self.parts)
+    def uses_fast_forward(self) -> bool:
+        return all(part.uses_fast_forward for part in self.parts)
 
     @property
     def has_plain_head(self) -> bool:
@@ -81,20 +81,20 @@ class FusedTeacher(LanguageModel):
     def cache_bytes_per_slot(self) -> int:
         return sum(part.cache_bytes_per_slot for part in self.parts)
 
-    def new_cache(self, num_rows: int, capacity: int, max_capacity: int | None = None) -> RaggedCache:
+    def new_cache(self, num_rows: int, capacity: int, max_capacity: int | None = None) -> CachedRows:
         return JointCache([part.new_cache(num_rows, capacity, max_capacity) for part in self.parts])
 
     @torch.no_grad()
-    def prefill(self, sequences: Sequence[Sequence[int]], max_tokens: int = 16_384) -> RaggedCache:
+    def prefill(self, sequences: Sequence[Sequence[int]], max_tokens: int = 16_384) -> CachedRows:
         return JointCache([part.prefill(sequences, max_tokens) for part in self.parts])
 
     def hidden_packed(self, sequences: Sequence[Sequence[int]], starts: Sequence[int] | None = None) -> Tensor:
         return torch.cat([part.hidden_packed(sequences, starts) for part in self.parts], dim=-1)
 
-    def hidden_cached(self, tokens_BT: Tensor, positions_BT: Tensor, cache: RaggedCache, extent: int) -> Tensor:
+    def hidden_cached(self, tokens_BT: Tensor, positions_BT: Tensor, cache: CachedRows, num_visible: int) -> Tensor:
         assert isinstance(cache, JointCache)
         pairs = zip(self.parts, cache.parts, strict=True)
-        return torch.cat([part.hidden_cached(tokens_BT, positions_BT, own, extent) for part, own in pairs], dim=-1)
+        return torch.cat([part.hidden_cached(tokens_BT, positions_BT, own, num_visible) for part, own in pairs], dim=-1)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Log-probabilities of the fused distribution over the members' common vocabulary: [..., D] -> [..., V]."""
@@ -102,26 +102,3 @@ class FusedTeacher(LanguageModel):
         pieces = zip(self.parts, hidden.split(self._widths, dim=-1), strict=True)
         logits = [self.vocabulary.shared_logits(part.logits(piece.to(part.module.dtype))) for part, piece in pieces]
         return self.fusion([normalise(part_logits) for part_logits in logits])
-
-
-class JointCache(RaggedCache):
-    """The caches of several models, whose rows are moved together."""
-
-    def __init__(self, parts: Sequence[RaggedCache]) -> None:
-        super().__init__(0, parts[0].num_rows, parts[0].capacity)
-        self.parts = list(parts)
-
-    def reserve(self, capacity: int) -> None:
-        super().reserve(capacity)
-        for part in self.parts:
-            part.reserve(capacity)
-
-    def select(self, rows_B: Tensor) -> None:
-        super().select(rows_B)
-        for part in self.parts:
-            part.select(rows_B)
-
-    def copy_rows(self, source: RaggedCache, source_rows_R: Tensor, rows_R: Tensor) -> None:
-        assert isinstance(source, JointCache)
-        for part, other in zip(self.parts, source.parts, strict=True):
-            part.copy_rows(other, source_rows_R, rows_R)

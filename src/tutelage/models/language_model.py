@@ -1,30 +1,29 @@
 """One causal language model as the engines see it: tokens to hidden states, hidden states to logits.
 
 The two halves are separate because they are used apart: a rollout projects only the last position, and a loss works
-through the head in chunks so that `[B, T, V]` never exists. Where the architecture is one we know (`llama_forward`),
-the hidden states come from a forward of our own; everywhere else from the module's own.
+through the head in chunks so that `[B, T, V]` never exists. Hidden states come from one of two forwards, our own or the
+module's (`models.forward`); while answers are decoded, one of `models.steps` runs it on one of `models.caches`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from tutelage.errors import ConfigurationError, ModelError
 from tutelage.kernels import Head, softcapped
 from tutelage.models.adapters import Adapter
-from tutelage.models.cache import RaggedCache
-from tutelage.models.compiled_step import CompiledStep
+from tutelage.models.caches import CachedRows, KVCache
 from tutelage.models.context import ContextLength, context_length_in
+from tutelage.models.forward import Forward
 from tutelage.models.llama_forward import LlamaForward
-from tutelage.models.packing import pack
+from tutelage.models.module_forward import ModuleForward
+from tutelage.models.steps import STEPS, DecodeStep
 
 __all__ = ["LanguageModel", "as_language_model", "ids_of", "stop_ids_of"]
 
@@ -38,8 +37,8 @@ class LanguageModel:
       tokenizer: its tokenizer, or None for a bare model (tests, enumerable worlds).
       stop_ids: every id that ends an answer of this model; the first one is the id it emits.
       name: what to call it in messages.
-      lean: use our own forward where it knows the architecture; False = always the module's. Our forward also steps
-        aside while the module checkpoints gradients, drops attention out, or uses a flash or flex kernel.
+      fast_forward: use our own forward where it knows the architecture; False = always the module's. The module's is
+        also used while the module checkpoints gradients, drops attention out, or uses a flash or flex kernel.
       compile: decode through `torch.compile` (on CUDA with CUDA graphs); needs our own forward.
       adapter: what learns in place of the module's own weights; None = those do.
       autocast: type in which matrix products are computed, whatever the weights' own; None = the weights' own.
@@ -51,7 +50,7 @@ class LanguageModel:
     tokenizer: Any = None
     stop_ids: tuple[int, ...] = ()
     name: str = "model"
-    lean: bool = True
+    fast_forward: bool = True
     compile: bool = False
     adapter: Adapter | None = None
     autocast: torch.dtype | None = None
@@ -59,7 +58,8 @@ class LanguageModel:
     compiles_update: bool = False
     _head: nn.Module = field(init=False, repr=False)
     _own_forward: LlamaForward | None = field(init=False, repr=False)
-    _compiled: CompiledStep | None = field(init=False, repr=False, default=None)
+    _module_forward: ModuleForward = field(init=False, repr=False)
+    _steps: dict[tuple[str, Forward], DecodeStep] = field(init=False, repr=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         head = self.module.get_output_embeddings()
@@ -70,6 +70,7 @@ class LanguageModel:
             )
         self._head = head
         self._own_forward = LlamaForward.recognise(self.module.base_model, self.config)
+        self._module_forward = ModuleForward(self.module)
 
     @property
     def members(self) -> list[LanguageModel]:
@@ -104,13 +105,13 @@ class LanguageModel:
         return sorted({i for i in self.tokenizer.get_vocab().values() if i < self.padded_vocabulary_size})
 
     @property
-    def is_lean(self) -> bool:
+    def uses_fast_forward(self) -> bool:
         """True if hidden states come from our own forward as things are set now.
 
         Raises:
           ConfigurationError: `compile` is on and they would not.
         """
-        return self._lean_forward is not None
+        return self._forward is self._own_forward
 
     @property
     def cache_bytes_per_slot(self) -> int:
@@ -123,7 +124,7 @@ class LanguageModel:
             size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
             widths = [2 * heads * size] * int(config.num_hidden_layers)
         # Under autocast our own forward keeps what attention reads.
-        dtype = self.autocast if self.autocast is not None and self._lean_forward is not None else self.module.dtype
+        dtype = self.autocast if self.autocast is not None and self.uses_fast_forward else self.module.dtype
         return sum(width for width in widths if width is not None) * dtype.itemsize
 
     def check_settings(self) -> None:
@@ -143,7 +144,7 @@ class LanguageModel:
                 f"runtime.gradient_checkpointing is on, but {self.name} ({type(self.module).__name__}) does not show "
                 "its layers. Set runtime.gradient_checkpointing = false."
             )
-        _ = self.is_lean  # asks for our own forward, where it is needed
+        _ = self.uses_fast_forward  # asks for our own forward, where it is needed
 
     def learned(self) -> dict[str, Tensor]:
         """The weights that learn, by name: the adapter's, or all."""
@@ -185,21 +186,20 @@ class LanguageModel:
             return nullcontext()
         return torch.autocast(self.device.type, self.autocast)
 
-    def new_cache(self, num_rows: int, capacity: int, max_capacity: int | None = None) -> RaggedCache:
+    def new_cache(self, num_rows: int, capacity: int, max_capacity: int | None = None) -> CachedRows:
         """An empty cache of `num_rows` rows and `capacity` slots; the slots grow when a forward needs more.
 
         Args:
           max_capacity: what no row will exceed, where that is known.
         """
-        if self.compile:
-            capacity = CompiledStep.bucket(capacity)
-        cache = RaggedCache(int(self.config.num_hidden_layers), num_rows, capacity, max_capacity)
-        if self._lean_forward is not None:
-            self._lean_forward.allocate(cache, self.autocast)
+        cache = self._step(self._step_name).new_cache(
+            int(self.config.num_hidden_layers), num_rows, capacity, max_capacity
+        )
+        self._forward.allocate(cache, self.autocast)
         return cache
 
     @torch.no_grad()
-    def prefill(self, sequences: Sequence[Sequence[int]], max_tokens: int = 16_384) -> RaggedCache:
+    def prefill(self, sequences: Sequence[Sequence[int]], max_tokens: int = 16_384) -> CachedRows:
         """Read sequences of any lengths into a fresh cache, one row each; equal ones are read once.
 
         Args:
@@ -212,19 +212,10 @@ class LanguageModel:
         place = {sequence: row for row, sequence in enumerate(distinct)}
         unique = list(distinct)
         cache = self.new_cache(len(unique), max(map(len, unique), default=0))
-        own = self._lean_forward
+        assert isinstance(cache, KVCache)
         for batch in _batches([len(sequence) for sequence in unique], max_tokens):
-            rows_R = torch.tensor(batch, device=self.device)
-            chosen = [unique[row] for row in batch]
-            if own is not None:
-                packing = pack(chosen, [len(sequence) for sequence in chosen], self.device)
-                with self._precision():
-                    own.fill(packing, rows_R[packing.rows_N], cache)
-                continue
-            tokens_BT = _padded(chosen, self.device)
-            part = self.new_cache(len(chosen), tokens_BT.shape[1])
-            self.hidden_cached(tokens_BT, _positions(tokens_BT), part, tokens_BT.shape[1])
-            cache.copy_rows(part, torch.arange(len(batch), device=self.device), rows_R)
+            with self._precision():
+                self._forward.fill([unique[row] for row in batch], torch.tensor(batch, device=self.device), cache)
         if len(unique) != len(sequences):
             cache.select(torch.tensor([place[tuple(sequence)] for sequence in sequences], device=self.device))
         return cache
@@ -243,48 +234,45 @@ class LanguageModel:
         if sum(map(len, sequences)) == sum(begins):
             weight = next(self._head.parameters())
             return weight.new_zeros(0, weight.shape[1])
-        keeps_less = self.checkpoints_gradient and torch.is_grad_enabled()
-        if self._lean_forward is not None:
-            packing = pack(sequences, begins, self.device)
-            is_compiled = self.compiles_update and torch.is_grad_enabled()
-            with self._precision():
-                return self._lean_forward.read(packing, checkpoints=keeps_less, compiles=is_compiled)
-        # No mask is needed: attention is causal, and what a padding position computes is never read.
-        with self._precision(), checkpointing(self.module) if keeps_less else nullcontext():
-            output = self.module.base_model(input_ids=_padded(sequences, self.device), use_cache=False)
-        rows = zip(output.last_hidden_state, sequences, begins, strict=True)
-        return torch.cat([hidden_TD[start : len(sequence)] for hidden_TD, sequence, start in rows])
+        has_gradient = torch.is_grad_enabled()
+        with self._precision():
+            return self._forward.read(
+                sequences,
+                begins,
+                self.device,
+                checkpoints=has_gradient and self.checkpoints_gradient,
+                compiles=has_gradient and self.compiles_update,
+            )
 
-    def hidden_cached(self, tokens_BT: Tensor, positions_BT: Tensor, cache: RaggedCache, extent: int) -> Tensor:
+    def hidden_cached(self, tokens_BT: Tensor, positions_BT: Tensor, cache: CachedRows, num_visible: int) -> Tensor:
         """Final hidden states [B, T, D] of new tokens at their own positions, reading and filling the cache.
 
         Args:
           tokens_BT, positions_BT: new tokens of every row and the slots they take. Slots from a row's first new
             position on are taken for garbage and overwritten.
-          extent: number of leading slots any query may look at (1 + the largest position so far).
+          num_visible: number of leading slots any query may look at (1 + the largest position so far).
         """
-        own = self._lean_forward
-        if own is not None:
-            decode: Callable[..., Tensor] = own.decode
-            if self.compile and not torch.is_grad_enabled():
-                decode = self._compiled = self._compiled or CompiledStep(own)
-            with self._precision():
-                return decode(tokens_BT, positions_BT, cache, extent)
-        cache.begin(positions_BT, extent)
+        assert isinstance(cache, KVCache)
+        # Only the eager step has a gradient.
+        step = self._step("eager" if torch.is_grad_enabled() else self._step_name)
         with self._precision():
-            output = self.module.base_model(
-                input_ids=tokens_BT,
-                position_ids=positions_BT,
-                attention_mask=self._masks(positions_BT, extent),
-                past_key_values=cache,
-                use_cache=True,
-            )
-        return output.last_hidden_state
+            return step(tokens_BT, positions_BT, cache, num_visible)
 
     @property
-    def _lean_forward(self) -> LlamaForward | None:
+    def _step_name(self) -> str:
+        """How decode steps are run, by its name in `STEPS`."""
+        return "compiled" if self.compile else "eager"
+
+    def _step(self, name: str) -> DecodeStep:
+        key = name, self._forward
+        if key not in self._steps:
+            self._steps[key] = STEPS[name](self._forward)
+        return self._steps[key]
+
+    @property
+    def _forward(self) -> Forward:
         """Our own forward, if it is wanted, knows the architecture, and does what the module is set to do."""
-        if self.lean and self._own_forward is not None and self._own_forward.is_usable:
+        if self.fast_forward and self._own_forward is not None and self._own_forward.is_usable:
             return self._own_forward
         if self.compile or self.compiles_update:
             key = "rollout.compile" if self.compile else "runtime.compile"
@@ -293,7 +281,7 @@ class LanguageModel:
                 ", which is not compiled; a Llama, Mistral without window, Qwen2 or Qwen3 with SDPA attention is "
                 f"expected. Set {key} = false."
             )
-        return None
+        return self._module_forward
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Head and final soft-capping: [..., D] -> [..., padded V], in the model's type, or that of `autocast`."""
@@ -321,43 +309,6 @@ class LanguageModel:
     def _softcap(self) -> float | None:
         return getattr(self.config, "final_logit_softcapping", None)
 
-    def _masks(self, positions_BT: Tensor, extent: int) -> Tensor | dict[str, Tensor]:
-        """What each query may see: every slot up to its own position, or the last `window` of them."""
-        slots_S = torch.arange(extent, device=positions_BT.device)
-        causal_BTS = slots_S <= positions_BT[..., None]
-        window = getattr(self.config, "sliding_window", None)
-        layer_types = set(getattr(self.config, "layer_types", None) or ())
-        if window is None or (layer_types and "sliding_attention" not in layer_types):
-            return self._as_mask(causal_BTS)
-        sliding_BTS = causal_BTS & (slots_S > positions_BT[..., None] - window)
-        if not layer_types:
-            return self._as_mask(sliding_BTS)
-        return {"full_attention": self._as_mask(causal_BTS), "sliding_attention": self._as_mask(sliding_BTS)}
-
-    def _as_mask(self, allowed_BTS: Tensor) -> Tensor:
-        allowed_B1TS = allowed_BTS[:, None]
-        if self.config._attn_implementation != "eager":
-            return allowed_B1TS
-        # Eager attention adds its mask to the scores.
-        dtype = self.module.dtype
-        return torch.zeros_like(allowed_B1TS, dtype=dtype).masked_fill_(~allowed_B1TS, torch.finfo(dtype).min)
-
-
-@contextmanager
-def checkpointing(module: Any) -> Iterator[None]:
-    """Let the layers of a `transformers` model keep their inputs only, for the forwards made inside.
-
-    `transformers` itself does so in training mode alone, which would also turn dropout on.
-    """
-    layers = module.base_model.layers
-    for layer in layers:
-        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
-    try:
-        yield
-    finally:
-        for layer in layers:
-            del layer.forward  # the class has its own
-
 
 def _projection_widths(layer: Any) -> int | None:
     """Numbers that one token leaves in the cache of one layer, or None if the layer does not show it."""
@@ -376,15 +327,6 @@ def _batches(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
         batch.append(i)
     if batch:
         yield batch
-
-
-def _padded(sequences: Sequence[Sequence[int]], device: torch.device) -> Tensor:
-    rows = [torch.as_tensor(sequence, dtype=torch.int64) for sequence in sequences]
-    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(device)
-
-
-def _positions(tokens_BT: Tensor) -> Tensor:
-    return torch.arange(tokens_BT.shape[1], device=tokens_BT.device).expand(tokens_BT.shape)
 
 
 def as_language_model(model: Any, name: str = "model") -> LanguageModel:

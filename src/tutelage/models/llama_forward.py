@@ -5,8 +5,8 @@ products: normalisation in six steps, rotary tables made anew, masks, and layers
 from fewer operations. Weights stay where they are: the linear submodules are called, so biases, adapters and updated
 weights are seen at once, and nothing is copied.
 
-Axis letters: B rows, T new positions, S slots, H heads of keys and values, G query heads per key head, D head size,
-N tokens of many sequences laid end to end, E width of the model.
+Axis letters: B rows, T new positions, S keys, H heads of keys and values, D head size, N tokens of many sequences laid
+end to end, n those whose hidden states are wanted, R rows of a cache, E width of the model.
 
 Left out on purpose: every architecture that `recognise` does not know by name and structure; those are served by their
 own forward.
@@ -24,8 +24,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from tutelage.models.cache import RaggedCache
-from tutelage.models.packing import Layout, Packing
+from tutelage.models.caches import KVCache
+from tutelage.models.packing import Layout, Packing, pack
 
 __all__ = ["LlamaForward"]
 
@@ -38,16 +38,15 @@ MLP_NAMES = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj", "mlp.act_fn")
 NORM_NAMES = ("input_layernorm", "post_attention_layernorm")
 
 
-@dataclass
+@dataclass(eq=False)
 class LlamaForward:
-    """The decoder of one model (`LlamaModel`, `Qwen3Model`, ...), computed our way. Made by `recognise`.
+    """The decoder of one model (`LlamaModel`, `Qwen3Model`, ...), computed our way; see `Forward`. Made by `recognise`.
 
     Its hidden states equal those of the module up to rounding, gradients included.
     """
 
     decoder: Any
     num_heads: int
-    groups: int
     head_size: int
     scale: float
     _tables: tuple[Tensor, Tensor] | None = field(default=None, repr=False)
@@ -72,7 +71,7 @@ class LlamaForward:
         if rotary.inv_freq.shape[0] * 2 != attention.head_dim:
             return None
         num_heads = int(config.num_key_value_heads)
-        return cls(decoder, num_heads, config.num_attention_heads // num_heads, attention.head_dim, attention.scaling)
+        return cls(decoder, num_heads, attention.head_dim, attention.scaling)
 
     @property
     def is_usable(self) -> bool:
@@ -87,119 +86,107 @@ class LlamaForward:
             and not (self.decoder.training and getattr(config, "attention_dropout", 0.0))
         )
 
-    def allocate(self, cache: RaggedCache, dtype: torch.dtype | None = None) -> None:
-        """Reserve the cache's memory now instead of at its first forward; in the weights' type, or another."""
-        shape, like = (self.num_heads, self.head_size), self.decoder.norm.weight.new_empty(0, dtype=dtype)
-        for layer in cache.layers:
-            layer.allocate(shape, shape, like)
+    def allocate(self, cache: KVCache, dtype: torch.dtype | None) -> None:
+        """See `Forward`."""
+        cache.allocate(self.num_heads, self.head_size, self.decoder.norm.weight.new_empty(0, dtype=dtype))
+
+    def prepare(self, num_positions: int) -> None:
+        """See `Forward`."""
+        self.rotations(num_positions)
 
     # --- decoding: rows of new tokens that look at a cache ---
 
-    def decode(self, tokens_BT: Tensor, positions_BT: Tensor, cache: RaggedCache, extent: int) -> Tensor:
-        """Hidden states [B, T, E] of new tokens; fills the cache and reads its first `extent` slots."""
-        cache.begin(positions_BT, extent)
-        self.rotations(extent)
-        states = [(layer.keys, layer.values) for layer in cache.layers]
-        return self.step(tokens_BT, positions_BT, states, extent)
-
-    def step(
-        self, tokens_BT: Tensor, positions_BT: Tensor, states: Sequence[tuple[Tensor, Tensor]], extent: int
-    ) -> Tensor:
-        """`decode` on bare tensors of fixed shape, [B, H, capacity, D] for keys and values of each layer."""
-        num_rows, num_new = tokens_BT.shape
-        num_heads, groups, size = self.num_heads, self.groups, self.head_size
+    def decode(self, tokens_BT: Tensor, positions_BT: Tensor, cache: KVCache, num_visible: int) -> Tensor:
+        """See `Forward`. Tensors in, tensors out, so that it can be compiled or captured as a whole."""
+        view = cache.begin(positions_BT, num_visible)
         hidden = self.decoder.embed_tokens(tokens_BT)
         cos, sin = (table[positions_BT][:, :, None] for table in self._known_rotations())
-        rows_B1 = torch.arange(num_rows, device=tokens_BT.device)[:, None]
-        hidden_slots_BTS = torch.arange(extent, device=tokens_BT.device) > positions_BT[..., None]
-        bias_BTS = hidden.new_zeros(hidden_slots_BTS.shape).masked_fill_(hidden_slots_BTS, float("-inf"))
-        # Query heads that share a key head become more queries of that head: keys need not be repeated for them.
-        bias = bias_BTS[:, None, None].expand(num_rows, 1, groups, num_new, extent).flatten(2, 3)
-        for layer, (keys, values) in zip(self.decoder.layers, states, strict=True):
-            queries, new_keys, new_values = self._projected(layer, _normalised(layer.input_layernorm, hidden))
-            both = _rotated(torch.cat((queries, new_keys), dim=2), cos, sin)
-            keys[rows_B1, :, positions_BT] = both[:, :, -num_heads:].to(keys.dtype)
-            values[rows_B1, :, positions_BT] = new_values.to(values.dtype)
-            queries = both[:, :, :-num_heads].unflatten(2, (num_heads, groups)).permute(0, 2, 3, 1, 4)
-            queries = queries.reshape(num_rows, num_heads, groups * num_new, size)
-            seen = F.scaled_dot_product_attention(
-                queries, keys[:, :, :extent], values[:, :, :extent], attn_mask=bias, scale=self.scale
-            )
-            seen = seen.view(num_rows, num_heads, groups, num_new, size).permute(0, 3, 1, 2, 4)
-            hidden = self._finished(layer, hidden, seen.reshape(num_rows, num_new, -1))
+        for i, layer in enumerate(self.decoder.layers):
+            queries, keys, values = self._projected(layer, _normalised(layer.input_layernorm, hidden))
+            rotated = _rotated(torch.cat((queries, keys), dim=2), cos, sin)
+            queries, keys = rotated[:, :, : -self.num_heads], rotated[:, :, -self.num_heads :]
+            attended = view.attend(i, queries, keys, values, self.scale)
+            hidden = self._attention_output_and_mlp(layer, hidden, attended)
         return _normalised(self.decoder.norm, hidden)
 
     # --- reading whole sequences: tokens laid end to end ---
 
-    def read(self, packing: Packing, *, checkpoints: bool = False, compiles: bool = False) -> Tensor:
-        """Hidden states [n, E] of the sequences' tails, end to end; differentiable.
-
-        Args:
-          checkpoints: keep each layer's input only, and compute the layer again in backward; the same numbers.
-          compiles: all but attention through `torch.compile`; the same up to rounding.
-        """
-        parts = self._compiled() if compiles else (self._entered, self._finished)
+    def read(
+        self,
+        sequences: Sequence[Sequence[int]],
+        starts: Sequence[int],
+        device: torch.device,
+        *,
+        checkpoints: bool = False,
+        compiles: bool = False,
+    ) -> Tensor:
+        """See `Forward`."""
+        packing = pack(sequences, starts, device)
+        parts = self._compiled() if compiles else (self._attention_inputs, self._attention_output_and_mlp)
         *layers, last = self.decoder.layers
         hidden, rotation = self._embedded(packing)
 
-        def through(layer: Any, hidden: Tensor) -> Tensor:
-            return self._through(layer, hidden, rotation, packing, parts)
+        def layer_forward(layer: Any, hidden: Tensor) -> Tensor:
+            return self._layer(layer, hidden, rotation, packing, parts)
 
-        def through_last(layer: Any, hidden: Tensor) -> Tensor:
-            return self._through_last(layer, hidden, rotation, packing, parts[1])
+        def last_layer_forward(layer: Any, hidden: Tensor) -> Tensor:
+            return self._last_layer(layer, hidden, rotation, packing, parts[1])
 
         for layer in layers:
-            hidden = _checkpointed(through, layer, hidden) if checkpoints else through(layer, hidden)
-        hidden = _checkpointed(through_last, last, hidden) if checkpoints else through_last(last, hidden)
+            hidden = _checkpointed(layer_forward, layer, hidden) if checkpoints else layer_forward(layer, hidden)
+        hidden = _checkpointed(last_layer_forward, last, hidden) if checkpoints else last_layer_forward(last, hidden)
         return _normalised(self.decoder.norm, hidden)
 
-    def _through(
+    def _layer(
         self, layer: Any, hidden: Tensor, rotation: tuple[Tensor, Tensor], packing: Packing, parts: tuple[Any, Any]
     ) -> Tensor:
         """One layer for all packed tokens."""
-        entered, finished = parts
-        queries, keys, values = entered(layer, hidden, *rotation)
-        done: Tensor = finished(layer, hidden, self._attend(queries, keys, values, packing.layout))
-        return done
+        attention_inputs, attention_output_and_mlp = parts
+        queries, keys, values = attention_inputs(layer, hidden, *rotation)
+        attended = self._attend(queries, keys, values, packing.layout)
+        output: Tensor = attention_output_and_mlp(layer, hidden, attended)
+        return output
 
-    def _through_last(
+    def _last_layer(
         self,
         layer: Any,
         hidden: Tensor,
         rotation: tuple[Tensor, Tensor],
         packing: Packing,
-        finished: Callable[[Any, Tensor, Tensor], Tensor],
+        attention_output_and_mlp: Callable[[Any, Tensor, Tensor], Tensor],
     ) -> Tensor:
-        """The last layer for the tails: nobody looks at what it computes for heads, except at their keys and values."""
+        """The last layer for the tails. Of the heads only keys and values are computed, since nothing else is used."""
         normalised = _normalised(layer.input_layernorm, hidden)
         keys, values = self._keys_and_values(layer, normalised)
         tails = packing.tails_n
         queries = self._queries(layer, normalised.index_select(0, tails))
         keys = _rotated(keys, *rotation)
         queries = _rotated(queries, *(table.index_select(0, tails) for table in rotation))
-        seen = self._attend(queries, keys, values, packing.tail_layout)
-        return finished(layer, hidden.index_select(0, tails), seen)
+        attended = self._attend(queries, keys, values, packing.tail_layout)
+        return attention_output_and_mlp(layer, hidden.index_select(0, tails), attended)
 
     def _compiled(self) -> tuple[Any, Any]:
         """What comes before and after attention, compiled once for all layers and any number of tokens."""
         if self._compiled_parts is None:
             compiled = partial(torch.compile, dynamic=True, fullgraph=True)
-            self._compiled_parts = compiled(self._entered), compiled(self._finished)
+            self._compiled_parts = compiled(self._attention_inputs), compiled(self._attention_output_and_mlp)
         return self._compiled_parts
 
-    def fill(self, packing: Packing, rows_N: Tensor, cache: RaggedCache) -> None:
-        """Write keys and values of all packed tokens into rows of a cache; nothing else is computed."""
+    def fill(self, sequences: Sequence[Sequence[int]], rows_R: Tensor, cache: KVCache) -> None:
+        """See `Forward`; nothing else is computed."""
+        packing = pack(sequences, [len(sequence) for sequence in sequences], rows_R.device)
         hidden, rotation = self._embedded(packing)
+        rows_N = rows_R[packing.rows_N]
         cache.reserve(packing.extent)
-        for i, (layer, cached) in enumerate(zip(self.decoder.layers, cache.layers, strict=True)):
+        for i, layer in enumerate(self.decoder.layers):
             normalised = _normalised(layer.input_layernorm, hidden)
             keys, values = self._keys_and_values(layer, normalised)
             keys = _rotated(keys, *rotation)
-            cached.keys[rows_N, :, packing.positions_N] = keys.to(cached.keys.dtype)
-            cached.values[rows_N, :, packing.positions_N] = values.to(cached.values.dtype)
-            if i + 1 < len(cache.layers):
+            cache.write(i, rows_N, packing.positions_N, keys, values)
+            if i + 1 < cache.num_layers:
                 queries = _rotated(self._queries(layer, normalised), *rotation)
-                hidden = self._finished(layer, hidden, self._attend(queries, keys, values, packing.layout))
+                attended = self._attend(queries, keys, values, packing.layout)
+                hidden = self._attention_output_and_mlp(layer, hidden, attended)
 
     def _attend(self, queries: Tensor, keys: Tensor, values: Tensor, layout: Layout) -> Tensor:
         """[n, heads · D]: packed queries [n, heads, D] look at packed keys and values [N, H, D], block by block."""
@@ -214,7 +201,7 @@ class LlamaForward:
             layout.keys(values).split(key_places),
             strict=True,
         ):
-            seen = F.scaled_dot_product_attention(
+            attended = F.scaled_dot_product_attention(
                 q.unflatten(0, (block.num_rows, block.num_queries)).transpose(1, 2),
                 k.unflatten(0, (block.num_rows, block.num_keys)).transpose(1, 2),
                 v.unflatten(0, (block.num_rows, block.num_keys)).transpose(1, 2),
@@ -223,7 +210,7 @@ class LlamaForward:
                 scale=self.scale,
                 enable_gqa=q.shape[1] != k.shape[1],
             )
-            pieces.append(seen.transpose(1, 2).flatten(2).flatten(0, 1))
+            pieces.append(attended.transpose(1, 2).flatten(2).flatten(0, 1))
         return layout.outputs(torch.cat(pieces))
 
     # --- the parts of a layer ---
@@ -233,8 +220,8 @@ class LlamaForward:
         positions_N = packing.positions_N
         return self.decoder.embed_tokens(packing.tokens_N), (cos[positions_N][:, None], sin[positions_N][:, None])
 
-    def _entered(self, layer: Any, hidden: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What one layer hands to attention: rotated queries and keys, and values."""
+    def _attention_inputs(self, layer: Any, hidden: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Rotated queries and keys, and values of one layer."""
         queries, keys, values = self._projected(layer, _normalised(layer.input_layernorm, hidden))
         return _rotated(queries, cos, sin), _rotated(keys, cos, sin), values
 
@@ -255,9 +242,9 @@ class LlamaForward:
         norm = getattr(attention, "k_norm", None)
         return keys if norm is None else _normalised(norm, keys), values
 
-    def _finished(self, layer: Any, hidden: Tensor, seen: Tensor) -> Tensor:
-        """What follows attention: its output projection and the feed-forward part, each added to the stream."""
-        hidden = hidden + layer.self_attn.o_proj(seen)
+    def _attention_output_and_mlp(self, layer: Any, hidden: Tensor, attended: Tensor) -> Tensor:
+        """The layer's output: attention's projection and the feed-forward part, each added to the residual stream."""
+        hidden = hidden + layer.self_attn.o_proj(attended)
         normalised, mlp = _normalised(layer.post_attention_layernorm, hidden), layer.mlp
         gate, up = mlp.act_fn(mlp.gate_proj(normalised)), mlp.up_proj(normalised)
         # These are the widest tensors of all; without a gradient, one less of them is worth having.
@@ -282,8 +269,8 @@ class LlamaForward:
 
 
 def _checkpointed(layer_forward: Callable[[Any, Tensor], Tensor], layer: Any, hidden: Tensor) -> Tensor:
-    done: Tensor = checkpoint(layer_forward, layer, hidden, use_reentrant=False, preserve_rng_state=False)
-    return done
+    output: Tensor = checkpoint(layer_forward, layer, hidden, use_reentrant=False, preserve_rng_state=False)
+    return output
 
 
 def _rotated(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -374,7 +361,7 @@ def _is_known_layer(layer: Any) -> bool:
         return False
     attention = layer.self_attn
     norms += [norm for norm in (getattr(attention, "q_norm", None), getattr(attention, "k_norm", None)) if norm]
-    # Whoever hooks a module that we do not call expects to be called: sharding, offloading, somebody's probes.
+    # A hook on a module that we do not call would not run: sharding, offloading, probes.
     return all(map(_is_rms_norm, norms)) and bool(linears) and not _hooked(layer, attention, layer.mlp, *norms)
 
 

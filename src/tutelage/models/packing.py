@@ -2,7 +2,7 @@
 
 Everything but attention works on single tokens, so it sees the packed tokens only. Attention needs rows: sequences of
 like length are moved into a rectangle together, attend, and are moved back. A sequence is read from its first token,
-but its hidden states may be wanted from a later one on (a response, behind its prompt): what comes before is the
+but its hidden states may be wanted from a later one on (a response, after its prompt): what comes before is the
 sequence's *head*, the wanted rest its *tail*. Equal heads are read once for all their tails, and in the last layer
 heads give keys and values only.
 
@@ -208,7 +208,7 @@ def _layout(rows: list[Row], device: torch.device) -> Layout:
         for row in group:
             query_sources += row.queries
             query_targets += range(len(take_queries), len(take_queries) + len(row.queries))
-            # Behind a row's end stands any token: it is masked as a key and unread as a query.
+            # After a row's end stands any token: it is masked as a key and unread as a query.
             take_queries += [*row.queries, *[row.queries[0]] * (num_queries - len(row.queries))]
             for places in filter(len, row.keys):
                 if uses[places] == len(rounds):

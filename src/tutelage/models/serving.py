@@ -1,4 +1,4 @@
-"""Can the ragged cache serve this model?  Asked once at load time, and answered with the architecture's name.
+"""Can our caches serve this model?  Asked once at load time, and answered with the architecture's name.
 
 First by what the configuration says (kinds of attention), then by trying: a few tokens decoded through the cache, in
 rows of different lengths with a rolled-back tail, and the same tokens read as packed sequences must give the logits of
@@ -46,8 +46,8 @@ def tolerance_of(module: Any) -> float:
 def check_servable(model: LanguageModel) -> None:
     """Refuse, by name, an architecture that the paired engine's cache cannot serve.
 
-    Costs a handful of forwards over about ten tokens. Sets `model.lean` to False, with a warning, if our own forward
-    disagrees with the module while the module's cached forward does not.
+    Costs a handful of forwards over about ten tokens. Sets `model.fast_forward` to False, with a warning, if our own
+    forward disagrees with the module while the module's cached forward does not.
 
     Raises:
       UnsupportedArchitectureError: linear, chunked or recurrent layers, an encoder, logits that do not agree, or
@@ -62,13 +62,13 @@ def check_servable(model: LanguageModel) -> None:
     if unknown:
         raise UnsupportedArchitectureError(_refusal(model, architecture, f"it has layers of type {', '.join(unknown)}"))
     problem = _disagreement(model)
-    if problem is not None and model.is_lean:
-        own_problem, model.lean = problem, False
+    if problem is not None and model.uses_fast_forward:
+        own_problem, model.fast_forward = problem, False
         problem = _disagreement(model)
         if problem is None:
             warnings.warn(
                 f"{model.name}: our own forward for {architecture} was refused ({own_problem}), so the slower one of "
-                "the module is used. Set `lean=False` on the model to say so yourself.",
+                "the module is used. Set `fast_forward=False` on the model to say so yourself.",
                 stacklevel=2,
             )
     if problem is not None:
@@ -163,7 +163,7 @@ def _served_error(model: LanguageModel) -> float:
 
 @torch.no_grad()
 def _shift_by_length(model: LanguageModel) -> float:
-    """What a token at the context's last position changes about the log-probabilities behind the first two."""
+    """What a token at the context's last position changes about the log-probabilities after the first two."""
     if model.context_length is None or model.context_length <= TRIED_TOKENS:
         return 0.0
     was_training = model.module.training
@@ -181,7 +181,7 @@ def _shift_by_length(model: LanguageModel) -> float:
 
 @torch.no_grad()
 def both_readings(model: LanguageModel, tokens: Sequence[int], num_last: int) -> tuple[Tensor, Tensor]:
-    """Log-probabilities behind the last tokens of a text as rollout and update see them: [num_last, V], twice.
+    """Log-probabilities after each of the last tokens of a text as rollout and update see them: [num_last, V], twice.
 
     Costs two forwards over the text, and the logits of the last tokens only.
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from tutelage.models.cache import RaggedCache
+from tutelage.models.caches import CachedRows
 from tutelage.models.language_model import LanguageModel
 
 __all__ = ["SharedBackbone", "earlier_self"]
@@ -24,7 +24,7 @@ class SharedBackbone(LanguageModel):
 
     kept: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
 
-    def prefill(self, sequences: Sequence[Sequence[int]], max_tokens: int = 16_384) -> RaggedCache:
+    def prefill(self, sequences: Sequence[Sequence[int]], max_tokens: int = 16_384) -> CachedRows:
         """See `LanguageModel.prefill`."""
         assert self.adapter is not None
         with self.adapter.replaced_by(self.kept):
@@ -38,11 +38,11 @@ class SharedBackbone(LanguageModel):
             return super().hidden_packed(sequences, starts)
 
     @torch.no_grad()
-    def hidden_cached(self, tokens_BT: Tensor, positions_BT: Tensor, cache: RaggedCache, extent: int) -> Tensor:
+    def hidden_cached(self, tokens_BT: Tensor, positions_BT: Tensor, cache: CachedRows, num_visible: int) -> Tensor:
         """See `LanguageModel.hidden_cached`."""
         assert self.adapter is not None
         with self.adapter.replaced_by(self.kept):
-            return super().hidden_cached(tokens_BT, positions_BT, cache, extent)
+            return super().hidden_cached(tokens_BT, positions_BT, cache, num_visible)
 
     def learned(self) -> dict[str, Tensor]:
         """The kept weights of the adapter."""

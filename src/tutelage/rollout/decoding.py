@@ -25,7 +25,7 @@ from torch import Tensor
 
 from tutelage.distributions import NO_TOKEN, gather_logprobs, normalise, sample
 from tutelage.errors import NonFiniteError
-from tutelage.models import LanguageModel, RaggedCache, Vocabulary
+from tutelage.models import CachedRows, LanguageModel, Vocabulary
 from tutelage.policies import Behaviour, Policy, Student
 from tutelage.rollout import drafts
 from tutelage.rollout.draft_length import DraftLength
@@ -82,7 +82,7 @@ class Decoder:
         self, model: LanguageModel, vocabulary: Vocabulary, num_rows: int, capacity: int, max_capacity: int
     ) -> None:
         self.model, self.vocabulary = model, vocabulary
-        self.cache: RaggedCache = model.new_cache(num_rows, capacity, max_capacity)
+        self.cache: CachedRows = model.new_cache(num_rows, capacity, max_capacity)
         self.positions_B = torch.zeros(num_rows, dtype=torch.int64)
         self.last_tokens_B = torch.zeros(num_rows, dtype=torch.int64, device=model.device)
 

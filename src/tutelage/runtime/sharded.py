@@ -67,7 +67,7 @@ class ShardedLearner(Learner):
             inner.set_force_sum_reduction_for_comms(True)
         student.module.requires_grad_(False)
         # Layers gather themselves when they are called, which our own forward does not do.
-        model = replace(student, module=module, lean=False, compile=False)
+        model = replace(student, module=module, fast_forward=False, compile=False)
         return cls(model, student, root, processes)
 
     def backward(self, passes: Sequence[Callable[[], Tensor]]) -> None:
@@ -127,7 +127,7 @@ def shard_frozen(model: LanguageModel, mesh: Any) -> LanguageModel:
             inner._buffers[name] = None if buffer is None else buffer.to(device)
     # The root gathers nothing itself: it lets the next layer's parts travel while this one is computed.
     fully_shard(module.base_model, mesh=mesh, ignored_params=set(rest))
-    return replace(model, module=module, lean=False)
+    return replace(model, module=module, fast_forward=False)
 
 
 class JointReading:

@@ -73,7 +73,7 @@ def test_only_the_adapter_learns_and_merging_keeps_what_it_learned(architecture:
     base = {name: weight.clone() for name, weight in module.state_dict().items()}
     model = adapted(module, method)
     assert torch.equal(logprobs(model), before), "a fresh adapter changes no bit"
-    assert model.is_lean == (architecture != "gemma")
+    assert model.uses_fast_forward == (architecture != "gemma")
 
     train_a_little(model)
     learned = logprobs(model)
@@ -93,8 +93,8 @@ def test_only_the_adapter_learns_and_merging_keeps_what_it_learned(architecture:
 def test_our_own_forward_sees_the_adapter_as_the_modules_does(method: str) -> None:
     model = adapted(make_model("qwen3"), method)
     shake(model)
-    plain = LanguageModel(model.module, lean=False)
-    assert model.is_lean
+    plain = LanguageModel(model.module, fast_forward=False)
+    assert model.uses_fast_forward
     torch.testing.assert_close(logprobs(model), logprobs(plain), rtol=1e-9, atol=1e-9)
     with torch.no_grad(), model.weights_fixed():
         cache = model.prefill([[1, 2, 3]])

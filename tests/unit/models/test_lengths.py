@@ -11,6 +11,7 @@ import transformers
 from tests.conftest import SHAPE, make_model
 from tutelage.errors import DataError, UnsupportedArchitectureError
 from tutelage.models import ContextLength, LanguageModel, both_readings, check_servable
+from tutelage.models.caches import CacheView
 from tutelage.models.context import context_length_in
 from tutelage.policies import Student, Teacher, TrustRegion
 from tutelage.rollout import PairedEngine
@@ -88,7 +89,7 @@ def test_a_long_text_changes_no_other(kind: str) -> None:
     else:
         rope = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10_000.0}
         model = LanguageModel(make_model("llama", rope_parameters=rope, max_position_embeddings=SWITCH))
-    assert model.context_length == SWITCH and not model.is_lean
+    assert model.context_length == SWITCH and not model.uses_fast_forward
     texts = [text(SWITCH, seed=1), text(7, seed=2), text(15, seed=3)]
     alone = [model.hidden_packed([each]) for each in texts[1:]]
     together = model.hidden_packed(texts).split([SWITCH, 7, 15])
@@ -192,9 +193,8 @@ def test_a_window_is_crossed_as_the_module_crosses_it(architecture: str, monkeyp
     assert gap(model, text(140), num_last=8) < 1e-9
     check_servable(model)
     assert model.config.sliding_window == 100
-    monkeypatch.setattr(
-        model, "_masks", lambda positions, extent: (torch.arange(extent) <= positions[..., None])[:, None]
-    )
+    visible_BTS = CacheView.visible_BTS
+    monkeypatch.setattr(CacheView, "visible_BTS", lambda view, window=None: visible_BTS(view))
     assert gap(model, text(140), num_last=8) > 0.01
     with pytest.raises(UnsupportedArchitectureError, match=r"differ by .*sliding_window = 100"):
         check_servable(model)
@@ -214,4 +214,4 @@ def test_a_window_that_a_module_does_not_know_is_refused() -> None:
     module = make_model("llama")
     module.config.sliding_window = 16
     with pytest.raises(UnsupportedArchitectureError, match="sliding_window = 16; null if its code knows none"):
-        check_servable(LanguageModel(module, lean=False))
+        check_servable(LanguageModel(module, fast_forward=False))

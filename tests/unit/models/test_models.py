@@ -17,6 +17,7 @@ from tutelage.models import (
     load_tokenizer,
     save_student,
 )
+from tutelage.models.module_forward import ModuleForward
 
 
 def decode_one_by_one(model: LanguageModel, sequences: list[list[int]], split: int) -> list[torch.Tensor]:
@@ -91,8 +92,8 @@ def test_a_head_that_scales_its_logits_is_caught_by_trying() -> None:
 
 
 def test_a_model_that_ignores_our_mask_is_caught_by_trying(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = LanguageModel(make_model("qwen3", dtype=torch.float32), lean=False)
-    monkeypatch.setattr(model, "_masks", lambda positions_BT, extent: None)
+    model = LanguageModel(make_model("qwen3", dtype=torch.float32), fast_forward=False)
+    monkeypatch.setattr(ModuleForward, "_masks", lambda forward, view: None)
     with pytest.raises(UnsupportedArchitectureError, match="differ by|failed with"):
         check_servable(model)
 

@@ -53,7 +53,7 @@ def test_blocks_do_not_change_the_numbers(architecture: str, worth: int, monkeyp
     sequences = sequences_with([1, 40, 3, 22, 23, 24, 60, 2])
     starts = [0, 39, 1, 0, 11, 24, 5, 2]
     found = LanguageModel(module).hidden_packed(sequences, starts)
-    expected = LanguageModel(module, lean=False).hidden_packed(sequences, starts)
+    expected = LanguageModel(module, fast_forward=False).hidden_packed(sequences, starts)
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
 
 

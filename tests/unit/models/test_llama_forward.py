@@ -17,22 +17,22 @@ SEQUENCES = [[1, 2, 3, 4, 5, 6, 7], [9], [3, 3, 1], [1, 2, 3, 4, 8], [1, 2, 3, 4
 def pair(architecture: str, dtype: torch.dtype = torch.float64) -> tuple[LanguageModel, LanguageModel]:
     """One module, seen through our forward where that knows it, and through its own."""
     module = make_model(architecture, seed=4, dtype=dtype)
-    return LanguageModel(module), LanguageModel(module, lean=False)
+    return LanguageModel(module), LanguageModel(module, fast_forward=False)
 
 
 def test_known_architectures_are_recognised_and_others_left_alone(architecture: str) -> None:
-    lean, plain = pair(architecture)
-    assert lean.is_lean == (architecture in ("qwen3", "llama"))  # this Mistral has a window
-    assert not plain.is_lean
+    fast, plain = pair(architecture)
+    assert fast.uses_fast_forward == (architecture in ("qwen3", "llama"))  # this Mistral has a window
+    assert not plain.uses_fast_forward
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
 @torch.no_grad()
 def test_packed_sequences_equal_the_modules_forward(architecture: str, dtype: torch.dtype) -> None:
-    lean, plain = pair(architecture, dtype)
+    fast, plain = pair(architecture, dtype)
     starts = [3, 0, 1, 3, 3]
     for begins in (None, starts):
-        found = lean.hidden_packed(SEQUENCES, begins)
+        found = fast.hidden_packed(SEQUENCES, begins)
         cuts = begins or [0] * len(SEQUENCES)
         expected = torch.cat(
             [
@@ -49,9 +49,9 @@ def test_packed_sequences_equal_the_modules_forward(architecture: str, dtype: to
 @pytest.mark.parametrize("architecture", ["qwen3", "llama"])
 def test_gradients_equal_the_modules(architecture: str) -> None:
     """In float32, where the norm and the rotation have gradients of their own; prompts shared and not shared."""
-    lean, plain = pair(architecture, torch.float32)
+    fast, plain = pair(architecture, torch.float32)
     gradients = []
-    for model in (lean, plain):
+    for model in (fast, plain):
         model.module.zero_grad()
         hidden = model.hidden_packed(SEQUENCES, [3, 0, 1, 3, 3])
         weights = torch.randn(hidden.shape, generator=torch.Generator().manual_seed(0))
@@ -79,22 +79,10 @@ def test_rows_taken_over_by_another_prompt(architecture: str) -> None:
         torch.testing.assert_close(logits[row], expected, rtol=1e-9, atol=1e-9)
 
 
-@torch.no_grad()
-def test_the_compiled_step_equals_the_plain_one() -> None:
-    module = make_model("qwen3", seed=4, dtype=torch.float32)
-    hidden = []
-    for compile in (False, True):
-        model = LanguageModel(module, compile=compile)
-        cache = model.prefill([[1, 2, 3], [4]])
-        positions = torch.tensor([[3], [1]]) + torch.arange(2)
-        hidden.append(model.hidden_cached(torch.tensor([[5, 6], [7, 8]]), positions, cache, 5))
-    torch.testing.assert_close(hidden[1], hidden[0], rtol=1e-5, atol=1e-5)
-
-
 def test_compiling_a_forward_that_is_not_ours_is_refused() -> None:
     model = LanguageModel(make_model("gemma2"), compile=True, name="student")
     with pytest.raises(ConfigurationError, match=r"rollout\.compile is on, but student \(Gemma2ForCausalLM\)"):
-        _ = model.is_lean
+        _ = model.uses_fast_forward
 
 
 def test_a_forward_that_disagrees_is_left_to_the_module(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,27 +90,27 @@ def test_a_forward_that_disagrees_is_left_to_the_module(monkeypatch: pytest.Monk
     monkeypatch.setattr(model._own_forward, "scale", 0.5)
     with pytest.warns(UserWarning, match=r"student: our own forward for Qwen3ForCausalLM was refused"):
         check_servable(model)
-    assert not model.is_lean
+    assert not model.uses_fast_forward
 
 
 def test_our_forward_steps_aside_for_what_it_does_not_do() -> None:
     module = make_model("qwen3")
     handle = module.model.layers[0].register_forward_hook(lambda *given: None)
-    assert not LanguageModel(module).is_lean
+    assert not LanguageModel(module).uses_fast_forward
     handle.remove()
     model = LanguageModel(module)
-    assert model.is_lean
+    assert model.uses_fast_forward
     module.gradient_checkpointing_enable()
-    assert not model.is_lean
+    assert not model.uses_fast_forward
     module.gradient_checkpointing_disable()
     module.set_attn_implementation("eager")
-    assert model.is_lean
+    assert model.uses_fast_forward
     windowed, dynamic = (
         make_model("qwen3", sliding_window=4, use_sliding_window=True, max_window_layers=1),
         make_model("llama", rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10_000.0}),
     )
-    assert not LanguageModel(windowed).is_lean
-    assert not LanguageModel(dynamic).is_lean
+    assert not LanguageModel(windowed).uses_fast_forward
+    assert not LanguageModel(dynamic).uses_fast_forward
 
 
 @pytest.mark.parametrize("kind", ["linear", "llama3", "yarn"])
@@ -133,9 +121,9 @@ def test_rotary_embeddings_of_every_known_kind(kind: str) -> None:
     if kind == "linear":
         del rope["original_max_position_embeddings"]
     module = make_model("llama", rope_parameters=rope)
-    lean, plain = LanguageModel(module), LanguageModel(module, lean=False)
-    assert lean.is_lean
-    torch.testing.assert_close(lean.hidden_packed(SEQUENCES), plain.hidden_packed(SEQUENCES), rtol=1e-9, atol=1e-9)
+    fast, plain = LanguageModel(module), LanguageModel(module, fast_forward=False)
+    assert fast.uses_fast_forward
+    torch.testing.assert_close(fast.hidden_packed(SEQUENCES), plain.hidden_packed(SEQUENCES), rtol=1e-9, atol=1e-9)
 
 
 class Adapted(torch.nn.Module):
@@ -156,16 +144,16 @@ def test_biases_and_adapters_are_used() -> None:
     config = transformers.Qwen2Config(**{**SHAPE, "vocab_size": 40, "tie_word_embeddings": True})
     torch.manual_seed(0)
     module = transformers.Qwen2ForCausalLM(config).double().eval()
-    lean, plain = LanguageModel(module), LanguageModel(module, lean=False)
-    assert lean.is_lean
+    fast, plain = LanguageModel(module), LanguageModel(module, fast_forward=False)
+    assert fast.uses_fast_forward
     module.model.layers[0].self_attn.k_proj.bias.normal_()
     for name in ("q_proj", "k_proj", "v_proj"):
         setattr(module.model.layers[1].self_attn, name, Adapted(getattr(module.model.layers[1].self_attn, name)))
-    torch.testing.assert_close(lean.hidden_packed(SEQUENCES), plain.hidden_packed(SEQUENCES), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(fast.hidden_packed(SEQUENCES), plain.hidden_packed(SEQUENCES), rtol=1e-9, atol=1e-9)
     positions = torch.tensor([[3], [1]]) + torch.arange(2)
     decoded = [
         model.hidden_cached(torch.tensor([[5, 6], [7, 8]]), positions, model.prefill([[1, 2, 3], [4]]), 5)
-        for model in (lean, plain)
+        for model in (fast, plain)
     ]
     torch.testing.assert_close(*decoded, rtol=1e-9, atol=1e-9)
 
@@ -187,7 +175,7 @@ def test_a_slot_costs_what_it_says() -> None:
     for architecture in ("qwen3", "gemma2"):
         model, _ = pair(architecture)
         cache = model.prefill([[1, 2, 3, 4]])
-        size = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+        size = sum(tensor.nbytes for tensor in cache.tensors())
         assert size == 4 * model.cache_bytes_per_slot
 
 
@@ -214,8 +202,8 @@ def update(model: LanguageModel) -> tuple[torch.Tensor, dict[str, torch.Tensor],
 
 
 def test_a_checkpointed_gradient_is_the_same_and_keeps_less(architecture: str) -> None:
-    lean, plain = pair(architecture, torch.float32)
-    for model in (lean, plain):
+    fast, plain = pair(architecture, torch.float32)
+    for model in (fast, plain):
         hidden, gradients, kept = update(model)
         model.checkpoints_gradient = True
         same_hidden, same_gradients, kept_now = update(model)
@@ -223,7 +211,7 @@ def test_a_checkpointed_gradient_is_the_same_and_keeps_less(architecture: str) -
         assert all(torch.equal(gradient, same_gradients[name]) for name, gradient in gradients.items())
         assert kept_now < kept / 4
         model.checkpoints_gradient = False
-        assert torch.equal(update(model)[0], hidden) and update(model)[2] == kept, "nothing of it stays behind"
+        assert torch.equal(update(model)[0], hidden) and update(model)[2] == kept, "nothing of it remains"
 
 
 @pytest.mark.parametrize("keeps_less", [False, True])
@@ -241,8 +229,8 @@ def test_autocast_decodes_and_reads_alike(architecture: str, keeps_less: bool) -
         cache = model.prefill([SEQUENCES[0][:4]])
         decoded = model.hidden_cached(torch.tensor([SEQUENCES[0][4:]]), torch.tensor([[4, 5, 6]]), cache, 7)
         assert model.logits(decoded).dtype == torch.bfloat16
-        assert not torch.is_autocast_enabled("cpu"), "nobody else's products are touched"
-    assert cache.layers[0].keys.dtype == (torch.bfloat16 if model.is_lean else torch.float32)
+        assert not torch.is_autocast_enabled("cpu"), "no other products are touched"
+    assert cache.tensors()[0].dtype == (torch.bfloat16 if model.uses_fast_forward else torch.float32)
     scale = float(exact.abs().max())
     assert 0 < float((read - exact).detach().abs().max()) < 0.1 * scale
     torch.testing.assert_close(decoded[0], read[4:].detach(), rtol=0, atol=0.03 * scale)

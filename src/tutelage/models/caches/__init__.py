@@ -1,0 +1,11 @@
+"""Where do keys and values lie while answers are decoded?"""
+
+from tutelage.models.caches.base import CachedRows, CacheView, KVCache
+from tutelage.models.caches.contiguous import ContiguousCache
+from tutelage.models.caches.joint import JointCache
+
+CACHES: dict[str, type[KVCache]] = {
+    "contiguous": ContiguousCache,
+}
+
+__all__ = ["CACHES", "CacheView", "CachedRows", "ContiguousCache", "JointCache", "KVCache"]
