@@ -16,7 +16,15 @@ from tutelage.errors import ConfigurationError, printable
 from tutelage.models import AdapterSettings
 from tutelage.paths import check_file_name, expanded_path
 from tutelage.rollout import VLLMSettings
-from tutelage.tasks import PromptStyle, TruncatedAnswers
+from tutelage.tasks import (
+    DEFAULT_ANSWER_COLUMN,
+    DEFAULT_PROMPT_COLUMN,
+    DEFAULT_SPLIT,
+    DEFAULT_TASK,
+    DEFAULT_TRUNCATED_ANSWERS,
+    PromptStyle,
+    TruncatedAnswers,
+)
 from tutelage.training import CheckpointSettings, OptimizerSettings, RolloutSettings
 
 __all__ = [
@@ -185,9 +193,9 @@ class DataConfig(Section):
     """
 
     path: PathText
-    split: str = "train"
-    prompt_column: str = "problem"
-    answer_column: str = "answer"
+    split: str = DEFAULT_SPLIT
+    prompt_column: str = DEFAULT_PROMPT_COLUMN
+    answer_column: str = DEFAULT_ANSWER_COLUMN
     teacher_column: str = "teacher"
     limit: int | None = Field(default=None, ge=1)
     shuffle: bool = False
@@ -199,8 +207,8 @@ class DataConfig(Section):
     chat_template_kwargs: dict[str, Any] = {}
     teacher_chat_template_kwargs: dict[str, Any] | None = None
     max_prompt_tokens: int = Field(default=1024, ge=1)
-    verifier: str = "math"
-    truncated_answers: TruncatedAnswers = "whole"
+    verifier: str = DEFAULT_TASK
+    truncated_answers: TruncatedAnswers = DEFAULT_TRUNCATED_ANSWERS
     scores: OptionalPath = None
 
     @field_validator("template_date", mode="before")
@@ -237,8 +245,8 @@ class EvaluationSetConfig(Section):
     path: PathText
     name: OptionalFileName = None
     split: str = "test"
-    prompt_column: str = "problem"
-    answer_column: str = Field(default="answer", min_length=1)
+    prompt_column: str = DEFAULT_PROMPT_COLUMN
+    answer_column: str = Field(default=DEFAULT_ANSWER_COLUMN, min_length=1)
     limit: int | None = Field(default=None, ge=1)
 
 

@@ -4,15 +4,34 @@ from tutelage.tasks.answers import THINKING_OPENS
 from tutelage.tasks.benchmarks import BENCHMARKS, Benchmark
 from tutelage.tasks.chat import DroppedPromptsWarning, PromptStyle, RenderedPrompts, render, render_all
 from tutelage.tasks.clock import TemplateClock
-from tutelage.tasks.problems import Problem, load_problems
+from tutelage.tasks.problems import (
+    DEFAULT_ANSWER_COLUMN,
+    DEFAULT_PROMPT_COLUMN,
+    DEFAULT_SPLIT,
+    Problem,
+    load_problems,
+)
 from tutelage.tasks.readers import PromptReader, PromptWarning, max_prompt_characters
 from tutelage.tasks.sources import Row, check_text, excerpt, rows_of, short_name
 from tutelage.tasks.templates import closing_text
-from tutelage.tasks.verifiers import TruncatedAnswers, Verifier, VerifierWarning, check_verifier, verify
+from tutelage.tasks.verifiers import (
+    DEFAULT_TASK,
+    DEFAULT_TRUNCATED_ANSWERS,
+    TruncatedAnswers,
+    Verifier,
+    VerifierWarning,
+    check_verifier,
+    verify,
+)
 
 __all__ = [
     "THINKING_OPENS",
     "BENCHMARKS",
+    "DEFAULT_ANSWER_COLUMN",
+    "DEFAULT_PROMPT_COLUMN",
+    "DEFAULT_SPLIT",
+    "DEFAULT_TASK",
+    "DEFAULT_TRUNCATED_ANSWERS",
     "Benchmark",
     "Problem",
     "PromptWarning",

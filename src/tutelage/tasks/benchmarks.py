@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tutelage.tasks.problems import DEFAULT_ANSWER_COLUMN, DEFAULT_PROMPT_COLUMN
+
 __all__ = ["BENCHMARKS", "Benchmark"]
 
 
@@ -21,8 +23,8 @@ class Benchmark:
 
     path: str
     split: str = "test"
-    prompt_column: str = "problem"
-    answer_column: str = "answer"
+    prompt_column: str = DEFAULT_PROMPT_COLUMN
+    answer_column: str = DEFAULT_ANSWER_COLUMN
 
 
 BENCHMARKS: dict[str, Benchmark] = {

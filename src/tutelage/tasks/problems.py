@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 Message = dict[str, str]
 
+DEFAULT_SPLIT = "train"
 DEFAULT_PROMPT_COLUMN = "problem"
 DEFAULT_ANSWER_COLUMN = "answer"
 # The layout that verl's data sets share (DAPO-Math-17k among them): chat messages, and the answer one level down.
@@ -68,7 +69,7 @@ def load_problems(
     prompt_column: str = DEFAULT_PROMPT_COLUMN,
     answer_column: str | None = DEFAULT_ANSWER_COLUMN,
     teacher_column: str | None = None,
-    split: str = "train",
+    split: str = DEFAULT_SPLIT,
     limit: int | None = None,
     max_characters: int | None = None,
 ) -> list[Problem]:

@@ -33,6 +33,9 @@ Task = str | UserFunction
 # What counts of a response that was cut at the length limit: what is whole in it, nothing, or all its text.
 TruncatedAnswers = Literal["whole", "wrong", "as_text"]
 
+DEFAULT_TASK = "math"
+DEFAULT_TRUNCATED_ANSWERS: TruncatedAnswers = "whole"
+
 _OWN_TASKS = ("math", "exact")
 _USERS_TASK = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 
@@ -95,11 +98,11 @@ class Verifier:
 
     def __init__(
         self,
-        task: Task = "math",
+        task: Task = DEFAULT_TASK,
         *,
         timeout_seconds: float = 5.0,
         memory_limit_gib: float = 4.0,
-        truncated: TruncatedAnswers = "whole",
+        truncated: TruncatedAnswers = DEFAULT_TRUNCATED_ANSWERS,
     ) -> None:
         _check_name(task)
         for name, bound in (("timeout_seconds", timeout_seconds), ("memory_limit_gib", memory_limit_gib)):
