@@ -16,6 +16,7 @@ from tutelage.models.adapter_files import CONFIG, base_of
 from tutelage.models.loading import check_files
 from tutelage.models.reading import read_json, reading
 from tutelage.models.vocabulary import PROBE_TEXT
+from tutelage.models.weight_files import files_of_weights
 
 __all__ = ["tokenizer_fingerprint", "weights_fingerprint"]
 
@@ -40,7 +41,7 @@ def weights_fingerprint(
         with reading("model", path):
             config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
         return f"hub {path} at {getattr(config, '_commit_hash', None) or revision}"
-    files = sorted([*folder.glob("*.safetensors"), *(folder.glob("*.bin") if allow_pickle else [])])
+    files = files_of_weights(folder, allow_pickle=allow_pickle)
     try:
         content = read_json(folder / ("config.json" if base is None else CONFIG))
         sums = {file.name: _sum_of_unchanged(file, file.stat().st_size, file.stat().st_mtime_ns) for file in files}

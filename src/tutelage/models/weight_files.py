@@ -13,7 +13,7 @@ from torch import Tensor
 from tutelage.errors import ModelError
 from tutelage.models.reading import ADVICE, read_json, reading
 
-__all__ = ["stored_tensors", "weight_files"]
+__all__ = ["files_of_weights", "stored_tensors", "weight_files"]
 
 SAFETENSORS, PICKLES = "model.safetensors", "pytorch_model.bin"
 TYPES = {
@@ -53,18 +53,26 @@ def weight_files(path: str, *, allow_pickle: bool = False) -> list[Path]:
             return [folder / name]
         if (folder / f"{name}.index.json").is_file():
             return _indexed(folder / f"{name}.index.json", Path(name).suffix)
-    others = sorted(file.name for file in folder.glob("*.safetensors"))
-    if others:
+    if others := [file.name for file in files_of_weights(folder)]:
         raise ModelError(
             f"{path!r} has neither {SAFETENSORS} nor {SAFETENSORS}.index.json, only {', '.join(others[:3])}. Rename "
             "the file, or save the model again with `save_pretrained`."
         )
-    if not any(folder.glob("*.bin")):
+    if not files_of_weights(folder, allow_pickle=True):
         raise ModelError(f"{path!r} has a config.json but no weights (*.safetensors). {ADVICE}.")
     raise ModelError(
         f"{path!r} has only pickled weights (*.bin), which can run code when opened; safetensors are expected. "
         "Convert them (load once, then `save_pretrained`), or set `allow_pickle = true` if you trust the file."
     )
+
+
+def files_of_weights(folder: Path, *, allow_pickle: bool = False) -> list[Path]:
+    """Every file of a folder that may hold weights, also of an adapter, and also those that no index names.
+
+    `weight_files` says which of them a model is read from. A fingerprint is of all of them, so that it does not depend
+    on how a loader chooses, and a model that has the same fingerprint as years ago is the same.
+    """
+    return sorted([*folder.glob("*.safetensors"), *(folder.glob("*.bin") if allow_pickle else [])])
 
 
 def stored_tensors(files: Iterable[Path]) -> dict[str, Tensor]:
