@@ -33,7 +33,14 @@ from measuring import (
 )
 from tutelage.demo import make_problems, student_path, teacher_path
 from tutelage.divergences import DIVERGENCES
-from tutelage.models import AdapterSettings, LanguageModel, load_language_model, load_tokenizer
+from tutelage.models import (
+    ALL_WEIGHTS,
+    AdapterSettings,
+    LanguageModel,
+    TrainableSettings,
+    load_language_model,
+    load_tokenizer,
+)
 from tutelage.policies import Student
 from tutelage.rollout import PairedEngine
 from tutelage.rollout.scoring import response_hidden
@@ -92,15 +99,21 @@ class Step:
     """Rollout, score, loss and backward of a student with some settings."""
 
     def __init__(
-        self, options: argparse.Namespace, adapter: AdapterSettings | None = None, dtype: str = "float32", **set_to: Any
+        self,
+        options: argparse.Namespace,
+        trainable: TrainableSettings = ALL_WEIGHTS,
+        dtype: str = "float32",
+        **set_to: Any,
     ) -> None:
         tokenizer = load_tokenizer(options.student)
-        student = load_language_model(options.student, tokenizer, dtype=dtype, device=options.device, adapter=adapter)
+        student = load_language_model(
+            options.student, tokenizer, dtype=dtype, device=options.device, trainable=trainable
+        )
         teacher = load_language_model(options.teacher, tokenizer, dtype=dtype, device=options.device)
         teacher.module.requires_grad_(False)
         student.enable_grad()
         generator = torch.Generator().manual_seed(0)
-        for name, weight in student.learned().items() if adapter is not None else ():
+        for name, weight in student.trainable_state().items():
             if "lora_B" in name:  # of a fresh adapter it is 0
                 weight.add_((SHAKE * torch.randn(weight.shape, generator=generator)).to(weight))
         for name, value in set_to.items():
@@ -109,7 +122,7 @@ class Step:
         self.engine, self.now = PairedEngine(student, teacher), CLOCKS[options.clock]
         texts = [problem.problem for problem in make_problems(options.prompts, PROMPT_SEED)]
         self.prompts = [Prompt(tokenizer(text)["input_ids"]) for text in texts]
-        self.merged = None if student.adapter is None else merged_of(student, options, dtype)
+        self.merged = None if trainable is ALL_WEIGHTS else merged_of(student, options, dtype)
 
     def __call__(self, seed: int) -> Measurement:
         """One step; no update is made."""
@@ -162,9 +175,10 @@ class Step:
 
 def merged_of(student: LanguageModel, options: argparse.Namespace, dtype: str) -> LanguageModel:
     """A second student with the adapter in its weights."""
-    assert student.adapter is not None
     merged = load_language_model(options.student, student.tokenizer, dtype=dtype, device=options.device)
-    merged.module.load_state_dict(student.adapter.merged_weights(), strict=False)  # a tied head has no name of its own
+    merged.module.load_state_dict(
+        student.trainable.merged_weights(), strict=False
+    )  # a tied head has no name of its own
     return merged
 
 

@@ -19,7 +19,7 @@ from transformers import Qwen3Config
 
 from tutelage.config import ModelConfig, build_phases, load_config
 from tutelage.doctor.budget import forecast
-from tutelage.models import DTYPES, LanguageModel, align, meta_model_of
+from tutelage.models import ALL_WEIGHTS, DTYPES, LanguageModel, align, meta_model_of
 from tutelage.runtime import LocalRuntime
 from tutelage.types import Prompt
 
@@ -101,8 +101,8 @@ def shape(name: str, model: ModelConfig, folder: Path) -> LanguageModel:
         vocab_size=151_936, hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=heads,
         num_key_value_heads=8, head_dim=128, intermediate_size=inner, tie_word_embeddings=tied, eos_token_id=151_645,
     ).save_pretrained(folder / name)  # fmt: skip
-    adapter = getattr(model, "adapter", None)
-    return meta_model_of(str(folder / name), None, dtype=model.dtype, adapter=adapter, needs_weights=False)
+    trainable = getattr(model, "trainable", ALL_WEIGHTS)
+    return meta_model_of(str(folder / name), None, dtype=model.dtype, trainable=trainable, needs_weights=False)
 
 
 if __name__ == "__main__":

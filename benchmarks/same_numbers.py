@@ -39,6 +39,7 @@ from tutelage.demo import student_path
 from tutelage.demo.embedded import embedded_files, embedded_tables
 
 STEPS = 2
+PAST_SELF = ("target.name=self_past", "target.past_weight=0.5", "reference.refresh_every=2")
 SIZES = {"prompts_per_step": 4, "samples_per_prompt": 2, "max_new_tokens": 40}
 
 
@@ -64,6 +65,8 @@ def jobs_of(recipes: Path, files: Path) -> list[Job]:
         Job("tiled loss", "opd", ("runtime.loss=tiled", "divergence.support=full")),
         Job("resumed", "trb", steps_before_resuming=1),
         Job("resumed adapter", "lora", steps_before_resuming=1),
+        Job("resumed past self", "opd", PAST_SELF, steps_before_resuming=1),
+        Job("resumed past self of an adapter", "lora", PAST_SELF, steps_before_resuming=1),
         Job("two processes", "trb", num_processes=2),
         Job("two processes, fsdp2", "trb", ("runtime.strategy=fsdp2",), num_processes=2),
     ]

@@ -22,10 +22,11 @@ def third_model(folder: Path, seed: int = 5) -> Path:
 PAST = ["target.name=self_past", "target.past_weight=0.5", "reference.refresh_every=2", "steps=5"]
 
 
-def test_a_past_self_is_resumed_to_the_same_bytes(tmp_path: Path) -> None:
-    """Interrupted after 1, 2 and 3 updates, between refreshes and at one."""
-    path = write_run_file(tmp_path)
-    run = made(path, *PAST, f"output={tmp_path}/whole")
+@pytest.mark.parametrize("share", [1.0, 0.25])
+def test_a_moving_reference_is_resumed_to_the_same_bytes(tmp_path: Path, share: float) -> None:
+    """Interrupted after 1, 2 and 3 updates, between refreshes and at one; a copy, and a mean, of which all is kept."""
+    path, past = write_run_file(tmp_path), [*PAST, f"reference.share={share}"]
+    run = made(path, *past, f"output={tmp_path}/whole")
     seen = []
 
     class Watch(Observer):
@@ -34,22 +35,35 @@ def test_a_past_self_is_resumed_to_the_same_bytes(tmp_path: Path) -> None:
             seen.append(weights)
 
     train(run, Watch())
-    for step in range(2, 5):  # the copy has the weights from before steps 0, 2 and 4
-        assert torch.equal(seen[step][0], seen[step // 2 * 2 - 1][1])
+    mean = seen[0][0]
+    for step in range(2, 5):  # refreshed with the weights from before steps 0, 2 and 4
+        if step % 2 == 0:
+            mean = torch.lerp(mean, seen[step - 1][1], share)
+        assert torch.equal(seen[step][0], mean)
         assert not torch.equal(seen[step][0], seen[step][1])
+        assert torch.equal(seen[step][0], seen[step // 2 * 2 - 1][1]) == (share == 1)
 
     output = f"output={tmp_path}/cut"
     for last, resume in ((0, False), (1, True), (2, True)):
         with pytest.raises(RunInterrupted):
-            train(made(path, *PAST, output, resume=resume), StopAt(last))
+            train(made(path, *past, output, resume=resume), StopAt(last))
         kept = tmp_path / f"cut/checkpoints/step-{last + 1:06d}"
-        assert (kept / "past.pt").exists() == ((last + 1) % 2 == 1)
-    train(made(path, *PAST, output, resume=True), Observer())
+        assert (kept / "past.pt").exists() == ((last + 1) % 2 == 1 or share < 1)
+    train(made(path, *past, output, resume=True), Observer())
     assert metrics(tmp_path / "cut") == metrics(tmp_path / "whole")
-    weights = [
-        (tmp_path / name / "checkpoints/step-000005/model.safetensors").read_bytes() for name in ("cut", "whole")
-    ]
-    assert weights[0] == weights[1]
+    for name in ("model.safetensors", "past.pt", "optimizer.pt"):
+        cut, whole = (tmp_path / run / "checkpoints/step-000005" / name for run in ("cut", "whole"))
+        assert cut.read_bytes() == whole.read_bytes()
+    with pytest.raises(ConfigurationError, match=r"reference\.share is 0\.5, was"):
+        made(path, *past, "reference.share=0.5", output, resume=True)
+
+
+def test_a_mean_of_a_student_in_bfloat16_is_kept_in_float32(tmp_path: Path) -> None:
+    path, narrow = write_run_file(tmp_path), [*PAST, "student.dtype=bfloat16"]
+    for share, dtype in ((1.0, torch.bfloat16), (0.1, torch.float32)):
+        run = made(path, *narrow, f"reference.share={share}", "steps=2", f"output={tmp_path}/{share}")
+        assert run.models.reference.module.dtype == dtype and run.models.student.module.dtype == torch.bfloat16
+        train(run, Observer())
 
 
 def test_a_reference_of_its_own_and_the_students_first_weights(tmp_path: Path) -> None:
@@ -107,6 +121,10 @@ def test_experts_are_fused_into_the_teacher(tmp_path: Path, weight: str) -> None
         (["reference.reads=teacher"], r"there is a \[reference\], but the target Teacher\(\) compares with none"),
         (["target.name=self_past", "target.past_weight=0.5"], r"reference\.refresh_every is 0"),
         (["target.name=extrapolated", "reference={path='x', refresh_every=3}"], r"what is refreshed is a copy"),
+        (["target.name=extrapolated", "reference.share=0.5"], r"reference\.refresh_every is 0, so the reference never"),
+        ([*PAST, "reference.share=0"], r"reference\.share is 0; it should be greater than 0"),
+        ([*PAST, "reference.share=1.5"], r"reference\.share is 1\.5; it should be less than or equal to 1"),
+        ([*PAST, "reference.share=nan"], r"reference\.share"),
         (["target.name=bridge", "target.beta=0.5", "divergence.rest=truncated"], r"divergence\.rest is 'truncated'"),
         (["teacher.weight=0.5"], r"teacher\.weight is 0\.5, but there is nothing to weigh it against"),
         (["teacher.experts=[{path='x', weight='dynamic'}]"], r"teacher\.experts has a dynamic weight"),

@@ -126,5 +126,5 @@ def test_a_recipe_takes_a_step(recipe: Path, problems: Path, tmp_path: Path) -> 
     assert [line.get("phase") for line in lines] == [phase.name for phase in run.phases]
     for metrics in lines:
         assert math.isfinite(metrics["loss"]) and metrics["grad_norm"] > 0
-    weights = "model" if run.models.student.adapter is None else "adapter_model"
+    weights = "model" if run.models.student.trainable.changes_backbone else "adapter_model"
     assert (tmp_path / f"run/checkpoints/step-{len(lines):06d}/{weights}.safetensors").is_file()

@@ -170,14 +170,13 @@ def test_what_is_not_the_student_alone_is_refused(engine: VLLMEngine, prompts: l
 def test_an_adapter_is_merged_on_its_way(prompts: list[Prompt], method: Any) -> None:
     """What vLLM draws from is the merged student, which is the adapter's up to rounding; also after an update."""
     path = str(student_path())
-    student = load_language_model(path, load_tokenizer(path), adapter=AdapterSettings(method, 4, 8))
-    assert student.adapter is not None
+    student = load_language_model(path, load_tokenizer(path), trainable=AdapterSettings(method, 4, 8))
     engine = engine_of(student)
     try:
         drawn = []
         for seed in range(2):
             generator = torch.Generator().manual_seed(seed)
-            for weight in student.adapter.weights.values():
+            for weight in student.trainable.parameters().values():
                 weight.data += 0.05 * torch.randn(weight.shape, generator=generator)
             rollouts = engine.generate(Student(), prompts, max_new_tokens=20, num_samples=1, seed=3, step=0)
             found = gaps(rollouts)

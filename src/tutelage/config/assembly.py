@@ -189,9 +189,9 @@ class RunAssembly:
         """The models with their weights, side by side. Gradients are as training has them, if anything is learned."""
         config, tokenizers, device = self.config, self.tokenizers.by_key, self.runtime.device
         _ = self.meta_models  # files that are wrong are refused before the weights of any model are read
-        student, first = load_student(config, self.tokenizers.student, device, self.checkpoint)
+        student, load_start = load_student(config, self.tokenizers.student, device, self.checkpoint)
         teachers = self.teachers
-        reference = load_reference(config, tokenizers, device, student, first) if self.needs_reference else None
+        reference = load_reference(config, tokenizers, device, student, load_start) if self.needs_reference else None
         # Of a teacher that is a server, or that is not read, too. A checkpoint may have other stop ids than the model.
         vocabulary = self._shared_by_models(with_reference=self.needs_reference, student=student)
         rows = self.meta_models["teacher"].padded_vocabulary_size

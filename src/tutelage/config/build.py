@@ -13,6 +13,7 @@ from pathlib import Path
 from tutelage.config.assembly import RunAssembly
 from tutelage.config.compatibility import check_runtime
 from tutelage.config.load import settings_of, to_toml
+from tutelage.config.models import reference_of
 from tutelage.config.resuming import Beginning, beginning_of
 from tutelage.config.schema import RunConfig
 from tutelage.config.serving import check_servers, make_student_engine
@@ -95,7 +96,7 @@ def _run_from(beginning: Beginning, runtime: LocalRuntime) -> Run:
         name=config.name,
         project=config.logging.project,
         settings=settings_of(config),
-        refresh_reference_every=config.reference.refresh_every,
+        reference=reference_of(config.reference, parts.engine.models),
         is_resumed=beginning.is_resumed,
         resume_from=beginning.checkpoint,
         open_folder=lambda: beginning.open_folder(config),

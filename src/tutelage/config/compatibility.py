@@ -139,7 +139,7 @@ def _check_student_config(student: StudentConfig, autocast: str | None, device: 
             f"student.path {student.path!r} is an adapter, and [student.adapter] asks for a second one. Drop "
             f"[student.adapter] to train the first one on, or merge it: tutelage export {student.path} --output DIR"
         )
-    if student.dtype == "float16" and student.adapter is None and base_of(student.path) is None:
+    if student.dtype == "float16" and student.learns_whole:
         raise ConfigurationError(
             "student.dtype is 'float16', in which small numbers such as optimizer.epsilon are 0 and updates become "
             "NaN. Set student.dtype = 'bfloat16', or 'float32' with runtime.autocast = 'bfloat16'."
@@ -148,7 +148,7 @@ def _check_student_config(student: StudentConfig, autocast: str | None, device: 
     check_unquantised(student.path, None if base is None else base.path)
     if student.quantization is not None:
         check_quantization(student.quantization, device)
-    if autocast is not None and student.adapter is None and student.dtype != "float32":
+    if autocast is not None and student.learns_whole and student.dtype != "float32":
         raise ConfigurationError(
             f"runtime.autocast is {autocast!r} and student.dtype {student.dtype!r}; autocast is for weights that stay "
             "in float32. Set student.dtype = 'float32', or drop runtime.autocast."
@@ -166,6 +166,11 @@ def _check_reference_config(reference: ReferenceConfig, targets: Sequence[Target
         raise ConfigurationError(
             f"reference.path is {reference.path!r} and reference.refresh_every {reference.refresh_every}; what is "
             "refreshed is a copy of the student. Drop one of the two."
+        )
+    if reference.share < 1 and not reference.refresh_every:
+        raise ConfigurationError(
+            f"reference.share is {reference.share:g}, but reference.refresh_every is 0, so the reference never moves. "
+            "Set reference.refresh_every to a number of steps, such as 1, or drop reference.share."
         )
     for target in targets:
         if target.needs == "past" and not reference.refresh_every:

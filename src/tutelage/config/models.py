@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from tutelage.config.schema import ModelConfig, RunConfig, TeacherConfig
+from tutelage.config.schema import ModelConfig, ReferenceConfig, RunConfig, TeacherConfig
 from tutelage.errors import ConfigurationError
 from tutelage.models import (
+    ALL_WEIGHTS,
     DTYPES,
-    AdapterSettings,
     ContextLength,
     DynamicFusion,
     FixedFusion,
     FusedTeacher,
     LanguageModel,
-    base_of,
+    ModelSet,
+    MovingReference,
+    Reference,
+    TrainableSettings,
     check_learnable,
     context_length_of,
-    earlier_self,
     load_language_model,
     meta_model_of,
+    reference_snapshot,
 )
 from tutelage.runtime import LocalRuntime
 from tutelage.tasks import Problem
@@ -31,8 +34,10 @@ from tutelage.tasks import Problem
 __all__ = [
     "EXPERT",
     "ROUTE",
+    "as_it_starts",
     "check_teacher_names",
     "context_length",
+    "load_meta_model",
     "load_meta_models",
     "load_model",
     "load_reference",
@@ -40,6 +45,7 @@ __all__ = [
     "load_teachers",
     "named_teachers",
     "other_models",
+    "reference_of",
 ]
 
 # How the keys of further models begin: of those that a teacher is fused with, and of teachers with a name.
@@ -96,29 +102,39 @@ def load_model(
 
 def load_student(
     config: RunConfig, tokenizer: Any, device: str, checkpoint: str | None = None
-) -> tuple[LanguageModel, LanguageModel | None]:
-    """The student as the run begins, or as a checkpoint has it, and its first self where that costs no second model.
+) -> tuple[LanguageModel, Callable[[], LanguageModel]]:
+    """The student as the run begins, or as a checkpoint has it, and how to get it as it was at the run's start.
 
     Raises:
       ConfigurationError: it cannot be computed as [runtime] and [rollout] say.
     """
     student, runtime = config.student, config.runtime
-    learning: dict[str, Any] = {"adapter": student.adapter, "quantization": student.quantization, "seed": config.seed}
-    if student.adapter is None and base_of(student.path) is None:
-        model, first_self = load_model(student, tokenizer, device, checkpoint), None
+    learning: dict[str, Any] = {
+        "trainable": student.trainable,
+        "quantization": student.quantization,
+        "seed": config.seed,
+    }
+    if student.learns_whole:
+        model = load_model(student, tokenizer, device, checkpoint, **learning)
+
+        def load_start() -> LanguageModel:
+            return load_model(as_it_starts(config), tokenizer, device)
     else:
         model = load_model(student, tokenizer, device, **learning)
-        assert model.adapter is not None
-        first_self = earlier_self(model)
+        start = reference_snapshot(model)
         if checkpoint is not None:
-            model.adapter.load(Path(checkpoint))
+            model.trainable.load(Path(checkpoint))
+
+        def load_start() -> LanguageModel:
+            return start
+
     if student.quantization is None:
         check_learnable(model.module, student.path)
     model.compile = config.rollout.compile
     model.autocast = _autocast_of(config)
     model.checkpoints_gradient, model.compiles_update = runtime.gradient_checkpointing, runtime.compile
     model.check_settings()
-    return model, first_self
+    return model, load_start
 
 
 def load_teachers(
@@ -139,47 +155,69 @@ def load_teachers(
     return teachers
 
 
+def as_it_starts(config: RunConfig) -> ModelConfig:
+    """How a reference is loaded that is the student at the start.
+
+    A mean of its weights moves by less than half precision resolves, so it is kept in float32.
+    """
+    student = config.student
+    is_narrow_mean = config.reference.share < 1 and student.dtype == "bfloat16"
+    return student.model_copy(update={"dtype": "float32"}) if is_narrow_mean else student
+
+
 def load_reference(
-    config: RunConfig, tokenizers: Mapping[str, Any], device: str, student: LanguageModel, first: LanguageModel | None
+    config: RunConfig,
+    tokenizers: Mapping[str, Any],
+    device: str,
+    student: LanguageModel,
+    load_start: Callable[[], LanguageModel],
 ) -> LanguageModel:
     """The model of [reference], or else the student with its initial weights, computed as the student is.
 
     Args:
       tokenizers: by the models' keys in the run file.
-      first: the student's first self, see `load_student`.
+      load_start: see `load_student`.
     """
     if config.reference.path is not None:
         return load_model(config.reference, tokenizers["reference"], device)
-    reference = first or load_model(config.student, tokenizers["student"], device)
+    reference = load_start()
     reference.autocast = student.autocast
     return reference
 
 
+def reference_of(settings: ReferenceConfig, models: ModelSet) -> Reference:
+    """How a run's third model changes; it stays as it is, or there is none, unless it is to be refreshed."""
+    if models.reference is None or not settings.refresh_every:
+        return Reference()
+    return MovingReference(models.student, models.reference, settings.refresh_every, settings.share)
+
+
 def load_meta_models(config: RunConfig, tokenizers: Mapping[str, Any]) -> dict[str, LanguageModel]:
-    """Every model without its weights, by its key in the run file; the files of a served teacher may lack weights.
+    """Every model without its weights, by its key in the run file.
 
     Raises:
       ModelError: files do not fit their configuration.
-      ConfigurationError: an adapter for modules that are not there.
+      ConfigurationError: the student has nothing that could learn as [student] says.
     """
-
-    def load(key: str, model: ModelConfig, adapter: AdapterSettings | None = None) -> LanguageModel:
-        return meta_model_of(
-            model.path,
-            tokenizers[key],
-            dtype=model.dtype,
-            revision=model.revision,
-            trust_remote_code=model.trust_remote_code,
-            allow_pickle=model.allow_pickle,
-            attention=model.attention,
-            adapter=adapter,
-            needs_weights=not (isinstance(model, TeacherConfig) and model.server is not None),
-        )
-
-    student = load("student", config.student, config.student.adapter)
+    student = load_meta_model(config.student, tokenizers["student"], config.student.trainable)
     student.autocast = _autocast_of(config)
-    others = {key: load(key, model) for key, model in other_models(config)}
-    return {"student": student, "teacher": load("teacher", config.teacher), **others}
+    others = {key: load_meta_model(model, tokenizers[key]) for key, model in other_models(config)}
+    return {"student": student, "teacher": load_meta_model(config.teacher, tokenizers["teacher"]), **others}
+
+
+def load_meta_model(model: ModelConfig, tokenizer: Any, trainable: TrainableSettings = ALL_WEIGHTS) -> LanguageModel:
+    """A model as its table says, without its weights; the files of a served teacher may lack weights."""
+    return meta_model_of(
+        model.path,
+        tokenizer,
+        dtype=model.dtype,
+        revision=model.revision,
+        trust_remote_code=model.trust_remote_code,
+        allow_pickle=model.allow_pickle,
+        attention=model.attention,
+        trainable=trainable,
+        needs_weights=not (isinstance(model, TeacherConfig) and model.server is not None),
+    )
 
 
 def _load_fused(config: RunConfig, tokenizers: Mapping[str, Any], device: str) -> LanguageModel:

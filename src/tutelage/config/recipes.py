@@ -39,9 +39,8 @@ def build_phases(config: RunConfig) -> list[Phase]:
             if tables.name is None:
                 raise
             raise ConfigurationError(f"phase {tables.name!r}: {problem}") from problem
-        optimizer, adapter = tables.config.optimizer, config.student.adapter
-        if adapter is not None:
-            optimizer = replace(optimizer, learning_rate=optimizer.learning_rate * adapter.learning_rate_factor)
+        optimizer, factor = tables.config.optimizer, config.student.trainable.learning_rate_factor
+        optimizer = replace(optimizer, learning_rate=optimizer.learning_rate * factor)
         phases.append(Phase(recipe, optimizer, tables.first_step, tables.name))
     check_recipes(config, [phase.recipe for phase in phases])
     return phases

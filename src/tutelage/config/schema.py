@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from tutelage.errors import ConfigurationError, printable
-from tutelage.models import AdapterSettings
+from tutelage.models import ALL_WEIGHTS, AdapterSettings, TrainableSettings, base_of
 from tutelage.paths import check_file_name, expanded_path
 from tutelage.rollout import VLLMSettings
 from tutelage.tasks import (
@@ -55,7 +55,6 @@ MAX_THREADS = 1024
 MAX_ANSWERS = 2**20  # of one step
 MAX_SAMPLES = 2**16  # of one problem
 MAX_NEW_TOKENS = 2**24
-MAX_RANK = 2**16
 MAX_SECONDS = 365 * 24 * 3600.0
 
 
@@ -98,9 +97,19 @@ class StudentConfig(ModelConfig):
     adapter: AdapterSettings | None = None
     quantization: Literal["4bit"] | None = None
 
+    @property
+    def trainable(self) -> TrainableSettings:
+        """What of it learns."""
+        return self.adapter or ALL_WEIGHTS
+
+    @property
+    def learns_whole(self) -> bool:
+        """Weights of the model itself learn: no adapter is put into it, and `path` is none."""
+        return self.trainable.kind.changes_backbone and base_of(self.path) is None
+
     @model_validator(mode="after")
     def _can_learn(self) -> Self:
-        if self.quantization is not None and self.adapter is None:
+        if self.quantization is not None and self.trainable.kind.changes_backbone:
             raise ConfigurationError(
                 "student.quantization is set, but 4-bit weights cannot learn. Add [student.adapter], which learns on "
                 "top of them, or drop student.quantization."
@@ -177,10 +186,14 @@ class TeacherConfig(ModelConfig):
 
 
 class ReferenceConfig(ModelConfig):
-    """[reference]: the third model of targets that have one. Without `path`, the student's initial weights."""
+    """[reference]: the third model of targets that have one. Without `path`, the student's initial weights.
+
+    `share`: a of phi <- a theta + (1 - a) phi at every refresh, with phi its weights and theta the student's.
+    """
 
     path: OptionalPath = None  # type: ignore[assignment]  # every other model must be named
     refresh_every: int = Field(default=0, ge=0)
+    share: float = Field(default=1.0, gt=0, le=1)
     reads: Literal["student", "teacher"] = "student"
 
 
@@ -349,7 +362,7 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _sizes_are_possible(self) -> Self:
-        rollout, adapter = self.rollout, self.student.adapter
+        rollout = self.rollout
         answers = rollout.prompts_per_step * rollout.samples_per_prompt
         if answers > MAX_ANSWERS:
             raise ConfigurationError(
@@ -366,10 +379,6 @@ class RunConfig(Section):
             raise ConfigurationError(
                 f"rollout.max_new_tokens is {rollout.max_new_tokens}; no model writes answers of more than "
                 f"{MAX_NEW_TOKENS} tokens. Lower it."
-            )
-        if adapter is not None and adapter.rank > MAX_RANK:
-            raise ConfigurationError(
-                f"student.adapter.rank is {adapter.rank}; expected at most {MAX_RANK}, and 8 to 256 is usual. Lower it."
             )
         return self
 

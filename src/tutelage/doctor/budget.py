@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from tutelage.config import RunAssembly
+from tutelage.config.models import as_it_starts, load_meta_model
 from tutelage.doctor.finding import Finding, Verdict
 from tutelage.doctor.trial import seed_of
 from tutelage.models import LanguageModel
@@ -77,8 +78,9 @@ def forecast(run: RunAssembly, num_processes: int = 1) -> dict[str, dict[str, in
     if config.teacher.server is not None:  # its memory is another machine's
         del meta_models["teacher"]
     student, rollout, runtime = meta_models["student"], config.rollout, config.runtime
-    if run.needs_reference and "reference" not in meta_models and student.adapter is None:
-        meta_models["reference"] = student  # a copy of it; an adapter's is the same backbone
+    if run.needs_reference and "reference" not in meta_models and student.trainable.changes_backbone:
+        # A copy of the student; that of an adapter is the same backbone.
+        meta_models["reference"] = load_meta_model(as_it_starts(config), None)
     trained = _trained(student)
     num_parts = num_processes if runtime.strategy == "fsdp2" else 1
     learned_here = -(-trained // num_parts)
@@ -194,12 +196,12 @@ def time_per_step(run: RunAssembly, num_processes: int = 1) -> Finding:
 
 
 def _weights(model: LanguageModel, quantization: str | None = None) -> int:
-    """Bytes of all weights; of quantised ones, matrices but for embeddings and head, and adapters are left alone."""
-    named = dict(model.module.named_parameters())
+    """Bytes of all weights; of quantised ones, matrices but for embeddings and head, and what learns is left alone."""
+    named, learning = dict(model.module.named_parameters()), model.trainable.parameters()
     quantised = [
         weight
         for name, weight in named.items()
-        if quantization is not None and weight.ndim == 2 and ".layers." in f".{name}" and "lora_" not in name
+        if quantization is not None and weight.ndim == 2 and ".layers." in f".{name}" and name not in learning
     ]
     full = _size_of(named.values()) - _size_of(quantised)
     return full + int(sum(weight.numel() for weight in quantised) * QUANTISED_BITS / 8)
@@ -214,7 +216,7 @@ def _weights_here(model: LanguageModel, num_parts: int) -> int:
 
 def _trained(student: LanguageModel) -> int:
     """Bytes of the weights that learn."""
-    return _weights(student) if student.adapter is None else _size_of(student.adapter.weights.values())
+    return _size_of(student.trainable.parameters().values())
 
 
 def _size_of(weights: Iterable[Tensor]) -> int:

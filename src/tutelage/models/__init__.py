@@ -1,7 +1,5 @@
 """How do we talk to a language model?  Loading, one shared vocabulary, one stop event, caches and decode steps."""
 
-from tutelage.models.adapter_files import base_of
-from tutelage.models.adapters import AdapterSettings
 from tutelage.models.caches import CachedRows
 from tutelage.models.context import ContextLength
 from tutelage.models.fingerprint import tokenizer_fingerprint, weights_fingerprint
@@ -21,15 +19,18 @@ from tutelage.models.meta_model import meta_model_of
 from tutelage.models.model_set import ModelSet
 from tutelage.models.quantised import check_learnable, check_quantization, check_unquantised
 from tutelage.models.read_back import check_savable, check_saved
+from tutelage.models.references import MovingReference, Reference, SharedBackbone, reference_snapshot
 from tutelage.models.saving import export_model, save_student
 from tutelage.models.serving import both_readings, check_servable
-from tutelage.models.shared_backbone import SharedBackbone, earlier_self
+from tutelage.models.trainables import ALL_WEIGHTS, TRAINABLES, AdapterSettings, Trainable, TrainableSettings, base_of
 from tutelage.models.vocabulary import PROBE_TEXT, Vocabulary, align, check_same_tokenizer
 from tutelage.models.weight_sync import save_for_serving
 
 __all__ = [
+    "ALL_WEIGHTS",
     "DTYPES",
     "PROBE_TEXT",
+    "TRAINABLES",
     "AdapterSettings",
     "CachedRows",
     "ContextLength",
@@ -39,7 +40,11 @@ __all__ = [
     "Fusion",
     "LanguageModel",
     "ModelSet",
+    "MovingReference",
+    "Reference",
     "SharedBackbone",
+    "Trainable",
+    "TrainableSettings",
     "Vocabulary",
     "align",
     "as_language_model",
@@ -55,12 +60,12 @@ __all__ = [
     "check_servable",
     "check_unquantised",
     "context_length_of",
-    "earlier_self",
     "export_model",
     "is_all_finite",
     "load_language_model",
     "load_tokenizer",
     "meta_model_of",
+    "reference_snapshot",
     "save_student",
     "save_for_serving",
     "tokenizer_fingerprint",

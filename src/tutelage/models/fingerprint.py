@@ -12,9 +12,9 @@ from transformers import AutoConfig
 
 from tutelage.errors import ModelError, in_short
 from tutelage.files import sha256_of
-from tutelage.models.adapter_files import CONFIG, base_of
 from tutelage.models.loading import check_files
 from tutelage.models.reading import read_json, reading
+from tutelage.models.trainables.adapter_folder import CONFIG, base_of
 from tutelage.models.vocabulary import PROBE_TEXT
 from tutelage.models.weight_files import files_of_weights
 

@@ -19,6 +19,7 @@ from tutelage.models.caches import CachedRows, JointCache
 from tutelage.models.context import ContextLength
 from tutelage.models.fusion import Fusion
 from tutelage.models.language_model import LanguageModel
+from tutelage.models.trainables import AllWeights
 from tutelage.models.vocabulary import align
 
 __all__ = ["FusedTeacher"]
@@ -44,6 +45,7 @@ class FusedTeacher(LanguageModel):
         self.parts, self.fusion = list(members), fusion
         self.vocabulary = align(*members)
         self.module = nn.ModuleList(member.module for member in members)
+        self.trainable = AllWeights(self.module)
         self.tokenizer, self.stop_ids = members[0].tokenizer, self.vocabulary.stop_ids
         self.name = " + ".join(member.name for member in members)
         self._widths = [int(next(member._head.parameters()).shape[1]) for member in members]

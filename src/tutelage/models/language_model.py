@@ -17,13 +17,13 @@ from torch import Tensor, nn
 
 from tutelage.errors import ConfigurationError, ModelError
 from tutelage.kernels import Head, softcapped
-from tutelage.models.adapters import Adapter
 from tutelage.models.caches import CachedRows, KVCache
 from tutelage.models.context import ContextLength, context_length_in
 from tutelage.models.forward import Forward
 from tutelage.models.llama_forward import LlamaForward
 from tutelage.models.module_forward import ModuleForward
 from tutelage.models.steps import STEPS, DecodeStep
+from tutelage.models.trainables import AllWeights, Trainable
 
 __all__ = ["LanguageModel", "as_language_model", "ids_of", "stop_ids_of"]
 
@@ -40,7 +40,7 @@ class LanguageModel:
       fast_forward: use our own forward where it knows the architecture; False = always the module's. The module's is
         also used while the module checkpoints gradients, drops attention out, or uses a flash or flex kernel.
       compile: decode through `torch.compile` (on CUDA with CUDA graphs); needs our own forward.
-      adapter: what learns in place of the module's own weights; None = those do.
+      trainable: what of it learns when it is trained; left out = all weights.
       autocast: type in which matrix products are computed, whatever the weights' own; None = the weights' own.
       checkpoints_gradient: keep each layer's input only, and compute the layer again in backward.
       compiles_update: read whole sequences through `torch.compile` where there is a gradient; needs our own forward.
@@ -52,7 +52,7 @@ class LanguageModel:
     name: str = "model"
     fast_forward: bool = True
     compile: bool = False
-    adapter: Adapter | None = None
+    trainable: Trainable = None  # type: ignore[assignment]  # all weights are of a module, see __post_init__
     autocast: torch.dtype | None = None
     checkpoints_gradient: bool = False
     compiles_update: bool = False
@@ -69,6 +69,7 @@ class LanguageModel:
                 "needed. Load it with AutoModelForCausalLM."
             )
         self._head = head
+        self.trainable = self.trainable or AllWeights(self.module)
         self._own_forward = LlamaForward.recognise(self.module.base_model, self.config)
         self._module_forward = ModuleForward(self.module)
 
@@ -133,12 +134,14 @@ class LanguageModel:
         Raises:
           ConfigurationError: names the key of the run file.
         """
-        if self.adapter is not None and self.adapter.is_dora and (self.compile or self.compiles_update):
-            key = "rollout.compile" if self.compile else "runtime.compile"
-            raise ConfigurationError(
-                f"{key} is on, but {self.name} has a DoRA adapter, whose norms torch.compile cannot follow. Set "
-                f"{key} = false, or student.adapter.method = 'lora'."
-            )
+        switches = {
+            "rollout.compile": self.compile,
+            "runtime.compile": self.compiles_update,
+            "runtime.gradient_checkpointing": self.checkpoints_gradient,
+        }
+        for switch in [switch for switch, is_on in switches.items() if is_on]:
+            if (obstacle := self.trainable.obstacle(switch)) is not None:
+                raise ConfigurationError(f"{switch} is on, but {self.name} {obstacle}")
         if self.checkpoints_gradient and not hasattr(self.module.base_model, "layers"):
             raise ConfigurationError(
                 f"runtime.gradient_checkpointing is on, but {self.name} ({type(self.module).__name__}) does not show "
@@ -146,25 +149,17 @@ class LanguageModel:
             )
         _ = self.uses_fast_forward  # asks for our own forward, where it is needed
 
-    def learned(self) -> dict[str, Tensor]:
-        """The weights that learn, by name: the adapter's, or all."""
-        if self.adapter is not None:
-            return {name: weight.data for name, weight in self.adapter.weights.items()}
-        return dict(self.module.state_dict())
+    def trainable_state(self) -> dict[str, Tensor]:
+        """The values of what learns, by name: the tensors themselves, see `Trainable.state`."""
+        return self.trainable.state()
 
-    def load_learned(self, weights: Mapping[str, Tensor]) -> None:
-        """Take over weights that `learned` gave."""
-        if self.adapter is None:
-            self.module.load_state_dict(weights)
-            return
-        for name, weight in self.adapter.weights.items():
-            weight.data.copy_(weights[name])
+    def load_trainable_state(self, state: Mapping[str, Tensor]) -> None:
+        """Copy the values that `trainable_state` gave."""
+        self.trainable.load_state(state)
 
     def enable_grad(self) -> None:
         """Let a gradient reach what learns, and nothing else."""
-        self.module.requires_grad_(self.adapter is None)
-        for weight in () if self.adapter is None else self.adapter.weights.values():
-            weight.requires_grad_(True)
+        self.trainable.enable_grad()
 
     @contextmanager
     def weights_fixed(self) -> Iterator[None]:
@@ -176,8 +171,7 @@ class LanguageModel:
             if self.autocast is not None:
                 # PyTorch forgets its copies at the end of the outermost context, be it one that casts nothing.
                 stack.enter_context(torch.autocast(self.device.type, enabled=False))
-            if self.adapter is not None:
-                stack.enter_context(self.adapter.weights_fixed())
+            stack.enter_context(self.trainable.weights_fixed())
             yield
 
     def _precision(self) -> AbstractContextManager[Any]:

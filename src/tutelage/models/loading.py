@@ -10,9 +10,6 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from tutelage.errors import ConfigurationError, ModelError
 from tutelage.hub import check_hub
-from tutelage.models.adapter_files import WEIGHTS as ADAPTER_WEIGHTS
-from tutelage.models.adapter_files import Base, base_of, fingerprint
-from tutelage.models.adapters import AdapterSettings, add_adapter, read_adapter
 from tutelage.models.context import ContextLength, context_length_in
 from tutelage.models.finite import check_finite_weights
 from tutelage.models.generation import read_generation_config
@@ -20,6 +17,9 @@ from tutelage.models.language_model import LanguageModel, stop_ids_of
 from tutelage.models.quantised import method_of, quantised
 from tutelage.models.reading import ADVICE, reading
 from tutelage.models.serving import check_servable
+from tutelage.models.trainables import ALL_WEIGHTS, PeftLora, TrainableSettings
+from tutelage.models.trainables.adapter_folder import WEIGHTS as ADAPTER_WEIGHTS
+from tutelage.models.trainables.adapter_folder import Base, base_of, fingerprint
 from tutelage.models.vocabulary import PROBE_TEXT
 from tutelage.models.weight_check import check_report, load_meta_module, quietly
 from tutelage.models.weight_files import weight_files
@@ -105,7 +105,7 @@ def load_language_model(
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
     attention: str | None = None,
-    adapter: AdapterSettings | None = None,
+    trainable: TrainableSettings = ALL_WEIGHTS,
     quantization: str | None = None,
     seed: int = 0,
 ) -> LanguageModel:
@@ -118,12 +118,12 @@ def load_language_model(
       trust_remote_code: run Python code that comes with the model. Off unless you have read that code.
       allow_pickle: accept `pytorch_model.bin`, which can run code when it is opened. Off by default.
       attention: `attn_implementation` of transformers; None = its default for the architecture.
-      adapter: put a fresh one into the model; not looked at where `path` is an adapter already.
+      trainable: what of the model learns when it is trained; not looked at where `path` is an adapter, which does.
       quantization: "4bit" on CUDA; None = none.
-      seed: of a fresh adapter's weights.
+      seed: of weights that are put into the model to learn.
     Raises:
       ModelError: missing or unreadable files, an adapter of another base; names what was looked for.
-      ConfigurationError: an adapter for modules that are not there, or a quantisation that is not.
+      ConfigurationError: the model has nothing that could learn in this way, or cannot be quantised here.
       UnsupportedArchitectureError: see `check_servable`.
     """
     check_files(path, allow_pickle=allow_pickle)
@@ -155,16 +155,12 @@ def load_language_model(
     check_finite_weights(module, base.path)
     # Rollouts and losses must see the same distribution, so dropout stays off throughout, also while training.
     module.eval()
-    fitted = None
-    if noted is not None or adapter is not None:
+    if noted is not None or not trainable.kind.changes_backbone:
         # Numbers that were rounded twice, or quantised, cannot be compared with those of the files.
         is_comparable = dtype != "float16" and not placement
         base = Base(base.path, base.revision, fingerprint(module) if is_comparable else None)
-        # Before the model moves to its device, so that a fresh adapter is the same on all of them.
-        if noted is not None:
-            fitted = read_adapter(module, Path(path), base)
-        elif adapter is not None:
-            fitted = add_adapter(module, adapter, base, seed)
+    # Before the model moves to its device, so that fresh weights are the same on all of them.
+    learning = trainable.put_on(module, base, seed) if noted is None else PeftLora.read(module, Path(path), base)
     # Of an adapter's folder its own; and aloud where there is a damaged one, which transformers passes over.
     if Path(path).is_dir() and (generation_config := read_generation_config(path)) is not None:
         module.generation_config = generation_config
@@ -172,7 +168,7 @@ def load_language_model(
         module.to(device)
     with reading("stop ids of the model", path):
         stop_ids = stop_ids_of(module, tokenizer)
-    model = LanguageModel(module, tokenizer, stop_ids, name=path, adapter=fitted)
+    model = LanguageModel(module, tokenizer, stop_ids, name=path, trainable=learning)
     check_servable(model)
     return model
 

@@ -11,12 +11,11 @@ from typing import Any
 
 import torch
 
-from tutelage.models.adapter_files import Base, base_of
-from tutelage.models.adapters import AdapterSettings, add_adapter, place_adapter
 from tutelage.models.generation import read_generation_config
 from tutelage.models.language_model import LanguageModel, stop_ids_of
 from tutelage.models.loading import DTYPES, check_files
 from tutelage.models.reading import reading
+from tutelage.models.trainables import ALL_WEIGHTS, Base, PeftLora, TrainableSettings, base_of
 from tutelage.models.weight_check import load_meta_module
 
 __all__ = ["meta_model_of"]
@@ -31,7 +30,7 @@ def meta_model_of(
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
     attention: str | None = None,
-    adapter: AdapterSettings | None = None,
+    trainable: TrainableSettings = ALL_WEIGHTS,
     needs_weights: bool = True,
 ) -> LanguageModel:
     """The model that `load_language_model` would load, without weights; hub ids cost two small files.
@@ -41,7 +40,7 @@ def meta_model_of(
       (the others as in `load_language_model`)
     Raises:
       ModelError: nothing is there, or no causal language model can be made of its configuration.
-      ConfigurationError: an adapter for modules that are not there.
+      ConfigurationError: the model has nothing that could learn in this way.
     """
     if needs_weights:
         check_files(path, allow_pickle=allow_pickle)
@@ -58,12 +57,8 @@ def meta_model_of(
     )
     if (generation_config := read_generation_config(path, revision)) is not None:
         module.generation_config = generation_config
-    fitted = None
     with torch.device("meta"):
-        if noted is not None:
-            fitted = place_adapter(module, Path(path), base)
-        elif adapter is not None:
-            fitted = add_adapter(module, adapter, base, seed=0)
+        placed = trainable.put_on(module, base, seed=0) if noted is None else PeftLora.like(module, Path(path), base)
     with reading("stop ids of the model", path):
         stop_ids = stop_ids_of(module, tokenizer)
-    return LanguageModel(module, tokenizer, stop_ids, name=path, adapter=fitted)
+    return LanguageModel(module, tokenizer, stop_ids, name=path, trainable=placed)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from tutelage.errors import ModelError
 from tutelage.models.finite import check_finite_weights
@@ -24,17 +22,15 @@ def save_student(
     vocabulary: Vocabulary,
     folder: Path,
     *,
-    merges: bool = False,
-    weights: Mapping[str, Tensor] | None = None,
+    with_weights: bool = True,
 ) -> None:
-    """Write config, generation config, safetensors and tokenizer into `folder`; of an adapter, itself for the weights.
+    """Write what learned (a whole model directory, or an adapter alone), generation config and tokenizer into `folder`.
 
     The generation config lists every stop id of the shared vocabulary, the student's own first: the student was trained
     with all of them as one event, so it has to stop at each.
 
     Args:
-      merges: write all weights also where an adapter learns, merged; the student stays as it is.
-      weights: other ones to write than the student's; of no effect for an adapter.
+      with_weights: see `Trainable.save`.
     """
     original = student.module.generation_config
     if vocabulary.stop_ids:
@@ -43,13 +39,7 @@ def save_student(
         configuration.eos_token_id = ids if len(ids) > 1 else ids[0]
         student.module.generation_config = configuration
     try:
-        if student.adapter is None:
-            student.module.save_pretrained(folder, state_dict=None if weights is None else dict(weights))
-        elif merges:
-            student.module.save_pretrained(folder, state_dict=student.adapter.merged_weights())
-        else:
-            student.adapter.save(folder)
-            student.module.generation_config.save_pretrained(folder)
+        student.trainable.save(folder, with_weights=with_weights)
     finally:
         student.module.generation_config = original
     if student.tokenizer is not None:
@@ -58,7 +48,7 @@ def save_student(
 
 
 def export_model(model: LanguageModel, dtype: torch.dtype, folder: Path) -> LanguageModel:
-    """Write a model as a plain directory of its own, an adapter merged into its weights; the model is used up.
+    """Write a model as a plain directory of its own, what learned merged into its weights; the model is used up.
 
     Returns:
       what was written, in memory.
@@ -71,7 +61,7 @@ def export_model(model: LanguageModel, dtype: torch.dtype, folder: Path) -> Lang
             "them. Give the model, or an adapter of the model, before it was quantised."
         )
     try:
-        module = model.module if model.adapter is None else model.adapter.merged()
+        module = model.trainable.merged()
     except ValueError as problem:
         raise ModelError(f"{model.name} cannot be merged: {problem} Choose an earlier checkpoint.") from problem
     drop_unsavable(module)

@@ -18,7 +18,7 @@ def save_for_serving(student: LanguageModel, folder: Path) -> None:
     """
     config = student.config
     head = student.module.get_output_embeddings().weight
-    weights = student.module.state_dict() if student.adapter is None else student.adapter.merged_weights()
+    weights = student.trainable.merged_weights()
     weights = {name: w.clone() if w.data_ptr() == head.data_ptr() else w for name, w in weights.items()}
     is_tied, config.tie_word_embeddings = config.tie_word_embeddings, False
     try:

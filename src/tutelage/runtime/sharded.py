@@ -57,7 +57,8 @@ class ShardedLearner(Learner):
     @classmethod
     def of(cls, student: LanguageModel, mesh: Any, processes: Processes) -> ShardedLearner:
         """Cut a copy of the student into parts; the student itself no longer learns."""
-        module = copy.deepcopy(student.module)
+        trainable = copy.deepcopy(student.trainable)
+        module = trainable.module
         for layer in _layers(module, student.name):
             fully_shard(layer, mesh=mesh)
         root: Any = fully_shard(_MicroBatch(module), mesh=mesh, reshard_after_forward=False)
@@ -67,7 +68,7 @@ class ShardedLearner(Learner):
             inner.set_force_sum_reduction_for_comms(True)
         student.module.requires_grad_(False)
         # Layers gather themselves when they are called, which our own forward does not do.
-        model = replace(student, module=module, fast_forward=False, compile=False)
+        model = replace(student, module=module, trainable=trainable, fast_forward=False, compile=False)
         return cls(model, student, root, processes)
 
     def backward(self, passes: Sequence[Callable[[], Tensor]]) -> None:

@@ -4,7 +4,7 @@
       step-000020/            a plain Hugging Face model directory (config, safetensors, tokenizer), or with an adapter
                               that alone (adapter_config, adapter_model, base.json), plus
         optimizer.pt          the update's state, such as AdamW's moments
-        past.pt               weights of the student at an earlier step, where a target looks back at it
+        past.pt               weights of a reference that follows the student
         trainer.json          step, data cursor, seed, scores so far
         manifest.json         size and SHA-256 of every other file; written last
       index.json              which one is last, which one is best
@@ -26,6 +26,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from torch import Tensor
 
 from tutelage.errors import CheckpointError, ConfigurationError, ModelError, NonFiniteError
 from tutelage.files import write_whole
@@ -85,18 +86,18 @@ class Checkpoints:
         student: LanguageModel,
         vocabulary: Vocabulary,
         update_state: Mapping[str, Any],
-        past: LanguageModel | None = None,
+        reference: Mapping[str, Tensor] | None = None,
     ) -> Path:
         """Write the checkpoint of `state.step` and read it back, then drop the ones that need not stay.
 
-        `update_state`: see `Update`. `past`: the student of an earlier step, if the run cannot do without it.
+        `update_state`: see `Update`. `reference`: weights of one that follows the student, see `MovingReference`.
 
         Raises:
           CheckpointError: it could not be written (disk full, permissions), or what was written is not what is in
             memory; earlier checkpoints are untouched.
           NonFiniteError: weights or state are NaN or infinite; nothing was written.
         """
-        if not is_all_finite([*student.learned().values(), *tensors_in(update_state)]):
+        if not is_all_finite([*student.trainable_state().values(), *tensors_in(update_state)]):
             raise NonFiniteError(
                 "the student's weights or the optimizer's moments are NaN or infinite, so they are not saved"
             )
@@ -108,11 +109,11 @@ class Checkpoints:
             beside.mkdir()
             save_student(student, vocabulary, beside)
             torch.save(update_state, beside / OPTIMIZER)
-            if past is not None:
-                torch.save(past.learned(), beside / PAST)
+            if reference is not None:
+                torch.save(reference, beside / PAST)
             _write_json(beside / TRAINER, vars(state))
             check_saved(student, vocabulary, beside)
-            check_read_back(beside, update_state, past)
+            check_read_back(beside, update_state, reference)
             _write_json(beside / MANIFEST, {path.name: fingerprint_of(path) for path in sorted(beside.iterdir())})
             for path in (*beside.iterdir(), beside):
                 _flush(path)

@@ -19,9 +19,9 @@ from torch import Tensor
 
 from tutelage.errors import CheckpointError, in_short
 from tutelage.files import sha256_of
-from tutelage.models import LanguageModel, is_all_finite
-from tutelage.models.adapter_files import BASE
+from tutelage.models import Reference, is_all_finite
 from tutelage.models.finite import tensors_in
+from tutelage.models.trainables.adapter_folder import BASE
 from tutelage.training.updates import Update
 
 __all__ = [
@@ -29,9 +29,9 @@ __all__ = [
     "check_read_back",
     "damage_of",
     "fingerprint_of",
-    "load_past",
     "load_update",
     "read_state",
+    "restore_reference",
     "step_of",
 ]
 
@@ -98,17 +98,19 @@ def _update_state_in(file: Path, *, is_only_looked_at: bool = False) -> dict[str
     return state
 
 
-def load_past(path: Path, past: LanguageModel) -> None:
-    """Give a copy of the student the weights that `save` got as `past`.
+def restore_reference(path: Path, reference: Reference, step: int) -> None:
+    """Give a reference the weights that a checkpoint of this step must hold of it, if any.
 
     Raises:
       CheckpointError: the file is damaged, or those are not weights of this student.
     """
+    if reference.state_at(step) is None:
+        return
     weights = _load(path / PAST)
     if not is_all_finite(tensors_in(weights)):
         raise CheckpointError(f"{path / PAST} has weights that are NaN or infinite. {USE_ANOTHER}")
     try:
-        past.load_learned(weights)
+        reference.restore(weights)
     except (RuntimeError, TypeError, KeyError, AttributeError) as problem:
         raise CheckpointError(
             f"{path / PAST} does not fit the student: {in_short(problem)}. {USE_ANOTHER}"
@@ -126,9 +128,11 @@ def _load(file: Path, is_only_looked_at: bool = False) -> Any:
         raise CheckpointError(f"{file} cannot be read: {in_short(problem)}. {USE_ANOTHER}") from problem
 
 
-def check_read_back(folder: Path, update_state: Mapping[str, Any], past: LanguageModel | None) -> None:
-    """Refuse a file of the optimizer or of an earlier student that does not hold what is in memory."""
-    pairs = [(OPTIMIZER, update_state), *([] if past is None else [(PAST, past.learned())])]
+def check_read_back(
+    folder: Path, update_state: Mapping[str, Any], reference: Mapping[str, Tensor] | None = None
+) -> None:
+    """Refuse a file of the optimizer or of the reference that does not hold what is in memory."""
+    pairs = [(OPTIMIZER, update_state), *([] if reference is None else [(PAST, reference)])]
     for name, held in pairs:
         written = _load(folder / name, is_only_looked_at=True)
         ours, theirs = list(tensors_in(held)), list(tensors_in(written))

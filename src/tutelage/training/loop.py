@@ -17,17 +17,16 @@ from typing import Any
 from tutelage.diagnostics import detail_metrics
 from tutelage.errors import ConfigurationError, NonFiniteError, RunInterrupted, ServerError
 from tutelage.evaluation import GREEDY_SUFFIX, EvaluationSet, evaluate
-from tutelage.models import ModelSet
+from tutelage.models import ModelSet, Reference
 from tutelage.policies import Policy
 from tutelage.rollout import MapShards, PairedEngine
 from tutelage.runtime import LocalRuntime
 from tutelage.training.checkpoint import Checkpoints, CheckpointSettings
-from tutelage.training.checkpoint_files import TrainerState, load_update, read_state
+from tutelage.training.checkpoint_files import TrainerState, load_update, read_state, restore_reference
 from tutelage.training.collect import PromptSource, RolloutSettings, Stopwatch, collect
 from tutelage.training.data import PromptOrder
 from tutelage.training.interruption import Interruption
 from tutelage.training.observer import Observer
-from tutelage.training.past_self import PastSelf
 from tutelage.training.phases import Phase, phase_at
 from tutelage.training.run_files import RunFolder
 from tutelage.training.step_records import metric_record, sample_record, step_metrics
@@ -103,7 +102,7 @@ class Run:
     name: str = "run"
     project: str = "tutelage"
     settings: Mapping[str, Any] = field(default_factory=dict)
-    refresh_reference_every: int = 0
+    reference: Reference = field(default_factory=Reference)
     is_resumed: bool = False
     resume_from: Path | None = None
     open_folder: Callable[[], None] = lambda: None
@@ -160,12 +159,11 @@ def _train(run: Run, observer: Observer) -> TrainerState:
         )
     )
     checkpoints = Checkpoints(run.folder.checkpoints, run.checkpoint)
-    past = PastSelf(run.models.student, run.models.reference, run.refresh_reference_every)
     state = TrainerState(seed=run.seed)
     if run.resume_from is not None:
         state = read_state(run.resume_from)
         load_update(run.resume_from, update)
-        past.restore(state.step, run.resume_from)
+        restore_reference(run.resume_from, run.reference, state.step)
         run.runtime.from_first(lambda: checkpoints.repair_index(state))
     if run.is_resumed:
         run.folder.truncate_to(state.step)
@@ -174,7 +172,7 @@ def _train(run: Run, observer: Observer) -> TrainerState:
 
     def save() -> None:
         nonlocal saved_step
-        kept, update_state = past.to_save(state.step), update.state_dict()
+        kept, update_state = run.reference.state_at(state.step), update.state_dict()
         # All wait for it: a launcher that sees one process gone would end the one that writes.
         path = run.runtime.from_first(
             lambda: checkpoints.save(state, run.models.student, run.models.vocabulary, update_state, kept)
@@ -203,7 +201,7 @@ def _train(run: Run, observer: Observer) -> TrainerState:
                     return state
 
                 phase = phase_at(run.phases, state.step)
-                past.refresh(state.step)
+                run.reference.refresh(state.step)
                 recipe = phase.recipe_at(state.step)
                 if not (recipe.policy.needs_teacher or recipe.policy.is_offline):
                     _sync_weights(run)

@@ -378,12 +378,13 @@ def test_the_forecast_knows_adapters_and_precision(run: Callable[..., RunConfig]
     """An adapter's own gradients and moments, no second backbone for a reference, less to keep for backward."""
     plain, target = budget.forecast(assembly(run()))["update"], ["target.name=extrapolated"]
     parts = assembly(run("student.adapter.rank=4", "student.adapter.method=dora", *target))
-    update, adapter = budget.forecast(parts)["update"], parts.engine.student.adapter
-    assert adapter is not None
-    learned = sum(weight.nbytes for weight in adapter.weights.values())
+    update, trainable = budget.forecast(parts)["update"], parts.engine.student.trainable
+    learned = sum(weight.nbytes for weight in trainable.parameters().values())
     assert (update["gradients"], update["moments"]) == (learned, 2 * learned)
     assert update["student"] == plain["student"] + learned and update["teacher"] == plain["teacher"]
     assert budget.forecast(assembly(run(*target)))["update"]["teacher"] == plain["teacher"] + plain["student"]
+    narrow = ["student.dtype=bfloat16", *target, "reference.refresh_every=1", "reference.share=0.1"]  # kept in float32
+    assert budget.forecast(assembly(run(*narrow)))["update"]["teacher"] == plain["teacher"] + plain["student"]
 
     checkpointed = budget.forecast(assembly(run("runtime.gradient_checkpointing=true")))["update"]
     assert checkpointed["activations"] < 0.7 * plain["activations"]

@@ -20,17 +20,17 @@ from tutelage.models import (
     LanguageModel,
     check_quantization,
     context_length_of,
-    earlier_self,
     export_model,
     load_language_model,
     load_tokenizer,
     meta_model_of,
+    reference_snapshot,
     save_for_serving,
     save_student,
 )
-from tutelage.models.adapter_files import Base, fingerprint
-from tutelage.models.adapters import add_adapter
 from tutelage.models.quantised import quantised
+from tutelage.models.trainables import AllWeights
+from tutelage.models.trainables.adapter_folder import Base, fingerprint
 from tutelage.models.vocabulary import Vocabulary
 
 SEQUENCES = [[1, 2, 3, 4, 5, 6, 7], [9], [3, 3, 1], [1, 2, 3, 4, 8]]
@@ -39,8 +39,8 @@ each_method = pytest.mark.parametrize("method", ["lora", "rslora", "dora"])
 
 def adapted(module: Any, method: Any = "lora", seed: int = 0, **settings: Any) -> LanguageModel:
     settings = {"rank": 4, "alpha": 8, **settings}
-    adapter = add_adapter(module, AdapterSettings(method, **settings), Base("base", sha256=fingerprint(module)), seed)
-    model = LanguageModel(module, adapter=adapter)
+    base = Base("base", sha256=fingerprint(module))
+    model = LanguageModel(module, trainable=AdapterSettings(method, **settings).put_on(module, base, seed))
     model.enable_grad()
     return model
 
@@ -48,7 +48,7 @@ def adapted(module: Any, method: Any = "lora", seed: int = 0, **settings: Any) -
 def shake(model: LanguageModel, seed: int = 0, size: float = 0.05) -> None:
     """An adapter as it may be after some training."""
     generator = torch.Generator().manual_seed(seed)
-    for weight in model.learned().values():
+    for weight in model.trainable_state().values():
         weight.add_(size * torch.randn(weight.shape, generator=generator, dtype=weight.dtype))
 
 
@@ -81,10 +81,11 @@ def test_only_the_adapter_learns_and_merging_keeps_what_it_learned(architecture:
     for name, weight in module.state_dict().items():
         if "lora_" not in name:
             assert torch.equal(weight, base[name.replace(".base_layer", "")]), name
-    assert model.adapter is not None
-    assert {name for name, weight in module.named_parameters() if weight.requires_grad} == set(model.adapter.weights)
+    assert {name for name, weight in module.named_parameters() if weight.requires_grad} == set(
+        model.trainable.parameters()
+    )
 
-    merged = LanguageModel(model.adapter.merged())
+    merged = LanguageModel(model.trainable.merged())
     assert {name for name, _ in merged.module.named_parameters()} == {name for name in base if name != "lm_head.weight"}
     assert float((logprobs(merged) - learned).abs().max()) < 1e-5
 
@@ -107,13 +108,14 @@ def test_the_gradient_of_an_adapter_is_the_weights_own_by_the_chain_rule() -> No
     """W + s B A: dL/dB = s G A^T and dL/dA = s B^T G, with G = dL/dW of the merged weights."""
     model = adapted(make_model("qwen3"), "rslora")
     shake(model)
-    assert model.adapter is not None
     logits = model.logits(model.hidden_packed(SEQUENCES))
     logits.log_softmax(-1)[:, 3].mean().backward()
-    found = {name: weight.grad.clone() for name, weight in model.adapter.weights.items() if weight.grad is not None}
-    weights = {name: weight.detach().clone() for name, weight in model.adapter.weights.items()}
+    found = {
+        name: weight.grad.clone() for name, weight in model.trainable.parameters().items() if weight.grad is not None
+    }
+    weights = {name: weight.detach().clone() for name, weight in model.trainable.parameters().items()}
 
-    merged = LanguageModel(model.adapter.merged())
+    merged = LanguageModel(model.trainable.merged())
     merged.module.requires_grad_(True)
     merged.logits(merged.hidden_packed(SEQUENCES)).log_softmax(-1)[:, 3].mean().backward()
     scale = 8 / math.sqrt(4)
@@ -127,9 +129,9 @@ def test_the_gradient_of_an_adapter_is_the_weights_own_by_the_chain_rule() -> No
 
 
 @each_method
-def test_an_earlier_self_shares_the_backbone_and_keeps_a_graph_whole(method: str) -> None:
+def test_an_reference_snapshot_shares_the_backbone_and_keeps_a_graph_whole(method: str) -> None:
     model = adapted(make_model("llama"), method)
-    first = earlier_self(model)
+    first = reference_snapshot(model)
     base = logprobs(first)
     shake(model)
     assert first.module is model.module and torch.equal(logprobs(first), base)
@@ -144,7 +146,7 @@ def test_an_earlier_self_shares_the_backbone_and_keeps_a_graph_whole(method: str
 
     expected, found = gradients(False), gradients(True)
     assert all(torch.equal(found[name], gradient) for name, gradient in expected.items())
-    first.load_learned(model.learned())
+    first.load_trainable_state(model.trainable_state())
     assert torch.equal(logprobs(first), logprobs(model))
     shake(model, seed=1)
     assert not torch.equal(logprobs(first), logprobs(model)), "it was a copy"
@@ -177,7 +179,7 @@ def loaded(path: str, **settings: Any) -> LanguageModel:
 @each_method
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # of peft's wrapper, which only this test makes
 def test_an_adapters_folder_opens_like_a_model(tmp_path: Path, base: str, method: Any) -> None:
-    model = loaded(base, adapter=AdapterSettings(method, 4, 8), seed=7)
+    model = loaded(base, trainable=AdapterSettings(method, 4, 8), seed=7)
     shake(model)
     for folder in (tmp_path / "saved", tmp_path / "again"):
         folder.mkdir()
@@ -196,9 +198,8 @@ def test_an_adapters_folder_opens_like_a_model(tmp_path: Path, base: str, method
     assert torch.equal(logprobs(opened), logprobs(model))
     assert context_length_of(saved) == context_length_of(base)
     meta_model = meta_model_of(saved, model.tokenizer)
-    assert meta_model.adapter is not None and opened.adapter is not None
-    shapes = {name: weight.shape for name, weight in opened.adapter.weights.items()}
-    assert {name: weight.shape for name, weight in meta_model.adapter.weights.items()} == shapes
+    shapes = {name: weight.shape for name, weight in opened.trainable.parameters().items()}
+    assert {name: weight.shape for name, weight in meta_model.trainable.parameters().items()} == shapes
 
     export_model(opened, torch.float32, tmp_path / "merged")
     plain = LanguageModel(transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged"))
@@ -208,15 +209,16 @@ def test_an_adapters_folder_opens_like_a_model(tmp_path: Path, base: str, method
 
 
 @each_method
-def test_a_student_can_be_written_merged_and_learn_on(tmp_path: Path, base: str, method: Any) -> None:
-    model = loaded(base, adapter=AdapterSettings(method, 4, 8))
+def test_weights_are_merged_into_copies_and_the_student_learns_on(tmp_path: Path, base: str, method: Any) -> None:
+    model = loaded(base, trainable=AdapterSettings(method, 4, 8))
     shake(model)
     before, state = logprobs(model), {name: weight.clone() for name, weight in model.module.state_dict().items()}
-    save_student(model, Vocabulary(259, (256,), 256), tmp_path / "plain", merges=True)
+    model.module.save_pretrained(tmp_path / "plain", state_dict=model.trainable.merged_weights())
+    model.tokenizer.save_pretrained(tmp_path / "plain")
     assert torch.equal(logprobs(model), before)
     assert all(torch.equal(weight, state[name]) for name, weight in model.module.state_dict().items())
     plain = loaded(str(tmp_path / "plain"))
-    assert plain.adapter is None and float((logprobs(plain) - before).abs().max()) < 1e-5
+    assert isinstance(plain.trainable, AllWeights) and float((logprobs(plain) - before).abs().max()) < 1e-5
     save_for_serving(model, tmp_path / "untied")
     assert torch.equal(logprobs(loaded(str(tmp_path / "untied"))), logprobs(plain))
     assert float((logprobs(plain) - logprobs(loaded(base))).abs().max()) > 1e-3
@@ -237,7 +239,7 @@ def test_an_adapter_that_peft_wrote_opens_too(tmp_path: Path, base: str) -> None
 
 
 def test_what_does_not_fit_is_refused(tmp_path: Path, base: str) -> None:
-    model = loaded(base, adapter=AdapterSettings("lora", 4, 8))
+    model = loaded(base, trainable=AdapterSettings("lora", 4, 8))
     folder = tmp_path / "saved"
     folder.mkdir()
     save_student(model, Vocabulary(259, (256,), 256), folder)
@@ -246,8 +248,7 @@ def test_what_does_not_fit_is_refused(tmp_path: Path, base: str) -> None:
         AdapterSettings("dora", 4),
         AdapterSettings(target_modules=("q_proj",)),
     ):
-        other = loaded(base, adapter=settings).adapter
-        assert other is not None
+        other = loaded(base, trainable=settings).trainable
         with pytest.raises(ModelError, match=r"cannot be put on|is on one side only"):
             other.load(folder)
     save_model(tmp_path / "base", make_tokenizer(), padded_size=264, stop_ids=256, seed=2)
@@ -272,7 +273,7 @@ def test_a_fingerprint_is_of_the_numbers_and_not_of_their_type(base: str) -> Non
 
 def test_the_seed_decides_a_fresh_adapter_and_nobody_elses_numbers(base: str) -> None:
     torch.manual_seed(5)
-    first, same, other = (loaded(base, adapter=AdapterSettings(), seed=seed).learned() for seed in (1, 1, 2))
+    first, same, other = (loaded(base, trainable=AdapterSettings(), seed=seed).trainable_state() for seed in (1, 1, 2))
     drawn = torch.rand(1)
     torch.manual_seed(5)
     assert torch.equal(drawn, torch.rand(1))
@@ -281,8 +282,8 @@ def test_the_seed_decides_a_fresh_adapter_and_nobody_elses_numbers(base: str) ->
 
 
 def test_a_backbone_in_bfloat16_keeps_its_adapter_in_float32(base: str) -> None:
-    model = loaded(base, dtype="bfloat16", adapter=AdapterSettings())
-    assert {weight.dtype for weight in model.learned().values()} == {torch.float32}
+    model = loaded(base, dtype="bfloat16", trainable=AdapterSettings())
+    assert {weight.dtype for weight in model.trainable_state().values()} == {torch.float32}
     assert logprobs(model).dtype == torch.bfloat16
 
 

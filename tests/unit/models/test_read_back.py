@@ -28,8 +28,7 @@ from tutelage.models import (
     load_tokenizer,
     save_student,
 )
-from tutelage.models.adapter_files import Base
-from tutelage.models.adapters import add_adapter
+from tutelage.models.trainables import Base
 
 VOCABULARY = Vocabulary(259, stop_ids=(256, 258), stop_id=256)
 
@@ -37,8 +36,8 @@ VOCABULARY = Vocabulary(259, stop_ids=(256, 258), stop_id=256)
 def student_of(module: Any, method: Any = None) -> LanguageModel:
     model = LanguageModel(module, make_tokenizer(), (256,), "the student")
     if method is not None:
-        model.adapter = add_adapter(module, AdapterSettings(method, rank=2, alpha=4), Base("base"), 0)
-        for weight in model.learned().values():
+        model.trainable = AdapterSettings(method, rank=2, alpha=4).put_on(module, Base("base"), 0)
+        for weight in model.trainable_state().values():
             weight.add_(0.1)
     return model
 
@@ -206,7 +205,7 @@ def adapter_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("adapter")
     save_student(student_of(make_model(vocab_size=264, dtype=torch.float32)), VOCABULARY, place / "base")
     base = str(place / "base")
-    model = load_language_model(base, load_tokenizer(base), adapter=AdapterSettings("lora", rank=2))
+    model = load_language_model(base, load_tokenizer(base), trainable=AdapterSettings("lora", rank=2))
     (place / "adapter").mkdir()
     save_student(model, VOCABULARY, place / "adapter")
     return place / "adapter"

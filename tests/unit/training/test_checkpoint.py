@@ -14,7 +14,7 @@ import torch
 from tests.conftest import make_model
 from tests.tiny_run import make_tokenizer
 from tutelage.errors import CheckpointError, NonFiniteError
-from tutelage.models import LanguageModel, Vocabulary
+from tutelage.models import LanguageModel, MovingReference, Vocabulary
 from tutelage.rollout import PairedEngine
 from tutelage.runtime import Learner, LocalRuntime
 from tutelage.training import (
@@ -29,7 +29,7 @@ from tutelage.training import (
     named_checkpoints,
     read_state,
 )
-from tutelage.training.checkpoint_files import fingerprint_of, load_past, load_update
+from tutelage.training.checkpoint_files import fingerprint_of, load_update, restore_reference
 
 VOCABULARY = Vocabulary(259, stop_ids=(256, 258), stop_id=256)
 
@@ -59,13 +59,13 @@ def update(module: Any, optimizer: torch.optim.Optimizer) -> None:
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Checkpoints of steps 1 and 2; the second holds an earlier self."""
+    """Checkpoints of steps 1 and 2; the second holds a reference."""
     folder = tmp_path_factory.mktemp("two")
     student, optimizer = learning()
     checkpoints = Checkpoints(folder, CheckpointSettings())
     checkpoints.save(TrainerState(1, 4), student, VOCABULARY, optimizer.state_dict())
     update(student.module, optimizer)
-    checkpoints.save(TrainerState(2, 8), student, VOCABULARY, optimizer.state_dict(), student)
+    checkpoints.save(TrainerState(2, 8), student, VOCABULARY, optimizer.state_dict(), student.trainable_state())
     return folder
 
 
@@ -217,9 +217,11 @@ def test_moments_of_another_model_are_refused(folder: Path) -> None:
         load_update(newest, updating(other))
 
 
-def test_an_earlier_self_that_does_not_fit_is_refused(folder: Path) -> None:
+def test_a_reference_that_does_not_fit_is_refused(folder: Path) -> None:
     student, _ = learning()
-    load_past(folder / "step-000002", student)
+    reference = MovingReference(student, student, every=3)
+    restore_reference(folder / "step-000002", reference, 2)
     torch.save({"a": torch.ones(2)}, folder / "step-000002" / "past.pt")
     with pytest.raises(CheckpointError, match="does not fit the student"):
-        load_past(folder / "step-000002", student)
+        restore_reference(folder / "step-000002", reference, 2)
+    restore_reference(folder / "step-000002", MovingReference(student, student, every=2), 2)  # it is not looked at

@@ -1,19 +1,16 @@
-"""The folder of an adapter: which base it names, and whether it is what we can put there."""
+"""The folder of an adapter: which base does it name, and does that still have the weights that it had?"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from tutelage.errors import ModelError
 from tutelage.models.reading import read_json
-from tutelage.models.weight_check import is_plain_float
 
 __all__ = [
     "BASE",
@@ -21,16 +18,11 @@ __all__ = [
     "WEIGHTS",
     "Base",
     "base_of",
-    "check_adapter_weights",
-    "check_only_low_rank",
     "check_same_base",
     "fingerprint",
 ]
 
 WEIGHTS, CONFIG, BASE = "adapter_model.safetensors", "adapter_config.json", "base.json"
-# Settings of peft under which an adapter is more than low-rank differences of linear layers.
-BEYOND_LOW_RANK = ("modules_to_save", "trainable_token_indices", "layer_replication", "target_parameters")
-CHANGES_BASE = ("pissa", "olora", "corda", "loftq")  # ways to begin that put other weights into the base
 
 
 @dataclass(frozen=True)
@@ -97,37 +89,6 @@ def fingerprint(module: nn.Module) -> str:
         digest.update(f"{name} {list(weight.shape)}".encode())
         digest.update(weight.detach().to("cpu", torch.bfloat16).contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def check_only_low_rank(config: Any, folder: Path) -> None:
-    """Refuse an adapter that is more than low-rank differences of linear layers; the rest would be lost."""
-    more = [f"{name} = {getattr(config, name)!r}" for name in BEYOND_LOW_RANK if getattr(config, name, None)]
-    if config.bias != "none":
-        more.append(f"bias = {config.bias!r}")
-    if isinstance(config.init_lora_weights, str) and config.init_lora_weights.startswith(CHANGES_BASE):
-        more.append(f"init_lora_weights = {config.init_lora_weights!r}")
-    if more:
-        raise ModelError(
-            f"the adapter in {str(folder)!r} has {', '.join(more)}, so it is not low-rank differences of linear layers "
-            "alone. Merge it into its base with the tool that made it, and give the merged model."
-        )
-
-
-def check_adapter_weights(stored: Mapping[str, Tensor], folder: Path) -> None:
-    """Refuse what is no weight of an adapter, and numbers that cannot be one."""
-    for name, weight in stored.items():
-        if "lora_" not in name:
-            problem = f"holds {name}, which is no weight of a LoRA and would replace one of the base"
-        elif not is_plain_float(weight):
-            problem = f"holds {name} as {str(weight.dtype).removeprefix('torch.')}; floating-point numbers are expected"
-        elif not bool(weight.isfinite().all()):
-            problem = f"has numbers in {name} that are NaN or infinite"
-        else:
-            continue
-        raise ModelError(
-            f"the adapter in {str(folder)!r} {problem}. Restore the folder from its source, or give an earlier "
-            "checkpoint."
-        )
 
 
 def check_same_base(folder: Path, base: Base) -> None:
