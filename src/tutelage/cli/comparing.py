@@ -69,10 +69,9 @@ def compare(
         checkpoint.value,
         early_steps,
         where.name if where is not None else None,
+        allows_overlap=allow_overlap,
     )
-    run_plan(
-        plan, where, TextConsole(), workers=workers, resume=resume, accept=accept or [], allow_overlap=allow_overlap
-    )
+    run_plan(plan, where, TextConsole(), workers=workers, resume=resume, accept=accept or [])
 
 
 def sweep(
@@ -119,6 +118,8 @@ def sweep(
         early_steps,
         where.name if where is not None else None,
         [SWEEP_NOTE],
+        list(values),
+        allow_overlap,
     )
     name = None if first is None else str(first["name"])
     run_plan(
@@ -128,8 +129,6 @@ def sweep(
         workers=workers,
         resume=resume,
         accept=accept or [],
-        allow_overlap=allow_overlap,
-        free_keys=list(values),
         draw=lambda outcome: draw_sweep(outcome, points, values, name, folder / "sweep.png"),
     )
 

@@ -30,8 +30,6 @@ def run_plan(
     workers: int | None = None,
     resume: bool = False,
     accept: Sequence[str] = (),
-    allow_overlap: bool = False,
-    free_keys: Sequence[str] = (),
     draw: Callable[[Outcome], Path] | None = None,
 ) -> Outcome:
     """Run a comparison and make its tables.
@@ -40,8 +38,6 @@ def run_plan(
       workers: runs at once; None = as many as there are cores, or one if they would share an accelerator.
       resume: continue in the folder of `plan`; finished runs are not repeated.
       accept: with `resume`, what may have changed since the comparison began, see `fingerprints.INPUTS`.
-      allow_overlap: problems that are also trained on are a warning and not a refusal.
-      free_keys: in which the methods may differ although a comparison should not.
       draw: draws one more figure from the finished runs, and returns a line that says where it is.
     Raises:
       ConfigurationError, DataError, OutputExistsError: refused before the first step.
@@ -54,7 +50,7 @@ def run_plan(
             "--resume, or drop it."
         )
     _check_measurable(plan.methods)
-    notes = [f"Not the same for all: {note}." for note in check_comparable(plan.methods, free_keys)]
+    notes = [f"Not the same for all: {note}." for note in check_comparable(plan.methods, plan.free_keys)]
     plan = replace(plan, notes=[*plan.notes, *notes])
     check_writable(plan.folder)
     devices = {LocalRuntime(method.config.runtime.device).device for method in plan.methods}
@@ -62,7 +58,7 @@ def run_plan(
         workers = default_workers() if devices == {"cpu"} else 1
     is_readable = world is None or not world.files  # problems of the packaged world are written first
     if is_readable:
-        plan = _with_overlap(plan, allow_overlap)
+        plan = _with_overlap(plan)
     with ExitStack() as lock:
         is_begun = (plan.folder / PLAN).is_file()
         if is_begun:  # before anything in it is changed
@@ -72,7 +68,7 @@ def run_plan(
             lock.enter_context(locked(plan.folder))
         try:
             if not is_readable:
-                plan = _with_overlap(plan, allow_overlap)
+                plan = _with_overlap(plan)
             check_inputs(plan, accept)
         except Exception:
             if not is_begun:  # so that the corrected command can be run again
@@ -118,12 +114,12 @@ def _check_measurable(methods: Sequence[Method]) -> None:
             )
 
 
-def _with_overlap(plan: Plan, is_allowed: bool) -> Plan:
+def _with_overlap(plan: Plan) -> Plan:
     """Refuse evaluation problems that are trained on, or note them."""
     shared = shared_texts(plan.methods[0].config)
     if not shared:
         return plan
     found = f"{len(shared)} evaluation problems are also training prompts, such as {shared[0][:80]!r}"
-    if not is_allowed:
+    if not plan.allows_overlap:
         raise DataError(f"{found}; results on them would not be about new problems. Take them out, or --allow-overlap.")
     return replace(plan, notes=[*plan.notes, f"{found}: the results are partly about problems that were trained on."])

@@ -81,6 +81,8 @@ class Plan:
       early_steps: first steps whose rollouts are judged.
       world: name of the world that the recipes were put in; None = their own.
       notes: facts about the comparison that are printed with its results.
+      free_keys: in which the methods may differ although a comparison should not, such as those of a sweep's grid.
+      allows_overlap: problems that are also trained on are a warning and not a refusal.
     """
 
     folder: Path
@@ -90,6 +92,8 @@ class Plan:
     early_steps: int = 10
     world: str | None = None
     notes: Sequence[str] = ()
+    free_keys: Sequence[str] = ()
+    allows_overlap: bool = False
 
     def run_folder(self, method: Method, seed: int) -> Path:
         """Where one run goes."""
