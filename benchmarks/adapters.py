@@ -37,6 +37,7 @@ from tutelage.models import (
     ALL_WEIGHTS,
     AdapterSettings,
     LanguageModel,
+    ModelSource,
     TrainableSettings,
     load_language_model,
     load_tokenizer,
@@ -107,9 +108,9 @@ class Step:
     ) -> None:
         tokenizer = load_tokenizer(options.student)
         student = load_language_model(
-            options.student, tokenizer, dtype=dtype, device=options.device, trainable=trainable
+            ModelSource(options.student, dtype), tokenizer, device=options.device, trainable=trainable
         )
-        teacher = load_language_model(options.teacher, tokenizer, dtype=dtype, device=options.device)
+        teacher = load_language_model(ModelSource(options.teacher, dtype), tokenizer, device=options.device)
         teacher.module.requires_grad_(False)
         student.enable_grad()
         generator = torch.Generator().manual_seed(0)
@@ -175,7 +176,7 @@ class Step:
 
 def merged_of(student: LanguageModel, options: argparse.Namespace, dtype: str) -> LanguageModel:
     """A second student with the adapter in its weights."""
-    merged = load_language_model(options.student, student.tokenizer, dtype=dtype, device=options.device)
+    merged = load_language_model(ModelSource(options.student, dtype), student.tokenizer, device=options.device)
     merged.module.load_state_dict(
         student.trainable.merged_weights(), strict=False
     )  # a tied head has no name of its own

@@ -19,7 +19,7 @@ from transformers import Qwen3Config
 
 from tutelage.config import ModelConfig, build_phases, load_config
 from tutelage.doctor.budget import forecast
-from tutelage.models import ALL_WEIGHTS, DTYPES, LanguageModel, align, meta_model_of
+from tutelage.models import ALL_WEIGHTS, DTYPES, LanguageModel, ModelSource, align, meta_model_of
 from tutelage.runtime import LocalRuntime
 from tutelage.types import Prompt
 
@@ -102,7 +102,7 @@ def shape(name: str, model: ModelConfig, folder: Path) -> LanguageModel:
         num_key_value_heads=8, head_dim=128, intermediate_size=inner, tie_word_embeddings=tied, eos_token_id=151_645,
     ).save_pretrained(folder / name)  # fmt: skip
     trainable = getattr(model, "trainable", ALL_WEIGHTS)
-    return meta_model_of(str(folder / name), None, dtype=model.dtype, trainable=trainable, needs_weights=False)
+    return meta_model_of(ModelSource(str(folder / name), model.dtype), None, trainable=trainable, needs_weights=False)
 
 
 if __name__ == "__main__":

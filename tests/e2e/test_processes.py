@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from tests.fake_server import student_server
 from tests.tiny_run import write_run_file
 from tests.two_ranks import build
-from tutelage.models import LanguageModel, load_language_model, load_tokenizer
+from tutelage.models import LanguageModel, ModelSource, load_language_model, load_tokenizer
 from tutelage.runtime import Learner, LocalRuntime
 from tutelage.training import Observer, train
 
@@ -65,7 +65,7 @@ def ended(folder: Path) -> Iterator[list[subprocess.CompletedProcess[str]]]:
 
 
 def in_float64(path: str) -> LanguageModel:
-    return load_language_model(path, load_tokenizer(path), dtype="float64")
+    return load_language_model(ModelSource(path, "float64"), load_tokenizer(path))
 
 
 class ModulesForward(LocalRuntime):

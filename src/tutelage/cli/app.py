@@ -166,7 +166,7 @@ def evaluate(
     from tutelage.config.clock import date_of_run, template_clock
     from tutelage.evaluation import evaluate as run_evaluation
     from tutelage.evaluation import rich_table, write_evaluation
-    from tutelage.models import check_files, load_language_model, load_tokenizer
+    from tutelage.models import ModelSource, check_files, load_language_model, load_tokenizer
     from tutelage.policies import Temperature
     from tutelage.rollout import PairedEngine
     from tutelage.runtime import LocalRuntime
@@ -195,7 +195,7 @@ def evaluate(
     sets = build_evaluation_sets(items, data, tokenizer, clock)
     for problems in sets:
         check_lengths(ModelConfig(path=model), None, problems.prompts, max_new_tokens, "--max-new-tokens")
-    student = load_language_model(model, tokenizer, dtype=dtype.value, device=LocalRuntime(device).device)
+    student = load_language_model(ModelSource(model, dtype.value), tokenizer, device=LocalRuntime(device).device)
     engine = PairedEngine(student, max_rows=rows)
     console = TextConsole()
     if clock.was_asked:

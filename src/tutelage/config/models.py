@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -87,17 +88,8 @@ def load_model(
     model: ModelConfig, tokenizer: Any, device: str, path: str | None = None, **learning: Any
 ) -> LanguageModel:
     """A model as its table says; `path` replaces its weights (a checkpoint), `learning` is what makes it a student."""
-    return load_language_model(
-        path or model.path,
-        tokenizer,
-        dtype=model.dtype,
-        device=device,
-        revision=None if path else model.revision,
-        trust_remote_code=model.trust_remote_code,
-        allow_pickle=model.allow_pickle,
-        attention=model.attention,
-        **learning,
-    )
+    source = model.source if path is None else replace(model.source, path=path, revision=None)
+    return load_language_model(source, tokenizer, device=device, **learning)
 
 
 def load_student(
@@ -207,17 +199,8 @@ def load_meta_models(config: RunConfig, tokenizers: Mapping[str, Any]) -> dict[s
 
 def load_meta_model(model: ModelConfig, tokenizer: Any, trainable: TrainableSettings = ALL_WEIGHTS) -> LanguageModel:
     """A model as its table says, without its weights; the files of a served teacher may lack weights."""
-    return meta_model_of(
-        model.path,
-        tokenizer,
-        dtype=model.dtype,
-        revision=model.revision,
-        trust_remote_code=model.trust_remote_code,
-        allow_pickle=model.allow_pickle,
-        attention=model.attention,
-        trainable=trainable,
-        needs_weights=not (isinstance(model, TeacherConfig) and model.server is not None),
-    )
+    is_served = isinstance(model, TeacherConfig) and model.server is not None
+    return meta_model_of(model.source, tokenizer, trainable=trainable, needs_weights=not is_served)
 
 
 def _load_fused(config: RunConfig, tokenizers: Mapping[str, Any], device: str) -> LanguageModel:

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from tutelage.errors import ConfigurationError, printable
-from tutelage.models import ALL_WEIGHTS, AdapterSettings, TrainableSettings, base_of
+from tutelage.models import ALL_WEIGHTS, DEFAULT_DTYPE, AdapterSettings, ModelSource, TrainableSettings, base_of
 from tutelage.paths import check_file_name, expanded_path
 from tutelage.rollout import VLLMSettings
 from tutelage.tasks import (
@@ -84,11 +84,18 @@ class ModelConfig(Section):
     """[student] and [teacher]: which model, and how far it is trusted. `student = "PATH"` is short for `path`."""
 
     path: PathText
-    dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
+    dtype: Literal["float32", "bfloat16", "float16", "float64"] = DEFAULT_DTYPE
     revision: str | None = None
     trust_remote_code: bool = False
     allow_pickle: bool = False
     attention: str | None = None
+
+    @property
+    def source(self) -> ModelSource:
+        """What is loaded."""
+        return ModelSource(
+            self.path, self.dtype, self.revision, self.trust_remote_code, self.allow_pickle, self.attention
+        )
 
 
 class StudentConfig(ModelConfig):

@@ -8,7 +8,6 @@ from tutelage.models.fused_teacher import FusedTeacher
 from tutelage.models.fusion import DynamicFusion, FixedFusion, Fusion
 from tutelage.models.language_model import LanguageModel, as_language_model
 from tutelage.models.loading import (
-    DTYPES,
     check_distinct,
     check_files,
     context_length_of,
@@ -22,12 +21,14 @@ from tutelage.models.read_back import check_savable, check_saved
 from tutelage.models.references import MovingReference, Reference, SharedBackbone, reference_snapshot
 from tutelage.models.saving import export_model, save_student
 from tutelage.models.serving import both_readings, check_servable
+from tutelage.models.source import DEFAULT_DTYPE, DTYPES, ModelSource
 from tutelage.models.trainables import ALL_WEIGHTS, TRAINABLES, AdapterSettings, Trainable, TrainableSettings, base_of
 from tutelage.models.vocabulary import PROBE_TEXT, Vocabulary, align, check_same_tokenizer
 from tutelage.models.weight_sync import save_for_serving
 
 __all__ = [
     "ALL_WEIGHTS",
+    "DEFAULT_DTYPE",
     "DTYPES",
     "PROBE_TEXT",
     "TRAINABLES",
@@ -40,6 +41,7 @@ __all__ = [
     "Fusion",
     "LanguageModel",
     "ModelSet",
+    "ModelSource",
     "MovingReference",
     "Reference",
     "SharedBackbone",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from tutelage.models.language_model import LanguageModel, stop_ids_of
 from tutelage.models.quantised import method_of, quantised
 from tutelage.models.reading import ADVICE, reading
 from tutelage.models.serving import check_servable
+from tutelage.models.source import DTYPES, ModelSource
 from tutelage.models.trainables import ALL_WEIGHTS, PeftLora, TrainableSettings
 from tutelage.models.trainables.adapter_folder import WEIGHTS as ADAPTER_WEIGHTS
 from tutelage.models.trainables.adapter_folder import Base, base_of, fingerprint
@@ -25,8 +27,6 @@ from tutelage.models.weight_check import check_report, load_meta_module, quietly
 from tutelage.models.weight_files import weight_files
 
 __all__ = ["check_distinct", "check_files", "context_length_of", "load_language_model", "load_tokenizer"]
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
 
 def check_distinct(
@@ -96,15 +96,10 @@ def context_length_of(
 
 
 def load_language_model(
-    path: str,
+    source: ModelSource | str,
     tokenizer: Any,
     *,
-    dtype: str = "float32",
     device: str | torch.device = "cpu",
-    revision: str | None = None,
-    trust_remote_code: bool = False,
-    allow_pickle: bool = False,
-    attention: str | None = None,
     trainable: TrainableSettings = ALL_WEIGHTS,
     quantization: str | None = None,
     seed: int = 0,
@@ -112,13 +107,9 @@ def load_language_model(
     """Load a causal language model from a directory or hub id, and make sure that our engine can serve it.
 
     Args:
-      path: model directory, hub id such as "Qwen/Qwen3-0.6B-Base", or an adapter's folder, which is loaded on its base.
+      source: where it is; a bare path or hub id is loaded in float32.
       tokenizer: the model's tokenizer, from `load_tokenizer` (loaded first, because its checks cost nothing).
-      dtype: float32, bfloat16, float16 or float64.
-      trust_remote_code: run Python code that comes with the model. Off unless you have read that code.
-      allow_pickle: accept `pytorch_model.bin`, which can run code when it is opened. Off by default.
-      attention: `attn_implementation` of transformers; None = its default for the architecture.
-      trainable: what of the model learns when it is trained; not looked at where `path` is an adapter, which does.
+      trainable: what of the model learns when it is trained; not looked at where the source is an adapter, which does.
       quantization: "4bit" on CUDA; None = none.
       seed: of weights that are put into the model to learn.
     Raises:
@@ -126,28 +117,28 @@ def load_language_model(
       ConfigurationError: the model has nothing that could learn in this way, or cannot be quantised here.
       UnsupportedArchitectureError: see `check_servable`.
     """
-    check_files(path, allow_pickle=allow_pickle)
+    source = ModelSource.of(source)
+    path, dtype = source.path, DTYPES[source.dtype]
+    check_files(path, allow_pickle=source.allow_pickle)
     noted = base_of(path)
-    base = Base(path, revision) if noted is None else noted
-    source: dict[str, Any] = {"revision": base.revision, "trust_remote_code": trust_remote_code}
-    meta_module = load_meta_module(
-        base.path, dtype=DTYPES[dtype], allow_pickle=allow_pickle, attention=attention, **source
-    )
+    base = Base(path, source.revision) if noted is None else noted
+    meta_module = load_meta_module(replace(source, path=base.path, revision=base.revision))
     comes_quantised = method_of(meta_module.config) is not None
     placement = (
         {"device_map": {"": str(device)}} if comes_quantised else {}
     )  # quantised weights are made where they stay
     if quantization is not None:
-        placement = quantised(quantization, DTYPES[dtype], device)
+        placement = quantised(quantization, dtype, device)
     with reading("model", base.path), quietly():
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             base.path,
-            dtype=DTYPES[dtype],
-            use_safetensors=None if allow_pickle else True,
-            attn_implementation=attention,
+            revision=base.revision,
+            trust_remote_code=source.trust_remote_code,
+            dtype=dtype,
+            use_safetensors=None if source.allow_pickle else True,
+            attn_implementation=source.attention,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are refused by name below
-            **source,
             **placement,
         )
     module, report = loaded
@@ -157,7 +148,7 @@ def load_language_model(
     module.eval()
     if noted is not None or not trainable.kind.changes_backbone:
         # Numbers that were rounded twice, or quantised, cannot be compared with those of the files.
-        is_comparable = dtype != "float16" and not placement
+        is_comparable = dtype != torch.float16 and not placement
         base = Base(base.path, base.revision, fingerprint(module) if is_comparable else None)
     # Before the model moves to its device, so that fresh weights are the same on all of them.
     learning = trainable.put_on(module, base, seed) if noted is None else PeftLora.read(module, Path(path), base)

@@ -6,6 +6,7 @@ the real model, worked out by the same code, and nothing can be computed with it
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ import torch
 
 from tutelage.models.generation import read_generation_config
 from tutelage.models.language_model import LanguageModel, stop_ids_of
-from tutelage.models.loading import DTYPES, check_files
+from tutelage.models.loading import check_files
 from tutelage.models.reading import reading
+from tutelage.models.source import ModelSource
 from tutelage.models.trainables import ALL_WEIGHTS, Base, PeftLora, TrainableSettings, base_of
 from tutelage.models.weight_check import load_meta_module
 
@@ -22,14 +24,9 @@ __all__ = ["meta_model_of"]
 
 
 def meta_model_of(
-    path: str,
+    source: ModelSource | str,
     tokenizer: Any,
     *,
-    dtype: str = "float32",
-    revision: str | None = None,
-    trust_remote_code: bool = False,
-    allow_pickle: bool = False,
-    attention: str | None = None,
     trainable: TrainableSettings = ALL_WEIGHTS,
     needs_weights: bool = True,
 ) -> LanguageModel:
@@ -42,20 +39,14 @@ def meta_model_of(
       ModelError: nothing is there, or no causal language model can be made of its configuration.
       ConfigurationError: the model has nothing that could learn in this way.
     """
+    source = ModelSource.of(source)
+    path = source.path
     if needs_weights:
-        check_files(path, allow_pickle=allow_pickle)
+        check_files(path, allow_pickle=source.allow_pickle)
     noted = base_of(path)
-    base = Base(path, revision) if noted is None else noted
-    module = load_meta_module(
-        base.path,
-        dtype=DTYPES[dtype],
-        revision=base.revision,
-        trust_remote_code=trust_remote_code,
-        allow_pickle=allow_pickle,
-        attention=attention,
-        needs_weights=needs_weights,
-    )
-    if (generation_config := read_generation_config(path, revision)) is not None:
+    base = Base(path, source.revision) if noted is None else noted
+    module = load_meta_module(replace(source, path=base.path, revision=base.revision), needs_weights=needs_weights)
+    if (generation_config := read_generation_config(path, source.revision)) is not None:
         module.generation_config = generation_config
     with torch.device("meta"):
         placed = trainable.put_on(module, base, seed=0) if noted is None else PeftLora.like(module, Path(path), base)

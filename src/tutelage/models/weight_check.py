@@ -22,6 +22,7 @@ from transformers.utils import logging as transformers_logging
 from tutelage.errors import ModelError
 from tutelage.models.quantised import check_packages, method_of
 from tutelage.models.reading import read_json, reading
+from tutelage.models.source import DTYPES, ModelSource
 from tutelage.models.weight_files import stored_tensors, weight_files
 
 __all__ = ["check_report", "is_plain_float", "load_meta_module", "quietly"]
@@ -57,35 +58,30 @@ def is_plain_float(tensor: Tensor) -> bool:
     return tensor.dtype in FLOATS
 
 
-def load_meta_module(
-    path: str,
-    *,
-    dtype: torch.dtype,
-    revision: str | None = None,
-    trust_remote_code: bool = False,
-    allow_pickle: bool = False,
-    attention: str | None = None,
-    needs_weights: bool = True,
-) -> Any:
+def load_meta_module(source: ModelSource, *, needs_weights: bool = True) -> Any:
     """The `transformers` model of a directory or hub id with shapes and no numbers; a directory's weights fit it.
 
     Raises:
       ModelError: no causal language model can be made of the configuration, a package is missing for it, or the weight
         files lack some of its weights, hold others too, or hold them in other shapes or as something else than numbers.
     """
+    path, trusts_code = source.path, source.trust_remote_code
     is_folder = Path(path).is_dir()
     if is_folder:
         _check_counts(read_json(Path(path) / "config.json"), path)
     with reading("model", path):
-        config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
+        config = AutoConfig.from_pretrained(path, revision=source.revision, trust_remote_code=trusts_code)
         check_packages(config)
         with torch.device("meta"):
             module: Any = AutoModelForCausalLM.from_config(
-                config, dtype=dtype, trust_remote_code=trust_remote_code, attn_implementation=attention
+                config,
+                dtype=DTYPES[source.dtype],
+                trust_remote_code=trusts_code,
+                attn_implementation=source.attention,
             )
     # What the files of a quantised model hold is known to its quantiser only; the report after loading is.
     if is_folder and needs_weights and method_of(config) is None:
-        stored = stored_tensors(weight_files(path, allow_pickle=allow_pickle))
+        stored = stored_tensors(weight_files(path, allow_pickle=source.allow_pickle))
         _check_types(module, stored, path)
         with reading("model", path), quietly():
             _, report = type(module).from_pretrained(

@@ -18,6 +18,7 @@ from tutelage.errors import ConfigurationError, ModelError
 from tutelage.models import (
     AdapterSettings,
     LanguageModel,
+    ModelSource,
     check_quantization,
     context_length_of,
     export_model,
@@ -172,8 +173,8 @@ def base(tmp_path: Path) -> str:
     return str(save_model(tmp_path / "base", make_tokenizer(), padded_size=264, stop_ids=256, seed=1))
 
 
-def loaded(path: str, **settings: Any) -> LanguageModel:
-    return load_language_model(path, load_tokenizer(path), **settings)
+def loaded(path: str, *, dtype: str = "float32", **settings: Any) -> LanguageModel:
+    return load_language_model(ModelSource(path, dtype), load_tokenizer(path), **settings)
 
 
 @each_method

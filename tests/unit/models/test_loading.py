@@ -17,7 +17,14 @@ from safetensors.torch import load_file, save_file
 from tests.conftest import SHAPE
 from tests.tiny_run import make_tokenizer, save_model
 from tutelage.errors import ConfigurationError, ModelError
-from tutelage.models import check_unquantised, load_language_model, load_tokenizer, meta_model_of, weights_fingerprint
+from tutelage.models import (
+    ModelSource,
+    check_unquantised,
+    load_language_model,
+    load_tokenizer,
+    meta_model_of,
+    weights_fingerprint,
+)
 
 Spoil = Callable[[Path], object]
 
@@ -203,11 +210,11 @@ def test_pickled_weights_are_looked_at_as_well(folder: Path) -> None:
     state = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
     torch.save(state, folder / "pytorch_model.bin")
-    load_language_model(str(folder), make_tokenizer(), allow_pickle=True)
+    load_language_model(ModelSource(str(folder), allow_pickle=True), make_tokenizer())
     del state[UP]
     torch.save(state, folder / "pytorch_model.bin")
     with pytest.raises(ModelError, match=f"lack {UP}"):
-        load_language_model(str(folder), make_tokenizer(), allow_pickle=True)
+        load_language_model(ModelSource(str(folder), allow_pickle=True), make_tokenizer())
 
 
 def test_parts_for_other_senses_are_left_aside(folder: Path) -> None:
@@ -268,7 +275,7 @@ def test_a_missing_package_is_named_with_the_line_that_installs_it(
 def test_a_missing_attention_kernel_is_named_with_the_line_that_installs_it(folder: Path) -> None:
     for load in (meta_model_of, load_language_model):
         with pytest.raises(ModelError, match="Install it: pip install flash-attn"):
-            load(str(folder), make_tokenizer(), attention="flash_attention_2")
+            load(ModelSource(str(folder), attention="flash_attention_2"), make_tokenizer())
 
 
 def test_a_saved_model_has_the_permissions_of_its_folder(whole: Path, tmp_path: Path) -> None:
