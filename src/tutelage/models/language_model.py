@@ -265,7 +265,7 @@ class LanguageModel:
 
     @property
     def _forward(self) -> Forward:
-        """Our own forward, if wanted, if it knows the architecture and does what the module is set to do; or its own."""
+        """Our own forward where it is wanted, knows the architecture and does what is asked; or the module's."""
         if self.fast_forward and self._own_forward is not None and self._own_forward.is_usable:
             return self._own_forward
         if self.compile or self.compiles_update:
