@@ -44,7 +44,7 @@ from tutelage.models import (
 )
 from tutelage.policies import Student
 from tutelage.rollout import PairedEngine
-from tutelage.rollout.scoring import response_hidden
+from tutelage.rollout.reading import response_hidden
 from tutelage.targets import TARGETS
 from tutelage.training import Objective
 from tutelage.types import Prompt, Rollout

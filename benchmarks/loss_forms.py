@@ -132,7 +132,7 @@ def naive(inputs: Inputs, jsd_share: float) -> Callable[[], Tensor]:
 def chunked(inputs: Inputs, jsd_share: float) -> Callable[[], Tensor]:
     """Ours in chunks of tokens, each computed again in backward."""
     from tutelage.divergences import chunked_divergence
-    from tutelage.rollout.scoring import tokens_per_chunk
+    from tutelage.rollout.reading import tokens_per_chunk
     from tutelage.types import DenseTarget
 
     divergence, vocabulary = divergence_of(jsd_share), vocabulary_of(inputs)
@@ -148,7 +148,7 @@ def chunked(inputs: Inputs, jsd_share: float) -> Callable[[], Tensor]:
 def chunked_support(inputs: Inputs, jsd_share: float) -> Callable[[], Tensor]:
     """The same on a recorded support and its rest."""
     from tutelage.divergences import chunked_divergence
-    from tutelage.rollout.scoring import tokens_per_chunk
+    from tutelage.rollout.reading import tokens_per_chunk
     from tutelage.types import SparseTarget
 
     divergence, vocabulary = divergence_of(jsd_share, support="student_top_k"), vocabulary_of(inputs)

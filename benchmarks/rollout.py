@@ -60,7 +60,7 @@ from measuring import (
 from tutelage.demo import make_problems, student_path, teacher_path
 from tutelage.models import LanguageModel, load_language_model, load_tokenizer
 from tutelage.policies import Policy, Student, TrustRegion
-from tutelage.rollout import PairedEngine
+from tutelage.rollout import Limits, PairedEngine
 from tutelage.types import Rollout
 
 PROMPT_SEED = 82_000  # the packaged models were trained on other seeds
@@ -241,13 +241,15 @@ def measure_trb(
 ) -> list[dict[str, Any]]:
     """One batch size and one pair: student, lock-step, fixed and self-chosen drafts, in turns."""
     contenders = {
-        STUDENT: rollout_contender(PairedEngine(pair.student, max_rows=rows), Student(), prompts, max_new_tokens)
+        STUDENT: rollout_contender(
+            PairedEngine(pair.student, limits=Limits(max_rows=rows)), Student(), prompts, max_new_tokens
+        )
     }
     fixed: dict[str, int | str] = {LOCKSTEP: 1, **{f"draft {n}": n for n in DRAFT_LENGTHS}}
     choices = {**fixed, **{name: name for name in SELF_CHOSEN}}
     for radius in radii:
         for name, draft_length in choices.items():
-            engine = PairedEngine(pair.student, pair.teacher, draft_length=draft_length, max_rows=rows)
+            engine = PairedEngine(pair.student, pair.teacher, draft_length=draft_length, limits=Limits(max_rows=rows))
             policy = TrustRegion(kl_radius=radius)
             contenders[f"{name} at {radius}"] = rollout_contender(engine, policy, prompts, max_new_tokens)
     title = f"{rows} rows, teacher {pair.cost_ratio:.1f}x"
@@ -389,7 +391,7 @@ def student_section(options: argparse.Namespace, console: Console) -> dict[str, 
     by_length = sorted(prompts, key=len)
     model = student_that_stops(stop_probability)
     served = LanguageModel(model, stop_ids=(model.config.eos_token_id,), compile=options.compile)
-    engine = PairedEngine(served, max_rows=STUDENT_ROWS)
+    engine = PairedEngine(served, limits=Limits(max_rows=STUDENT_ROWS))
     contenders: dict[str, Callable[[int], Measurement]] = {
         "ours": rollout_contender(engine, Student(), prompts, STUDENT_LIMIT),
         "ours, tokens only": rollout_contender(engine, Student(), prompts, STUDENT_LIMIT, records_statistics=False),
@@ -570,10 +572,12 @@ def scaling_section(options: argparse.Namespace, console: Console) -> list[dict[
     for rows in (1, 16, 128) if options.quick else (1, 4, 16, 64, 128):
         prompts, policy = demo_prompts(max(6, 2 * rows)), TrustRegion(kl_radius=0.01)
         contenders = {
-            STUDENT: rollout_contender(PairedEngine(student, max_rows=rows), Student(), prompts, MAX_NEW_TOKENS)
+            STUDENT: rollout_contender(
+                PairedEngine(student, limits=Limits(max_rows=rows)), Student(), prompts, MAX_NEW_TOKENS
+            )
         }
         for name, draft_length in ((LOCKSTEP, 1), ("auto", "auto")):
-            engine = PairedEngine(student, teacher, draft_length=draft_length, max_rows=rows)
+            engine = PairedEngine(student, teacher, draft_length=draft_length, limits=Limits(max_rows=rows))
             contenders[name] = rollout_contender(engine, policy, prompts, MAX_NEW_TOKENS)
         results: Results = take_turns(contenders, options.rounds, title=f"{rows} rows", clock=options.clock)
         record = {
@@ -649,7 +653,7 @@ def profile(options: argparse.Namespace, console: Console) -> None:
     prompts = demo_prompts(max(6, 2 * options.rows))
     draft_length: int | str = "auto" if options.profile == "trb" else 1
     policy: Policy = Student() if options.profile == "student" else TrustRegion(kl_radius=options.kl_radius)
-    engine = PairedEngine(student, teacher, draft_length=draft_length, max_rows=options.rows)
+    engine = PairedEngine(student, teacher, draft_length=draft_length, limits=Limits(max_rows=options.rows))
     run = rollout_contender(engine, policy, prompts, MAX_NEW_TOKENS)
     run(1)
     plain = take_turns({"": run}, 1, title=options.profile, clock=options.clock, warmups=0)[""][0]

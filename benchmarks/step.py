@@ -47,7 +47,7 @@ from tutelage.demo import make_problems, student_path, teacher_path
 from tutelage.divergences import DIVERGENCES
 from tutelage.models import load_language_model, load_tokenizer
 from tutelage.policies import Policy, Student, TrustRegion
-from tutelage.rollout import PairedEngine
+from tutelage.rollout import Limits, PairedEngine
 from tutelage.runtime import LocalRuntime
 from tutelage.targets import TARGETS
 from tutelage.training import (
@@ -158,13 +158,14 @@ class OurStep:
         student, teacher = (load_language_model(str(path), tokenizer) for path in (student_path(), teacher_path()))
         student.module.requires_grad_(True)
         teacher.module.requires_grad_(False)
-        self.engine = PairedEngine(student, teacher, draft_length=draft_length, score_tokens=piece_tokens)
+        limits = Limits(score_tokens=piece_tokens)
+        self.engine = PairedEngine(student, teacher, draft_length=draft_length, limits=limits)
         self.prompts = [Prompt(chat_tokens(tokenizer, text)) for text in texts]
         self.recipe = Recipe(policy, TARGETS["teacher"](), DIVERGENCES["reverse_kl"](**divergence))
         self.runtime = LocalRuntime("cpu")
         self.now = CLOCKS[clock]
         self.parts: dict[str, float] = {}
-        self.book(self.engine, "generate", "rollout")
+        self.book(self.engine, "answer", "rollout")
         self.book(self.engine, "score", "score")
         self.book(self.runtime, "update", "update")
         rollout = RolloutSettings(
@@ -176,7 +177,16 @@ class OurStep:
         )
         order = PromptOrder(NUM_PROMPTS, NUM_PROMPTS)
         self.source = PromptSource(
-            self.engine, self.prompts, [None] * NUM_PROMPTS, order, rollout, None, self.runtime, seed=0
+            self.engine.models,
+            self.engine,
+            self.engine,
+            self.prompts,
+            [None] * NUM_PROMPTS,
+            order,
+            rollout,
+            None,
+            self.runtime,
+            seed=0,
         )
         settings = OptimizerSettings(learning_rate=LEARNING_RATE, warmup_steps=0)
         self.context = UpdateContext(

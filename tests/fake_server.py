@@ -16,7 +16,7 @@ import torch
 
 from tutelage.distributions import normalise
 from tutelage.models import LanguageModel
-from tutelage.rollout.scoring import response_hidden
+from tutelage.rollout.reading import response_hidden
 
 Answer = Callable[[str, dict[str, Any]], tuple[int, Any]]
 

@@ -12,6 +12,8 @@ import contextlib
 import os
 import signal
 import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,11 @@ import torch
 
 from tutelage.config import build_run, load_config
 from tutelage.errors import DataError, TutelageError
+from tutelage.policies import Policy
+from tutelage.rollout import Engine, Request, Scorer
 from tutelage.runtime import Processes, heartbeat, joined
 from tutelage.training import Observer, Run, train
+from tutelage.types import Rollout
 
 RUNS: dict[str, list[str]] = {
     "ddp": ["steps=5"],
@@ -79,8 +84,7 @@ def go(folder: Path, processes: Processes) -> None:
 
     run = build(folder, "nan", "policy=student", processes=processes)
     if rank == 1:
-        score = run.engine.score
-        run.engine.score = lambda made, **settings: [spoilt(each) for each in score(made, **settings)]  # type: ignore[method-assign]
+        run.scorer = Spoiling(run.scorer)
     refused(folder, "nan", rank, run)
 
     run = build(folder, "asked", processes=processes)
@@ -89,7 +93,7 @@ def go(folder: Path, processes: Processes) -> None:
 
     run = build(folder, "failed", processes=processes)
     if rank == 1:
-        run.engine.generate = fail  # type: ignore[method-assign]
+        run.engine = Watched(run.engine, fail)
     refused(folder, "failed", rank, run)
 
     killed(folder, "killed", processes)
@@ -103,7 +107,35 @@ def killed(folder: Path, name: str, processes: Processes) -> None:
     train(run, Observer())
 
 
-def fail(*_given: Any, **_settings: Any) -> Any:
+@dataclass
+class Watched:
+    """An engine that calls a function before each request."""
+
+    engine: Engine
+    before: Callable[[Request], None]
+
+    def refusal(self, policy: Policy) -> str | None:
+        return self.engine.refusal(policy)
+
+    def sync(self, policy: Policy, step: int) -> None:
+        self.engine.sync(policy, step)
+
+    def answer(self, policy: Policy, request: Request) -> list[Rollout]:
+        self.before(request)
+        return self.engine.answer(policy, request)
+
+
+@dataclass
+class Spoiling:
+    """A scorer whose teacher says NaN."""
+
+    scorer: Scorer
+
+    def score(self, rollouts: Sequence[Rollout], *, keep_hidden: bool = False) -> list[Rollout]:
+        return [spoilt(each) for each in self.scorer.score(rollouts, keep_hidden=keep_hidden)]
+
+
+def fail(_: Request) -> None:
     raise DataError("no such prompt")
 
 
@@ -114,14 +146,12 @@ def spoilt(rollout: Any) -> Any:
 
 def before_rollouts(run: Run, step: int, is_here: bool, number: int) -> None:
     """Send a signal to this process when it begins to sample for a step."""
-    generate = run.engine.generate
 
-    def generate_or_not(*given: Any, **settings: Any) -> Any:
-        if is_here and settings.get("step") == step and settings.get("records_statistics", True):
+    def signal_or_not(request: Request) -> None:
+        if is_here and request.step == step and request.records_statistics:
             os.kill(os.getpid(), number)
-        return generate(*given, **settings)
 
-    run.engine.generate = generate_or_not  # type: ignore[method-assign]
+    run.engine = Watched(run.engine, signal_or_not)
 
 
 if __name__ == "__main__":

@@ -80,7 +80,7 @@ class Rollout:
       behaviour_logprobs: [T] log mu of each token under the distribution that sampled it; NaN where it is not known.
       student: at evaluation temperatures this stays the student at temperature 1.
       teacher: None until the teacher has seen the rollout: during sampling if the policy needs the teacher, afterwards
-        through `rollout.scoring` otherwise.
+        through `rollout.scorers` otherwise.
       reference: of a third model, where a target needs one.
       finished: the answer ended with a stop token; False = it was cut by the length limit.
       prompt_index, sample_index: which prompt of the call, which sample of that prompt.

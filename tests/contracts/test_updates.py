@@ -150,7 +150,10 @@ class Steps:
         self.student: LanguageModel = engine.models.student
         prompts = [Prompt([1, 2, 3]), Prompt([4]), Prompt([5, 6, 1, 2])]
         rollout = RolloutSettings(prompts_per_step=3, samples_per_prompt=2, max_new_tokens=8)
-        self.source = PromptSource(engine, prompts, [None] * 3, PromptOrder(3, 3), rollout, None, runtime, seed=0)
+        order = PromptOrder(3, 3)
+        self.source = PromptSource(
+            engine.models, engine, engine, prompts, [None] * 3, order, rollout, None, runtime, seed=0
+        )
         optimizer = OptimizerSettings(learning_rate=1e-3, **settings)
         learner = Learner(engine.models.student)
         self.context = UpdateContext(

@@ -19,7 +19,8 @@ from tutelage.cli.scoring import write_scores
 from tutelage.config import RunAssembly, build_run, load_config
 from tutelage.doctor import Verdict, examine
 from tutelage.errors import ConfigurationError, DataError, OutputExistsError, TutelageError
-from tutelage.rollout import OfflineAnswers, ScoreCache
+from tutelage.policies import Offline
+from tutelage.rollout import OfflineEngine, Request, ScoreCache
 from tutelage.training import Objective, Observer, train
 
 OFF_POLICY = ["policy=offline", "divergence=forward_kl", "divergence.support=teacher_top_k", "divergence.top_k=8"]
@@ -87,16 +88,16 @@ def test_the_record_is_what_a_teacher_that_is_there_would_say(home: Path) -> Non
     """Loss and gradient from the cache against the same divergence with the teacher asked for all tokens."""
     config = config_of(home, *OFF_POLICY, "student.dtype=float64")
     built = build_run(config.model_copy(update={"output": str(home / "never")}))
-    engine = RunAssembly.for_sampling(config).engine
-    offline = OfflineAnswers.of(ScoreCache(home / "scores"))
-    rollouts = offline.generate(built.prompts[:4], num_samples=2, seed=0, step=0)
+    models = RunAssembly.for_sampling(config).models
+    offline = OfflineEngine.of(ScoreCache(home / "scores"))
+    rollouts = offline.answer(Offline(), Request(built.prompts[:4], 4, 2))
     bare = [replace(r, teacher=replace(r.teacher, top=None)) for r in rollouts]
     recipe, found = built.phases[0].recipe, []
-    for teachers, answers in (({}, rollouts), (engine.models.teachers, bare)):
-        objective = Objective(replace(engine.models, teachers=teachers), recipe.target, recipe.divergence)
-        engine.student.module.zero_grad(set_to_none=True)
+    for teachers, answers in (({}, rollouts), (models.teachers, bare)):
+        objective = Objective(replace(models, teachers=teachers), recipe.target, recipe.divergence)
+        models.student.module.zero_grad(set_to_none=True)
         batch = objective.backward(answers)
-        gradient = torch.cat([p.grad.flatten() for p in engine.student.module.parameters() if p.grad is not None])
+        gradient = torch.cat([p.grad.flatten() for p in models.student.module.parameters() if p.grad is not None])
         found.append((batch.loss, gradient))
     (recorded, recorded_gradient), (asked, asked_gradient) = found
     assert recorded == pytest.approx(asked, rel=1e-5) and recorded > 0

@@ -137,10 +137,10 @@ def test_three_steps_and_three_more_equal_six(finished: Path, tmp_path: Path, nu
 def test_an_interrupt_in_the_middle_of_a_rollout_saves_the_step_before(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tutelage.rollout import decoding
+    from tutelage.rollout.decoding import rounds
 
     path, calls = write_run_file(tmp_path), []
-    sample = decoding.sample
+    sample = rounds.sample
 
     def interrupted_sample(*arguments):
         calls.append(None)
@@ -148,7 +148,7 @@ def test_an_interrupt_in_the_middle_of_a_rollout_saves_the_step_before(
             os.kill(os.getpid(), signal.SIGTERM)
         return sample(*arguments)
 
-    monkeypatch.setattr(decoding, "sample", interrupted_sample)
+    monkeypatch.setattr(rounds, "sample", interrupted_sample)
     with pytest.raises(RunInterrupted, match="the run is saved"):
         run(path)
     monkeypatch.undo()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -11,9 +12,10 @@ from tests.vllm.conftest import Service
 from tests.vllm.test_student_engine import ROUNDING, SETTINGS, gaps, load
 from tutelage.demo import make_problems, student_path, teacher_path
 from tutelage.divergences import DIVERGENCES
-from tutelage.models import LanguageModel, align, save_for_serving
+from tutelage.models import LanguageModel, ModelSet, save_for_serving
 from tutelage.policies import Student, Temperature
-from tutelage.rollout import PairedEngine, ServedTeacher, ServedVLLM, Server, VLLMEngine
+from tutelage.rollout import HostedEngine, PairedEngine, Request, ServedScorer, Server
+from tutelage.rollout.samplers import ServedVLLM
 from tutelage.targets import TARGETS
 from tutelage.training import Objective
 from tutelage.types import Prompt
@@ -29,11 +31,10 @@ def prompts_for(student: LanguageModel, number: int) -> list[Prompt]:
 
 def test_a_teacher_server_scores_as_the_teacher_here_does(serve: Callable[..., Service]) -> None:
     student, teacher = load(student_path()), load(teacher_path())
-    vocabulary = align(student, teacher)
-    local = PairedEngine(student, teacher, vocabulary=vocabulary)
+    local = PairedEngine(student, teacher)
     rollouts = local.generate(Student(), prompts_for(student, 8), max_new_tokens=60, num_samples=2)
     service = serve(teacher_path())
-    served = PairedEngine(student, vocabulary=vocabulary, served_teacher=_teacher(service, local))
+    served = ServedScorer(Server(service.url), local.vocabulary, TOP_K)
     known, told = local.score(rollouts, keep_hidden=True), served.score(rollouts)
     differences = torch.cat(
         [(a.teacher_logprobs - b.teacher_logprobs).abs() for a, b in zip(known, told, strict=True)]  # type: ignore[operator]
@@ -41,9 +42,9 @@ def test_a_teacher_server_scores_as_the_teacher_here_does(serve: Callable[..., S
     print(f"{len(differences)} tokens: log q differs by {differences.mean():.1e}, at most {differences.max():.1e} nats")
     assert differences.max() < 1e-3
     losses = []
-    for engine, scored in ((local, known), (served, told)):
+    for teachers, scored in ((local.models.teachers, known), ({}, told)):
         divergence = DIVERGENCES["reverse_kl"](support="teacher_top_k", top_k=TOP_K)
-        objective = Objective(engine.models, TARGETS["teacher"](), divergence)
+        objective = Objective(replace(local.models, teachers=teachers), TARGETS["teacher"](), divergence)
         student.module.zero_grad(set_to_none=True)
         loss = objective.backward(scored).loss
         norm = float(torch.cat([p.grad.flatten() for p in student.module.parameters()]).norm())
@@ -54,31 +55,27 @@ def test_a_teacher_server_scores_as_the_teacher_here_does(serve: Callable[..., S
     service.kill()
 
 
-def _teacher(service: Service, engine: PairedEngine) -> ServedTeacher:
-    return ServedTeacher(Server(service.url), engine.vocabulary, TOP_K)
-
-
 def test_a_student_server_takes_new_weights(serve: Callable[..., Service], tmp_path: Path) -> None:
     student = load(student_path())
     save_for_serving(student, tmp_path / "student")  # on a CPU vLLM does not reload a tied head
     service = serve(tmp_path / "student", "--logprobs-mode", "processed_logprobs")
-    engine = VLLMEngine(student, align(student), ServedVLLM(Server(service.url)), settings=SETTINGS)
-    prompts = prompts_for(student, 4)
+    engine = HostedEngine(ModelSet.of(student), ServedVLLM(Server(service.url)), SETTINGS)
+    request = Request(prompts_for(student, 4), 30, num_samples=2, seed=1)
 
-    def drawn(temperature: float) -> list[list[int]]:
-        rollouts = engine.generate(
-            Temperature(temperature).at(0), prompts, max_new_tokens=30, num_samples=2, seed=1, step=0
-        )
+    def drawn(temperature: float, step: int) -> list[list[int]]:
+        policy = Temperature(temperature).at(0)
+        engine.sync(policy, step)
+        rollouts = engine.answer(policy, request)
         found = gaps(rollouts)
         print(f"server at {temperature}: {len(found)} tokens, mismatch mean {found.mean():.1e}, max {found.max():.1e}")
         assert found.max() < ROUNDING
         return [rollout.response_tokens for rollout in rollouts]
 
-    before = drawn(1.0)
-    drawn(0.7)
+    before = drawn(1.0, 0)
+    drawn(0.7, 0)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in student.module.parameters():
             parameter += 0.3 * parameter.std() * torch.randn(parameter.shape, generator=generator)
-    assert drawn(1.0) != before
+    assert drawn(1.0, 1) != before
     service.kill()

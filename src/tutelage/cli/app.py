@@ -168,7 +168,7 @@ def evaluate(
     from tutelage.evaluation import rich_table, write_evaluation
     from tutelage.models import ModelSource, check_files, load_language_model, load_tokenizer
     from tutelage.policies import Temperature
-    from tutelage.rollout import PairedEngine
+    from tutelage.rollout import Limits, PairedEngine
     from tutelage.runtime import LocalRuntime
     from tutelage.tasks import check_verifier, short_name
 
@@ -196,7 +196,7 @@ def evaluate(
     for problems in sets:
         check_lengths(ModelConfig(path=model), None, problems.prompts, max_new_tokens, "--max-new-tokens")
     student = load_language_model(ModelSource(model, dtype.value), tokenizer, device=LocalRuntime(device).device)
-    engine = PairedEngine(student, max_rows=rows)
+    engine = PairedEngine(student, limits=Limits(max_rows=rows))
     console = TextConsole()
     if clock.was_asked:
         console.say(f"date      {clock.moment.isoformat()}, which the chat template asks for")

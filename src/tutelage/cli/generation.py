@@ -34,7 +34,7 @@ def write_samples(
         check_verifier(config.data.verifier)
     prompts, chosen = run.prompts, run.prompts.prompts[:limit]
     check_prompt_lengths(config, chosen)
-    rollouts = run.engine.generate(
+    rollouts = run.paired_engine.generate(
         policy,
         chosen,
         max_new_tokens=config.rollout.max_new_tokens,

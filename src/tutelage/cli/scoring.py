@@ -12,7 +12,7 @@ from tutelage.config.fingerprints import differences
 from tutelage.errors import DataError, OutputExistsError
 from tutelage.files import sha256_of
 from tutelage.locks import hold, release
-from tutelage.rollout import ScoreCache, score_top
+from tutelage.rollout import ScoreCache, TopScorer
 from tutelage.types import Rollout
 
 __all__ = ["write_scores"]
@@ -74,22 +74,11 @@ def _write_missing(
     run: RunAssembly, cache: ScoreCache, rollouts: list[Rollout], on_message: Callable[[str], None]
 ) -> None:
     """Write the shards that are missing or damaged."""
-    answers_per_shard = int(cache.manifest["answers_per_shard"])
+    answers_per_shard, settings = int(cache.manifest["answers_per_shard"]), run.config.rollout
     for shard, problem in cache.damages().items():
         if cache.path(shard).exists():
             on_message(f"{cache.path(shard).name} {problem}; it is written again")
         first = shard * answers_per_shard
-        cache.write(shard, _read(run, rollouts[first : first + answers_per_shard]))
+        scorer = TopScorer(run.teachers, run.vocabulary, settings.score_tokens, settings.support_size)
+        cache.write(shard, scorer.score(rollouts[first : first + answers_per_shard]))
         on_message(f"shard {shard + 1} of {cache.num_shards} written")
-
-
-def _read(run: RunAssembly, rollouts: list[Rollout]) -> list[Rollout]:
-    """The answers with their teachers' fields, in the same order."""
-    scored, settings = list(rollouts), run.config.rollout
-    for name, teacher in run.teachers.items():
-        places = [place for place, rollout in enumerate(rollouts) if rollout.teacher_name == name]
-        own, size, most = [rollouts[place] for place in places], settings.support_size, settings.score_tokens
-        read_by_teacher = score_top(teacher, run.vocabulary, own, top_k=size, max_tokens=most)
-        for place, read in zip(places, read_by_teacher, strict=True):
-            scored[place] = read
-    return scored

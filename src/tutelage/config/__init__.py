@@ -11,10 +11,10 @@ from tutelage.config.recipes import build_phases, build_recipe
 from tutelage.config.resuming import check_writable
 from tutelage.config.schema import DataConfig, EvaluationSetConfig, ModelConfig, PhaseConfig, RunConfig
 from tutelage.config.serving import (
-    check_student_server,
+    check_sampler,
     check_teacher_server,
-    make_served_student,
-    make_served_teacher,
+    make_sampler,
+    make_served_scorer,
 )
 from tutelage.config.source import items_of
 from tutelage.config.verification import decoder_of, make_verifier
@@ -33,7 +33,7 @@ __all__ = [
     "build_run",
     "check_lengths",
     "check_prompt_lengths",
-    "check_student_server",
+    "check_sampler",
     "check_teacher_server",
     "check_writable",
     "decoder_of",
@@ -41,8 +41,8 @@ __all__ = [
     "load_config",
     "load_evaluation_problems",
     "load_model",
-    "make_served_student",
-    "make_served_teacher",
+    "make_sampler",
+    "make_served_scorer",
     "make_verifier",
     "part_from",
     "read_prompts",

@@ -20,13 +20,13 @@ from tutelage.config.prompts import Prompts, check_lengths, check_prompt_lengths
 from tutelage.config.recipes import build_phases
 from tutelage.config.schema import RunConfig
 from tutelage.config.scores import offline_answers, score_key
-from tutelage.config.serving import make_served_teacher
+from tutelage.config.serving import limits_of, make_served_scorer
 from tutelage.config.tokenizers import Tokenizers, load_tokenizers
 from tutelage.config.verification import Decode, VerifyRollouts, decoder_of, make_verifier
 from tutelage.evaluation import EvaluationSet
-from tutelage.models import LanguageModel, Vocabulary, align, check_savable
+from tutelage.models import LanguageModel, ModelSet, Vocabulary, align, check_savable
 from tutelage.policies import Policy
-from tutelage.rollout import OfflineAnswers, PairedEngine
+from tutelage.rollout import Engine, Engines, LocalScorer, OfflineEngine, PairedEngine, Scorer
 from tutelage.runtime import LocalRuntime
 from tutelage.tasks import TemplateClock, check_verifier
 from tutelage.training import EvaluationPlan, Phase, phase_at
@@ -135,7 +135,7 @@ class RunAssembly:
         return make_verifier(self.config.data, self.tokenizers.student) if self.config.data.verifier else None
 
     @cached_property
-    def offline_answers(self) -> OfflineAnswers | None:
+    def offline_answers(self) -> OfflineEngine | None:
         """The scored answers of phases that learn from such; refused if they do not fit the run."""
         recipes, prompts = [phase.recipe for phase in self.phases], self.prompts.prompts
         return offline_answers(self.dated_config, recipes, prompts, self.score_key)
@@ -181,12 +181,12 @@ class RunAssembly:
     @cached_property
     def teachers(self) -> dict[str | None, LanguageModel]:
         """The teachers with their weights, by the name that prompts call them; none of them where none is needed."""
-        _ = self.meta_models  # refused before weights are read, as in `engine`
+        _ = self.meta_models  # refused before weights are read, as in `models`
         return load_teachers(self.config, self.tokenizers.by_key, self.runtime) if self.needs_teacher else {}
 
     @cached_property
-    def engine(self) -> PairedEngine:
-        """The models with their weights, side by side. Gradients are as training has them, if anything is learned."""
+    def models(self) -> ModelSet:
+        """The models with their weights. Gradients are as training has them, if anything is learned."""
         config, tokenizers, device = self.config, self.tokenizers.by_key, self.runtime.device
         _ = self.meta_models  # files that are wrong are refused before the weights of any model are read
         student, load_start = load_student(config, self.tokenizers.student, device, self.checkpoint)
@@ -194,29 +194,41 @@ class RunAssembly:
         reference = load_reference(config, tokenizers, device, student, load_start) if self.needs_reference else None
         # Of a teacher that is a server, or that is not read, too. A checkpoint may have other stop ids than the model.
         vocabulary = self._shared_by_models(with_reference=self.needs_reference, student=student)
-        rows = self.meta_models["teacher"].padded_vocabulary_size
-        is_served = config.teacher.server is not None
-        engine = PairedEngine(
-            student,
-            teachers.get(None),
-            routes={name: model for name, model in teachers.items() if name is not None},
-            reference=reference,
-            reference_reads=config.reference.reads,
-            vocabulary=vocabulary,
-            support_size=config.rollout.support_size,
-            draft_length=config.rollout.draft_length,
-            max_rows=config.rollout.max_rows,
-            cache_bytes=None if config.rollout.cache_gib is None else int(config.rollout.cache_gib * 2**30),
-            score_tokens=config.rollout.score_tokens,
-            offline=self.offline_answers if self.learns else None,
-            served_teacher=make_served_teacher(config, self.phases, vocabulary, rows) if is_served else None,
-        )
+        models = ModelSet(student, vocabulary, teachers, reference, config.reference.reads)
         if self.learns:
             self._from_first(lambda: check_savable(student, vocabulary))
-            for model in engine.models.frozen:
+            for model in models.frozen:
                 model.module.requires_grad_(False)
             student.enable_grad()  # afterwards: a reference may share its backbone
-        return engine
+        return models
+
+    @cached_property
+    def paired_engine(self) -> PairedEngine:
+        """What samples from any policy with the models here."""
+        rollout, models = self.config.rollout, self.models
+        return PairedEngine(
+            models.student,
+            models.teachers,
+            draft_length=rollout.draft_length,
+            support_size=rollout.support_size,
+            vocabulary=models.vocabulary,
+            limits=limits_of(self.config),
+        )
+
+    @cached_property
+    def engine(self) -> Engine:
+        """What makes answers here: the models, or nobody where answers are recorded."""
+        offline = self.offline_answers if self.learns else None
+        return self.paired_engine if offline is None else Engines([offline, self.paired_engine])
+
+    @cached_property
+    def scorer(self) -> Scorer:
+        """What lets the teachers read finished answers."""
+        models = self.models
+        if self.config.teacher.server is None:
+            return LocalScorer(models.teachers, models.vocabulary, self.config.rollout.score_tokens)
+        rows = self.meta_models["teacher"].padded_vocabulary_size
+        return make_served_scorer(self.config, self.phases, models.vocabulary, rows)
 
     def _shared_by_models(self, *, with_reference: bool, student: LanguageModel | None = None) -> Vocabulary:
         """The vocabulary of all models; `student`: in place of the one without weights."""

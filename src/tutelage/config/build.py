@@ -16,9 +16,9 @@ from tutelage.config.load import settings_of, to_toml
 from tutelage.config.models import reference_of
 from tutelage.config.resuming import Beginning, beginning_of
 from tutelage.config.schema import RunConfig
-from tutelage.config.serving import check_servers, make_student_engine
+from tutelage.config.serving import check_sampler, check_teacher_server, make_hosted_engine
 from tutelage.errors import ConfigurationError
-from tutelage.rollout import PairedEngine
+from tutelage.rollout import Engine, Engines, ServedScorer
 from tutelage.runtime import LocalRuntime, Processes, runtime_for
 from tutelage.training import PromptOrder, Run, RunFolder, check_models_form, chosen_trackers
 from tutelage.training.run_files import FINGERPRINTS
@@ -65,14 +65,15 @@ def _run_from(beginning: Beginning, runtime: LocalRuntime) -> Run:
         messages.append("data.scores is set, but no policy is 'offline', so it is ignored")
     inputs.add(parts.data_inputs())
     hashes = parts.model_hashes()
-    engine = _checked_engine(parts)
-    inputs.add(hashes.inputs(engine.vocabulary))
+    models, engine = parts.models, _checked_engine(parts)
+    inputs.add(hashes.inputs(models.vocabulary))
     messages += [f"accepted, and noted in {beginning.folder.path / FINGERPRINTS}: {line}" for line in inputs.accepted]
     config, prompts = parts.dated_config, parts.prompts
     return Run(
         phases=parts.phases,
-        models=engine.models,
+        models=models,
         engine=engine,
+        scorer=parts.scorer,
         runtime=runtime,
         prompts=prompts.prompts,
         answers=prompts.answers,
@@ -96,7 +97,7 @@ def _run_from(beginning: Beginning, runtime: LocalRuntime) -> Run:
         name=config.name,
         project=config.logging.project,
         settings=settings_of(config),
-        reference=reference_of(config.reference, parts.engine.models),
+        reference=reference_of(config.reference, models),
         is_resumed=beginning.is_resumed,
         resume_from=beginning.checkpoint,
         open_folder=lambda: beginning.open_folder(config),
@@ -104,18 +105,21 @@ def _run_from(beginning: Beginning, runtime: LocalRuntime) -> Run:
     )
 
 
-def _checked_engine(parts: RunAssembly) -> PairedEngine:
-    """The models and what samples from them; refused where a step of the run could not be computed."""
-    config, prompts, engine = parts.config, parts.prompts.prompts, parts.engine
-    if config.rollout.engine == "vllm":
-        engine.student_engine = make_student_engine(config, engine.student, engine.vocabulary, parts.runtime)
-    check_servers(config, engine, prompts, parts.tokenizers.teacher)
+def _checked_engine(parts: RunAssembly) -> Engine:
+    """What makes the run's answers; refused where a step of the run could not be computed."""
+    config, models, prompts, engine = parts.config, parts.models, parts.prompts.prompts, parts.engine
+    if isinstance(parts.scorer, ServedScorer):
+        check_teacher_server(config, parts.scorer, prompts, parts.tokenizers.teacher)
+    if config.rollout.engine != "paired":
+        hosted = make_hosted_engine(config, models, parts.runtime)
+        check_sampler(config, hosted.sampler, prompts)
+        engine = Engines([hosted, engine])
     # Refused now, if one answer at the limit does not fit into the caches, and not when the first step needs it.
     asks_teacher = any(phase.recipe.policy.needs_teacher for phase in parts.phases)
-    engine.rows_that_fit(prompts, config.rollout.max_new_tokens, with_teacher=asks_teacher)
+    parts.paired_engine.rows_that_fit(prompts, config.rollout.max_new_tokens, with_teacher=asks_teacher)
     for phase in parts.phases:
-        teachers = list(engine.models.teachers.values())
-        check_models_form(config.runtime.loss, phase.recipe.divergence, engine.student, teachers)
+        teachers = list(models.teachers.values())
+        check_models_form(config.runtime.loss, phase.recipe.divergence, models.student, teachers)
     return engine
 
 

@@ -15,7 +15,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validat
 from tutelage.errors import ConfigurationError, printable
 from tutelage.models import ALL_WEIGHTS, DEFAULT_DTYPE, AdapterSettings, ModelSource, TrainableSettings, base_of
 from tutelage.paths import check_file_name, expanded_path
-from tutelage.rollout import VLLMSettings
+from tutelage.rollout import HostedSettings
 from tutelage.tasks import (
     DEFAULT_ANSWER_COLUMN,
     DEFAULT_PROMPT_COLUMN,
@@ -348,7 +348,7 @@ class RunConfig(Section):
     weighting: dict[str, Any] = {"name": "uniform"}
     phase: list[PhaseConfig] = []
     rollout: RolloutSettings = RolloutSettings()
-    vllm: VLLMSettings = VLLMSettings()
+    vllm: HostedSettings = HostedSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -357,7 +357,7 @@ class RunConfig(Section):
 
     @field_validator("vllm")
     @classmethod
-    def _vllm_can_be_used(cls, settings: VLLMSettings) -> VLLMSettings:
+    def _vllm_can_be_used(cls, settings: HostedSettings) -> HostedSettings:
         if not 0 < settings.timeout_seconds <= MAX_SECONDS or settings.retries < 0:
             raise ConfigurationError(
                 f"vllm.timeout_seconds is {settings.timeout_seconds:g} and vllm.retries {settings.retries}; expected "

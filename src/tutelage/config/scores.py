@@ -14,7 +14,7 @@ from tutelage.config.schema import ModelConfig, RunConfig
 from tutelage.config.tokenizers import Tokenizers
 from tutelage.errors import ConfigurationError, DataError
 from tutelage.models import Vocabulary, tokenizer_fingerprint, weights_fingerprint
-from tutelage.rollout import OfflineAnswers, ScoreCache
+from tutelage.rollout import OfflineEngine, ScoreCache
 from tutelage.tasks import PromptReader, TemplateClock
 from tutelage.training import Recipe
 from tutelage.types import Prompt
@@ -76,7 +76,7 @@ def _template(reader: PromptReader) -> dict[str, Any]:
 
 def offline_answers(
     config: RunConfig, recipes: Sequence[Recipe], prompts: Sequence[Prompt], key: Callable[[], Mapping[str, Any]]
-) -> OfflineAnswers | None:
+) -> OfflineEngine | None:
     """The scored answers that the recipes with the policy 'offline' learn from; None where there is no such recipe.
 
     Args:
@@ -107,7 +107,7 @@ def offline_answers(
                 f"divergence.top_k is {divergence.top_k}, but {cache.folder} keeps the teacher's {manifest['top_k']} "
                 "most probable tokens. Set it to at most that, or score again with a larger rollout.support_size."
             )
-    offline = OfflineAnswers.of(cache)
+    offline = OfflineEngine.of(cache)
     offline.check_answered(prompts, config.rollout.samples_per_prompt)
     student = config.student
     limit = context_length(student)

@@ -16,9 +16,9 @@ from tutelage.config.models import as_it_starts, load_meta_model
 from tutelage.doctor.finding import Finding, Verdict
 from tutelage.doctor.trial import seed_of
 from tutelage.models import LanguageModel
-from tutelage.rollout.draft_length import MAX_DRAFT_LENGTH
-from tutelage.rollout.paired import CACHE_SHARE
-from tutelage.rollout.scoring import tokens_per_chunk
+from tutelage.rollout.decoding import MAX_DRAFT_LENGTH
+from tutelage.rollout.engines.paired import CACHE_SHARE
+from tutelage.rollout.reading import tokens_per_chunk
 from tutelage.training import GradientUpdate, PromptOrder, PromptSource, Stopwatch, UpdateContext, collect
 
 __all__ = ["disk", "forecast", "machine_bytes", "memory", "time_per_step"]
@@ -160,7 +160,9 @@ def time_per_step(run: RunAssembly, num_processes: int = 1) -> Finding:
     num_prompts = min(NUM_PROMPTS, config.rollout.prompts_per_step, len(run.prompts.prompts))
     phase, watch = run.phases[0], Stopwatch()
     source = PromptSource(
+        run.models,
         run.engine,
+        run.scorer,
         run.prompts.prompts[:num_prompts],
         run.prompts.answers[:num_prompts],
         PromptOrder(num_prompts, num_prompts),
@@ -171,8 +173,8 @@ def time_per_step(run: RunAssembly, num_processes: int = 1) -> Finding:
     )
     update = GradientUpdate(
         UpdateContext(
-            run.engine.models,
-            runtime.learner(run.engine.models.student),
+            run.models,
+            runtime.learner(run.models.student),
             runtime,
             settings_at=lambda _: phase.optimizer,
             seed=seed_of(run),

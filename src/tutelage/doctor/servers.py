@@ -7,13 +7,13 @@ from pathlib import PurePath
 from tutelage.config import (
     RunAssembly,
     RunConfig,
-    check_student_server,
+    check_sampler,
     check_teacher_server,
-    make_served_student,
-    make_served_teacher,
+    make_sampler,
+    make_served_scorer,
 )
 from tutelage.doctor.finding import Finding, Verdict
-from tutelage.rollout import ServedModel
+from tutelage.rollout import ServedModel, address_of
 
 __all__ = ["has_servers", "servers"]
 
@@ -28,15 +28,16 @@ def servers(run: RunAssembly) -> Finding:
     config, prompts, found, doubts = run.config, run.prompts.prompts, [], []
     if config.teacher.server is not None:
         rows = run.meta_models["teacher"].padded_vocabulary_size
-        served = make_served_teacher(config, run.phases, run.vocabulary, rows)
+        served = make_served_scorer(config, run.phases, run.vocabulary, rows)
         model = check_teacher_server(config, served, prompts, run.tokenizers.teacher)
         found.append(f"{served.server.url} serves {model.name!r} as the teacher, and answers alike when asked twice")
         if not _is_named(model, config.teacher.path):
             doubts.append(f"teacher.path is {config.teacher.path!r}, and the server's model is called {model.name!r}")
     if _draws_by_server(config):
-        student = make_served_student(config)
-        model = check_student_server(config, student, prompts)
-        found.append(f"{student.server.url} serves {model.name!r}, and takes the student's weights")
+        drawn = check_sampler(config, make_sampler(config, run.meta_models["student"]), prompts)
+        if drawn is not None:
+            url = address_of(str(config.vllm.server), "vllm.server")
+            found.append(f"{url} serves {drawn.name!r}, and takes the student's weights")
     if doubts:
         return Finding(
             Verdict.warning,
@@ -48,7 +49,7 @@ def servers(run: RunAssembly) -> Finding:
 
 
 def _draws_by_server(config: RunConfig) -> bool:
-    return config.rollout.engine == "vllm" and config.vllm.server is not None
+    return config.rollout.engine != "paired" and config.vllm.server is not None
 
 
 def _is_named(model: ServedModel, path: str) -> bool:

@@ -14,7 +14,7 @@ from tutelage.doctor.finding import Finding, Verdict
 from tutelage.evaluation import EvaluationResult, EvaluationSet, evaluate
 from tutelage.models import LanguageModel, both_readings
 from tutelage.policies import Policy, Student, Teacher
-from tutelage.rollout import PairedEngine, derive_seed
+from tutelage.rollout import PairedEngine, Request, derive_seed
 from tutelage.targets import TARGETS
 from tutelage.training import Objective
 from tutelage.types import Prompt
@@ -45,7 +45,7 @@ def own_teacher(run: RunAssembly) -> Finding:
     a text than these answers get (a sliding window, rotary factors of long texts) shows in the longest text that the
     run can reach, which each model that writes reads in both ways: two forwards each, a small part of what follows.
     """
-    models, config = run.engine.models, run.config
+    models, config = run.models, run.config
     student = models.student
     size = config.rollout.support_size
     engine = PairedEngine(student, student, vocabulary=models.vocabulary, support_size=size)
@@ -108,14 +108,9 @@ def _reading_gap(model: LanguageModel, tokens: Sequence[int], length: int) -> fl
 
 def overlap(run: RunAssembly) -> Finding:
     """How much the student's and the teacher's most probable tokens have in common before the first step."""
-    rollouts = run.engine.score(
-        run.engine.generate(
-            Student(),
-            run.prompts.prompts[:NUM_LOOKED_AT],
-            max_new_tokens=min(ANSWER_TOKENS, run.config.rollout.max_new_tokens),
-            seed=seed_of(run),
-        )
-    )
+    num_tokens = min(ANSWER_TOKENS, run.config.rollout.max_new_tokens)
+    request = Request(run.prompts.prompts[:NUM_LOOKED_AT], num_tokens, seed=seed_of(run))
+    rollouts = run.scorer.score(run.engine.answer(Student(), request))
     numbers = rollout_metrics(rollouts)
     share, kept = numbers["support_overlap"], numbers["support_mass_teacher"]
     size, num_tokens = run.config.rollout.support_size, sum(map(len, rollouts))

@@ -16,7 +16,7 @@ import numpy as np
 from tutelage.errors import ConfigurationError
 from tutelage.evaluation.results import EvaluationResult, EvaluationSample, summarise
 from tutelage.policies import Policy
-from tutelage.rollout import MapShards, PairedEngine, answers_to_share, derive_seed, single_process
+from tutelage.rollout import Engine, MapShards, Request, answers_to_share, derive_seed, single_process
 from tutelage.types import Prompt, Rollout
 
 __all__ = ["GREEDY_SUFFIX", "EvaluationSet", "evaluate"]
@@ -42,7 +42,7 @@ class EvaluationSet:
 
 
 def evaluate(
-    engine: PairedEngine,
+    engine: Engine,
     problems: EvaluationSet,
     policy: Policy,
     *,
@@ -70,18 +70,11 @@ def evaluate(
     if not problems.prompts:
         raise ConfigurationError(f"evaluation set {problems.name!r} has no problem left to evaluate on.")
     started = time.perf_counter()
+    own_seed = derive_seed(seed, f"evaluation/{problems.name}")
+    request = Request(problems.prompts, max_new_tokens, num_samples, own_seed, records_statistics=False)
 
     def judged(share: slice) -> list[tuple[Rollout, bool]]:
-        rollouts = answers_to_share(
-            engine,
-            policy,
-            problems.prompts,
-            share,
-            max_new_tokens=max_new_tokens,
-            num_samples=num_samples,
-            seed=derive_seed(seed, f"evaluation/{problems.name}"),
-            records_statistics=False,
-        )
+        rollouts = answers_to_share(engine, policy, request, share)
         verdicts = verify(rollouts, [problems.answers[rollout.prompt_index] for rollout in rollouts])
         return list(zip(rollouts, verdicts, strict=True))
 

@@ -15,7 +15,7 @@ from tutelage.models.loading import (
     load_tokenizer,
 )
 from tutelage.models.meta_model import meta_model_of
-from tutelage.models.model_set import ModelSet
+from tutelage.models.model_set import ModelSet, teacher_named
 from tutelage.models.quantised import check_learnable, check_quantization, check_unquantised
 from tutelage.models.read_back import check_savable, check_saved
 from tutelage.models.references import MovingReference, Reference, SharedBackbone, reference_snapshot
@@ -70,6 +70,7 @@ __all__ = [
     "reference_snapshot",
     "save_student",
     "save_for_serving",
+    "teacher_named",
     "tokenizer_fingerprint",
     "weights_fingerprint",
 ]

@@ -10,7 +10,7 @@ from tutelage.errors import ConfigurationError
 from tutelage.models.language_model import LanguageModel, as_language_model
 from tutelage.models.vocabulary import Vocabulary, align
 
-__all__ = ["ModelSet"]
+__all__ = ["ModelSet", "teacher_named"]
 
 
 @dataclass(frozen=True)
@@ -68,15 +68,20 @@ class ModelSet:
         return [*self.teachers.values(), *([] if self.reference is None else [self.reference])]
 
     def teacher_named(self, name: str | None) -> LanguageModel:
-        """The teacher that a prompt names.
+        """See `teacher_named`."""
+        return teacher_named(self.teachers, name)
 
-        Raises:
-          ConfigurationError: there is none of that name.
-        """
-        if name not in self.teachers:
-            known = ", ".join("one without a name" if each is None else repr(each) for each in self.teachers)
-            asked = "no teacher" if name is None else f"the teacher {name!r}"
-            raise ConfigurationError(
-                f"a prompt names {asked}; loaded are {known or 'none'}. Name one of these, or add a route."
-            )
-        return self.teachers[name]
+
+def teacher_named(teachers: Mapping[str | None, LanguageModel], name: str | None) -> LanguageModel:
+    """The teacher that a prompt names.
+
+    Raises:
+      ConfigurationError: there is none of that name.
+    """
+    if name not in teachers:
+        known = ", ".join("one without a name" if each is None else repr(each) for each in teachers)
+        asked = "no teacher" if name is None else f"the teacher {name!r}"
+        raise ConfigurationError(
+            f"a prompt names {asked}; loaded are {known or 'none'}. Name one of these, or add a route."
+        )
+    return teachers[name]

@@ -63,7 +63,7 @@ def _point(parts: ProbeParts, policy: TrustRegion, num_samples: int) -> BudgetPo
         seed=derive_seed(parts.seed, "probe"),
     )
     if not rollouts[0].is_scored:
-        rollouts = parts.engine.score(rollouts)
+        rollouts = parts.scorer.score(rollouts)
     correct = parts.judge(rollouts)
     metrics = rollout_metrics(rollouts, rewards=[float(each) for each in correct])
     samples: dict[int, list[int]] = {}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from tutelage.config import RunAssembly, check_prompt_lengths
 from tutelage.errors import ConfigurationError
-from tutelage.rollout import PairedEngine
+from tutelage.rollout import PairedEngine, Scorer
 from tutelage.tasks import check_verifier
 from tutelage.types import Prompt, Rollout
 
@@ -20,12 +20,14 @@ class ProbeParts:
 
     Fields:
       engine: student and teacher.
+      scorer: lets the teacher read answers.
       prompts, answers: what is asked, and what is right.
       verify: right or wrong per rollout, given their answers.
       max_new_tokens, seed: of the run.
     """
 
     engine: PairedEngine
+    scorer: Scorer
     prompts: Sequence[Prompt]
     answers: Sequence[str]
     verify: Callable[[Sequence[Rollout], Sequence[str]], Sequence[bool]]
@@ -54,7 +56,8 @@ class ProbeParts:
             )
         check_prompt_lengths(config, prompts)
         assert run.verify is not None
-        return cls(run.engine, prompts, answers, run.verify, config.rollout.max_new_tokens, config.seed)
+        longest = config.rollout.max_new_tokens
+        return cls(run.paired_engine, run.scorer, prompts, answers, run.verify, longest, config.seed)
 
     def judge(self, rollouts: Sequence[Rollout]) -> list[bool]:
         """Right or wrong for rollouts of the prompts."""

@@ -1,38 +1,42 @@
-"""How do tokens get produced?  The paired engine samples from any policy, and lets vLLM take over where the student is
-alone; scoring lets a teacher read what exists.
+"""How do tokens get produced?  Engines make answers under a policy, samplers draw them elsewhere, and scorers let
+models read answers that exist.
 """
 
-from tutelage.rollout.draft_length import draft_length_named
-from tutelage.rollout.offline import OfflineAnswers
-from tutelage.rollout.paired import PairedEngine
+from tutelage.rollout.decoding import derive_seed, draft_length_named, uniforms
+from tutelage.rollout.engines import Engine, Engines, HostedEngine, OfflineEngine, PairedEngine
+from tutelage.rollout.limits import Limits
+from tutelage.rollout.request import Request
+from tutelage.rollout.samplers import SAMPLERS, Capacity, HostedSettings, Sampler
 from tutelage.rollout.score_cache import ScoreCache
-from tutelage.rollout.scoring import score, score_top
-from tutelage.rollout.served_teacher import ServedTeacher
-from tutelage.rollout.server import Server, address_of
+from tutelage.rollout.scorers import LocalScorer, ReferenceScorer, Scorer, ServedScorer, TopScorer
+from tutelage.rollout.servers import ServedModel, Server, address_of
 from tutelage.rollout.sharing import MapShards, answers_to_share, single_process, without_hidden
-from tutelage.rollout.streams import derive_seed, uniforms
-from tutelage.rollout.vllm_answers import ServedModel
-from tutelage.rollout.vllm_engine import VLLMEngine, VLLMSettings
-from tutelage.rollout.vllm_samplers import LocalVLLM, ServedVLLM
 
 __all__ = [
-    "LocalVLLM",
+    "SAMPLERS",
+    "Capacity",
+    "Engine",
+    "Engines",
+    "HostedEngine",
+    "HostedSettings",
+    "Limits",
+    "LocalScorer",
     "MapShards",
-    "OfflineAnswers",
+    "OfflineEngine",
     "PairedEngine",
+    "ReferenceScorer",
+    "Request",
+    "Sampler",
     "ScoreCache",
+    "Scorer",
     "ServedModel",
-    "ServedTeacher",
-    "ServedVLLM",
+    "ServedScorer",
     "Server",
-    "VLLMEngine",
-    "VLLMSettings",
+    "TopScorer",
     "address_of",
     "answers_to_share",
     "derive_seed",
     "draft_length_named",
-    "score",
-    "score_top",
     "single_process",
     "uniforms",
     "without_hidden",

@@ -1,14 +1,57 @@
-"""Can a model read this? Checked for every model before it reads: no empty prompt, no text beyond its context, no token
-that it has no embedding for."""
+"""How much is computed at once, and can a model read this?
+
+Before a model reads a text it is checked: no empty prompt, no text beyond the model's context, no token that it has no
+embedding for.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from tutelage.errors import DataError
-from tutelage.models import LanguageModel
+from tutelage.errors import ConfigurationError, DataError
+from tutelage.models import LanguageModel, ModelSet
+from tutelage.rollout.request import Request
 
-__all__ = ["check_readable"]
+__all__ = ["Limits", "check_prompts", "check_readable"]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much an engine computes at once. No limit changes a token.
+
+    Fields:
+      max_rows: most answers decoded at once; further ones take the place of those that end.
+      cache_bytes: most memory of the caches of both models. None = half of an accelerator's memory, no limit on a CPU.
+      score_tokens: most tokens in one forward over prompts or finished answers.
+    Raises:
+      ConfigurationError: a number below 1.
+    """
+
+    max_rows: int = 256
+    cache_bytes: int | None = None
+    score_tokens: int = 16_384
+
+    def __post_init__(self) -> None:
+        for name in ("max_rows", "score_tokens"):
+            if getattr(self, name) < 1:
+                raise ConfigurationError(f"rollout.{name} is {getattr(self, name)}; it must be at least 1.")
+
+
+def check_prompts(models: ModelSet, request: Request, *, with_teacher: bool) -> None:
+    """Refuse prompts that the student, or the teacher that answers for them, cannot read with their answers.
+
+    Args:
+      with_teacher: the teacher reads them, now or later.
+    Raises:
+      DataError: see `check_readable`.
+    """
+    for place, prompt in enumerate(request.prompts):
+        check_readable(models.student, prompt.student_tokens, request.max_new_tokens, f"prompt {place}")
+        teacher = models.teachers.get(prompt.teacher_name) if with_teacher else None
+        if teacher is not None:
+            own = prompt.student_tokens if prompt.teacher_tokens is None else prompt.teacher_tokens
+            check_readable(teacher, own, request.max_new_tokens, f"prompt {place}")
 
 
 def check_readable(model: LanguageModel, tokens: Sequence[int], num_new: int, what: str) -> None:

@@ -6,7 +6,7 @@
       index.json            SHA-256 of every shard that is whole
 
 A shard is written beside its place, renamed and then entered in the index, so a scoring that is killed goes on with the
-next one. Whether the scores fit a run is for `config` to say; which answers a step gets, for `rollout.offline`.
+next one. Whether the scores fit a run is for `config` to say; which answers a step gets, for `rollout.engines.offline`.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class ScoreCache:
         return {shard: problem for shard, problem in found.items() if problem is not None}
 
     def write(self, shard: int, rollouts: Sequence[Rollout]) -> None:
-        """Write a shard of answers that `rollout.scoring.score_top` has read, a row group each."""
+        """Write a shard of answers that `rollout.TopScorer` has read, a row group each."""
         import pyarrow.parquet
 
         columns: dict[str, list[Any]] = {

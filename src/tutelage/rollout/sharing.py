@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from tutelage.policies import Policy
-from tutelage.rollout.paired import PairedEngine
-from tutelage.types import Prompt, Rollout
+from tutelage.rollout.engines import Engine
+from tutelage.rollout.request import Request
+from tutelage.types import Rollout
 
 __all__ = ["MapShards", "answers_to_share", "single_process", "without_hidden"]
 
@@ -23,17 +24,15 @@ def single_process(count: int, work: Callable[[slice], list[T]]) -> list[T]:
     return work(slice(0, count))
 
 
-def answers_to_share(
-    engine: PairedEngine, policy: Policy, prompts: Sequence[Prompt], share: slice, **settings: Any
-) -> list[Rollout]:
-    """Answers to some of a batch's prompts, with the tokens and numbers that they have when all are answered at once.
+def answers_to_share(engine: Engine, policy: Policy, request: Request, share: slice) -> list[Rollout]:
+    """Answers to some of a request's prompts, with the tokens and numbers that they have when all are answered at once.
 
     Args:
       share: which prompts.
-      settings: of `engine.generate`.
     """
+    prompts = request.prompts
     own = [p if p.stream is not None else replace(p, stream=place) for place, p in enumerate(prompts)][share]
-    made = engine.generate(policy, own, **settings)
+    made = engine.answer(policy, replace(request, prompts=own))
     return [replace(rollout, prompt_index=share.start + rollout.prompt_index) for rollout in made]
 
 

@@ -14,9 +14,14 @@ from typing import Any
 import torch
 
 from tutelage.errors import ConfigurationError
+from tutelage.models import ModelSet
 from tutelage.rollout import (
+    SAMPLERS,
+    Engine,
     MapShards,
-    PairedEngine,
+    ReferenceScorer,
+    Request,
+    Scorer,
     answers_to_share,
     draft_length_named,
     single_process,
@@ -29,7 +34,7 @@ from tutelage.types import Batch, Prompt, Rollout
 
 __all__ = ["PromptSource", "RolloutSettings", "Stopwatch", "collect"]
 
-ENGINES = ("paired", "vllm")
+ENGINES = ("paired", *SAMPLERS)
 
 
 @dataclass(frozen=True)
@@ -79,7 +84,9 @@ class PromptSource:
     """What a run's batches are made from.
 
     Fields:
-      engine: makes answers, and lets the teacher read them.
+      models: the reference reads answers, where a target needs it.
+      engine: makes answers.
+      scorer: lets the teachers read them.
       prompts, answers: all of them, and what is right where that is known.
       order: which prompts belong to a step.
       rollout: how many answers, and how long.
@@ -88,7 +95,9 @@ class PromptSource:
       seed: keys the random numbers.
     """
 
-    engine: PairedEngine
+    models: ModelSet
+    engine: Engine
+    scorer: Scorer
     prompts: Sequence[Prompt]
     answers: Sequence[str | None]
     order: PromptOrder
@@ -129,21 +138,13 @@ def collect(
       the global batch; its reward "correct" is 1 or 0, and missing unless the right answer to every prompt is known.
     """
     chosen = source.order.indices(step)
-    prompts = [source.prompts[i] for i in chosen]
+    prompts, rollout = [source.prompts[i] for i in chosen], source.rollout
+    request = Request(prompts, rollout.max_new_tokens, rollout.samples_per_prompt, source.seed, step)
     verify = _verifier_of(source, chosen)
     own: dict[tuple[int, int], Rollout] = {}
 
     def answered(share: slice) -> list[tuple[Rollout, bool | None]]:
-        rollouts = answers_to_share(
-            source.engine,
-            recipe.policy,
-            prompts,
-            share,
-            max_new_tokens=source.rollout.max_new_tokens,
-            num_samples=source.rollout.samples_per_prompt,
-            seed=source.seed,
-            step=step,
-        )
+        rollouts = answers_to_share(source.engine, recipe.policy, request, share)
         watch.lap("rollout")
         rollouts = _read(source, recipe, rollouts)
         watch.lap("score")
@@ -165,9 +166,9 @@ def _read(source: PromptSource, recipe: Recipe, rollouts: list[Rollout]) -> list
     reads_again = needs_hidden and source.runtime.reads_teacher_together
     if rollouts and (not rollouts[0].is_scored or reads_again):
         # A loss over all tokens needs what the head is applied to, and the teacher need not read twice for it.
-        rollouts = source.engine.score(rollouts, keep_hidden=needs_hidden)
+        rollouts = source.scorer.score(rollouts, keep_hidden=needs_hidden)
     if recipe.target.needs is not None and not needs_hidden:
-        rollouts = source.engine.score_reference(rollouts)
+        rollouts = ReferenceScorer(source.models, source.rollout.score_tokens).score(rollouts)
     return rollouts
 
 

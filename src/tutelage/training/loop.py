@@ -19,7 +19,7 @@ from tutelage.errors import ConfigurationError, NonFiniteError, RunInterrupted, 
 from tutelage.evaluation import GREEDY_SUFFIX, EvaluationSet, evaluate
 from tutelage.models import ModelSet, Reference
 from tutelage.policies import Policy
-from tutelage.rollout import MapShards, PairedEngine
+from tutelage.rollout import Engine, MapShards, Scorer
 from tutelage.runtime import LocalRuntime
 from tutelage.training.checkpoint import Checkpoints, CheckpointSettings
 from tutelage.training.checkpoint_files import TrainerState, load_update, read_state, restore_reference
@@ -79,7 +79,8 @@ class Run:
 
     phases: Sequence[Phase]
     models: ModelSet
-    engine: PairedEngine
+    engine: Engine
+    scorer: Scorer
     runtime: LocalRuntime
     prompts: Sequence[Prompt]
     answers: Sequence[str | None]
@@ -181,7 +182,16 @@ def _train(run: Run, observer: Observer) -> TrainerState:
         observer.on_checkpoint(state.step, path)
 
     source = PromptSource(
-        run.engine, run.prompts, run.answers, run.prompt_order, run.rollout, run.verify, run.runtime, run.seed
+        run.models,
+        run.engine,
+        run.scorer,
+        run.prompts,
+        run.answers,
+        run.prompt_order,
+        run.rollout,
+        run.verify,
+        run.runtime,
+        run.seed,
     )
     with Interruption(run.runtime) as interruption:
 
@@ -203,8 +213,7 @@ def _train(run: Run, observer: Observer) -> TrainerState:
                 phase = phase_at(run.phases, state.step)
                 run.reference.refresh(state.step)
                 recipe = phase.recipe_at(state.step)
-                if not (recipe.policy.needs_teacher or recipe.policy.is_offline):
-                    _sync_weights(run)
+                run.engine.sync(recipe.policy, state.step)
                 watch = Stopwatch()
                 pending = update.prepare(
                     state.step, recipe, partial(collect, source, state.step, recipe, watch, map_shards)
@@ -241,12 +250,6 @@ def _train(run: Run, observer: Observer) -> TrainerState:
             ) from problem
 
 
-def _sync_weights(run: Run) -> None:
-    """Where all processes ask one server, it gets the present weights once, from the first of them."""
-    if run.engine.student_engine is not None and not run.runtime.is_alone:
-        run.runtime.from_first(run.engine.student_engine.sync_weights)
-
-
 def _evaluate_if_due(
     run: Run, state: TrainerState, observer: Observer, interruption: Interruption, map_shards: MapShards[Any]
 ) -> bool:
@@ -255,11 +258,11 @@ def _evaluate_if_due(
         return False
     records = run.runtime.from_first(lambda: run.folder.read("evaluations.jsonl"))
     recorded = {record["name"] for record in records if record["step"] == state.step}
-    _sync_weights(run)
     for problems, policy, num_samples, temperature in run.evaluation.jobs():
         if problems.name in recorded:
             continue
         assert run.verify is not None
+        run.engine.sync(policy, state.step)
         result, samples = evaluate(
             run.engine,
             problems,

@@ -17,8 +17,8 @@ from tutelage.distributions import gather_logprobs, normalise
 from tutelage.divergences import Divergence, chunked_divergence
 from tutelage.errors import ConfigurationError, EmptyBatchError
 from tutelage.models import LanguageModel, ModelSet
-from tutelage.rollout.scoring import batches_by_tokens, response_hidden, tokens_per_chunk
-from tutelage.rollout.streams import derive_seed, uniforms
+from tutelage.rollout.decoding.streams import derive_seed, uniforms
+from tutelage.rollout.reading import batches_by_tokens, response_hidden, tokens_per_chunk
 from tutelage.runtime import Learner
 from tutelage.targets import TargetRule
 from tutelage.training.loss_form import is_sum_over_events, loss_form

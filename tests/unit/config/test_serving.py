@@ -15,8 +15,9 @@ from tests.tiny_run import write_run_file
 from tutelage.config import build_phases, build_run, load_config
 from tutelage.errors import ConfigurationError, ServerError
 from tutelage.models import load_language_model, load_tokenizer
-from tutelage.rollout import ServedVLLM
-from tutelage.rollout import server as server_module
+from tutelage.rollout import PairedEngine
+from tutelage.rollout.samplers import ServedVLLM
+from tutelage.rollout.servers import server as server_module
 from tutelage.runtime import LocalRuntime
 from tutelage.training import Observer, train
 from tutelage.types import StepResult
@@ -123,14 +124,16 @@ def test_the_student_is_handed_to_a_server_where_the_run_file_says_so(
     fake = student_server(lambda folder: load_language_model(folder, load_tokenizer(str(home / "student"))))
     overrides = ["rollout.engine=vllm", f"vllm.server={fake.url}/v1", "vllm.retries=0"]
     run = build_run(config_of(home, *overrides, f"output={tmp_path / 'run'}"))
-    handed = run.engine.student_engine
-    assert handed is not None and isinstance(handed.sampler, ServedVLLM)
-    assert handed.sampler.server.url == fake.url and handed.support_size == 16
+    hosted, paired = run.engine.members
+    assert isinstance(hosted.sampler, ServedVLLM) and isinstance(paired, PairedEngine)
+    assert hosted.sampler.server.url == fake.url and hosted.support_size == 16
     monkeypatch.setattr(LocalRuntime, "is_alone", False)
-    assert build_run(config_of(home, *overrides, f"output={tmp_path / 'shared'}")).engine.student_engine is not None
+    assert len(build_run(config_of(home, *overrides, f"output={tmp_path / 'shared'}")).engine.members) == 2
     fake.close()
     with pytest.raises(ServerError, match=r"/v1/models gave no answer: asked once"):
         build_run(config_of(home, *overrides, f"output={tmp_path / 'gone'}"))
     assert not (tmp_path / "gone").exists()
-    with pytest.raises(ConfigurationError, match="there are several processes; a vLLM that is started here draws for"):
+    with pytest.raises(
+        ConfigurationError, match="there are several processes; a sampler that is started here draws for"
+    ):
         build_run(config_of(home, "rollout.engine=vllm", f"output={tmp_path / 'other'}"))

@@ -21,7 +21,7 @@ from tutelage.config import RunAssembly, RunConfig, load_config, resolve_config
 from tutelage.demo import problem_lines, student_path, teacher_path
 from tutelage.doctor import CHEAP, COSTLY, Finding, Verdict, budget, early_warnings, examine, trial
 from tutelage.models import both_readings, load_language_model, load_tokenizer
-from tutelage.rollout import scoring
+from tutelage.rollout import reading
 
 END_OF_TEXT, IM_END = 256, 258
 OPENING = "{{- '<|im_start|>assistant\n' -}}"
@@ -353,23 +353,23 @@ def test_a_disk_that_is_too_small(run: Callable[..., RunConfig], monkeypatch: py
 
 def test_what_can_be_forecast_exactly_is(run: Callable[..., RunConfig]) -> None:
     parts = assembly(run())
-    needed, engine = budget.forecast(parts), parts.engine
+    needed, models = budget.forecast(parts), parts.models
     student, teacher = (
         sum(p.numel() * p.element_size() for p in model.module.parameters())
-        for model in (engine.student, engine.teacher)
+        for model in (models.student, models.teacher)
     )
     update = needed["update"]
     assert (update["student"], update["teacher"]) == (student, teacher)
-    optimizer = parts.config.optimizer.make(engine.student.module)
-    for parameter in engine.student.module.parameters():
+    optimizer = parts.config.optimizer.make(models.student.module)
+    for parameter in models.student.module.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
     moments = [value for state in optimizer.state.values() for name, value in state.items() if name != "step"]
     assert update["moments"] == sum(value.numel() * value.element_size() for value in moments)
-    assert update["gradients"] == sum(p.grad.nbytes for p in engine.student.module.parameters())
+    assert update["gradients"] == sum(p.grad.nbytes for p in models.student.module.parameters())
     longest = max(len(prompt.student_tokens) for prompt in parts.prompts.prompts)
     slots = 6 * (longest + 10 + budget.MAX_DRAFT_LENGTH)
-    cache = engine.student.cache_bytes_per_slot + engine.teacher.cache_bytes_per_slot
+    cache = models.student.cache_bytes_per_slot + models.teacher.cache_bytes_per_slot
     assert needed["rollout"]["caches"] == slots * cache
     assert budget.forecast(assembly(run("policy=student")))["rollout"]["caches"] < slots * cache
 
@@ -378,7 +378,7 @@ def test_the_forecast_knows_adapters_and_precision(run: Callable[..., RunConfig]
     """An adapter's own gradients and moments, no second backbone for a reference, less to keep for backward."""
     plain, target = budget.forecast(assembly(run()))["update"], ["target.name=extrapolated"]
     parts = assembly(run("student.adapter.rank=4", "student.adapter.method=dora", *target))
-    update, trainable = budget.forecast(parts)["update"], parts.engine.student.trainable
+    update, trainable = budget.forecast(parts)["update"], parts.models.student.trainable
     learned = sum(weight.nbytes for weight in trainable.parameters().values())
     assert (update["gradients"], update["moments"]) == (learned, 2 * learned)
     assert update["student"] == plain["student"] + learned and update["teacher"] == plain["teacher"]
@@ -403,7 +403,7 @@ def test_the_forecast_of_one_of_several_processes(run: Callable[..., RunConfig])
 
     cut = budget.forecast(assembly(run("runtime.strategy=fsdp2", "runtime.shard_teacher=true")), 2)["update"]
     assert (cut["gradients"], cut["moments"], cut["student"]) == (learned / 2, learned, 1.5 * learned)
-    teacher = assembly(run()).engine.teacher
+    teacher = assembly(run()).models.teacher
     assert teacher is not None
     layers = sum(weight.nbytes for name, weight in teacher.module.named_parameters() if "embed" not in name)
     assert cut["teacher"] == alone["update"]["teacher"] - layers / 2
@@ -429,10 +429,10 @@ def test_a_machine_that_is_too_small(run: Callable[..., RunConfig], monkeypatch:
 
 def test_a_step_is_timed_and_leaves_no_trace(run: Callable[..., RunConfig]) -> None:
     parts = assembly(run())
-    before = [parameter.clone() for parameter in parts.engine.student.module.parameters()]
+    before = [parameter.clone() for parameter in parts.models.student.module.parameters()]
     finding = budget.time_per_step(parts)
     assert finding.verdict == Verdict.ok and "for 6 steps" in finding.text
-    after = list(parts.engine.student.module.parameters())
+    after = list(parts.models.student.module.parameters())
     assert all(torch.equal(a, b) and b.grad is None for a, b in zip(before, after, strict=True))
 
 
@@ -441,12 +441,12 @@ def test_a_step_is_timed_and_leaves_no_trace(run: Callable[..., RunConfig]) -> N
 
 def test_a_scoring_that_is_off_by_one(run: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch) -> None:
     assert found(run(), "own teacher").verdict == Verdict.ok
-    aligned = scoring.response_hidden
+    aligned = reading.response_hidden
 
     def shifted(model: Any, sequences: Any) -> torch.Tensor:
         return aligned(model, sequences).roll(1, 0)
 
-    monkeypatch.setattr(scoring, "response_hidden", shifted)
+    monkeypatch.setattr(reading, "response_hidden", shifted)
     finding = found(run(), "own teacher")
     assert finding.verdict == Verdict.error and "both should be 0" in finding.text
 
@@ -455,8 +455,8 @@ def test_a_loss_that_reads_off_by_one_as_the_scoring_does(
     run: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The two then agree with each other, and not with what was sampled."""
-    aligned = scoring.response_hidden
-    for module in ("tutelage.rollout.scoring", "tutelage.training.objective"):
+    aligned = reading.response_hidden
+    for module in ("tutelage.rollout.reading", "tutelage.training.objective"):
         monkeypatch.setattr(f"{module}.response_hidden", lambda model, read: aligned(model, read).roll(1, 0))
     assert found(run(), "own teacher").verdict == Verdict.error
 

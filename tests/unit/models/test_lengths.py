@@ -10,11 +10,11 @@ import transformers
 
 from tests.conftest import SHAPE, make_model
 from tutelage.errors import DataError, UnsupportedArchitectureError
-from tutelage.models import ContextLength, LanguageModel, both_readings, check_servable
+from tutelage.models import ContextLength, LanguageModel, ModelSet, both_readings, check_servable
 from tutelage.models.caches import CacheView
 from tutelage.models.context import context_length_in
 from tutelage.policies import Student, Teacher, TrustRegion
-from tutelage.rollout import PairedEngine
+from tutelage.rollout import Limits, LocalScorer, PairedEngine, ReferenceScorer
 from tutelage.types import Prompt
 
 SWITCH = 24
@@ -97,10 +97,10 @@ def test_a_long_text_changes_no_other(kind: str) -> None:
     for found in (together[1:], after):
         for each, expected in zip(found, alone, strict=True):
             torch.testing.assert_close(each, expected, rtol=1e-9, atol=1e-9)
-    engine = PairedEngine(model, max_rows=4)
+    engine = PairedEngine(model, limits=Limits(max_rows=4))
     settings = {"max_new_tokens": SWITCH - 15, "seed": 3}
     beside = engine.generate(Student(), [text(15, seed=3), text(2)], num_samples=2, **settings)
-    single = PairedEngine(model, max_rows=1).generate(Student(), [text(15, seed=3)], **settings)
+    single = PairedEngine(model, limits=Limits(max_rows=1)).generate(Student(), [text(15, seed=3)], **settings)
     assert beside[0].response_tokens == single[0].response_tokens
 
 
@@ -147,7 +147,7 @@ def test_a_teacher_is_given_no_more_than_it_holds(policy: Any, prompt: Prompt) -
     match = r"prompt 0 has 4 tokens and 10 may be added, more than the 6 tokens of holds 6"
     with pytest.raises(DataError, match=match):
         PairedEngine(small(64), small(6, seed=1)).generate(policy, [prompt], max_new_tokens=10)
-    engine = PairedEngine(small(64), small(64, seed=1), routes={"code": small(6, seed=2)})
+    engine = PairedEngine(small(64), {None: small(64, seed=1), "code": small(6, seed=2)})
     with pytest.raises(DataError, match=match):
         named = Prompt(prompt.student_tokens, prompt.teacher_tokens, teacher_name="code")
         engine.generate(policy, [named], max_new_tokens=10)
@@ -164,10 +164,10 @@ def test_a_teacher_that_does_not_read_does_not_count() -> None:
 def test_no_model_scores_more_than_it_holds() -> None:
     rollouts = PairedEngine(small(64)).generate(Student(), [[1, 2, 3, 4]], max_new_tokens=10)
     match = r"answer 0 with its prompt has 14 tokens, more than the 6 tokens of holds 6"
-    engine = PairedEngine(small(64), small(6, seed=1), reference=small(6, seed=2))
-    for score in (engine.score, engine.score_reference):
+    models = ModelSet.of(small(64), small(6, seed=1), reference=small(6, seed=2))
+    for scorer in (LocalScorer(models.teachers, models.vocabulary, 100), ReferenceScorer(models, 100)):
         with pytest.raises(DataError, match=match):
-            score(rollouts)
+            scorer.score(rollouts)
     switching = LanguageModel(phi3(max_position_embeddings=512), name="phi")
     with pytest.raises(DataError, match=r"more than the 24 tokens of phi \(its rotary factors change beyond 24"):
         PairedEngine(small(64), switching).generate(Teacher(), [[1, 2, 3, 4]], max_new_tokens=21)
@@ -180,7 +180,7 @@ def test_a_token_without_an_embedding_is_named_for_every_reader() -> None:
         PairedEngine(small(64), narrow).generate(Teacher(), [[1, 30]], max_new_tokens=2)
     rollouts = PairedEngine(small(64)).generate(Student(), [[1, 30]], max_new_tokens=2)
     with pytest.raises(DataError, match=match):
-        PairedEngine(small(64), reference=narrow).score_reference(rollouts)
+        ReferenceScorer(ModelSet.of(small(64), reference=narrow), 100).score(rollouts)
 
 
 # --- windows ----------------------------------------------------------------------------------------------------------

@@ -32,7 +32,8 @@ def parts() -> ProbeParts:
     def verify(rollouts, answers):
         return [(sum(r.response_tokens) + int(answer)) % 2 == 0 for r, answer in zip(rollouts, answers, strict=True)]
 
-    return ProbeParts(PairedEngine(student, teacher, support_size=4), prompts, list("0101"), verify, LIMIT, seed=5)
+    engine = PairedEngine(student, teacher, support_size=4)
+    return ProbeParts(engine, engine, prompts, list("0101"), verify, LIMIT, seed=5)
 
 
 @torch.no_grad()

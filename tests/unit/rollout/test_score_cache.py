@@ -14,7 +14,7 @@ from tutelage.divergences import TeacherTopK
 from tutelage.errors import ConfigurationError, DataError
 from tutelage.models import align, as_language_model
 from tutelage.policies import Offline
-from tutelage.rollout import OfflineAnswers, PairedEngine, ScoreCache, score_top
+from tutelage.rollout import Engines, OfflineEngine, PairedEngine, Request, ScoreCache, TopScorer
 from tutelage.types import DenseTarget, Prompt, Rollout, SparseTarget
 
 PROMPT, OTHER = Prompt([1, 2, 3], teacher_tokens=[9, 1, 2, 3]), Prompt([4])
@@ -46,7 +46,7 @@ def answers() -> list[Rollout]:
 @pytest.fixture(scope="module")
 def scored() -> list[Rollout]:
     teacher = as_language_model(make_model("qwen3", vocab_size=20, seed=2), "teacher")
-    return score_top(teacher, align(teacher), answers(), top_k=4, max_tokens=8)
+    return TopScorer({None: teacher}, align(teacher), 8, 4).score(answers())
 
 
 @pytest.fixture
@@ -84,12 +84,12 @@ def test_what_is_read_is_what_was_written(cache: ScoreCache, scored: list[Rollou
 
 
 def test_a_step_gets_its_answers_whatever_else_is_in_its_batch(cache: ScoreCache) -> None:
-    offline = OfflineAnswers.of(cache)
+    offline = OfflineEngine.of(cache)
     chosen = set()
     for step in range(100):
-        both = offline.generate([PROMPT, Prompt([4], stream=1)], num_samples=2, seed=3, step=step)
+        both = offline.answer(Offline(), Request([PROMPT, Prompt([4], stream=1)], 4, 2, seed=3, step=step))
         assert [(r.prompt_index, r.sample_index) for r in both] == [(0, 0), (0, 1), (1, 0), (1, 1)]
-        alone = offline.generate([Prompt([4], stream=1)], num_samples=2, seed=3, step=step)
+        alone = offline.answer(Offline(), Request([Prompt([4], stream=1)], 4, 2, seed=3, step=step))
         assert [r.response_tokens for r in alone] == [r.response_tokens for r in both[2:]]
         chosen.add(tuple(tuple(r.response_tokens) for r in both[:2]))
     assert len(chosen) == 10, "every pair of five answers has its turn"
@@ -98,15 +98,15 @@ def test_a_step_gets_its_answers_whatever_else_is_in_its_batch(cache: ScoreCache
 
 def test_the_engine_gives_them_for_the_policy_that_samples_none(cache: ScoreCache) -> None:
     student = make_model("qwen3", vocab_size=20, seed=1)
-    engine = PairedEngine(student, offline=OfflineAnswers.of(cache))
-    (rollout,) = engine.generate(Offline(), [OTHER], max_new_tokens=4)
+    engine = Engines([OfflineEngine.of(cache), PairedEngine(student)])
+    (rollout,) = engine.answer(Offline(), Request([OTHER], 4))
     assert rollout.prompt_tokens == [4] and rollout.is_scored
     with pytest.raises(ConfigurationError, match="nothing can be sampled from it"):
         PairedEngine(student).generate(Offline(), [OTHER], max_new_tokens=4)
 
 
 def test_prompts_without_answers_and_damaged_shards_are_refused(cache: ScoreCache) -> None:
-    offline = OfflineAnswers.of(cache)
+    offline = OfflineEngine.of(cache)
     assert offline.longest == 4 + 3
     offline.check_answered([PROMPT, OTHER], 2)
     with pytest.raises(DataError, match=r"1 of 2 prompts have no answer .* first number 1"):
@@ -115,7 +115,7 @@ def test_prompts_without_answers_and_damaged_shards_are_refused(cache: ScoreCach
         offline.check_answered([PROMPT, OTHER], 3)
     cache.path(2).unlink()
     with pytest.raises(DataError, match=r"1 of 3 shards .* shard-00002\.parquet, which cannot be read"):
-        OfflineAnswers.of(cache)
+        OfflineEngine.of(cache)
 
 
 @pytest.mark.parametrize("rest", ["tail", "renormalised", "truncated"])

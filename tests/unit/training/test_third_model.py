@@ -11,59 +11,60 @@ from torch import Tensor
 from tests.conftest import make_model
 from tutelage.divergences import ReverseKL
 from tutelage.errors import ConfigurationError
+from tutelage.models import ModelSet
 from tutelage.policies import TrustRegion
-from tutelage.rollout import PairedEngine
+from tutelage.rollout import PairedEngine, ReferenceScorer
 from tutelage.targets import Bridge, Extrapolated, SelfPast, TargetRule
 from tutelage.training import Objective
 from tutelage.types import Prompt, Rollout
 
+MAX_TOKENS = 16_384  # of one forward
 FULL, RENORMALISED = ReverseKL(support="full"), ReverseKL(top_k=5, rest="renormalised")
 
 
 @pytest.fixture(scope="module")
-def engine() -> PairedEngine:
+def models() -> ModelSet:
     student = make_model("qwen3", vocab_size=24, stop_ids=7, seed=1)
     teacher = make_model("llama", vocab_size=28, stop_ids=[7, 8], seed=2)
     reference = make_model("qwen3", vocab_size=24, stop_ids=9, seed=3)
-    return PairedEngine(student, teacher, reference=reference)
+    return ModelSet.of(student, teacher, reference=reference)
 
 
 @pytest.fixture(scope="module")
-def rollouts(engine: PairedEngine) -> list[Rollout]:
+def rollouts(models: ModelSet) -> list[Rollout]:
     prompts = [Prompt([1, 2, 3]), Prompt([4], teacher_tokens=[9, 10])]
-    return engine.score_reference(engine.generate(TrustRegion(0.2), prompts, max_new_tokens=9, num_samples=2))
+    engine = PairedEngine(models.student, models.teachers, vocabulary=models.vocabulary)
+    made = engine.generate(TrustRegion(0.2), prompts, max_new_tokens=9, num_samples=2)
+    return ReferenceScorer(models, MAX_TOKENS).score(made)
 
 
-def backward(engine: PairedEngine, rollouts: list[Rollout], target: TargetRule, divergence, **settings):
-    module = engine.student.module
+def backward(models: ModelSet, rollouts: list[Rollout], target: TargetRule, divergence, **settings):
+    module = models.student.module
     module.zero_grad()
-    objective = Objective(engine.models, target, divergence, **settings)
+    objective = Objective(models, target, divergence, **settings)
     return objective.backward(rollouts).loss, {name: p.grad.clone() for name, p in module.named_parameters()}
 
 
-def naive_logprobs(engine: PairedEngine, rollout: Rollout, reads: str) -> list[Tensor]:
+def naive_logprobs(models: ModelSet, rollout: Rollout, reads: str) -> list[Tensor]:
     """log p, log q and log r behind each prefix, from plain whole forwards."""
     of_reference = rollout.tokens_for_teacher if reads == "teacher" else rollout.prompt_tokens
     prompts = (rollout.prompt_tokens, rollout.tokens_for_teacher, of_reference)
     found = []
-    for model, prompt in zip((engine.student, engine.teacher, engine.models.reference), prompts, strict=True):
+    for model, prompt in zip((models.student, models.teacher, models.reference), prompts, strict=True):
         tokens = torch.tensor([[*prompt, *rollout.response_tokens]])
         logits = model.module(input_ids=tokens).logits[0, len(prompt) - 1 : -1]
-        found.append(engine.vocabulary.shared_logits(logits).log_softmax(-1))
+        found.append(models.vocabulary.shared_logits(logits).log_softmax(-1))
     return found
 
 
-def test_the_stop_event_is_that_of_all_three(engine: PairedEngine) -> None:
-    assert engine.vocabulary.stop_ids == (7, 8, 9) and engine.vocabulary.stop_id == 7
+def test_the_stop_event_is_that_of_all_three(models: ModelSet) -> None:
+    assert models.vocabulary.stop_ids == (7, 8, 9) and models.vocabulary.stop_id == 7
 
 
 @pytest.mark.parametrize("reads", ["student", "teacher"])
-def test_the_reference_reads_what_it_should(engine: PairedEngine, rollouts: list[Rollout], reads: str) -> None:
-    models = engine.models
-    reading = PairedEngine(models.student, models.teacher, reference=models.reference, reference_reads=reads)
-    scored = reading.score_reference(rollouts)
-    for rollout in scored:
-        _, _, expected = naive_logprobs(engine, rollout, reads)
+def test_the_reference_reads_what_it_should(models: ModelSet, rollouts: list[Rollout], reads: str) -> None:
+    for rollout in ReferenceScorer(replace(models, reference_reads=reads), MAX_TOKENS).score(rollouts):
+        _, _, expected = naive_logprobs(models, rollout, reads)
         ids = rollout.support_ids.long()
         tokens = torch.tensor(rollout.response_tokens)[:, None]
         torch.testing.assert_close(rollout.reference.logprobs_T, expected.gather(1, tokens)[:, 0])
@@ -78,18 +79,18 @@ def test_the_reference_reads_what_it_should(engine: PairedEngine, rollouts: list
 )
 @pytest.mark.parametrize("settings", [{"chunk_tokens": 4}, {"form": "tiled"}], ids=str)
 def test_loss_and_gradient_against_the_naive_form(
-    engine, rollouts, target: TargetRule, divergence: ReverseKL, settings
+    models, rollouts, target: TargetRule, divergence: ReverseKL, settings
 ) -> None:
     if "form" in settings and divergence is FULL and target.needs:
         with pytest.raises(ConfigurationError, match="looks at a third model's whole distribution"):
-            backward(engine, rollouts, target, divergence, **settings)
+            backward(models, rollouts, target, divergence, **settings)
         return
-    loss, found = backward(engine, rollouts, target, divergence, **settings)
-    module = engine.student.module
+    loss, found = backward(models, rollouts, target, divergence, **settings)
+    module = models.student.module
     module.zero_grad()
     total, count = torch.zeros((), dtype=torch.float64), 0
     for rollout in rollouts:
-        p, q, r = naive_logprobs(engine, rollout, "student")
+        p, q, r = naive_logprobs(models, rollout, "student")
         possible = (p.detach() > -torch.inf).all(0)
         if divergence is RENORMALISED:
             ids = p.detach().topk(divergence.top_k).indices
@@ -110,16 +111,16 @@ def test_loss_and_gradient_against_the_naive_form(
         torch.testing.assert_close(found[name], parameter.grad, rtol=1e-6, atol=2e-8)
 
 
-def test_letting_the_gradient_through_matters(engine, rollouts) -> None:
+def test_letting_the_gradient_through_matters(models, rollouts) -> None:
     losses, gradients = zip(
-        *(backward(engine, rollouts, Bridge(0.6, detach=detach), FULL) for detach in (True, False)), strict=True
+        *(backward(models, rollouts, Bridge(0.6, detach=detach), FULL) for detach in (True, False)), strict=True
     )
     assert losses[0] == pytest.approx(losses[1], abs=1e-12)
     assert any(not torch.allclose(gradients[0][name], gradients[1][name], atol=1e-4) for name in gradients[0])
 
 
-def test_a_missing_reference_is_refused(engine, rollouts) -> None:
+def test_a_missing_reference_is_refused(models, rollouts) -> None:
     with pytest.raises(ConfigurationError, match=r"Extrapolated.* compares with a reference, but none is loaded"):
-        Objective(replace(engine.models, reference=None), Extrapolated(1.25), FULL).backward(rollouts)
-    with pytest.raises(ConfigurationError, match="compares with a reference, but this engine has none"):
-        PairedEngine(engine.student, engine.teacher).score_reference(rollouts)
+        Objective(replace(models, reference=None), Extrapolated(1.25), FULL).backward(rollouts)
+    with pytest.raises(ConfigurationError, match="compares with a reference, but none is loaded"):
+        ReferenceScorer(replace(models, reference=None), MAX_TOKENS).score(rollouts)

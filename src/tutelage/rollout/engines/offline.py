@@ -1,4 +1,4 @@
-"""Answers that were given take the place of sampling: which of them belong to a step?"""
+"""Answers that exist: nothing is sampled.  Which of them belong to a step?"""
 
 from __future__ import annotations
 
@@ -9,16 +9,19 @@ from itertools import count
 import torch
 
 from tutelage.errors import DataError
+from tutelage.policies import Policy
+from tutelage.rollout.decoding.streams import derive_seed, uniforms
+from tutelage.rollout.engines.base import check_served
+from tutelage.rollout.request import Request
 from tutelage.rollout.score_cache import REMEDY, AnswerKey, ScoreCache
-from tutelage.rollout.streams import derive_seed, uniforms
 from tutelage.types import Prompt, Rollout
 
-__all__ = ["OfflineAnswers"]
+__all__ = ["OfflineEngine"]
 
 
 @dataclass(frozen=True)
-class OfflineAnswers:
-    """The answers of a score cache by the prompt that they answer.
+class OfflineEngine:
+    """Gives out the answers of a score cache, by the prompt that they answer.
 
     Fields:
       cache: where they lie; they are read when a step needs them.
@@ -31,7 +34,7 @@ class OfflineAnswers:
     longest: int
 
     @classmethod
-    def of(cls, cache: ScoreCache) -> OfflineAnswers:
+    def of(cls, cache: ScoreCache) -> OfflineEngine:
         """Look through a cache, once.
 
         Raises:
@@ -72,21 +75,31 @@ class OfflineAnswers:
                 f"prompt number {numbers.index(min(numbers))} (from 0). Set it to at most that, or score more answers."
             )
 
-    def generate(self, prompts: Sequence[Prompt], *, num_samples: int, seed: int, step: int) -> list[Rollout]:
+    def refusal(self, policy: Policy) -> str | None:
+        if policy.is_offline:
+            return None
+        return f"the policy {policy} samples, and this engine only has answers that exist. Use policy = 'offline'."
+
+    def sync(self, policy: Policy, step: int) -> None:
+        """Answers that exist do not depend on the student's weights."""
+
+    def answer(self, policy: Policy, request: Request) -> list[Rollout]:
         """The answers that belong to a step, ordered by prompt, then by their place in the file.
 
         Where a prompt has more than `num_samples`, random numbers of (seed, step, prompt) choose among them, any set as
-        likely as another. Otherwise it is all of them, in every step.
+        likely as another. Otherwise it is all of them, in every step. Length limits are not applied.
         """
+        check_served(self, policy)
+        seed = derive_seed(request.seed, "given")
         rollouts = []
-        for index, prompt in enumerate(prompts):
+        for index, prompt in enumerate(request.prompts):
             places = self.places[_key(prompt)]
-            chosen = list(range(num_samples))
-            if len(places) > num_samples:
+            chosen = list(range(request.num_samples))
+            if len(places) > request.num_samples:
                 stream = torch.tensor([index if prompt.stream is None else prompt.stream])
                 everyone = torch.arange(len(places))
-                drawn_A = uniforms(derive_seed(seed, "given"), step, stream, torch.zeros(1).long(), everyone)[0][0]
-                chosen = sorted(drawn_A.argsort()[:num_samples].tolist())
+                drawn_A = uniforms(seed, request.step, stream, torch.zeros(1).long(), everyone)[0][0]
+                chosen = sorted(drawn_A.argsort()[: request.num_samples].tolist())
             for sample, place in enumerate(chosen):
                 read = self.cache.read(*places[place])
                 rollouts.append(replace(read, prompt_index=index, sample_index=sample))

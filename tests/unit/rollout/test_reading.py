@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from tutelage.rollout.scoring import batches_by_tokens
+from tutelage.rollout.reading import batches_by_tokens
 
 
 def test_batches_count_an_equal_prompt_once_and_keep_its_samples_together() -> None:

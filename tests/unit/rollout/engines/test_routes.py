@@ -13,7 +13,7 @@ from tutelage.divergences import ReverseKL
 from tutelage.errors import ConfigurationError
 from tutelage.models import Vocabulary
 from tutelage.policies import Policy, Student, TrustRegion
-from tutelage.rollout import PairedEngine
+from tutelage.rollout import Limits, PairedEngine
 from tutelage.targets import Teacher
 from tutelage.training import Objective
 from tutelage.types import Prompt, Rollout
@@ -36,7 +36,7 @@ def models() -> tuple:
 
 @pytest.fixture(scope="module")
 def engine(models: tuple) -> PairedEngine:
-    return PairedEngine(models[0], models[1], routes={"code": models[2]}, draft_length=3, max_rows=4)
+    return PairedEngine(models[0], {None: models[1], "code": models[2]}, draft_length=3, limits=Limits(max_rows=4))
 
 
 def alone(models: tuple, vocabulary: Vocabulary, policy: Policy, teacher: int) -> list[Rollout]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tutelage.errors import ServerError
-from tutelage.rollout.server import MAX_BYTES, Server
+from tutelage.rollout.servers.server import MAX_BYTES, Server
 
 __all__ = ["ServedModel", "bytes_for", "choice_of", "logprob_of", "malformed", "prompt_places", "served_model"]
 

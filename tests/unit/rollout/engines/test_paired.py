@@ -11,7 +11,7 @@ from tests.conftest import make_model
 from tests.rollouts import rollout_of
 from tutelage.errors import ConfigurationError, DataError, NonFiniteError, VocabularyMismatchError
 from tutelage.policies import Student, Teacher, TrustRegion
-from tutelage.rollout import PairedEngine
+from tutelage.rollout import Limits, LocalScorer, PairedEngine
 from tutelage.types import Prompt
 
 FIELDS = [
@@ -39,8 +39,7 @@ def test_scoring_afterwards_equals_scoring_while_sampling(engine: PairedEngine) 
     prompts = [Prompt([1, 2, 3], teacher_tokens=[9, 9, 1, 2, 3]), Prompt([4])]
     sampled = engine.generate(TrustRegion(kl_radius=0.1), prompts, max_new_tokens=20, num_samples=5)
     for max_tokens in (1, 64, 4096):
-        engine.score_tokens = max_tokens
-        scored = engine.score(sampled)
+        scored = LocalScorer(engine.models.teachers, engine.vocabulary, max_tokens).score(sampled)
         for before, after in zip(sampled, scored, strict=True):
             assert after.response_tokens == before.response_tokens
             for name in FIELDS:
@@ -95,7 +94,9 @@ def test_waiting_prompts_take_over_finished_rows() -> None:
     """Ragged answers through 8 slots: hardly a slot is idle until the queue is empty."""
     model = make_model("qwen3", vocab_size=8, stop_ids=3, seed=1)
     shapes = watch_reading(model)
-    rollouts = PairedEngine(model, max_rows=8).generate(Student(), [[1, 2], [4]], max_new_tokens=40, num_samples=100)
+    rollouts = PairedEngine(model, limits=Limits(max_rows=8)).generate(
+        Student(), [[1, 2], [4]], max_new_tokens=40, num_samples=100
+    )
     rows = [shape[0] for shape in shapes if len(shape) == 2 and shape[1] == 1 and shape[0] > 1]
     assert max(rows) == 8
     longest = max(map(len, rollouts))
@@ -109,17 +110,17 @@ def test_rows_are_planned_from_the_byte_budget() -> None:
     slot_bytes = 2 * 2 * 2 * 8 * 8  # keys and values, layers, heads, head size, bytes of a float64
     # Both models; prompt, answer, and what a draft of 16 reads beyond the answer's last token.
     answer_bytes = 2 * (10 + 20 + 15) * slot_bytes
-    engine = PairedEngine(student, teacher, cache_bytes=3 * answer_bytes)
+    engine = PairedEngine(student, teacher, limits=Limits(cache_bytes=3 * answer_bytes))
     assert engine.rows_that_fit(prompts, 20, with_teacher=True) == 3
     assert engine.rows_that_fit(prompts, 20, with_teacher=False) == 9, "one model, no draft: 270 slots of 30"
     for draft_length, num_rows in ((1, 4), (10, 3), (19, 2), (200, 2)):  # no draft is longer than an answer
-        fixed = PairedEngine(student, teacher, cache_bytes=3 * answer_bytes, draft_length=draft_length)
+        fixed = PairedEngine(student, teacher, limits=Limits(cache_bytes=3 * answer_bytes), draft_length=draft_length)
         assert fixed.rows_that_fit(prompts, 20, with_teacher=True) == num_rows
     assert PairedEngine(student, teacher).rows_that_fit(prompts, 20, with_teacher=True) == 256
     shapes = watch_reading(student)
     engine.generate(TrustRegion(0.1), prompts, max_new_tokens=20, num_samples=10)
     assert max(shape[0] for shape in shapes if shape[-1:] == (1,)) <= 3
-    small = PairedEngine(student, teacher, cache_bytes=answer_bytes - 1)
+    small = PairedEngine(student, teacher, limits=Limits(cache_bytes=answer_bytes - 1))
     with pytest.raises(ConfigurationError, match=r"one answer of 20 tokens to a prompt of 10 needs .* GiB of cache"):
         small.generate(TrustRegion(0.1), prompts, max_new_tokens=20)
 
@@ -146,7 +147,7 @@ def test_refusals(engine: PairedEngine) -> None:
     with pytest.raises(ConfigurationError, match="max_new_tokens is 0"):
         student_only.generate(Student(), [[1]], max_new_tokens=0)
     with pytest.raises(ConfigurationError, match=r"rollout.max_rows is 0"):
-        PairedEngine(make_model("qwen3"), max_rows=0)
+        PairedEngine(make_model("qwen3"), limits=Limits(max_rows=0))
     with pytest.raises(DataError, match="prompt 1 is empty"):
         student_only.generate(Student(), [[1], []], max_new_tokens=4)
     with pytest.raises(DataError, match="512 tokens"):

@@ -14,8 +14,9 @@ from tests.enumerated import chi_square_p_value, enumerated_law, make_world
 from tutelage.errors import ConfigurationError, NonFiniteError
 from tutelage.models import LanguageModel
 from tutelage.policies import Behaviour, FixedBlend, Interleaved, Mixture, Policy, Teacher, TeacherPrefix, TrustRegion
-from tutelage.rollout import PairedEngine, drafts
-from tutelage.rollout.draft_length import Continuation, Costs, DraftLength
+from tutelage.rollout import Limits, PairedEngine
+from tutelage.rollout.decoding import drafts
+from tutelage.rollout.decoding.draft_length import Continuation, Costs, DraftLength
 from tutelage.types import Prompt, Rollout
 
 POLICIES: list[Policy] = [
@@ -43,7 +44,7 @@ def sampled(
 ) -> tuple[Counter, dict]:
     """Counts of sampled answers, and the law that they should follow."""
     student, teacher = make_world(vocabulary=vocabulary, **SMALL)
-    engine = PairedEngine(student, teacher, draft_length=draft_length, max_rows=number)
+    engine = PairedEngine(student, teacher, draft_length=draft_length, limits=Limits(max_rows=number))
     rollouts = engine.generate(
         policy, [prompt], max_new_tokens=length, num_samples=number, seed=17, records_statistics=False
     )
@@ -163,7 +164,7 @@ def test_neither_slots_nor_draft_lengths_change_a_token(policy: Policy) -> None:
     expected = PairedEngine(student, teacher, draft_length=4).generate(policy, prompts, **settings)
     assert len({tuple(rollout.response_tokens) for rollout in expected}) > 1
     for slots, draft_length in [(1, 4), (3, 4), (8, 4), (8, 2), (36, 7), (5, 7), (8, "auto"), (36, "estimated")]:
-        engine = PairedEngine(student, teacher, draft_length=draft_length, max_rows=slots)
+        engine = PairedEngine(student, teacher, draft_length=draft_length, limits=Limits(max_rows=slots))
         rollouts = engine.generate(policy, prompts, **settings)
         assert tokens_of(rollouts) == tokens_of(expected), (slots, draft_length)
         for rollout, other in zip(rollouts, expected, strict=True):
@@ -178,7 +179,7 @@ def test_refilled_slots_follow_the_law_of_lock_step(policy: Policy, slots: int) 
     student, teacher = make_world(vocabulary=5, **SMALL)
     law = enumerated_law(student, teacher, policy, [2], [2], 2)
     for draft_length in (1, 2):
-        engine = PairedEngine(student, teacher, draft_length=draft_length, max_rows=slots)
+        engine = PairedEngine(student, teacher, draft_length=draft_length, limits=Limits(max_rows=slots))
         rollouts = engine.generate(
             policy, [[2]], max_new_tokens=2, num_samples=60 * slots, seed=1, records_statistics=False
         )
@@ -338,6 +339,6 @@ def test_drafts_longer_than_a_block_of_random_numbers() -> None:
             return caches[-1]
 
     for draft_length in (65, 100, 1000):
-        engine = PairedEngine(student, Watched(teacher.module), draft_length=draft_length, max_rows=2)
+        engine = PairedEngine(student, Watched(teacher.module), draft_length=draft_length, limits=Limits(max_rows=2))
         assert tokens_of(engine.generate(TrustRegion(0.05), prompts, **settings)) == tokens_of(expected)
         assert max(cache.capacity for cache in caches) <= 2 + 150 + min(draft_length, 150) - 1

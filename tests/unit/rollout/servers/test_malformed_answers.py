@@ -14,8 +14,9 @@ from tests.fake_server import Fake, RawFake
 from tests.rollouts import rollout_of
 from tutelage.errors import ConfigurationError, ServerError
 from tutelage.models import Vocabulary
-from tutelage.rollout import ServedTeacher, ServedVLLM, Server, server
-from tutelage.rollout.vllm_samplers import SamplingParams
+from tutelage.rollout import ServedScorer, Server
+from tutelage.rollout.samplers import SamplingParams, ServedVLLM
+from tutelage.rollout.servers import server
 from tutelage.types import Rollout
 
 OK = b"HTTP/1.1 200 OK\r\n"
@@ -296,7 +297,7 @@ def play(answer: object, models: object = MODELS) -> Fake:
 
 
 def score(fake: Fake) -> Rollout:
-    teacher = ServedTeacher(Server(fake.url, retries=0), VOCABULARY, 3, num_rows=20)
+    teacher = ServedScorer(Server(fake.url, retries=0), VOCABULARY, 3, num_rows=20)
     (scored,) = teacher.score([rollout_of([4], [1, 2], torch.zeros(2), torch.zeros(2))])
     return scored
 
@@ -361,7 +362,7 @@ def test_a_mass_above_1_is_no_small_tail() -> None:
 def test_a_teacher_that_becomes_another_is_refused() -> None:
     names = iter("mmx")
     fake = Fake(lambda path, _: (200, {"data": [{"id": next(names)}]} if path == "/v1/models" else told()))
-    teacher = ServedTeacher(Server(fake.url, retries=0), VOCABULARY, 3, num_rows=20)
+    teacher = ServedScorer(Server(fake.url, retries=0), VOCABULARY, 3, num_rows=20)
     rollout = rollout_of([4], [1, 2], torch.zeros(2), torch.zeros(2))
     teacher.score([rollout])
     teacher.score([rollout])

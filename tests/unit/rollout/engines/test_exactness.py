@@ -22,7 +22,7 @@ from tutelage.policies import (
     Temperature,
     TrustRegion,
 )
-from tutelage.rollout import PairedEngine
+from tutelage.rollout import Limits, PairedEngine
 from tutelage.types import Prompt
 
 LENGTH, STOP = 3, 5
@@ -46,7 +46,7 @@ def test_sequence_frequencies_are_the_product_of_mu(policy: Policy) -> None:
     student, teacher = make_world()
     # Two prompts of different lengths, and a teacher that reads another context for the second one.
     prompts = [Prompt([1, 2, 3]), Prompt([2], teacher_tokens=[3, 0, 1, 1])]
-    engine = PairedEngine(student, teacher, draft_length=1, max_rows=2 * NUM_SAMPLES)
+    engine = PairedEngine(student, teacher, draft_length=1, limits=Limits(max_rows=2 * NUM_SAMPLES))
     rollouts = engine.generate(
         policy, prompts, max_new_tokens=LENGTH, num_samples=NUM_SAMPLES, records_statistics=False
     )
@@ -63,7 +63,7 @@ def test_sequence_frequencies_are_the_product_of_mu(policy: Policy) -> None:
 def test_the_chi_square_test_has_power() -> None:
     """Samples of one policy are refused as samples of a slightly different one."""
     student, teacher = make_world()
-    engine = PairedEngine(student, teacher, draft_length=1, max_rows=NUM_SAMPLES)
+    engine = PairedEngine(student, teacher, draft_length=1, limits=Limits(max_rows=NUM_SAMPLES))
     rollouts = engine.generate(
         TrustRegion(kl_radius=0.01),
         [[1, 2, 3]],
@@ -128,8 +128,8 @@ def test_rollouts_do_not_depend_on_batching() -> None:
     student = make_model("qwen3", vocab_size=12, stop_ids=5, seed=1)
     teacher = make_model("llama", vocab_size=12, stop_ids=5, seed=2)
     prompts = [[1], [2, 3, 4], [6, 7], [1, 2, 3, 4, 6, 7, 8]]
-    together = PairedEngine(student, teacher, max_rows=64)
-    alone = PairedEngine(student, teacher, max_rows=1)
+    together = PairedEngine(student, teacher, limits=Limits(max_rows=64))
+    alone = PairedEngine(student, teacher, limits=Limits(max_rows=1))
     for policy in (Student(), TrustRegion(kl_radius=0.05)):
         settings = {"max_new_tokens": 12, "num_samples": 3, "seed": 9, "step": 4}
         first = together.generate(policy, prompts, **settings)

@@ -4,7 +4,7 @@ import torch
 
 from tutelage.demo import reference_loop
 from tutelage.rollout import derive_seed, uniforms
-from tutelage.rollout.streams import TokenStreams
+from tutelage.rollout.decoding.streams import TokenStreams
 
 
 def test_uniforms_equal_the_reference_loops_scalar_form() -> None:

@@ -19,7 +19,7 @@ from urllib.error import URLError
 from urllib.parse import urlsplit
 
 from tutelage.errors import ConfigurationError, ServerError, printable
-from tutelage.rollout.exchange import Bounds, Reply, TooLargeError, exchange
+from tutelage.rollout.servers.exchange import Bounds, Reply, TooLargeError, exchange
 
 __all__ = ["Server", "address_of"]
 

@@ -14,11 +14,11 @@ import torch
 
 from tutelage.errors import ServerError
 from tutelage.models import Vocabulary
-from tutelage.rollout.server import Server
-from tutelage.rollout.vllm_answers import ServedModel, bytes_for, choice_of, prompt_places, served_model
+from tutelage.rollout.servers.server import Server
+from tutelage.rollout.servers.vllm_answers import ServedModel, bytes_for, choice_of, prompt_places, served_model
 from tutelage.types import Reading, Rollout
 
-__all__ = ["ServedTeacher"]
+__all__ = ["ServedScorer"]
 
 # A tail is 1 minus float32 probabilities; less than this is lost in the difference.
 MIN_TAIL = 2.0**-24
@@ -29,7 +29,7 @@ TRIAL_TOLERANCE, TRIAL_TOLERANCE_MAX = 0.1, 2.0
 
 
 @dataclass(frozen=True)
-class ServedTeacher:
+class ServedScorer:
     """Scores rollouts through /v1/completions with `prompt_logprobs`.
 
     Stop ids that a server lists are one event at the student's id, as everywhere; one that it does not list is less
@@ -102,9 +102,11 @@ class ServedTeacher:
                 "model with another vocabulary. Start it with the model of teacher.path, or correct teacher.path."
             )
 
-    def score(self, rollouts: Sequence[Rollout]) -> list[Rollout]:
+    def score(self, rollouts: Sequence[Rollout], *, keep_hidden: bool = False) -> list[Rollout]:
         """Copies of the rollouts with what the teacher said of each token and its top K, in the same order.
 
+        Args:
+          keep_hidden: of no effect, since a server tells no hidden states.
         Raises:
           ServerError: no answer within the bounds, or one that lacks something.
         """

@@ -16,9 +16,9 @@ from collections import defaultdict, deque
 from dataclasses import dataclass
 
 from tutelage.errors import ConfigurationError
-from tutelage.models import LanguageModel
+from tutelage.models import LanguageModel, ModelSet
 
-__all__ = ["MAX_DRAFT_LENGTH", "Continuation", "Costs", "DraftLength", "draft_length_named"]
+__all__ = ["MAX_DRAFT_LENGTH", "Continuation", "Costs", "DraftLength", "DraftLengths", "draft_length_named"]
 
 LENGTHS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16)
 MAX_DRAFT_LENGTH = LENGTHS[-1]
@@ -156,7 +156,7 @@ class DraftLength:
 
     Args:
       fixed: always this many; None = chosen.
-      costs: of the rounds; kept by the engine from call to call.
+      costs: of the rounds; kept from call to call, see `DraftLengths`.
     """
 
     def __init__(self, fixed: int | None, costs: Costs) -> None:
@@ -176,6 +176,33 @@ class DraftLength:
         """Expected tokens of a row over the round's cost."""
         tokens = sum(self.continuation.rate**place for place in range(length))
         return tokens / self.costs.of_round(num_rows, length)
+
+
+class DraftLengths:
+    """How many tokens the rounds of an engine draft.
+
+    It owns what changes in an engine from call to call, and nothing else there does: what rounds have cost with each
+    teacher, where that is measured.
+
+    Args:
+      models: the student and its teachers.
+      wanted: a number of tokens, "estimated" or "auto"; see `draft_length_named`.
+    """
+
+    def __init__(self, models: ModelSet, wanted: int | str) -> None:
+        self.fixed, is_measured = draft_length_named(wanted)
+        self._costs = {
+            name: Costs(models.student, teacher, is_measured=is_measured) for name, teacher in models.teachers.items()
+        }
+
+    @property
+    def longest(self) -> int:
+        """Most tokens of a round."""
+        return MAX_DRAFT_LENGTH if self.fixed is None else self.fixed
+
+    def for_call(self, teacher: str | None) -> DraftLength | None:
+        """Chooses the lengths of one call with the teacher of this name; None = lock-step."""
+        return None if self.fixed == 1 else DraftLength(self.fixed, self._costs[teacher])
 
 
 def draft_length_named(value: int | str) -> tuple[int | None, bool]:

@@ -1,7 +1,7 @@
 """Rollouts of a policy, several at a time: draft, read, judge, record; and a new prompt where an answer has ended.
 
 Every row of the two caches is at work on one rollout. In a round the student writes a few tokens in each row, the
-teacher reads them all in one forward, and the policy says which of them stay (`rollout.drafts`). Rows therefore advance
+teacher reads them all in one forward, and the policy says which of them stay (`drafts`). Rows therefore advance
 by different amounts; what was written too far is overwritten in the next round. The last token of a row has been read
 by neither model: it is the first thing that the next round reads, so no forward is spent on a replaced token alone.
 
@@ -17,7 +17,6 @@ Axis letters: B rows, L places of a round, N tokens that stand, R some of the ro
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,16 +24,18 @@ from torch import Tensor
 
 from tutelage.distributions import NO_TOKEN, gather_logprobs, normalise, sample
 from tutelage.errors import NonFiniteError
-from tutelage.models import CachedRows, LanguageModel, Vocabulary
+from tutelage.models import LanguageModel, Vocabulary
 from tutelage.policies import Behaviour, Policy, Student
-from tutelage.rollout import drafts
-from tutelage.rollout.draft_length import DraftLength
-from tutelage.rollout.records import Records
-from tutelage.rollout.statistics import student_statistics, teacher_statistics
-from tutelage.rollout.streams import TokenStreams
-from tutelage.types import Prompt, Rollout
+from tutelage.rollout.decoding import drafts
+from tutelage.rollout.decoding.decoder import Decoder
+from tutelage.rollout.decoding.draft_length import DraftLength
+from tutelage.rollout.decoding.records import Records
+from tutelage.rollout.decoding.statistics import student_statistics, teacher_statistics
+from tutelage.rollout.decoding.streams import TokenStreams
+from tutelage.rollout.request import Request
+from tutelage.types import Rollout
 
-__all__ = ["Decoder", "Decoding", "Request", "slots_of"]
+__all__ = ["Decoding", "DecodingSettings", "slots_of"]
 
 # Rows are refilled, or dropped from the caches, once at least this share of them is finished: either costs about as
 # much as a round.
@@ -44,26 +45,20 @@ FIRST_SLOTS = 64
 
 
 @dataclass(frozen=True)
-class Request:
-    """What is to be decoded: `num_samples` answers to each prompt, of at most `max_new_tokens` tokens.
+class DecodingSettings:
+    """How a request is decoded.
 
     Fields:
-      seed, step: with prompt, sample and place they key every draw, see `rollout.streams`.
+      num_rows: answers decoded at once.
       support_size: K of the recorded statistics; 0 = only tokens and their log-probabilities are kept.
       prefill_tokens: most padded tokens in one forward over prompts.
+      draft_length: how long each round is; None = lock-step.
     """
 
-    prompts: Sequence[Prompt]
-    max_new_tokens: int
-    num_samples: int
-    seed: int
-    step: int
+    num_rows: int
     support_size: int
     prefill_tokens: int
-
-    @property
-    def num_rollouts(self) -> int:
-        return len(self.prompts) * self.num_samples
+    draft_length: DraftLength | None = None
 
 
 def slots_of(num_prompt_tokens: int, max_new_tokens: int, num_drafted: int) -> int:
@@ -71,69 +66,11 @@ def slots_of(num_prompt_tokens: int, max_new_tokens: int, num_drafted: int) -> i
     return num_prompt_tokens + max_new_tokens + num_drafted - 1
 
 
-class Decoder:
-    """One model and its cache. Each row has one token that was not read yet, and the position that it will take.
-
-    Args:
-      num_rows, capacity, max_capacity: of the cache.
-    """
-
-    def __init__(
-        self, model: LanguageModel, vocabulary: Vocabulary, num_rows: int, capacity: int, max_capacity: int
-    ) -> None:
-        self.model, self.vocabulary = model, vocabulary
-        self.cache: CachedRows = model.new_cache(num_rows, capacity, max_capacity)
-        self.positions_B = torch.zeros(num_rows, dtype=torch.int64)
-        self.last_tokens_B = torch.zeros(num_rows, dtype=torch.int64, device=model.device)
-
-    def start(self, rows_R: Tensor, prompts: Sequence[Sequence[int]], sources_R: Tensor, max_tokens: int) -> None:
-        """Let rows begin behind a prompt, whose last token is not read yet.
-
-        Args:
-          prompts: each read once, however many rows share it.
-          sources_R: which of the prompts each row gets.
-        """
-        read = self.model.prefill([prompt[:-1] for prompt in prompts], max_tokens)
-        device = self.model.device
-        self.cache.copy_rows(read, sources_R.to(device), rows_R.to(device))
-        positions_P = torch.tensor([len(prompt) - 1 for prompt in prompts])
-        last_P = torch.tensor([int(prompt[-1]) for prompt in prompts])
-        # Not in place: the two decoders of a pair share the tensor of last tokens once they have advanced.
-        self.positions_B = self.positions_B.index_copy(0, rows_R, positions_P[sources_R])
-        self.last_tokens_B = self.last_tokens_B.index_copy(0, rows_R.to(device), last_P[sources_R].to(device))
-
-    def read(self, tokens_BT: Tensor, ahead: int = 0) -> Tensor:
-        """Logits [B, T, V] behind each of some new tokens, the first of which lies `ahead` of the rows' positions."""
-        positions_BT = self.positions_B[:, None] + torch.arange(ahead, ahead + tokens_BT.shape[1])
-        if self.model.context_length is not None:
-            # A draft may run over the end of the context. What is computed there is dropped, but must be computable.
-            positions_BT = positions_BT.clamp_max(self.model.context_length - 1)
-        extent = int(positions_BT.max()) + 1
-        device = self.model.device
-        hidden_BTD = self.model.hidden_cached(tokens_BT.to(device), positions_BT.to(device), self.cache, extent)
-        return self.vocabulary.shared_logits(self.model.logits(hidden_BTD))
-
-    def advance(self, lengths_B: Tensor, last_tokens_B: Tensor, is_alive_B: Tensor) -> None:
-        """Rows have got so many tokens more, the last of which is the next to be read. The others need no place."""
-        self.positions_B = (self.positions_B + lengths_B).where(is_alive_B, 0)
-        self.last_tokens_B = last_tokens_B.to(self.model.device)
-
-    def select(self, rows_B: Tensor) -> None:
-        """Drop rows."""
-        self.cache.select(rows_B.to(self.model.device))
-        self.positions_B, self.last_tokens_B = (
-            self.positions_B[rows_B],
-            self.last_tokens_B[rows_B.to(self.model.device)],
-        )
-
-
 class Decoding:
-    """The rows of one call of `generate`, from the first prompt to the last answer.
+    """The rows of one request, from the first prompt to the last answer.
 
     Args:
       student, teacher: the teacher is None where the policy does not ask it.
-      num_rows: answers decoded at once.
-      draft_length: how long each round is; None = lock-step.
     """
 
     def __init__(
@@ -143,10 +80,10 @@ class Decoding:
         vocabulary: Vocabulary,
         policy: Policy,
         request: Request,
-        num_rows: int,
-        draft_length: DraftLength | None,
+        settings: DecodingSettings,
     ) -> None:
-        self.policy, self.request, self.draft_length = policy, request, draft_length
+        num_rows, draft_length = settings.num_rows, settings.draft_length
+        self.policy, self.request, self.settings, self.draft_length = policy, request, settings, draft_length
         self.device = student.device
         self.stop_id = vocabulary.stop_id
         longest = max(max(len(p.student_tokens), len(p.teacher_tokens or ())) for p in request.prompts)
@@ -262,9 +199,9 @@ class Decoding:
         return lengths_B, self.is_alive_B & (lengths_B > before_stop_B)
 
     def _statistics(self, student_NV: Tensor, teacher_logits_NV: Tensor | None, tokens_N: Tensor) -> dict[str, Tensor]:
-        if not self.request.support_size:
+        if not self.settings.support_size:
             return {"student.logprobs_T": gather_logprobs(student_NV, tokens_N)}
-        values = student_statistics(student_NV, tokens_N, self.request.support_size)
+        values = student_statistics(student_NV, tokens_N, self.settings.support_size)
         if teacher_logits_NV is not None:
             values |= teacher_statistics(normalise(teacher_logits_NV), tokens_N, values["support_ids"])
         return values
@@ -277,10 +214,10 @@ class Decoding:
         numbers_R = rollouts_R // self.request.num_samples
         first, last = int(numbers_R[0]), int(numbers_R[-1])
         prompts, sources_R = self.request.prompts[first : last + 1], numbers_R - first
-        self.student.start(rows_R, [p.student_tokens for p in prompts], sources_R, self.request.prefill_tokens)
+        self.student.start(rows_R, [p.student_tokens for p in prompts], sources_R, self.settings.prefill_tokens)
         if self.teacher is not None:
             contexts = [p.student_tokens if p.teacher_tokens is None else p.teacher_tokens for p in prompts]
-            self.teacher.start(rows_R, contexts, sources_R, self.request.prefill_tokens)
+            self.teacher.start(rows_R, contexts, sources_R, self.settings.prefill_tokens)
         streams = [first + place if p.stream is None else p.stream for place, p in enumerate(prompts)]
         device_rows_R = rows_R.to(self.device)
         self.streams.start(

@@ -1,4 +1,4 @@
-"""Where vLLM runs: in this process's care, or as a server. Both take a folder of weights and prompts, and give tokens.
+"""vLLM as a sampler: beside this process, or as a server.
 
 Weights travel as a model folder that vLLM reads again in place. That works the same for both, on any device, and for
 every architecture that vLLM can load; the prefix cache, which the old weights made, is dropped. Tokens stay ids on both
@@ -11,13 +11,14 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from tutelage.errors import ConfigurationError, ServerError, in_short
-from tutelage.rollout.server import Server
-from tutelage.rollout.vllm_answers import ServedModel, bytes_for, choice_of, logprob_of, malformed, served_model
+from tutelage.rollout.samplers.base import Capacity, HostedSettings, SampledAnswer, Sampler, SamplingParams
+from tutelage.rollout.servers.server import Server
+from tutelage.rollout.servers.vllm_answers import ServedModel, bytes_for, choice_of, logprob_of, malformed, served_model
 
-__all__ = ["LocalVLLM", "SampledAnswer", "Sampler", "SamplingParams", "ServedVLLM"]
+__all__ = ["LocalVLLM", "ServedVLLM", "vllm_sampler"]
 
 # vLLM's largest change of a logit. What it forbids is left with e^-100 of its mass.
 FORBIDDEN_BIAS = -100.0
@@ -25,88 +26,25 @@ FORBIDDEN_BIAS = -100.0
 ON_CPU = {"enforce_eager": True, "enable_chunked_prefill": False}
 
 
-@dataclass(frozen=True)
-class SamplingParams:
-    """How answers are drawn.
-
-    Fields:
-      temperature: 0 = greedy.
-      max_new_tokens: length limit, stop token included.
-      stop_ids: each of them ends an answer, and nothing else does.
-      forbidden_ids: ids that are no tokens.
-    """
-
-    temperature: float
-    max_new_tokens: int
-    stop_ids: tuple[int, ...]
-    forbidden_ids: tuple[int, ...]
-
-    def fields(self) -> dict[str, Any]:
-        """As `vllm.SamplingParams` and /v1/completions both call it; no default of the model is left in force."""
-        return {
-            "temperature": self.temperature,
-            "max_tokens": self.max_new_tokens,
-            "top_p": 1.0,
-            "top_k": 0,
-            "min_p": 0.0,
-            "repetition_penalty": 1.0,
-            "presence_penalty": 0.0,
-            "frequency_penalty": 0.0,
-            "stop_token_ids": list(self.stop_ids),
-            "ignore_eos": True,
-            "logprobs": len(self.stop_ids),
-            # Beside the sampled token, so that all ways of stopping can be one event.
-            "logprob_token_ids": list(self.stop_ids) or None,
-            "logit_bias": {str(i): FORBIDDEN_BIAS for i in self.forbidden_ids} or None,
-        }
-
-
-@dataclass(frozen=True)
-class SampledAnswer:
-    """One answer as vLLM drew it.
-
-    Fields:
-      tokens: ids, the stop token included; at least one.
-      logprobs: of each, as it was drawn.
-      last_logprobs: log-probabilities of the stop ids at the last place.
-    """
-
-    tokens: Sequence[int]
-    logprobs: Sequence[float]
-    last_logprobs: Mapping[int, float]
-
-
-class Sampler(Protocol):
-    """A vLLM that holds one student."""
-
-    def load(self, folder: Path) -> None:
-        """Take the weights of a model folder, and forget what older ones made."""
-
-    def sample(
-        self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], params: SamplingParams
-    ) -> list[SampledAnswer]:
-        """An answer to each prompt, with a seed of its own."""
+def vllm_sampler(settings: HostedSettings, capacity: Capacity) -> Sampler:
+    """The server that a run file names, or else a vLLM beside this process."""
+    if settings.server is None:
+        return LocalVLLM(settings, capacity)
+    return ServedVLLM(
+        Server(settings.server, settings.timeout_seconds, settings.retries, capacity.max_rows, "vllm.server")
+    )
 
 
 @dataclass
 class LocalVLLM:
-    """vLLM beside this process, on the same device; started by the first `load`.
+    """vLLM beside this process, on the same device; started by the first `load`."""
 
-    Fields:
-      dtype: that it computes in.
-      max_tokens: most tokens of a prompt and its answer together.
-      memory_share: of the device's memory that it takes for weights and caches.
-      max_rows: most answers at once.
-      options: further arguments of `vllm.LLM`.
-    """
-
-    dtype: str
-    max_tokens: int
-    memory_share: float
-    max_rows: int
-    on_cpu: bool
-    options: Mapping[str, Any] = field(default_factory=dict)
+    settings: HostedSettings
+    capacity: Capacity
     _engine: Any = field(default=None, init=False, repr=False)
+
+    def check(self, prompt: Sequence[int], num_tokens: int) -> None:
+        """There is nobody to ask before it is started."""
 
     def load(self, folder: Path) -> None:
         if self._engine is None:
@@ -123,17 +61,15 @@ class LocalVLLM:
     ) -> list[SampledAnswer]:
         import vllm
 
-        parameters = [vllm.SamplingParams(**self._fields(params), seed=seed, detokenize=False) for seed in seeds]
+        bias = dict.fromkeys(params.forbidden_ids, FORBIDDEN_BIAS) or None
+        fields = _fields(params) | {"logit_bias": bias, "detokenize": False}
+        parameters = [vllm.SamplingParams(**fields, seed=seed) for seed in seeds]
         asked = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
         try:
             done = self._engine.generate(asked, parameters, use_tqdm=False)
         except Exception as problem:
             raise _ended(problem) from problem
         return [_from_engine(answer.outputs[0]) for answer in done]
-
-    @staticmethod
-    def _fields(params: SamplingParams) -> dict[str, Any]:
-        return params.fields() | {"logit_bias": dict.fromkeys(params.forbidden_ids, FORBIDDEN_BIAS) or None}
 
     def _start(self, folder: Path) -> Any:
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
@@ -145,13 +81,13 @@ class LocalVLLM:
                 "'tutelage[vllm]', or set vllm.server to a server that runs."
             ) from problem
         settings = {
-            "dtype": self.dtype,
-            "max_model_len": self.max_tokens,
-            "max_num_seqs": self.max_rows,
-            "gpu_memory_utilization": self.memory_share,
+            "dtype": self.settings.dtype,
+            "max_model_len": self.capacity.max_tokens,
+            "max_num_seqs": self.capacity.max_rows,
+            "gpu_memory_utilization": self.settings.memory_share,
             "logprobs_mode": "processed_logprobs",  # under the temperature that draws
-            **(ON_CPU if self.on_cpu else {}),
-            **self.options,
+            **(ON_CPU if self.capacity.device == "cpu" else {}),
+            **(self.settings.options or {}),
         }
         try:
             return LLM(str(folder), **settings)
@@ -201,7 +137,7 @@ class ServedVLLM:
         self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], params: SamplingParams
     ) -> list[SampledAnswer]:
         self._name = name = self._name or served_model(self.server).name
-        shared = params.fields() | {
+        shared = _fields(params) | {
             "model": name,
             "return_token_ids": True,
             "return_tokens_as_token_ids": True,
@@ -217,6 +153,26 @@ class ServedVLLM:
             _from_server(choice_of(answer, where, name, len(prompt)), where, prompt, params)
             for answer, prompt in zip(answers, prompts, strict=True)
         ]
+
+
+def _fields(params: SamplingParams) -> dict[str, Any]:
+    """As `vllm.SamplingParams` and /v1/completions both call it; no default of the model is left in force."""
+    return {
+        "temperature": params.temperature,
+        "max_tokens": params.max_new_tokens,
+        "top_p": 1.0,
+        "top_k": 0,
+        "min_p": 0.0,
+        "repetition_penalty": 1.0,
+        "presence_penalty": 0.0,
+        "frequency_penalty": 0.0,
+        "stop_token_ids": list(params.stop_ids),
+        "ignore_eos": True,
+        "logprobs": len(params.stop_ids),
+        # Beside the sampled token, so that all ways of stopping can be one event.
+        "logprob_token_ids": list(params.stop_ids) or None,
+        "logit_bias": {str(i): FORBIDDEN_BIAS for i in params.forbidden_ids} or None,
+    }
 
 
 def _from_engine(output: Any) -> SampledAnswer:

@@ -1,0 +1,8 @@
+"""Who makes the answers of a step?  The models here, another program, or nobody, where they exist already."""
+
+from tutelage.rollout.engines.base import Engine, Engines
+from tutelage.rollout.engines.hosted import HostedEngine
+from tutelage.rollout.engines.offline import OfflineEngine
+from tutelage.rollout.engines.paired import PairedEngine
+
+__all__ = ["Engine", "Engines", "HostedEngine", "OfflineEngine", "PairedEngine"]

@@ -1,0 +1,7 @@
+"""What do other models say of answers that exist?  Models here, or a server."""
+
+from tutelage.rollout.scorers.base import Scorer
+from tutelage.rollout.scorers.local import LocalScorer, ReferenceScorer, TopScorer
+from tutelage.rollout.scorers.served import ServedScorer
+
+__all__ = ["LocalScorer", "ReferenceScorer", "Scorer", "ServedScorer", "TopScorer"]
