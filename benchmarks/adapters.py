@@ -32,7 +32,7 @@ from measuring import (
     write_json,
 )
 from tutelage.demo import make_problems, student_path, teacher_path
-from tutelage.divergences import DIVERGENCES
+from tutelage.losses.distributions import ReverseKL
 from tutelage.models import (
     ALL_WEIGHTS,
     AdapterSettings,
@@ -46,8 +46,8 @@ from tutelage.policies import Student
 from tutelage.rollout import PairedEngine
 from tutelage.rollout.reading import response_hidden
 from tutelage.targets import TARGETS
-from tutelage.training import Objective
-from tutelage.types import Prompt, Rollout
+from tutelage.training import Objective, Recipe
+from tutelage.types import Batch, Prompt, Rollout
 
 NUM_PROMPTS, MAX_NEW_TOKENS, MICRO_BATCH_TOKENS = 64, 90, 16_384
 PROMPT_SEED = 81_000  # the packaged models were trained on other seeds
@@ -135,7 +135,9 @@ class Step:
         rollouts = engine.generate(Student(), self.prompts, max_new_tokens=MAX_NEW_TOKENS, seed=seed)
         rollout = self.seconds() - started
         rollouts = engine.score(rollouts)
-        objective = Objective(engine.models, TARGETS["teacher"](), DIVERGENCES["reverse_kl"](), MICRO_BATCH_TOKENS)
+        objective = Objective(
+            engine.models, Recipe(Student(), TARGETS["teacher"](), (ReverseKL(),)), MICRO_BATCH_TOKENS
+        )
         kept: dict[int, int] = {}
 
         def note(tensor: torch.Tensor) -> torch.Tensor:
@@ -144,7 +146,7 @@ class Step:
 
         started = self.seconds()
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            batch = objective.backward(rollouts)
+            batch = objective.backward(Batch(rollouts))
         loss = self.seconds() - started
         student.module.zero_grad(set_to_none=True)
         size = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else sum(kept.values())

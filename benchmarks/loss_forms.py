@@ -131,8 +131,8 @@ def naive(inputs: Inputs, jsd_share: float) -> Callable[[], Tensor]:
 
 def chunked(inputs: Inputs, jsd_share: float) -> Callable[[], Tensor]:
     """Ours in chunks of tokens, each computed again in backward."""
-    from tutelage.divergences import chunked_divergence
     from tutelage.rollout.reading import tokens_per_chunk
+    from tutelage.training.forms.chunked import in_chunks
     from tutelage.types import DenseTarget
 
     divergence, vocabulary = divergence_of(jsd_share), vocabulary_of(inputs)
@@ -142,13 +142,13 @@ def chunked(inputs: Inputs, jsd_share: float) -> Callable[[], Tensor]:
             teacher = vocabulary.shared_logits(inputs["teacher_hidden"][span] @ inputs["teacher_weight"].T)
         return {"divergence": divergence(vocabulary.shared_logits(hidden @ inputs["weight"].T), DenseTarget(teacher))}
 
-    return lambda: chunked_divergence(per_token, inputs["hidden"], tokens_per_chunk(vocabulary))["divergence"].mean()
+    return lambda: in_chunks(per_token, inputs["hidden"], tokens_per_chunk(vocabulary))["divergence"].mean()
 
 
 def chunked_support(inputs: Inputs, jsd_share: float) -> Callable[[], Tensor]:
     """The same on a recorded support and its rest."""
-    from tutelage.divergences import chunked_divergence
     from tutelage.rollout.reading import tokens_per_chunk
+    from tutelage.training.forms.chunked import in_chunks
     from tutelage.types import SparseTarget
 
     divergence, vocabulary = divergence_of(jsd_share, support="student_top_k"), vocabulary_of(inputs)
@@ -158,29 +158,29 @@ def chunked_support(inputs: Inputs, jsd_share: float) -> Callable[[], Tensor]:
         logits = vocabulary.shared_logits(hidden @ inputs["weight"].T)
         return {"divergence": divergence(logits, SparseTarget(*(part[span] for part in record)))}
 
-    return lambda: chunked_divergence(per_token, inputs["hidden"], tokens_per_chunk(vocabulary))["divergence"].mean()
+    return lambda: in_chunks(per_token, inputs["hidden"], tokens_per_chunk(vocabulary))["divergence"].mean()
 
 
 def tiled(keeps: bool) -> Callable[[Inputs, float], Callable[[], Tensor]]:
     """Ours in tiles, kept through a block's passes or computed again in each."""
 
     def of(inputs: Inputs, jsd_share: float) -> Callable[[], Tensor]:
-        from tutelage.kernels import Head, Tiling, tiled_full_loss
+        from tutelage.kernels import FullDivergence, Head, Sampled, Side, Tiling, tiled_full_loss
 
         hidden, num_tokens = inputs["hidden"], len(inputs["hidden"])
         view = vocabulary_of(inputs).view(hidden.device)
         tokens, weights = places_and_weights(hidden)
         tiling = Tiling.fitting(view, hidden, hidden.itemsize + max(4, hidden.itemsize), keeps=keeps)
-        heads = (hidden, Head(inputs["weight"]), inputs["teacher_hidden"], Head(inputs["teacher_weight"]))
-        between = divergence_of(jsd_share).between
-        return lambda: tiled_full_loss(*heads, view, between, tokens, weights, tiling, jsd_share)[0].sum() / num_tokens
+        student, teacher = (Side(inputs[f"{who}hidden"], Head(inputs[f"{who}weight"])) for who in ("", "teacher_"))
+        divergence, sampled = FullDivergence(divergence_of(jsd_share).between, 1.0, jsd_share), Sampled(tokens, weights)
+        return lambda: tiled_full_loss(student, teacher, view, divergence, sampled, tiling)[0].sum() / num_tokens
 
     return of
 
 
 def tiled_support(inputs: Inputs, jsd_share: float) -> Callable[[], Tensor]:
     """The same on a recorded support and its rest."""
-    from tutelage.kernels import Events, Head, Tiling, tiled_support_loss
+    from tutelage.kernels import Events, Head, Sampled, Side, Tiling, tiled_support_loss
     from tutelage.types import SparseTarget
 
     hidden, record = inputs["hidden"], record_of(inputs)
@@ -193,8 +193,8 @@ def tiled_support(inputs: Inputs, jsd_share: float) -> Callable[[], Tensor]:
         target = SparseTarget(*(part[span] for part in record))
         return divergence.between(*divergence.window.events_on_record(events.kept_nK, events.rest_n, target))
 
-    common = (of_events, record[0], tokens, weights, tiling)
-    return lambda: tiled_support_loss(hidden, Head(inputs["weight"]), view, *common)[0].sum() / len(hidden)
+    common = (of_events, record[0], Sampled(tokens, weights), tiling)
+    return lambda: tiled_support_loss(Side(hidden, Head(inputs["weight"])), view, *common)[0].sum() / len(hidden)
 
 
 def trl(inputs: Inputs, jsd_share: float) -> Callable[[], Tensor]:

@@ -44,7 +44,7 @@ from measuring import (
     write_json,
 )
 from tutelage.demo import make_problems, student_path, teacher_path
-from tutelage.divergences import DIVERGENCES
+from tutelage.losses import LOSSES
 from tutelage.models import load_language_model, load_tokenizer
 from tutelage.policies import Policy, Student, TrustRegion
 from tutelage.rollout import Limits, PairedEngine
@@ -161,7 +161,7 @@ class OurStep:
         limits = Limits(score_tokens=piece_tokens)
         self.engine = PairedEngine(student, teacher, draft_length=draft_length, limits=limits)
         self.prompts = [Prompt(chat_tokens(tokenizer, text)) for text in texts]
-        self.recipe = Recipe(policy, TARGETS["teacher"](), DIVERGENCES["reverse_kl"](**divergence))
+        self.recipe = Recipe(policy, TARGETS["teacher"](), (LOSSES["reverse_kl"](**divergence),))
         self.runtime = LocalRuntime("cpu")
         self.now = CLOCKS[clock]
         self.parts: dict[str, float] = {}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from enum import StrEnum
 from typing import Any
 
 import torch
@@ -16,14 +17,33 @@ from torch import Tensor
 __all__ = [
     "Batch",
     "DenseTarget",
+    "Fact",
     "Prompt",
     "Reading",
     "Rollout",
-    "SampledTokens",
     "SparseTarget",
     "StepResult",
     "Target",
 ]
+
+
+class Fact(StrEnum):
+    """What may be known when an update is made. Parts say what they need, a run what it offers."""
+
+    behaviour_token = "log mu of every sampled token"
+    student_token = "log p of every sampled token at the rollout"
+    student_support = "the student's entropy and its most probable tokens at the rollout"
+    teacher_token = "log q of every sampled token"
+    teacher_support = "the teacher's log-probabilities of the student's most probable tokens"
+    teacher_top = "the teacher's own most probable tokens"
+    teacher_full = "the teacher's distribution over the whole vocabulary"
+    teacher_step = "the teacher's distribution while a token is drawn"
+    teacher_drawn = "tokens in whose drawing the teacher had a part"
+    reference = "a third model"
+    moving_reference = "the student as it was at an earlier step"
+    group = "several answers to one prompt"
+    reward = "a number for every answer"
+    pair = "a preferred and a rejected answer to one prompt"
 
 
 @dataclass(frozen=True)
@@ -204,30 +224,10 @@ class Batch:
 
     def joined(self, path: str) -> Tensor:
         """What is recorded of each token (see `Rollout.tokenwise`) over all tokens: [N] or [N, K]."""
-        parts = [part for rollout in self.rollouts if (part := rollout.tokenwise(path)) is not None]
-        assert len(parts) == len(self.rollouts), f"rollouts were not scored: {path} is missing"
+        with_tokens = [rollout for rollout in self.rollouts if len(rollout)]
+        parts = [part for rollout in with_tokens if (part := rollout.tokenwise(path)) is not None]
+        assert len(parts) == len(with_tokens), f"rollouts were not scored: {path} is missing"
         return torch.cat(parts)
-
-
-@dataclass(frozen=True)
-class SampledTokens:
-    """What a loss on sampled tokens is given about n of them; only the first field has a gradient.
-
-    Fields:
-      logprobs: [n] log p of the sampled token, of the student that is being updated.
-      student_logprobs, behaviour_logprobs, target_logprobs: [n] log p, log mu and log target at the rollout.
-      credits: [n] see `Divergence.credits`.
-      uniforms: [n] in [0, 1); a random number that belongs to the token.
-      is_teachers: [n] bool, the teacher alone drew the token (the policy's blend is 1).
-    """
-
-    logprobs: Tensor
-    student_logprobs: Tensor
-    behaviour_logprobs: Tensor
-    target_logprobs: Tensor
-    credits: Tensor
-    uniforms: Tensor
-    is_teachers: Tensor
 
 
 def _reading(known: Reading | None, values: Mapping[str, Tensor]) -> Reading:

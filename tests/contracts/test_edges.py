@@ -27,8 +27,9 @@ from tutelage.divergences import (
     Sinkhorn,
 )
 from tutelage.errors import ZeroMassError
+from tutelage.losses import TokenFacts, TokenLoss
 from tutelage.targets import TargetRule
-from tutelage.types import Batch, DenseTarget, SampledTokens
+from tutelage.types import Batch, DenseTarget
 from tutelage.weighting import Weighting
 
 INF = math.inf
@@ -123,7 +124,7 @@ def test_a_value_is_its_formulas_limit(member: Divergence) -> None:
 
 @pytest.mark.parametrize("member", [*ON_SAMPLED, *(replace(ON_SAMPLED[3], outliers=o) for o in ("scalar",))], ids=repr)
 @every_type
-def test_sampled_tokens_at_the_edges(member: Divergence, dtype: torch.dtype) -> None:
+def test_sampled_tokens_at_the_edges(member: TokenLoss, dtype: torch.dtype) -> None:
     """Every token that one of the two may draw, under a mixture of both."""
     for name, rows in ROWS.items():
         leaf, target = (torch.tensor([row], dtype=dtype) for row in rows)
@@ -132,17 +133,20 @@ def test_sampled_tokens_at_the_edges(member: Divergence, dtype: torch.dtype) -> 
         mu = torch.logaddexp(p.detach(), q) - math.log(2)
         drawn = mu > NOT
         for is_teachers in (False, True):
-            sampled = SampledTokens(
-                p[drawn],
+            window, events = member.window, (None, None)
+            if window is not None:
+                rows_nV = (leaf.expand(len(p), -1)[drawn], target.expand(len(p), -1)[drawn])
+                events = window.events(rows_nV[0], DenseTarget(rows_nV[1]))
+            facts = TokenFacts(
                 p[drawn].detach(),
                 mu[drawn],
                 q[drawn],
                 q[drawn] - p[drawn].detach(),
                 torch.full((int(drawn.sum()),), 0.5),
                 torch.full((int(drawn.sum()),), is_teachers),
+                *events,
             )
-            events = member.window.events(leaf.expand(len(p), -1)[drawn], DenseTarget(target.expand(len(p), -1)[drawn]))
-            values = member.on_sampled(sampled, *events)
+            values = member.on_tokens(p[drawn], facts)
             assert not values.isnan().any(), (name, is_teachers)
             (gradient,) = torch.autograd.grad(values.sum(), leaf, retain_graph=True, allow_unused=True)
             assert gradient is None or gradient.isfinite().all(), (name, is_teachers)

@@ -16,6 +16,7 @@ from tutelage.policies import Student
 from tutelage.schedules import Constant, Linear
 from tutelage.targets import TARGETS, Bridge, Extrapolated, Proximal, SelfPast, TargetRule, Teacher
 from tutelage.training import Recipe
+from tutelage.types import Fact
 
 INF = math.inf
 
@@ -114,10 +115,10 @@ def test_impossible_tokens_stay_impossible(target: TargetRule) -> None:
 @every_member
 def test_looks_at_a_third_model_only_if_it_says_so(target: TargetRule) -> None:
     student, teacher, reference = rows()
-    if target.needs is None:
+    if not target.needs:
         assert torch.equal(target(student, teacher), target(student, teacher, reference))
     else:
-        assert target.needs in ("reference", "past")
+        assert target.needs in ({Fact.reference}, {Fact.moving_reference})
         with pytest.raises(ConfigurationError, match="got no reference; it compares with a third model"):
             target(student, teacher)
 
@@ -135,9 +136,9 @@ def test_a_partial_sum_is_refused_by_what_normalises(target: TargetRule) -> None
     parts = [part[..., :5] for part in rows()]  # a support that is not everything
     if target.is_normalised:
         with pytest.raises(ConfigurationError, match=r"divergence\.rest is 'truncated', but the target .* normalised"):
-            Recipe(Student(), target, divergence)
+            Recipe(Student(), target, (divergence,))
     else:
-        Recipe(Student(), target, divergence)
+        Recipe(Student(), target, (divergence,))
         torch.testing.assert_close(target(*parts), target(*rows())[..., :5])
 
 

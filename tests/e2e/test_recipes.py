@@ -109,7 +109,7 @@ def test_the_papers_other_baselines() -> None:
     sft, warm, skd = (build_phases(load_config(FOLDER / f"{name}.toml", ["data=prompts.jsonl"])) for name in names)
     opd = build_recipe(load_config(FOLDER / "opd.toml", ["data=prompts.jsonl"]))
     assert [(phase.name, phase.first_step) for phase in sft] == [("sft", 0), ("opd", 25)]
-    assert (sft[0].recipe.policy, sft[0].recipe.divergence) == (Teacher(), SampledNLL())
+    assert (sft[0].recipe.policy, sft[0].recipe.losses) == (Teacher(), (SampledNLL(),))
     assert sft[1].recipe == opd
     assert warm[0].recipe.policy.at(0) == Temperature(0.9) and warm[0].recipe.policy.at(25) == Student()
     assert skd[0].recipe.policy == Interleaved(25, 0.2)

@@ -22,6 +22,7 @@ from tutelage.errors import ConfigurationError, DataError, OutputExistsError, Tu
 from tutelage.policies import Offline
 from tutelage.rollout import OfflineEngine, Request, ScoreCache
 from tutelage.training import Objective, Observer, train
+from tutelage.types import Batch
 
 OFF_POLICY = ["policy=offline", "divergence=forward_kl", "divergence.support=teacher_top_k", "divergence.top_k=8"]
 PER_SHARD = 10
@@ -94,9 +95,9 @@ def test_the_record_is_what_a_teacher_that_is_there_would_say(home: Path) -> Non
     bare = [replace(r, teacher=replace(r.teacher, top=None)) for r in rollouts]
     recipe, found = built.phases[0].recipe, []
     for teachers, answers in (({}, rollouts), (models.teachers, bare)):
-        objective = Objective(replace(models, teachers=teachers), recipe.target, recipe.divergence)
+        objective = Objective(replace(models, teachers=teachers), recipe)
         models.student.module.zero_grad(set_to_none=True)
-        batch = objective.backward(answers)
+        batch = objective.backward(Batch(answers))
         gradient = torch.cat([p.grad.flatten() for p in models.student.module.parameters() if p.grad is not None])
         found.append((batch.loss, gradient))
     (recorded, recorded_gradient), (asked, asked_gradient) = found

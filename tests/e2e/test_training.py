@@ -260,20 +260,19 @@ def test_nan_stops_the_run_and_names_the_step(tmp_path: Path, monkeypatch: pytes
     from tutelage.training import objective
 
     path, calls = write_run_file(tmp_path), []
-    chunked = objective.chunked_divergence
+    chunked = objective.chunked
 
-    def poisoned(*arguments):
+    def poisoned(*arguments, **settings):
         calls.append(None)
-        values = chunked(*arguments)
+        values, logprobs = chunked(*arguments, **settings)
         if len(calls) == 4:
-            bad = values["divergence"]
             if where == "loss":
-                values["divergence"] = bad * float("nan")
+                values = values * float("nan")
             else:
-                bad.register_hook(lambda gradient: gradient * float("nan"))
-        return values
+                values.register_hook(lambda gradient: gradient * float("nan"))
+        return values, logprobs
 
-    monkeypatch.setattr(objective, "chunked_divergence", poisoned)
+    monkeypatch.setattr(objective, "chunked", poisoned)
     with pytest.raises(NonFiniteError, match=rf"step 3: the {where}.*checkpoint of step 2 stays"):
         run(path)
     assert len(lines(tmp_path / "run", "metrics.jsonl")) == 3

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from tests.objectives import objective_of
 from tests.vllm.conftest import Service
 from tests.vllm.test_student_engine import ROUNDING, SETTINGS, gaps, load
 from tutelage.demo import make_problems, student_path, teacher_path
@@ -16,9 +17,7 @@ from tutelage.models import LanguageModel, ModelSet, save_for_serving
 from tutelage.policies import Student, Temperature
 from tutelage.rollout import HostedEngine, PairedEngine, Request, ServedScorer, Server
 from tutelage.rollout.samplers import ServedVLLM
-from tutelage.targets import TARGETS
-from tutelage.training import Objective
-from tutelage.types import Prompt
+from tutelage.types import Batch, Prompt
 
 TOP_K = 16
 
@@ -44,9 +43,9 @@ def test_a_teacher_server_scores_as_the_teacher_here_does(serve: Callable[..., S
     losses = []
     for teachers, scored in ((local.models.teachers, known), ({}, told)):
         divergence = DIVERGENCES["reverse_kl"](support="teacher_top_k", top_k=TOP_K)
-        objective = Objective(replace(local.models, teachers=teachers), TARGETS["teacher"](), divergence)
+        objective = objective_of(replace(local.models, teachers=teachers), divergence)
         student.module.zero_grad(set_to_none=True)
-        loss = objective.backward(scored).loss
+        loss = objective.backward(Batch(scored)).loss
         norm = float(torch.cat([p.grad.flatten() for p in student.module.parameters()]).norm())
         losses.append((loss, norm))
     print(f"loss and gradient norm: teacher here {losses[0]}, server {losses[1]}")

@@ -57,7 +57,19 @@ SHARED = (
     "rollout.max_new_tokens",
 )
 # What makes a method, and what belongs to the single run.
-OWN = ("name", "output", "seed", "policy", "target", "divergence", "weighting", "phase", "reference", "student.adapter")
+OWN = (
+    "name",
+    "output",
+    "seed",
+    "policy",
+    "target",
+    "divergence",
+    "loss",
+    "weighting",
+    "phase",
+    "reference",
+    "student.adapter",
+)
 
 
 @dataclass(frozen=True)

@@ -30,10 +30,13 @@ from tutelage.rollout import Engine, Engines, LocalScorer, OfflineEngine, Paired
 from tutelage.runtime import LocalRuntime
 from tutelage.tasks import TemplateClock, check_verifier
 from tutelage.training import EvaluationPlan, Phase, phase_at
+from tutelage.types import Fact
 
 __all__ = ["RunAssembly"]
 
 T = TypeVar("T")
+
+REFERENCES = {Fact.reference, Fact.moving_reference}
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,7 @@ class RunAssembly:
     @cached_property
     def needs_reference(self) -> bool:
         """Whether some phase compares with a third model."""
-        return self.learns and any(phase.recipe.target.needs is not None for phase in self.phases)
+        return self.learns and any(phase.recipe.needs & REFERENCES for phase in self.phases)
 
     def check_settings(self) -> None:
         """Refuse what the run file alone shows to be impossible."""

@@ -119,7 +119,7 @@ def _checked_engine(parts: RunAssembly) -> Engine:
     parts.paired_engine.rows_that_fit(prompts, config.rollout.max_new_tokens, with_teacher=asks_teacher)
     for phase in parts.phases:
         teachers = list(models.teachers.values())
-        check_models_form(config.runtime.loss, phase.recipe.divergence, models.student, teachers)
+        check_models_form(config.runtime.loss, phase.recipe, models.student, teachers)
     return engine
 
 

@@ -14,6 +14,7 @@ from tutelage.runtime import LocalRuntime
 from tutelage.targets import TARGETS, TargetRule
 from tutelage.tasks import short_name
 from tutelage.training import Phase, Recipe, check_method_form
+from tutelage.types import Fact
 
 __all__ = ["check_consistency", "check_recipe", "check_recipes", "check_runtime"]
 
@@ -52,51 +53,55 @@ def check_consistency(config: RunConfig, phases: Sequence[Phase]) -> None:
     if config.evaluation.sets:
         _check_judgeable(config)
     for phase in phases:
-        check_method_form(config.runtime.loss, phase.recipe.divergence, phase.recipe.target)
-    for divergence in [phase.recipe.divergence for phase in phases]:
-        if not divergence.needs_full_target and config.rollout.support_size < divergence.top_k:
+        recipe = phase.recipe
+        check_method_form(config.runtime.loss, recipe)
+        if not recipe.asks_whole_teacher and config.rollout.support_size < recipe.top_k:
             raise ConfigurationError(
                 f"rollout.support_size is {config.rollout.support_size}, but the loss looks at divergence.top_k = "
-                f"{divergence.top_k} tokens. Set rollout.support_size to at least that."
+                f"{recipe.top_k} tokens. Set rollout.support_size to at least that."
             )
-        if config.rollout.samples_per_prompt < divergence.min_samples_per_prompt:
+        if config.rollout.samples_per_prompt < recipe.min_samples_per_prompt:
             raise ConfigurationError(
-                f"rollout.samples_per_prompt is {config.rollout.samples_per_prompt}, but the divergence compares "
-                f"answers to one prompt. Set it to at least {divergence.min_samples_per_prompt}."
+                f"rollout.samples_per_prompt is {config.rollout.samples_per_prompt}, but the loss compares "
+                f"answers to one prompt. Set it to at least {recipe.min_samples_per_prompt}."
             )
 
 
 def _check_imitated_tokens(recipe: Recipe) -> None:
     """Refuse to imitate sampled tokens in which the teacher had no say: their mean gradient is 0."""
-    if recipe.divergence.imitates_tokens and not (recipe.policy.needs_teacher or recipe.policy.is_offline):
-        raise ConfigurationError(
-            f"divergence {recipe.divergence} imitates the sampled tokens, but the policy {recipe.policy} draws them "
-            "without the teacher, so there is nothing to learn from them. Set policy = 'teacher'."
-        )
+    if recipe.policy.needs_teacher or recipe.policy.is_offline:
+        return
+    for loss in recipe.losses:
+        if Fact.teacher_drawn in loss.needs:
+            raise ConfigurationError(
+                f"the loss {type(loss).__name__} imitates the sampled tokens, but the policy {recipe.policy} draws "
+                "them without the teacher, so there is nothing to learn from them. Set policy = 'teacher'."
+            )
 
 
 def _check_offline_recipe(recipe: Recipe) -> None:
     """Refuse what asks more of given answers than is known: who sampled them, and what the student thought of them."""
     if not recipe.policy.is_offline:
         return
-    divergence = recipe.divergence
     remedy = "Use divergence.support = 'teacher_top_k' with a divergence such as forward_kl, or sampled_nll."
-    if divergence.needs_rollouts and not divergence.imitates_tokens:
+    for loss in recipe.losses:
+        if Fact.behaviour_token in loss.needs:
+            raise ConfigurationError(
+                f"the loss {type(loss).__name__} weighs tokens by the probability that they were sampled with, but "
+                f"the policy is 'offline', and that probability is not known. {remedy}"
+            )
+    support = next((window.name for window in recipe.windows if window.name != "teacher_top_k"), None)
+    if support is not None:
         raise ConfigurationError(
-            f"the divergence {type(divergence).__name__} weighs tokens by the probability that they were sampled with, "
-            f"but the policy is 'offline', and nobody knows it. {remedy}"
-        )
-    if not divergence.imitates_tokens and divergence.support != "teacher_top_k":
-        raise ConfigurationError(
-            f"divergence.support is {divergence.support!r}, but the policy is 'offline', and the teacher wrote down "
+            f"divergence.support is {support!r}, but the policy is 'offline', and the teacher wrote down "
             f"its own most probable tokens. {remedy}"
         )
-    if recipe.weighting.asks_models:
+    if recipe.weighting.needs:
         raise ConfigurationError(
             f"the weighting {recipe.weighting} compares student and teacher at the rollout, but the policy is "
             "'offline', and the student was not asked. Use weighting = 'uniform' or 'position_decay'."
         )
-    if recipe.target.needs is not None:
+    if recipe.target.needs:
         raise ConfigurationError(
             f"the target {recipe.target} compares with a third model, which has not read the answers that the policy "
             "'offline' takes. Use target = 'teacher', 'bridge' or 'proximal'."
@@ -120,12 +125,13 @@ def _check_server_suffices(config: RunConfig, recipes: Sequence[Recipe]) -> None
                 "reads finished answers only. Load the teacher here (leave teacher.server out), or set policy = "
                 "'student'."
             )
-        if recipe.divergence.support != "teacher_top_k":
+        support = next((window.name for window in recipe.windows if window.name != "teacher_top_k"), None)
+        if support is not None:
             raise ConfigurationError(
-                f"divergence.support is {recipe.divergence.support!r}, but a teacher server tells nothing but its own "
+                f"divergence.support is {support!r}, but a teacher server tells nothing but its own "
                 "most probable tokens. Set divergence.support = 'teacher_top_k', or leave teacher.server out."
             )
-        if recipe.weighting.needs_teacher_support:
+        if Fact.teacher_support in recipe.weighting.needs:
             raise ConfigurationError(
                 f"the weighting {recipe.weighting} compares both models on the student's most probable tokens, which a "
                 "teacher server does not tell. Set weighting = 'uniform', or leave teacher.server out."
@@ -157,10 +163,10 @@ def _check_student_config(student: StudentConfig, autocast: str | None, device: 
 
 def _check_reference_config(reference: ReferenceConfig, targets: Sequence[TargetRule]) -> None:
     """Refuse a reference that no phase's target looks at, and one that is not what a target looks at."""
-    if all(target.needs is None for target in targets) and reference != ReferenceConfig():
+    if not any(target.needs for target in targets) and reference != ReferenceConfig():
         raise ConfigurationError(
             f"there is a [reference], but the target {targets[0]} compares with none. Drop it, or set target.name to "
-            f"one that does: {', '.join(name for name, member in TARGETS.items() if member.needs is not None)}."
+            f"one that does: {', '.join(name for name, member in TARGETS.items() if member.needs)}."
         )
     if reference.path is not None and reference.refresh_every:
         raise ConfigurationError(
@@ -173,7 +179,7 @@ def _check_reference_config(reference: ReferenceConfig, targets: Sequence[Target
             "Set reference.refresh_every to a number of steps, such as 1, or drop reference.share."
         )
     for target in targets:
-        if target.needs == "past" and not reference.refresh_every:
+        if Fact.moving_reference in target.needs and not reference.refresh_every:
             raise ConfigurationError(
                 f"the target {target} looks at the student as it was, but reference.refresh_every is 0. Set it to a "
                 "number of steps, such as an epoch's."

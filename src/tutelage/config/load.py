@@ -59,6 +59,8 @@ def resolve_config(table: dict[str, Any], overrides: Sequence[str] = ()) -> RunC
     for axis in AXES:
         if isinstance(table.get(axis), dict):  # without a name, its fields are those of the default member
             table[axis] = {"name": RunConfig.model_fields[axis].default["name"], **table[axis]}
+    if table.get("loss"):
+        table.setdefault("divergence", None)
     _expand_evaluation_sets(table)
     _expand_phases(table)
     _check_known(table, RunConfig, "")

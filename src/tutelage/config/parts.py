@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from types import UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from tutelage.advantages import ADVANTAGES, Advantage
 from tutelage.config.load import unknown_key
+from tutelage.config.schema import RunConfig
 from tutelage.errors import ConfigurationError
+from tutelage.losses import LOSSES, Loss
 from tutelage.schedules import schedule_from
 
-__all__ = ["part_from"]
+__all__ = ["losses_from", "part_from"]
 
 Part = TypeVar("Part")
 
@@ -38,6 +42,9 @@ def part_from(table: Mapping[str, Any], members: Mapping[str, type[Part]], key: 
     for field_name, value in values.items():
         if field_name not in known:
             raise _unknown_field(field_name, name, members, key)
+        if kinds[field_name] is Advantage:
+            table = {"name": value} if isinstance(value, str) else value
+            values[field_name] = value = part_from(table, ADVANTAGES, f"{key}.{field_name}")
         if isinstance(value, Mapping):
             values[field_name] = schedule_from(value, f"{key}.{field_name}")
         _check_kind(f"{key}.{field_name}", values[field_name], kinds[field_name])
@@ -48,6 +55,24 @@ def part_from(table: Mapping[str, Any], members: Mapping[str, type[Part]], key: 
     if missing:
         raise ConfigurationError(f"{key}.{missing[0]} is missing; {name!r} needs it. Add it to [{key}].")
     return member(**values)
+
+
+def losses_from(config: RunConfig) -> tuple[Loss, ...]:
+    """The terms of the objective: those of [[loss]], or the one that [divergence] names.
+
+    Raises:
+      ConfigurationError: as of `part_from`; a value is named by the key that the run file has.
+    """
+    if not config.loss:
+        return (part_from(config.divergence or {}, LOSSES, "divergence"),)
+    terms = []
+    for place, table in enumerate(config.loss):
+        key = f"loss[{place}]"
+        try:
+            terms.append(part_from(table, LOSSES, key))
+        except ConfigurationError as problem:  # a member knows its table by the name of the short form
+            raise ConfigurationError(re.sub(r"\b(divergence|loss)\.", f"{key}.", str(problem))) from problem
+    return tuple(terms)
 
 
 def _settable(member: type[Any]) -> list[str]:

@@ -68,6 +68,8 @@ def _starts(phases: Sequence[PhaseConfig], num_steps: int) -> list[int]:
 
 
 def _with_tables_of(phase: PhaseConfig, config: RunConfig) -> RunConfig:
-    given = {axis: getattr(phase, axis) for axis in AXES if getattr(phase, axis) is not None}
+    given = {axis: getattr(phase, axis) for axis in (*AXES, "loss") if getattr(phase, axis) is not None}
+    if given.keys() & {"divergence", "loss"}:
+        given = {"divergence": None, "loss": [], **given}
     rate = config.optimizer.learning_rate if phase.learning_rate is None else phase.learning_rate
     return config.model_copy(update={**given, "optimizer": replace(config.optimizer, learning_rate=rate)})

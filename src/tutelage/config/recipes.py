@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from tutelage.config.compatibility import check_recipe, check_recipes
-from tutelage.config.parts import part_from
+from tutelage.config.parts import losses_from, part_from
 from tutelage.config.phases import phase_tables
 from tutelage.config.schema import RunConfig
-from tutelage.divergences import DIVERGENCES
 from tutelage.errors import ConfigurationError
 from tutelage.policies import POLICIES
 from tutelage.targets import TARGETS
@@ -23,7 +22,7 @@ def build_recipe(config: RunConfig) -> Recipe:
     return Recipe(
         policy=part_from(config.policy, POLICIES, "policy"),
         target=part_from(config.target, TARGETS, "target"),
-        divergence=part_from(config.divergence, DIVERGENCES, "divergence"),
+        losses=losses_from(config),
         weighting=part_from(config.weighting, WEIGHTINGS, "weighting"),
     )
 

@@ -309,7 +309,7 @@ class LoggingConfig(Section):
 class PhaseConfig(Section):
     """[[phase]]: what holds for some of the run's steps in place of the run's own tables. Left out = the run's own.
 
-    Policy, target, divergence and weighting stay tables here, as in `RunConfig`.
+    Policy, target, losses and weighting stay tables here, as in `RunConfig`.
     """
 
     name: str | None = None
@@ -317,6 +317,7 @@ class PhaseConfig(Section):
     policy: dict[str, Any] | None = None
     target: dict[str, Any] | None = None
     divergence: dict[str, Any] | None = None
+    loss: list[dict[str, Any]] | None = None
     weighting: dict[str, Any] | None = None
     learning_rate: float | None = Field(default=None, gt=0)
 
@@ -332,7 +333,10 @@ class PhaseConfig(Section):
 
 
 class RunConfig(Section):
-    """One run. Policy, target, divergence and weighting stay tables here; `config.parts` makes the parts from them."""
+    """One run. Policy, target, losses and weighting stay tables here; `config.parts` makes the parts from them.
+
+    `divergence` is short for a `loss` of one term.
+    """
 
     name: FileName = "run"
     output: OptionalPath = None
@@ -344,7 +348,8 @@ class RunConfig(Section):
     data: DataConfig
     policy: dict[str, Any] = {"name": "student"}
     target: dict[str, Any] = {"name": "teacher"}
-    divergence: dict[str, Any] = {"name": "reverse_kl"}
+    divergence: dict[str, Any] | None = {"name": "reverse_kl"}
+    loss: list[dict[str, Any]] = []
     weighting: dict[str, Any] = {"name": "uniform"}
     phase: list[PhaseConfig] = []
     rollout: RolloutSettings = RolloutSettings()
@@ -366,6 +371,18 @@ class RunConfig(Section):
         if settings.weights_folder is None:
             return settings
         return replace(settings, weights_folder=expanded_path(settings.weights_folder, "vllm.weights_folder"))
+
+    @model_validator(mode="after")
+    def _has_one_objective(self) -> Self:
+        parts: list[tuple[str, RunConfig | PhaseConfig]] = [("", self)]
+        parts += [(f"phase {each.name or place}: ", each) for place, each in enumerate(self.phase, start=1)]
+        for where, part in parts:
+            if part.loss and part.divergence is not None:
+                raise ConfigurationError(
+                    f"{where}there are [[loss]] tables beside [divergence], which is short for one of them. Make it a "
+                    "[[loss]] as well, or drop it."
+                )
+        return self
 
     @model_validator(mode="after")
     def _sizes_are_possible(self) -> Self:

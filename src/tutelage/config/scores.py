@@ -101,10 +101,10 @@ def offline_answers(
             "teacher, tokenizer, template and set of stop ids. Undo the change, or score the answers again: tutelage "
             "score RUN.toml --answers FILE --output NEW_FOLDER."
         )
-    for divergence in [recipe.divergence for recipe in recipes]:
-        if divergence.top_k > manifest["top_k"]:
+    for recipe in recipes:
+        if recipe.top_k > manifest["top_k"]:
             raise ConfigurationError(
-                f"divergence.top_k is {divergence.top_k}, but {cache.folder} keeps the teacher's {manifest['top_k']} "
+                f"divergence.top_k is {recipe.top_k}, but {cache.folder} keeps the teacher's {manifest['top_k']} "
                 "most probable tokens. Set it to at most that, or score again with a larger rollout.support_size."
             )
     offline = OfflineEngine.of(cache)

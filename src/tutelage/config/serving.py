@@ -67,7 +67,7 @@ def make_served_scorer(
     teacher = config.teacher
     assert teacher.server is not None
     server = Server(teacher.server, teacher.timeout_seconds, teacher.retries, config.rollout.max_rows, "teacher.server")
-    return ServedScorer(server, vocabulary, max(phase.recipe.divergence.top_k for phase in phases), num_rows)
+    return ServedScorer(server, vocabulary, max(phase.recipe.top_k for phase in phases), num_rows)
 
 
 def check_teacher_server(

@@ -25,7 +25,8 @@ def run_file(run: RunAssembly) -> Finding:
     run.check_settings()
     device, folder = run.runtime.device, RunFolder(Path(config.output_folder))
     check_writable(folder.path)
-    methods = "; ".join(f"{phase.recipe.policy} on {phase.recipe.divergence}" for phase in run.phases[:3])
+    recipes = [phase.recipe for phase in run.phases[:3]]
+    methods = "; ".join(f"{recipe.policy} on {' + '.join(map(str, recipe.losses))}" for recipe in recipes)
     if folder.path.exists():
         return Finding(
             Verdict.warning,

@@ -9,15 +9,15 @@ import torch
 from tutelage.config import RunAssembly
 from tutelage.diagnostics import rollout_metrics
 from tutelage.distributions import gather_logprobs
-from tutelage.divergences import DIVERGENCES
 from tutelage.doctor.finding import Finding, Verdict
 from tutelage.evaluation import EvaluationResult, EvaluationSet, evaluate
+from tutelage.losses.distributions import ReverseKL
 from tutelage.models import LanguageModel, both_readings
 from tutelage.policies import Policy, Student, Teacher
 from tutelage.rollout import PairedEngine, Request, derive_seed
 from tutelage.targets import TARGETS
-from tutelage.training import Objective
-from tutelage.types import Prompt
+from tutelage.training import Objective, Recipe
+from tutelage.types import Batch, Prompt
 
 __all__ = ["own_teacher", "overlap", "seed_of", "solving"]
 
@@ -54,11 +54,10 @@ def own_teacher(run: RunAssembly) -> Finding:
     rollouts = engine.score(engine.generate(Student(), asked, max_new_tokens=tokens, seed=seed_of(run)))
     objective = Objective(
         engine.models,
-        TARGETS["teacher"](),
-        DIVERGENCES["reverse_kl"](top_k=size),
+        Recipe(Student(), TARGETS["teacher"](), (ReverseKL(top_k=size),)),
         config.runtime.micro_batch_tokens,
     )
-    batch = objective.backward(rollouts)
+    batch = objective.backward(Batch(rollouts))
     student.module.zero_grad(set_to_none=True)
     numbers = rollout_metrics(rollouts)
     gap = max(abs(numbers["student_logprob"] - numbers["teacher_logprob"]), batch.logprob_mismatch)

@@ -11,13 +11,17 @@ of tokens and vocabulary.
 from tutelage.kernels.noise import philox
 from tutelage.kernels.sampler import blend_point, draw_blend, draw_residual, sample_trust_region
 from tutelage.kernels.solve import BlendPoint
-from tutelage.kernels.tiled_loss import Events, tiled_full_loss, tiled_support_loss
+from tutelage.kernels.tile_divergence import FullDivergence
+from tutelage.kernels.tiled_loss import Events, Sampled, Side, tiled_full_loss, tiled_support_loss
 from tutelage.kernels.tiles import Head, Tiling, VocabularyView, softcapped
 
 __all__ = [
     "BlendPoint",
     "Events",
+    "FullDivergence",
     "Head",
+    "Sampled",
+    "Side",
     "Tiling",
     "VocabularyView",
     "blend_point",

@@ -4,16 +4,32 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from tutelage.kernels.tiles import LogMass, TiledLogits
 
-__all__ = ["Between", "TileDivergence", "tile_divergence_for"]
+__all__ = ["Between", "FullDivergence", "TileDivergence", "tile_divergence_for"]
 
 Between = Callable[[Tensor, Tensor], Tensor]
+
+
+class FullDivergence(NamedTuple):
+    """A divergence over the whole vocabulary.
+
+    Fields:
+      between: (log p, log q), [n, m] each -> [n], a sum over the m events. It need not be one where a tile has the
+        whole vocabulary. Differentiated in its first argument.
+      factor: what it is multiplied with; not 0.
+      jsd_share: it is the generalised Jensen-Shannon divergence with this share of the target, reverse (1) and forward
+        KL (0) among them; None = it is not. There are kernels for these.
+    """
+
+    between: Between
+    factor: float = 1.0
+    jsd_share: float | None = None
 
 
 class TileDivergence:
@@ -22,9 +38,8 @@ class TileDivergence:
     Args:
       student, target: logits at the same tokens.
       student_mass, target_mass: their log masses.
-      between: (log p, log q) of a tile -> [n]; see `kernels.tiled_loss`.
-      is_learning: a gradient is needed.
-      jsd_share: `between` is the generalised Jensen-Shannon divergence with this share of the target; None = it is not.
+      divergence: what is taken of them; its factor is left to the caller.
+      is_learning: slopes are wanted.
     """
 
     logits_class: ClassVar[type[TiledLogits]] = TiledLogits
@@ -35,13 +50,12 @@ class TileDivergence:
         student_mass: LogMass,
         target: TiledLogits,
         target_mass: LogMass,
-        between: Between,
+        divergence: FullDivergence,
         is_learning: bool,
-        jsd_share: float | None = None,
     ) -> None:
         self.student, self.student_mass = student, student_mass
         self.target, self.target_mass = target, target_mass
-        self.between, self.is_learning, self.jsd_share = between, is_learning, jsd_share
+        self.divergence, self.is_learning = divergence, is_learning
         self._slopes: dict[int, Tensor] = {}
 
     def sums(self, tile: slice) -> tuple[Tensor, Tensor]:
@@ -68,10 +82,10 @@ class TileDivergence:
         logprobs_nm = self.student_mass.normalised(self.student.shared_logits(tile))
         target_nm = self.target_mass.normalised(self.target.shared_logits(tile))
         if not self.is_learning:
-            value_n = self.between(logprobs_nm, target_nm)
+            value_n = self.divergence.between(logprobs_nm, target_nm)
             return value_n, torch.zeros_like(value_n)[:, None]
         with torch.enable_grad():
-            value_n = self.between(logprobs_nm.requires_grad_(), target_nm)
+            value_n = self.divergence.between(logprobs_nm.requires_grad_(), target_nm)
             (slopes_nm,) = torch.autograd.grad(value_n.sum(), logprobs_nm)
         return value_n.detach(), slopes_nm
 

@@ -25,10 +25,10 @@ import torch
 from torch import Tensor
 
 from tutelage.kernels.head_gradient import HeadGradient
-from tutelage.kernels.tile_divergence import Between, tile_divergence_for
+from tutelage.kernels.tile_divergence import FullDivergence, tile_divergence_for
 from tutelage.kernels.tiles import Head, TiledLogits, Tiling, VocabularyView, inside, wide_dtype, without
 
-__all__ = ["Events", "tiled_full_loss", "tiled_support_loss"]
+__all__ = ["Events", "Sampled", "Side", "tiled_full_loss", "tiled_support_loss"]
 
 
 class Events(NamedTuple):
@@ -43,89 +43,123 @@ class Events(NamedTuple):
     sampled_n: Tensor
 
 
+class Side(NamedTuple):
+    """One of the models of a loss.
+
+    Fields:
+      hidden_ND: final hidden states at all tokens.
+      head: what turns them into logits.
+    """
+
+    hidden_ND: Tensor
+    head: Head
+
+
+class Sampled(NamedTuple):
+    """The tokens that were sampled.
+
+    Fields:
+      ids_N: their ids.
+      weights_N: what their values are weighed with in the loss, up to a common factor. A token of weight 0 has no
+        gradient, whatever its value.
+    """
+
+    ids_N: Tensor
+    weights_N: Tensor
+
+
 def tiled_full_loss(
-    hidden_ND: Tensor,
-    head: Head,
-    target_hidden_ND: Tensor,
-    target_head: Head,
+    learner: Side,
+    other: Side,
     view: VocabularyView,
-    between: Between,
-    tokens_N: Tensor,
-    weights_N: Tensor,
+    divergence: FullDivergence,
+    sampled: Sampled,
     tiling: Tiling,
-    jsd_share: float | None = None,
+    on_sampled: Callable[[Tensor, slice], Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """A divergence over the whole vocabulary, between two models that are given by hidden states and heads.
+    """A divergence over the whole vocabulary, and a function of the sampled tokens' log p, in the same passes.
+
+    With F a function of log p of the sampled token a, its gradient on the logits is F' (1[v = a] - p_v).
 
     Args:
-      hidden_ND, head: the student's.
-      target_hidden_ND, target_head: the other model's, of any width; no gradient reaches it.
+      learner, other: student and target, with hidden states of any width; no gradient reaches the target.
       view: the vocabulary that both share.
-      between: (log p, log q), [n, m] each -> [n], a sum over the m events. It need not be one where a tile has the
-        whole vocabulary. Differentiated in its first argument.
-      tokens_N: the sampled tokens.
-      weights_N: what the values are weighed with in the loss, up to a common factor. A token of weight 0 has no
-        gradient, whatever its value.
       tiling: how the work is cut.
-      jsd_share: `between` is the generalised Jensen-Shannon divergence with this share of the target, reverse (1) and
-        forward KL (0) among them; None = it is not. There are kernels for these.
+      on_sampled: F: (log p of a block's sampled tokens, the block) -> [n], added to the divergence; None = nothing is.
     Returns:
       values_N, with a graph to hidden states and head for one backward pass, whose gradient must be a multiple of the
       weights; and log p of the sampled tokens, [N], without a graph.
     """
-    tiles, divergence_class = tiling.tiles(view), tile_divergence_for(hidden_ND.device, jsd_share)
-    values_N, sampled_N = _empty(hidden_ND), _empty(hidden_ND)
-    weights_N = weights_N.to(values_N.dtype)
-    gradient = HeadGradient(head, hidden_ND)
+    tiles, tile_class = tiling.tiles(view), tile_divergence_for(learner.hidden_ND.device, divergence.jsd_share)
+    values_N, sampled_N = _empty(learner.hidden_ND), _empty(learner.hidden_ND)
+    weights_N = sampled.weights_N.to(values_N.dtype)
+    gradient = HeadGradient(learner.head, learner.hidden_ND)
     with torch.no_grad():
-        for block in tiling.blocks(len(hidden_ND)):
-            student = divergence_class.logits_class(head, view, hidden_ND[block], tiling.keeps)
-            target = divergence_class.logits_class(target_head, view, target_hidden_ND[block], tiling.keeps)
-            student_mass, sampled_n1 = student.scan(tiles, tokens_N[block, None])
-            target_mass, _ = target.scan(tiles, tokens_N[block, None])
+        for block in tiling.blocks(len(values_N)):
+            student = tile_class.logits_class(learner.head, view, learner.hidden_ND[block], tiling.keeps)
+            target = tile_class.logits_class(other.head, view, other.hidden_ND[block], tiling.keeps)
+            student_mass, sampled_n1 = student.scan(tiles, sampled.ids_N[block, None])
+            target_mass, _ = target.scan(tiles, sampled.ids_N[block, None])
             sampled_N[block] = student_mass.normalised(sampled_n1)[:, 0]
-            divergence = divergence_class(
-                student, student_mass, target, target_mass, between, gradient.is_wanted, jsd_share
-            )
-            sums = [divergence.sums(tile) for tile in tiles]
-            values_N[block] = torch.stack([value_n for value_n, _ in sums]).sum(0)
-            if gradient.is_wanted:
-                slope_n = torch.stack([slope_n for _, slope_n in sums]).sum(0)
-                for tile in tiles:
-                    gradient.add(block, student, tile, divergence.gradient(tile, slope_n, weights_N[block]))
-                    student.drop(tile)
-                    target.drop(tile)
-    return gradient.attached(values_N, weights_N, hidden_ND), sampled_N
+            on_tile = tile_class(student, student_mass, target, target_mass, divergence, gradient.is_wanted)
+            sums = [on_tile.sums(tile) for tile in tiles]
+            values_N[block] = divergence.factor * torch.stack([value_n for value_n, _ in sums]).sum(0)
+            slope_n = torch.stack([slope_n for _, slope_n in sums]).sum(0)
+            pull_n = None  # F' of the sampled tokens, weighed
+            if on_sampled is not None:
+                value_n, derivative_n = _with_derivative(on_sampled, sampled_N[block], block)
+                values_N[block] += value_n
+                slope_n = slope_n + derivative_n / divergence.factor
+                pull_n = (weights_N[block] * derivative_n).masked_fill(weights_N[block] == 0, 0)
+            for tile in tiles if gradient.is_wanted else ():
+                gradient_nm = on_tile.gradient(tile, slope_n, divergence.factor * weights_N[block])
+                if pull_n is not None:
+                    places_n1, is_inside_n1 = inside(sampled.ids_N[block, None], tile)
+                    pulls_n1 = pull_n[:, None].masked_fill(~is_inside_n1, 0).to(gradient_nm.dtype)
+                    gradient_nm.scatter_add_(1, places_n1, pulls_n1)
+                gradient.add(block, student, tile, gradient_nm)
+                student.drop(tile)
+                target.drop(tile)
+    return gradient.attached(values_N, weights_N, learner.hidden_ND), sampled_N
+
+
+def _with_derivative(
+    function: Callable[[Tensor, slice], Tensor], logprobs_n: Tensor, block: slice
+) -> tuple[Tensor, Tensor]:
+    """F and F' at the log-probabilities of a block's tokens, [n] each."""
+    with torch.enable_grad():
+        logprobs_n = logprobs_n.detach().requires_grad_()
+        values_n = function(logprobs_n, block)
+        (derivative_n,) = torch.autograd.grad(values_n.sum(), logprobs_n, allow_unused=True, materialize_grads=True)
+    return values_n.detach(), derivative_n
 
 
 def tiled_support_loss(
-    hidden_ND: Tensor,
-    head: Head,
+    learner: Side,
     view: VocabularyView,
     of_events: Callable[[Events, slice], Tensor],
     ids_NK: Tensor,
-    tokens_N: Tensor,
-    weights_N: Tensor,
+    sampled: Sampled,
     tiling: Tiling,
 ) -> tuple[Tensor, Tensor]:
     """A loss on the events of a support and their rest, from hidden states and a head.
 
     Args:
       of_events: (events of a block, the block) -> [n]; any function that autograd can differentiate.
-      ids_NK: the support, K different ids per token.
+      ids_NK: the support, K different ids per token; K may be 0.
       (the others as in `tiled_full_loss`)
     Returns:
       as `tiled_full_loss`.
     """
-    tiles = tiling.tiles(view)
+    tiles, (hidden_ND, head) = tiling.tiles(view), learner
     values_N, sampled_N = _empty(hidden_ND), _empty(hidden_ND)
-    weights_N = weights_N.to(values_N.dtype)
+    weights_N = sampled.weights_N.to(values_N.dtype)
     gradient = HeadGradient(head, hidden_ND)
     with torch.no_grad():
         for block in tiling.blocks(len(hidden_ND)):
             logits = TiledLogits(head, view, hidden_ND[block], tiling.keeps)
             ids_nK, weights_n = ids_NK[block], weights_N[block]
-            picked_ids_nK = torch.cat([ids_nK, tokens_N[block, None]], dim=-1)
+            picked_ids_nK = torch.cat([ids_nK, sampled.ids_N[block, None]], dim=-1)
             rest, picked_nK = logits.scan(tiles, picked_ids_nK, ids_nK)
             # Only differences matter, and logits may lie far from 0.
             shift_n = torch.maximum(rest.peak_n, picked_nK.amax(-1))

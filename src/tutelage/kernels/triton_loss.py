@@ -60,7 +60,7 @@ class TritonTiledLogits(TiledLogits):
 
 
 class TritonTileDivergence(TileDivergence):
-    """Two models on a tile; `jsd_share` says which divergence."""
+    """Two models on a tile; `FullDivergence.jsd_share` says which divergence."""
 
     logits_class: ClassVar[type[TiledLogits]] = TritonTiledLogits
 
@@ -84,7 +84,7 @@ class TritonTileDivergence(TileDivergence):
         return work_dtype(self.student.head_logits(tile), self.target.head_logits(tile))
 
     def _launch(self, tile: slice, slope_n: Tensor, weights_n: Tensor, found: Tensor) -> None:
-        share, dtype = self.jsd_share, self._dtype(tile)
+        share, dtype = self.divergence.jsd_share, self._dtype(tile)
         assert share is not None
         student_nm, target_nm = self.student.head_logits(tile), self.target.head_logits(tile)
         _launch(

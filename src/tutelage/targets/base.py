@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tutelage.errors import ConfigurationError
 from tutelage.schedules import Schedule, as_schedule, at_step
+from tutelage.types import Fact
 
 __all__ = ["TargetRule", "check_range", "check_reference"]
 
@@ -23,8 +24,8 @@ class TargetRule(ABC):
     other event. Each member documents what that means.
 
     Class fields that a member may override:
-      needs: a third model whose log-probabilities are used: "reference" (a model that is given), "past" (the
-        student as it was, so the reference must be one that is refreshed), or None.
+      needs: the third model whose log-probabilities are used: `Fact.reference` (a model that is given) or
+        `Fact.moving_reference` (the student as it was, so the reference must be one that is refreshed); empty = none.
       is_normalised: the result sums to 1 over whatever events it gets, so these must be all events: a partial sum
         over a support (`rest = "truncated"`) is refused.
       is_teacher: it is the teacher's own distribution.
@@ -32,7 +33,7 @@ class TargetRule(ABC):
         target's own for these tokens, up to a constant of the prefix. A loss on sampled tokens needs that.
     """
 
-    needs: ClassVar[str | None] = None
+    needs: ClassVar[frozenset[Fact]] = frozenset()
     is_normalised: ClassVar[bool] = False
     is_teacher: ClassVar[bool] = False
     acts_per_token: ClassVar[bool] = False

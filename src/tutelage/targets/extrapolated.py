@@ -11,6 +11,7 @@ from torch import Tensor
 from tutelage.distributions import log_linear
 from tutelage.schedules import Schedule, plain_number
 from tutelage.targets.base import TargetRule, check_range, check_reference
+from tutelage.types import Fact
 
 __all__ = ["Extrapolated"]
 
@@ -32,7 +33,7 @@ class Extrapolated(TargetRule):
     """
 
     reward_scale: float | Schedule = 1.25
-    needs: ClassVar[str | None] = "reference"
+    needs: ClassVar[frozenset[Fact]] = frozenset({Fact.reference})
     is_normalised: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 from tutelage.distributions import arithmetic_blend
 from tutelage.schedules import Schedule, plain_number
 from tutelage.targets.base import TargetRule, check_range, check_reference
+from tutelage.types import Fact
 
 __all__ = ["SelfPast"]
 
@@ -32,7 +33,7 @@ class SelfPast(TargetRule):
     """
 
     past_weight: float | Schedule
-    needs: ClassVar[str | None] = "past"
+    needs: ClassVar[frozenset[Fact]] = frozenset({Fact.moving_reference})
 
     def __post_init__(self) -> None:
         check_range(self.past_weight, "target.past_weight", 0, 1, "Use 0 for the teacher itself.")

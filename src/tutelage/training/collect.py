@@ -29,7 +29,7 @@ from tutelage.rollout import (
 )
 from tutelage.runtime import LocalRuntime
 from tutelage.training.data import PromptOrder
-from tutelage.training.step import Recipe
+from tutelage.training.recipe import Recipe
 from tutelage.types import Batch, Prompt, Rollout
 
 __all__ = ["PromptSource", "RolloutSettings", "Stopwatch", "collect"]
@@ -162,12 +162,12 @@ def collect(
 
 def _read(source: PromptSource, recipe: Recipe, rollouts: list[Rollout]) -> list[Rollout]:
     """The rollouts with what teacher and reference say of them, as far as the recipe needs it and nobody has said."""
-    needs_hidden = recipe.divergence.needs_full_target
+    needs_hidden = recipe.asks_whole_teacher
     reads_again = needs_hidden and source.runtime.reads_teacher_together
     if rollouts and (not rollouts[0].is_scored or reads_again):
         # A loss over all tokens needs what the head is applied to, and the teacher need not read twice for it.
         rollouts = source.scorer.score(rollouts, keep_hidden=needs_hidden)
-    if recipe.target.needs is not None and not needs_hidden:
+    if recipe.reads_reference:
         rollouts = ReferenceScorer(source.models, source.rollout.score_tokens).score(rollouts)
     return rollouts
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 
 from tutelage.training.optimizer import OptimizerSettings
-from tutelage.training.step import Recipe
+from tutelage.training.recipe import Recipe
 
 __all__ = ["Phase", "phase_at"]
 
@@ -32,9 +32,7 @@ class Phase:
 
     def recipe_at(self, step: int) -> Recipe:
         """The recipe at a step of the run, with numbers in place of its schedules."""
-        parts = {item.name: getattr(self.recipe, item.name) for item in fields(self.recipe)}
-        moving = {name: part for name, part in parts.items() if hasattr(part, "at")}  # a divergence has no schedules
-        return replace(self.recipe, **{name: part.at(step - self.first_step) for name, part in moving.items()})
+        return self.recipe.at(step - self.first_step)
 
 
 def phase_at(phases: Sequence[Phase], step: int) -> Phase:

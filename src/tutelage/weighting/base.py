@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tutelage.distributions import kl_divergence
 from tutelage.errors import ConfigurationError
-from tutelage.types import Batch
+from tutelage.types import Batch, Fact
 
 __all__ = ["Weighting", "check_inside", "recorded_kl"]
 
@@ -31,16 +31,14 @@ class Weighting(ABC):
 
     Class fields that a member may override:
       is_random: it needs the tokens' random numbers.
-      asks_models: it uses the log-probabilities of student and teacher, and not the tokens' places alone.
+      needs: what must be known of the tokens beside their places.
     """
 
     is_random: ClassVar[bool] = False
-    asks_models: ClassVar[bool] = True
 
     @property
-    def needs_teacher_support(self) -> bool:
-        """It needs the teacher's log-probabilities on the student's support, which no teacher server returns."""
-        return False
+    def needs(self) -> frozenset[Fact]:
+        return frozenset()
 
     @abstractmethod
     def __call__(self, batch: Batch, uniforms_N: Tensor | None = None) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor
 
@@ -21,8 +20,6 @@ class PositionDecay(Weighting):
     Fields:
       half_life: tokens after which a weight has halved; inf is uniform.
     """
-
-    asks_models: ClassVar[bool] = False
 
     half_life: float = 1024.0
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tutelage.errors import ConfigurationError
-from tutelage.types import Batch
+from tutelage.types import Batch, Fact
 from tutelage.weighting.base import Weighting, check_inside, recorded_kl
 
 __all__ = ["Tip"]
@@ -49,8 +49,8 @@ class Tip(Weighting):
             )
 
     @property
-    def needs_teacher_support(self) -> bool:
-        return self.selector != "entropy"
+    def needs(self) -> frozenset[Fact]:
+        return frozenset({Fact.student_support} | ({Fact.teacher_support} if self.selector != "entropy" else set()))
 
     def __call__(self, batch: Batch, uniforms_N: Tensor | None = None) -> Tensor:
         scores_N = self._scores(batch)

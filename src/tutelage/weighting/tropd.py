@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from tutelage.errors import ConfigurationError
-from tutelage.types import Batch
+from tutelage.types import Batch, Fact
 from tutelage.weighting.base import Weighting
 
 __all__ = ["Tropd"]
@@ -36,6 +36,10 @@ class Tropd(Weighting):
             raise ConfigurationError(
                 f"weighting.acceptance is {self.acceptance!r}; expected one of {', '.join(ACCEPTANCES)}."
             )
+
+    @property
+    def needs(self) -> frozenset[Fact]:
+        return frozenset({Fact.student_token, Fact.teacher_token})
 
     def __call__(self, batch: Batch, uniforms_N: Tensor | None = None) -> Tensor:
         log_ratio_N = batch.joined("teacher.logprobs_T") - batch.joined("student.logprobs_T")

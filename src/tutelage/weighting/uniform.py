@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -17,8 +16,6 @@ __all__ = ["UNIFORM", "Uniform"]
 @dataclass(frozen=True)
 class Uniform(Weighting):
     """w = 1."""
-
-    asks_models: ClassVar[bool] = False
 
     def __call__(self, batch: Batch, uniforms_N: Tensor | None = None) -> Tensor:
         return torch.ones(batch.num_tokens)

@@ -64,12 +64,12 @@ def own(**parts: Any) -> Recipe:
 
 def test_a_run_without_phases_is_one_without_a_name() -> None:
     assert phases_of("") == [(None, 0, own())]
-    assert own().policy == TrustRegion(0.01) and own().divergence == ReverseKL(top_k=4)
+    assert own().policy == TrustRegion(0.01) and own().losses == (ReverseKL(top_k=4),)
 
 
 def test_a_phase_replaces_what_it_names_and_nothing_else() -> None:
     sft, annealed, opd = phases_of(WARM_UP + ANNEALED + OPEN)
-    assert sft == ("sft", 0, own(policy=Teacher(), divergence=SampledNLL()))
+    assert sft == ("sft", 0, own(policy=Teacher(), losses=(SampledNLL(),)))
     assert annealed == ("2", 5, own(policy=TrustRegion(Linear(0.05, 0.0, 10))))  # no name: the run's own member
     assert opd == ("opd", 15, own(policy=Student()))
 
@@ -97,10 +97,10 @@ def test_phases_read_back_as_themselves() -> None:
         ("phase.sft.steps=7", 1, ("2", 7, own(policy=TrustRegion(Linear(0.05, 0.0, 10))))),
         ("phase.1.steps=7", 2, ("opd", 17, own(policy=Student()))),
         ("phase.sft.policy=student", 0, None),
-        ("phase.sft.divergence=reverse_kl", 0, ("sft", 0, own(policy=Teacher(), divergence=ReverseKL()))),
+        ("phase.sft.divergence=reverse_kl", 0, ("sft", 0, own(policy=Teacher(), losses=(ReverseKL(),)))),
         ("phase.2.policy.kl_radius=0.3", 1, ("2", 5, own(policy=TrustRegion(0.3)))),
         ("phase.opd.policy.name=teacher", 2, ("opd", 15, own(policy=Teacher()))),
-        ("divergence.top_k=2", 2, ("opd", 15, own(policy=Student(), divergence=ReverseKL(top_k=2)))),
+        ("divergence.top_k=2", 2, ("opd", 15, own(policy=Student(), losses=(ReverseKL(top_k=2),)))),
         ("phase=[]", 0, (None, 0, own())),
         ('phase=[{steps = 3, policy = "teacher"}]', 0, ("1", 0, own(policy=Teacher()))),
     ],
@@ -135,9 +135,13 @@ def test_overrides_find_a_phase_by_name_or_place(override: str, place: int, expe
         (
             WARM_UP,
             ["phase.sft.policy=student"],
-            "phase 'sft': divergence SampledNLL() imitates the sampled tokens, but",
+            "phase 'sft': the loss SampledNLL imitates the sampled tokens, but",
         ),
-        ("", ["divergence={name = 'sampled_nll'}", "policy=student"], "divergence SampledNLL() imitates the sampled"),
+        (
+            "",
+            ["divergence={name = 'sampled_nll'}", "policy=student"],
+            "the loss SampledNLL imitates the sampled",
+        ),
     ],
 )
 def test_phases_that_cannot_be_are_refused(text: str, overrides: list[str], expected: str) -> None:

@@ -16,7 +16,16 @@ from torch.utils._pytree import tree_leaves
 from tests.contracts.test_divergences import MEMBERS, WITH_FROZEN_WEIGHT
 from tutelage.distributions import gather_logprobs, normalise
 from tutelage.divergences import Divergence, ForwardKL, JensenShannon, ReverseKL, StudentTopK
-from tutelage.kernels import Events, Head, Tiling, tiled_full_loss, tiled_support_loss
+from tutelage.kernels import (
+    Events,
+    FullDivergence,
+    Head,
+    Sampled,
+    Side,
+    Tiling,
+    tiled_full_loss,
+    tiled_support_loss,
+)
 from tutelage.models import Vocabulary
 from tutelage.types import SparseTarget
 
@@ -73,6 +82,15 @@ def whole(world: World) -> tuple[Tensor, Tensor]:
     return student, teacher.detach()
 
 
+def sides(world: World) -> tuple[Side, Side]:
+    """Student and teacher."""
+    return Side(world.hidden_ND, world.head), Side(world.teacher_hidden_ND, world.teacher_head)
+
+
+def sampled(world: World) -> Sampled:
+    return Sampled(world.tokens_N, world.weights_N)
+
+
 def learned(values_N: Tensor, sampled_N: Tensor, world: World) -> Found:
     """Values, log p of the sampled tokens, and the gradients of a weighted mean."""
     loss = (values_N.masked_fill(world.weights_N == 0, 0) * world.weights_N).sum() / 5
@@ -88,8 +106,8 @@ def naive_full(world: World, divergence: Divergence) -> Found:
 
 def tiled_full(world: World, divergence: Divergence, tiling: Tiling) -> Found:
     view = world.vocabulary.view(world.hidden_ND.device)
-    common = (view, divergence.between, world.tokens_N, world.weights_N, tiling, divergence.generalised_jsd_share)
-    return learned(*tiled_full_loss(*world[:4], *common), world)
+    full = FullDivergence(divergence.between, 1.0, divergence.generalised_jsd_share)
+    return learned(*tiled_full_loss(*sides(world), view, full, sampled(world), tiling), world)
 
 
 def assert_same(found: Found, expected: Found, tolerance: float) -> None:
@@ -240,9 +258,8 @@ def both_on_support(
 
     ids_NK = window.recorded_ids(target, V)
     view = world.vocabulary.view(world.hidden_ND.device)
-    common = (ids_NK, world.tokens_N, world.weights_N)
     return expected, [
-        learned(*tiled_support_loss(world.hidden_ND, world.head, view, of_events, *common, tiling), world)
+        learned(*tiled_support_loss(sides(world)[0], view, of_events, ids_NK, sampled(world), tiling), world)
         for tiling in tilings
     ]
 
@@ -297,16 +314,33 @@ def test_the_sampled_token_has_a_gradient_of_its_own() -> None:
     expected = learned(factors_N * now_N + kept.square().sum(-1), now_N, here)
     for tiling in TILINGS:
         found = tiled_support_loss(
-            here.hidden_ND,
-            here.head,
+            sides(here)[0],
             here.vocabulary.view(torch.device("cpu")),
             lambda events, span: factors_N[span] * events.sampled_n + events.kept_nK.square().sum(-1),
             ids_NK,
-            here.tokens_N,
-            here.weights_N,
+            sampled(here),
             tiling,
         )
         assert_same(learned(*found, here), expected, 1e-10)
+
+
+@pytest.mark.parametrize("factor", [1.0, 0.05])
+@pytest.mark.parametrize("jsd_share", [None, 1.0])
+def test_a_function_of_the_sampled_tokens_joins_in_the_same_passes(factor: float, jsd_share: float | None) -> None:
+    """factor · D + F(log p of the sampled token), and its gradient, against autograd."""
+    scales_N = torch.linspace(-2, 2, N).double()
+    for vocabulary, softcap in ((PLAIN, None), (MERGED, 2.0)):
+        here = world(vocabulary, softcap=softcap)
+        student, teacher = map(normalise, whole(here))
+        now_N = gather_logprobs(student, here.tokens_N)
+        values_N = factor * ReverseKL().between(student, teacher) + scales_N * now_N.exp()
+        expected = learned(values_N, now_N, here)
+        view, full = vocabulary.view(torch.device("cpu")), FullDivergence(ReverseKL().between, factor, jsd_share)
+        for tiling in TILINGS:
+            found = tiled_full_loss(
+                *sides(here), view, full, sampled(here), tiling, lambda now_n, span: scales_N[span] * now_n.exp()
+            )
+            assert_same(learned(*found, here), expected, 1e-10)
 
 
 # --- the way back, and memory -----------------------------------------------------------------------------------------
@@ -314,7 +348,7 @@ def test_the_sampled_token_has_a_gradient_of_its_own() -> None:
 
 def values_of(world: World, tiling: Tiling) -> Tensor:
     view = world.vocabulary.view(torch.device("cpu"))
-    return tiled_full_loss(*world[:4], view, ReverseKL().between, world.tokens_N, world.weights_N, tiling)[0]
+    return tiled_full_loss(*sides(world), view, FullDivergence(ReverseKL().between), sampled(world), tiling)[0]
 
 
 def test_other_weights_than_announced_are_noticed() -> None:

@@ -7,15 +7,14 @@ import torch
 from torch import Tensor
 
 from tests.conftest import make_model
+from tests.objectives import objective_of
 from tutelage.distributions import kl_divergence, normalise
 from tutelage.divergences import ReverseKL
 from tutelage.errors import ConfigurationError
 from tutelage.models import DynamicFusion, FixedFusion, FusedTeacher, as_language_model
 from tutelage.policies import Student, TrustRegion
 from tutelage.rollout import PairedEngine
-from tutelage.targets import Teacher
-from tutelage.training import Objective
-from tutelage.types import Prompt, Rollout
+from tutelage.types import Batch, Prompt, Rollout
 
 
 def three(seed: int = 0) -> list[Tensor]:
@@ -126,7 +125,7 @@ def test_decoding_scoring_and_loss_hear_the_same_teacher(engine: PairedEngine) -
         torch.testing.assert_close(rollout.teacher.support_logprobs_TK.double(), support, **close)
     with torch.enable_grad():
         losses = [
-            Objective(engine.models, Teacher(), divergence).backward(made).loss
+            objective_of(engine.models, divergence).backward(Batch(made)).loss
             for divergence in (ReverseKL(support="full"), ReverseKL(top_k=16))
         ]
     assert losses[0] == pytest.approx(losses[1], rel=0.05) and losses[0] >= losses[1] > 0

@@ -6,17 +6,18 @@ import pytest
 import torch
 
 from tests.conftest import make_model
+from tests.objectives import objective_of
 from tests.rollouts import rollout_of
 from tutelage.divergences import DIVERGENCES, ReverseKL, SampledNLL, SampledReverseKL, Sinkhorn, TrustSplit
 from tutelage.errors import ConfigurationError, EmptyBatchError
 from tutelage.kernels import Tiling
+from tutelage.losses import TokenLoss
 from tutelage.policies import Student, TeacherPrefix, TrustRegion
 from tutelage.rollout import PairedEngine
-from tutelage.targets import TargetRule, Teacher
-from tutelage.training import Objective, Recipe
+from tutelage.targets import TargetRule
+from tutelage.training import Recipe
 from tutelage.training import objective as objective_module
-from tutelage.training.tiled import TiledLoss
-from tutelage.types import Prompt, Rollout
+from tutelage.types import Batch, Prompt, Rollout
 from tutelage.weighting import PositionDecay, Tip, Tropd, Uniform
 
 DIVERGENCE_FORMS = [
@@ -46,8 +47,9 @@ def rollouts(engine: PairedEngine) -> list[Rollout]:
 def gradients(engine: PairedEngine, rollouts: list[Rollout], **settings):
     module = engine.student.module
     module.zero_grad()
-    objective = Objective(engine.models, Teacher(), **settings)
-    batch = objective.backward(rollouts)
+    divergence = settings.pop("divergence")
+    losses = divergence if isinstance(divergence, tuple) else (divergence,)
+    batch = objective_of(engine.models, *losses, **settings).backward(Batch(rollouts))
     return batch, {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}
 
 
@@ -120,8 +122,8 @@ def test_two_processes_share_one_denominator(engine, rollouts) -> None:
     losses = []
     for own in (range(3), range(3, len(rollouts))):
         engine.student.module.zero_grad()
-        objective = Objective(engine.models, Teacher(), ReverseKL())
-        losses.append(objective.backward(rollouts, own=own).loss)
+        objective = objective_of(engine.models, ReverseKL())
+        losses.append(objective.backward(Batch(rollouts, own=own)).loss)
         for name, parameter in engine.student.module.named_parameters():
             summed[name] = summed.get(name, 0) + parameter.grad
     assert sum(losses) == pytest.approx(whole.loss, abs=1e-12)
@@ -144,9 +146,9 @@ def test_an_empty_batch_is_an_error_and_not_nan(engine) -> None:
 def test_a_full_support_without_a_teacher_is_refused(engine) -> None:
     student_only = PairedEngine(engine.student, vocabulary=engine.vocabulary)
     made = student_only.generate(Student(), [[1]], max_new_tokens=3)
-    objective = Objective(student_only.models, Teacher(), ReverseKL(support="full"))
+    objective = objective_of(student_only.models, ReverseKL(support="full"))
     with pytest.raises(ConfigurationError, match="no teacher is loaded"):
-        objective.backward(made)
+        objective.backward(Batch(made))
 
 
 def test_a_loss_over_all_tokens_reads_with_the_teacher_once(engine, monkeypatch) -> None:
@@ -191,7 +193,7 @@ TILED_MEMBERS = [
     replace(member, support=support, top_k=4)
     for member in MEMBERS
     for support in ("student_top_k", "full")
-    if not (member.imitates_tokens or member.tokens_per_group or (support == "full" and member.needs_rollouts))
+    if not isinstance(member, SampledNLL | Sinkhorn) and not (support == "full" and isinstance(member, TokenLoss))
 ] + [SampledNLL()]
 
 
@@ -204,7 +206,7 @@ def test_tiles_give_what_chunks_give(engine, rollouts, divergence, tiling, monke
     monkeypatch.setattr(Tiling, "fitting", fitting)
     settings = {"divergence": divergence, "weighting": Tip(share=0.7), "micro_batch_tokens": 60}
     expected, expected_gradient = gradients(engine, rollouts, form="chunked", **settings)
-    if not tiling.keeps and divergence.support == "full" and not divergence.is_sum_over_events:
+    if not tiling.keeps and getattr(divergence, "support", "") == "full" and not divergence.is_sum_over_events:
         with pytest.raises(ConfigurationError, match=r"runtime\.loss is 'recomputed', but .* is not a sum over events"):
             gradients(engine, rollouts, form="recomputed", **settings)
         return
@@ -220,7 +222,10 @@ def test_tiles_give_what_chunks_give(engine, rollouts, divergence, tiling, monke
     [
         (Sinkhorn(group_tokens=4), "the divergence Sinkhorn compares several tokens with each other"),
         (ReverseKL(support="teacher_top_k"), "divergence.support is 'teacher_top_k', which looks for tokens"),
-        (SampledReverseKL(support="full"), "the divergence SampledReverseKL is taken on sampled tokens"),
+        (
+            SampledReverseKL(support="full", baseline="expected"),
+            "the divergence SampledReverseKL is taken on sampled tokens",
+        ),
     ],
     ids=repr,
 )
@@ -237,8 +242,10 @@ def test_what_has_no_tiles_is_chunked_or_refused(engine, rollouts, divergence, r
 
 def test_tiles_are_taken_where_one_chunk_is_not_enough(engine, rollouts, monkeypatch) -> None:
     asked = []
-    tiled = TiledLoss.on_record
-    monkeypatch.setattr(TiledLoss, "on_record", lambda *given: asked.append(None) or tiled(*given))
+    tiled = objective_module.tiled
+    monkeypatch.setattr(
+        objective_module, "tiled", lambda *given, keeps: asked.append(None) or tiled(*given, keeps=keeps)
+    )
     for tokens, expected in ((1000, 0), (len(rollouts[0].response_tokens) - 1, 1)):
         monkeypatch.setattr(objective_module, "tokens_per_chunk", lambda vocabulary, tokens=tokens: tokens)
         gradients(engine, rollouts[:1], divergence=ReverseKL())
@@ -305,8 +312,9 @@ def test_uniform_weights_change_no_bit(engine, rollouts) -> None:
     batch, found = gradients(engine, rollouts[:1], divergence=ReverseKL())
     module = engine.student.module
     module.zero_grad()
-    objective = Objective(engine.models, Teacher(), ReverseKL())
-    loss = objective._per_token(rollouts[:1], {})["divergence"].sum() / batch.num_tokens
+    objective = objective_of(engine.models, ReverseKL())
+    values_N, _ = objective._per_token(rollouts[:1], {"weights": torch.ones(batch.num_tokens)})
+    loss = values_N.sum() / batch.num_tokens
     loss.backward()
     assert batch.loss == loss.item()
     for name, parameter in module.named_parameters():
@@ -361,9 +369,9 @@ def test_sampled_tokens_need_a_target_that_acts_on_them() -> None:
         def __call__(self, student_logprobs, teacher_logprobs):
             return (student_logprobs + teacher_logprobs).log_softmax(-1)
 
-    Recipe(Student(), Whole(), ReverseKL())
+    Recipe(Student(), Whole(), (ReverseKL(),))
     with pytest.raises(ConfigurationError, match="the target Whole is known as a whole distribution only"):
-        Recipe(Student(), Whole(), SampledReverseKL())
+        Recipe(Student(), Whole(), (SampledReverseKL(),))
 
 
 def test_the_teachers_prefix_is_imitated_with_a_thousandth_of_the_weight(engine: PairedEngine) -> None:

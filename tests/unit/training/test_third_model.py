@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from tests.conftest import make_model
+from tests.objectives import objective_of
 from tutelage.divergences import ReverseKL
 from tutelage.errors import ConfigurationError
 from tutelage.models import ModelSet
 from tutelage.policies import TrustRegion
 from tutelage.rollout import PairedEngine, ReferenceScorer
 from tutelage.targets import Bridge, Extrapolated, SelfPast, TargetRule
-from tutelage.training import Objective
-from tutelage.types import Prompt, Rollout
+from tutelage.types import Batch, Prompt, Rollout
 
 MAX_TOKENS = 16_384  # of one forward
 FULL, RENORMALISED = ReverseKL(support="full"), ReverseKL(top_k=5, rest="renormalised")
@@ -41,8 +41,8 @@ def rollouts(models: ModelSet) -> list[Rollout]:
 def backward(models: ModelSet, rollouts: list[Rollout], target: TargetRule, divergence, **settings):
     module = models.student.module
     module.zero_grad()
-    objective = Objective(models, target, divergence, **settings)
-    return objective.backward(rollouts).loss, {name: p.grad.clone() for name, p in module.named_parameters()}
+    objective = objective_of(models, divergence, target=target, **settings)
+    return objective.backward(Batch(rollouts)).loss, {name: p.grad.clone() for name, p in module.named_parameters()}
 
 
 def naive_logprobs(models: ModelSet, rollout: Rollout, reads: str) -> list[Tensor]:
@@ -121,6 +121,6 @@ def test_letting_the_gradient_through_matters(models, rollouts) -> None:
 
 def test_a_missing_reference_is_refused(models, rollouts) -> None:
     with pytest.raises(ConfigurationError, match=r"Extrapolated.* compares with a reference, but none is loaded"):
-        Objective(replace(models, reference=None), Extrapolated(1.25), FULL).backward(rollouts)
+        objective_of(replace(models, reference=None), FULL, target=Extrapolated(1.25)).backward(Batch(rollouts))
     with pytest.raises(ConfigurationError, match="compares with a reference, but none is loaded"):
         ReferenceScorer(replace(models, reference=None), MAX_TOKENS).score(rollouts)

@@ -10,7 +10,7 @@ from typing import Any
 from tutelage.models import ModelSet
 from tutelage.runtime import Learner, LocalRuntime
 from tutelage.training.optimizer import OptimizerSettings
-from tutelage.training.step import Recipe
+from tutelage.training.recipe import Recipe
 from tutelage.types import Batch
 
 __all__ = ["Pending", "Update", "UpdateContext"]

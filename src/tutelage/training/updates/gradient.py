@@ -11,7 +11,7 @@ from typing import Any
 from tutelage.errors import CheckpointError, NonFiniteError
 from tutelage.models.finite import tensors_in
 from tutelage.training.objective import BatchLoss, Objective
-from tutelage.training.step import Recipe
+from tutelage.training.recipe import Recipe
 from tutelage.training.updates.base import Pending, Update, UpdateContext
 from tutelage.types import Batch
 
@@ -103,15 +103,13 @@ def add_gradient(context: UpdateContext, step: int, recipe: Recipe, batch: Batch
     """
     objective = Objective(
         replace(context.models, student=context.learner.model),
-        recipe.target,
-        recipe.divergence,
+        recipe,
         context.micro_batch_tokens,
-        weighting=recipe.weighting,
+        form=context.loss_form,
         seed=context.seed,
         step=step,
-        form=context.loss_form,
     )
-    found = objective.backward(batch.rollouts, context.runtime.all_sum, own=batch.own, run=context.learner.backward)
+    found = objective.backward(batch, context.runtime.all_sum, context.learner.backward)
     if not math.isfinite(found.loss):
         raise NonFiniteError(f"the loss is {found.loss}")
     return found

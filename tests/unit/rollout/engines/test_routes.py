@@ -9,14 +9,13 @@ import pytest
 import torch
 
 from tests.conftest import make_model
+from tests.objectives import objective_of
 from tutelage.divergences import ReverseKL
 from tutelage.errors import ConfigurationError
 from tutelage.models import Vocabulary
 from tutelage.policies import Policy, Student, TrustRegion
 from tutelage.rollout import Limits, PairedEngine
-from tutelage.targets import Teacher
-from tutelage.training import Objective
-from tutelage.types import Prompt, Rollout
+from tutelage.types import Batch, Prompt, Rollout
 
 PROMPTS = [
     Prompt([1, 2, 3]),
@@ -74,8 +73,8 @@ def test_the_loss_asks_the_same_teachers(engine: PairedEngine, divergence: Rever
     count = sum(len(rollout) for rollout in made)
 
     def loss(rollouts: list[Rollout], teachers: Mapping) -> float:
-        objective = Objective(replace(engine.models, teachers=teachers), Teacher(), divergence, **settings)
-        return objective.backward(rollouts).loss * sum(len(rollout) for rollout in rollouts)
+        objective = objective_of(replace(engine.models, teachers=teachers), divergence, **settings)
+        return objective.backward(Batch(rollouts)).loss * sum(len(rollout) for rollout in rollouts)
 
     own = [rollout for rollout in made if rollout.teacher_name is None]
     routed = [rollout for rollout in made if rollout.teacher_name is not None]

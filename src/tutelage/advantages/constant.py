@@ -1,0 +1,31 @@
+"""Every sampled token is worth the same: imitate what was drawn."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tutelage.advantages.base import Advantage
+from tutelage.types import Batch, Fact
+
+__all__ = ["Constant"]
+
+
+@dataclass(frozen=True)
+class Constant(Advantage):
+    """A = value for every token. On tokens that the student drew alone the mean gradient of A log p is 0.
+
+    Fields:
+      value: the advantage; below 0 the tokens are unlearned.
+    """
+
+    value: float = 1.0
+
+    @property
+    def needs(self) -> frozenset[Fact]:
+        return frozenset({Fact.teacher_drawn})
+
+    def __call__(self, batch: Batch, target_logprobs_N: Tensor) -> Tensor:
+        return torch.full_like(target_logprobs_N, self.value)

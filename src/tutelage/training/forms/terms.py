@@ -1,0 +1,139 @@
+"""The terms that give a number per token, on the tokens of one micro-batch.
+
+Axis letters: N response tokens of the micro-batch, n of a chunk or block, E events, D hidden.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from tutelage.losses import DistributionLoss, Support, TokenFacts, TokenLoss
+from tutelage.models import LanguageModel, Vocabulary
+from tutelage.targets import TargetRule
+from tutelage.types import Rollout
+
+__all__ = ["Events", "MicroBatch", "TokenTerms"]
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Some answers after the student's forward.
+
+    Fields:
+      student: whose hidden states these are; its head is still to be applied.
+      vocabulary: the shared one.
+      rollouts: each with at least one token.
+      hidden_ND: final hidden states that predict the response tokens, with a graph to the student's parameters.
+      tokens_N: the response tokens.
+      weights_N: what the loss weighs each token's value with, up to a common factor.
+    """
+
+    student: LanguageModel
+    vocabulary: Vocabulary
+    rollouts: Sequence[Rollout]
+    hidden_ND: Tensor
+    tokens_N: Tensor
+    weights_N: Tensor
+
+
+class Events(NamedTuple):
+    """Log-probabilities of the models on the events of one window, [n, E] each."""
+
+    student: Tensor
+    teacher: Tensor
+    reference: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class TokenTerms:
+    """Distribution and token losses, and what is known of the tokens that they are taken on.
+
+    Fields:
+      losses: with numbers in place of schedules, none with a coefficient of 0.
+      target: the rule that makes a target of the models' distributions.
+      known: name -> [N] on the device: the fields of `TokenFacts`, and the advantages of the loss at place i under
+        "advantages.i".
+    """
+
+    losses: Sequence[DistributionLoss | TokenLoss]
+    target: TargetRule
+    known: Mapping[str, Tensor]
+
+    @property
+    def windows(self) -> list[Support]:
+        """The supports that distributions are seen through, each once."""
+        return list(dict.fromkeys(loss.window for loss in self.losses if loss.window is not None))
+
+    @property
+    def distribution_losses(self) -> list[DistributionLoss]:
+        """Those that look at no sampled token."""
+        return [loss for loss in self.losses if isinstance(loss, DistributionLoss)]
+
+    @property
+    def learns_from_tokens(self) -> bool:
+        """Some term has a gradient through log p of the sampled tokens."""
+        return any(isinstance(loss, TokenLoss) for loss in self.losses)
+
+    def __call__(self, events: Callable[[Support], Events], logprobs_n: Tensor, span: slice) -> Tensor:
+        """The sum of all terms, [n].
+
+        Args:
+          events: of a window of theirs.
+          logprobs_n: log p of the sampled tokens, with a gradient where `learns_from_tokens`.
+          span: which tokens they are.
+        """
+        seen = {window: self.compared(events(window)) for window in self.windows}
+        values = [
+            self._of_tokens(place, loss, seen, logprobs_n, span)
+            if isinstance(loss, TokenLoss)
+            else loss.factor * loss.between(*seen[loss.window])
+            for place, loss in enumerate(self.losses)
+        ]
+        return torch.stack(values).sum(0) if len(values) > 1 else values[0]
+
+    def compared(self, events: Events) -> tuple[Tensor, Tensor]:
+        """Student and target on the same events."""
+        # What to imitate is a fixed point of this update: no gradient flows into it, unless the target says so.
+        student = events.student.detach() if self.target.is_constant else events.student
+        return events.student, self.target(student, events.teacher, events.reference)
+
+    def between(self, student_nE: Tensor, teacher_nE: Tensor) -> Tensor:
+        """The sum of the distribution losses that see the same events, [n]."""
+        compared = self.compared(Events(student_nE, teacher_nE))
+        values = [loss.factor * loss.between(*compared) for loss in self.distribution_losses]
+        return torch.stack(values).sum(0) if len(values) > 1 else values[0]
+
+    def on_tokens(self, logprobs_n: Tensor, span: slice) -> Tensor:
+        """The sum of the token losses, which look at no events, [n]."""
+        values = [
+            self._of_tokens(place, loss, {}, logprobs_n, span)
+            for place, loss in enumerate(self.losses)
+            if isinstance(loss, TokenLoss)
+        ]
+        return torch.stack(values).sum(0)
+
+    def _of_tokens(
+        self,
+        place: int,
+        loss: TokenLoss,
+        seen: Mapping[Support, tuple[Tensor, Tensor]],
+        logprobs_n: Tensor,
+        span: slice,
+    ) -> Tensor:
+        student, target = (None, None) if loss.window is None else seen[loss.window]
+        facts = TokenFacts(
+            student_logprobs=self.known["student_logprobs"][span],
+            behaviour_logprobs=self.known["behaviour_logprobs"][span],
+            target_logprobs=self.known["target_logprobs"][span],
+            advantages=self.known[f"advantages.{place}"][span],
+            uniforms=self.known["uniforms"][span],
+            is_teachers=self.known["is_teachers"][span],
+            student_events=student,
+            target_events=target,
+        )
+        return loss.factor * loss.on_tokens(logprobs_n, facts)
