@@ -23,7 +23,9 @@ config
 training
 evaluation runtime diagnostics
 rollout
-policies targets divergences weighting models tasks
+divergences
+policies targets losses weighting models tasks
+advantages
 kernels
 distributions schedules report
 locks paths hub
@@ -111,10 +113,10 @@ def test_no_folder_is_called_utils() -> None:
     ("module", "source"),
     [
         ("tutelage.policies.new", "from tutelage.rollout import PairedEngine"),
-        ("tutelage.policies.new", "from tutelage.divergences.support import Support"),
+        ("tutelage.policies.new", "from tutelage.losses.support import Support"),
         ("tutelage.targets.new", "import tutelage.policies.base"),
         ("tutelage.targets.new", "from ..policies import Student"),
-        ("tutelage.divergences.new", "def late():\n    from tutelage.models import align"),
+        ("tutelage.losses.new", "def late():\n    from tutelage.models import align"),
         ("tutelage.rollout.new", "if TYPE_CHECKING:\n    from tutelage.training import Run"),
         ("tutelage.evaluation.new", "from tutelage import training"),
         ("tutelage.evaluation.new", "from tutelage.runtime import LocalRuntime"),

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from tutelage.divergences import (
-    DIVERGENCES,
     GENERATORS,
     AlphaDivergence,
     Balanced,
@@ -31,7 +30,7 @@ from tutelage.divergences import (
     TrustSplit,
 )
 from tutelage.errors import ConfigurationError
-from tutelage.losses import Loss, TokenLoss
+from tutelage.losses import DISTRIBUTION_LOSSES, TOKEN_LOSSES, Loss, TokenLoss
 from tutelage.training.forms.chunked import in_chunks
 from tutelage.types import DenseTarget
 
@@ -150,7 +149,9 @@ def rows(holes: float = 0.0, seed: int = 0) -> tuple[Tensor, Tensor]:
 
 
 def test_every_member_is_here() -> None:
-    assert {type(member) for member in (*MEMBERS, *WITH_FROZEN_WEIGHT, *ON_SAMPLED)} == set(DIVERGENCES.values())
+    assert {type(member) for member in (*MEMBERS, *WITH_FROZEN_WEIGHT, *ON_SAMPLED)} == set(
+        {**DISTRIBUTION_LOSSES, **TOKEN_LOSSES}.values()
+    )
 
 
 @pytest.mark.parametrize("member", MEMBERS + WITH_FROZEN_WEIGHT, ids=repr)

@@ -141,7 +141,7 @@ def test_sampled_tokens_at_the_edges(member: TokenLoss, dtype: torch.dtype) -> N
                 p[drawn].detach(),
                 mu[drawn],
                 q[drawn],
-                q[drawn] - p[drawn].detach(),
+                torch.ones_like(q[drawn]) if isinstance(member, SampledNLL) else q[drawn] - p[drawn].detach(),
                 torch.full((int(drawn.sum()),), 0.5),
                 torch.full((int(drawn.sum()),), is_teachers),
                 *events,

@@ -43,7 +43,7 @@ from tutelage.training import (
 from tutelage.training.updates import add_gradient
 from tutelage.types import Batch, Prompt
 
-RECIPE = Recipe(Student(), Teacher(), ReverseKL())
+RECIPE = Recipe(Student(), Teacher(), (ReverseKL(),))
 
 
 class PlainDescent(Update):

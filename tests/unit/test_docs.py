@@ -20,6 +20,7 @@ from pydantic import BaseModel
 
 from tests.rollouts import rollout_of
 from tests.tiny_run import write_run_file
+from tutelage.advantages import ADVANTAGES
 from tutelage.cli import app
 from tutelage.comparison import make_methods, parse_grid
 from tutelage.config import (
@@ -33,8 +34,8 @@ from tutelage.config import (
     resolve_config,
 )
 from tutelage.diagnostics import METRICS
-from tutelage.divergences import DIVERGENCES
 from tutelage.evaluation import EvaluationSample
+from tutelage.losses import LOSSES
 from tutelage.models import AdapterSettings
 from tutelage.policies import POLICIES
 from tutelage.schedules import SCHEDULES
@@ -129,8 +130,8 @@ def test_every_key_of_a_run_file_is_explained_with_its_default(key: str) -> None
 
 @pytest.mark.parametrize(
     "members",
-    [POLICIES, TARGETS, DIVERGENCES, SCHEDULES, WEIGHTINGS],
-    ids=["policy", "target", "divergence", "schedule", "weighting"],
+    [POLICIES, TARGETS, LOSSES, ADVANTAGES, SCHEDULES, WEIGHTINGS],
+    ids=["policy", "target", "loss", "advantage", "schedule", "weighting"],
 )
 def test_every_member_of_an_axis_is_explained_with_its_fields(members: dict[str, type]) -> None:
     explained = rows(DOCS / "usage/run-file.md")

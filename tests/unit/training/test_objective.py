@@ -8,10 +8,10 @@ import torch
 from tests.conftest import make_model
 from tests.objectives import objective_of
 from tests.rollouts import rollout_of
-from tutelage.divergences import DIVERGENCES, ReverseKL, SampledNLL, SampledReverseKL, Sinkhorn, TrustSplit
+from tutelage.divergences import ReverseKL, SampledNLL, SampledReverseKL, Sinkhorn, TrustSplit
 from tutelage.errors import ConfigurationError, EmptyBatchError
 from tutelage.kernels import Tiling
-from tutelage.losses import TokenLoss
+from tutelage.losses import DISTRIBUTION_LOSSES, TOKEN_LOSSES, TokenLoss
 from tutelage.policies import Student, TeacherPrefix, TrustRegion
 from tutelage.rollout import PairedEngine
 from tutelage.targets import TargetRule
@@ -169,7 +169,7 @@ def test_a_loss_over_all_tokens_reads_with_the_teacher_once(engine, monkeypatch)
 # --- every divergence, every weighting -------------------------------------------------------------------------------
 
 MEMBERS = [
-    *(member() for member in DIVERGENCES.values()),
+    *(member() for member in {**DISTRIBUTION_LOSSES, **TOKEN_LOSSES}.values()),
     Sinkhorn(transport_weight=1.0, group_tokens=4),
     SampledReverseKL(discount=0.9, baseline="leave_one_out"),
     SampledReverseKL(baseline="expected"),
