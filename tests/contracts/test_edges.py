@@ -28,6 +28,7 @@ from tutelage.divergences import (
 )
 from tutelage.errors import ZeroMassError
 from tutelage.losses import TokenFacts, TokenLoss
+from tutelage.losses.tokens import SampledNLL
 from tutelage.targets import TargetRule
 from tutelage.types import Batch, DenseTarget
 from tutelage.weighting import Weighting
