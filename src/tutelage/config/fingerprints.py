@@ -30,7 +30,7 @@ from tutelage.runtime import LocalRuntime
 from tutelage.tasks import excerpt
 from tutelage.types import Prompt
 
-__all__ = ["Inputs", "ModelHashes", "data_inputs", "differences", "fingerprint_of", "library_versions"]
+__all__ = ["Inputs", "ModelHashes", "data_inputs", "differences", "library_versions"]
 
 INPUTS = {
     "prompts": "the prompts that data.path gives",
@@ -157,7 +157,7 @@ class ModelHashes:
             found["vocabulary"] = {"size": vocabulary.size, "stop_ids": sorted(vocabulary.stop_ids)}
         for key, model in self._models:
             role, _, part = key.partition(".")
-            weights = self._found.get(key) or fingerprint_of(model)  # of a hub id, which costs nothing
+            weights = self._found.get(key) or weights_fingerprint(model.source)  # of a hub id, which costs nothing
             found.setdefault(role, {})[part or "weights"] = weights
         return found
 
@@ -165,19 +165,9 @@ class ModelHashes:
         try:
             for key, model in self._models:
                 if Path(model.path).is_dir():
-                    self._found[key] = fingerprint_of(model)
+                    self._found[key] = weights_fingerprint(model.source)
         except Exception as problem:  # raised where it is waited for
             self._problem = problem
-
-
-def fingerprint_of(model: ModelConfig) -> str:
-    """Which weights a model's table names; see `weights_fingerprint`."""
-    return weights_fingerprint(
-        model.path,
-        revision=model.revision,
-        trust_remote_code=model.trust_remote_code,
-        allow_pickle=model.allow_pickle,
-    )
 
 
 def library_versions() -> dict[str, str]:

@@ -72,7 +72,7 @@ def named_teachers(config: RunConfig) -> list[tuple[str | None, ModelConfig]]:
 
 def context_length(model: ModelConfig) -> ContextLength | None:
     """Most tokens that a model reads as one, from its configuration alone; None = it does not say."""
-    length = context_length_of(model.path, revision=model.revision, trust_remote_code=model.trust_remote_code)
+    length = context_length_of(model.source)
     if length is not None and isinstance(model, TeacherConfig) and model.server is not None:
         return None if length.made_for is None else ContextLength(length.made_for, length.made_for)
     return length

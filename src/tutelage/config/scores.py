@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from tutelage.config.clock import DATE
-from tutelage.config.fingerprints import differences, fingerprint_of
-from tutelage.config.models import ROUTE, context_length
+from tutelage.config.fingerprints import differences
+from tutelage.config.models import EXPERT, ROUTE, context_length, other_models
 from tutelage.config.schema import ModelConfig, RunConfig
 from tutelage.config.tokenizers import Tokenizers
 from tutelage.errors import ConfigurationError, DataError
@@ -29,10 +29,11 @@ def score_key(config: RunConfig, tokenizers: Tokenizers, vocabulary: Vocabulary)
       config: with the date that chat templates asked for, if they did; see `clock.with_asked_date`.
       vocabulary: what the student and all teachers share.
     """
-    own = config.teacher
+    own, others = config.teacher, dict(other_models(config))
     weights = {"model": _identity(own)}
     for place, expert in enumerate(own.experts):
-        base = None if expert.base is None else weights_fingerprint(expert.base, allow_pickle=expert.allow_pickle)
+        known_base = others.get(f"{EXPERT}[{place}].base")
+        base = None if known_base is None else weights_fingerprint(known_base.source)
         weights[f"experts[{place}]"] = _identity(expert) | {"weight": expert.weight, "base": base}
     if own.experts:
         weights["fusion"] = {
@@ -60,7 +61,7 @@ def score_key(config: RunConfig, tokenizers: Tokenizers, vocabulary: Vocabulary)
 
 def _identity(model: ModelConfig) -> dict[str, Any]:
     return {
-        "weights": fingerprint_of(model),
+        "weights": weights_fingerprint(model.source),
         "dtype": model.dtype,
     }
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tutelage.config.models import ROUTE, other_models
-from tutelage.config.schema import ModelConfig, RunConfig
+from tutelage.config.schema import RunConfig
 from tutelage.models import check_distinct, check_files, check_same_tokenizer, load_tokenizer
 
 __all__ = ["Tokenizers", "load_tokenizers"]
@@ -53,19 +53,15 @@ def load_tokenizers(config: RunConfig) -> Tokenizers:
       VocabularyMismatchError: they differ in content.
     """
     student, teacher = config.student, config.teacher
-    check_distinct(student.path, teacher.path, student.revision, teacher.revision)
+    check_distinct(student.source, teacher.source)
     for model in (student, teacher) if teacher.server is None else (student,):
-        check_files(model.path, allow_pickle=model.allow_pickle)
-    loaded = {"student": _tokenizer_of(student), "teacher": _tokenizer_of(teacher)}
+        check_files(model.source)
+    loaded = {"student": load_tokenizer(student.source), "teacher": load_tokenizer(teacher.source)}
     check_same_tokenizer(loaded["student"], loaded["teacher"])
     for key, other in other_models(config):
         if key.startswith(ROUTE):
-            check_distinct(student.path, other.path, student.revision, other.revision)
-        check_files(other.path, allow_pickle=other.allow_pickle)
-        loaded[key] = _tokenizer_of(other)
+            check_distinct(student.source, other.source)
+        check_files(other.source)
+        loaded[key] = load_tokenizer(other.source)
         check_same_tokenizer(loaded["student"], loaded[key], key)
     return Tokenizers(loaded)
-
-
-def _tokenizer_of(model: ModelConfig) -> Any:
-    return load_tokenizer(model.path, revision=model.revision, trust_remote_code=model.trust_remote_code)

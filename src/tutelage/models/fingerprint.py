@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from tutelage.errors import ModelError, in_short
 from tutelage.files import sha256_of
 from tutelage.models.loading import check_files
 from tutelage.models.reading import read_json, reading
+from tutelage.models.source import ModelSource
 from tutelage.models.trainables.adapter_folder import CONFIG, base_of
 from tutelage.models.vocabulary import PROBE_TEXT
 from tutelage.models.weight_files import files_of_weights
@@ -24,9 +26,7 @@ __all__ = ["tokenizer_fingerprint", "weights_fingerprint"]
 NOT_THE_MODEL = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "base_model_name_or_path", "revision")
 
 
-def weights_fingerprint(
-    path: str, *, revision: str | None = None, trust_remote_code: bool = False, allow_pickle: bool = False
-) -> str:
+def weights_fingerprint(source: ModelSource | str) -> str:
     """Of a directory, the SHA-256 of its weights and configuration, wherever it lies; of a hub id, its commit.
 
     Reads every byte of the weights, seconds per gigabyte; a hub id costs one small file. An adapter's is of it and of
@@ -35,11 +35,13 @@ def weights_fingerprint(
     Raises:
       ModelError: there is no such model directory, it has no weights, or they cannot be read.
     """
-    check_files(path, allow_pickle=allow_pickle)
+    source = ModelSource.of(source)
+    path, revision, allow_pickle = source.path, source.revision, source.allow_pickle
+    check_files(source)
     folder, base = Path(path), base_of(path)
     if not folder.is_dir():
         with reading("model", path):
-            config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
+            config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=source.trust_remote_code)
         return f"hub {path} at {getattr(config, '_commit_hash', None) or revision}"
     files = files_of_weights(folder, allow_pickle=allow_pickle)
     try:
@@ -52,9 +54,7 @@ def weights_fingerprint(
     content = {name: value for name, value in content.items() if name not in NOT_THE_MODEL}
     if base is None:
         return "sha256 " + _digest([content, sums])
-    below = weights_fingerprint(
-        base.path, revision=base.revision, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle
-    )
+    below = weights_fingerprint(replace(source, path=base.path, revision=base.revision))
     return "sha256 " + _digest([content, sums, below])
 
 

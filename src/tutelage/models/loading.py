@@ -29,31 +29,29 @@ from tutelage.models.weight_files import weight_files
 __all__ = ["check_distinct", "check_files", "context_length_of", "load_language_model", "load_tokenizer"]
 
 
-def check_distinct(
-    student_path: str, teacher_path: str, student_revision: str | None, teacher_revision: str | None
-) -> None:
+def check_distinct(student: ModelSource, teacher: ModelSource) -> None:
     """Refuse a teacher that is the student: its targets would equal the student and every loss would be zero."""
-    same = _identity(student_path) == _identity(teacher_path) and student_revision == teacher_revision
-    if same:
+    if _identity(student.path) == _identity(teacher.path) and student.revision == teacher.revision:
         raise ConfigurationError(
-            f"teacher and student are both {student_path!r}; a model cannot learn from itself here. "
+            f"teacher and student are both {student.path!r}; a model cannot learn from itself here. "
             "Set `teacher` to a stronger model of the same family."
         )
 
 
-def load_tokenizer(path: str, *, revision: str | None = None, trust_remote_code: bool = False) -> Any:
+def load_tokenizer(source: ModelSource | str) -> Any:
     """Load the tokenizer of a model directory or hub id; of an adapter without one, its base's.
 
     Raises:
       ModelError: nothing is there, or it is not a tokenizer.
     """
-    base = base_of(path)
+    source = ModelSource.of(source)
+    path, revision, base = source.path, source.revision, base_of(source.path)
     if base is None:
         _check_directory(path, "config.json")
     elif not (Path(path) / "tokenizer_config.json").is_file():
         path, revision = base.path, base.revision
     with reading("tokenizer", path):
-        tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=source.trust_remote_code)
     # Where there are no files, transformers makes up a tokenizer without tokens, and everything it reads is empty.
     names, folder = sorted(set(tokenizer.vocab_files_names.values())), Path(path)
     if names and folder.is_dir() and not any((folder / name).exists() for name in names):
@@ -63,7 +61,7 @@ def load_tokenizer(path: str, *, revision: str | None = None, trust_remote_code:
     return tokenizer
 
 
-def check_files(path: str, *, allow_pickle: bool = False) -> None:
+def check_files(source: ModelSource | str) -> None:
     """Refuse a model directory without configuration or weights, at no cost; a hub id is looked up when it is loaded.
 
     The folder of an adapter is looked at with its base.
@@ -71,27 +69,27 @@ def check_files(path: str, *, allow_pickle: bool = False) -> None:
     Raises:
       ModelError: names what is missing.
     """
-    base = base_of(path)
+    source = ModelSource.of(source)
+    path, base = source.path, base_of(source.path)
     if base is None:
         _check_directory(path, "config.json")
         if Path(path).is_dir():
-            weight_files(path, allow_pickle=allow_pickle)
+            weight_files(path, allow_pickle=source.allow_pickle)
         return
-    check_files(base.path, allow_pickle=allow_pickle)
+    check_files(replace(source, path=base.path))
     if not (Path(path) / ADAPTER_WEIGHTS).is_file():
         raise ModelError(f"{path!r} has an adapter's configuration but no weights ({ADAPTER_WEIGHTS}). {ADVICE}.")
 
 
-def context_length_of(
-    path: str, *, revision: str | None = None, trust_remote_code: bool = False
-) -> ContextLength | None:
+def context_length_of(source: ModelSource | str) -> ContextLength | None:
     """Most tokens a model reads as one model, from its configuration alone; None if it does not say."""
-    base = base_of(path)
+    source = ModelSource.of(source)
+    path, revision, base = source.path, source.revision, base_of(source.path)
     if base is not None:
         path, revision = base.path, base.revision
     _check_directory(path, "config.json")
     with reading("model", path):
-        config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
+        config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=source.trust_remote_code)
         return context_length_in(config.get_text_config())
 
 
@@ -119,7 +117,7 @@ def load_language_model(
     """
     source = ModelSource.of(source)
     path, dtype = source.path, DTYPES[source.dtype]
-    check_files(path, allow_pickle=source.allow_pickle)
+    check_files(source)
     noted = base_of(path)
     base = Base(path, source.revision) if noted is None else noted
     meta_module = load_meta_module(replace(source, path=base.path, revision=base.revision))

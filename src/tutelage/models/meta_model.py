@@ -42,7 +42,7 @@ def meta_model_of(
     source = ModelSource.of(source)
     path = source.path
     if needs_weights:
-        check_files(path, allow_pickle=source.allow_pickle)
+        check_files(source)
     noted = base_of(path)
     base = Base(path, source.revision) if noted is None else noted
     module = load_meta_module(replace(source, path=base.path, revision=base.revision), needs_weights=needs_weights)

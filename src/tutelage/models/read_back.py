@@ -26,6 +26,7 @@ from tutelage.models.loading import load_tokenizer
 from tutelage.models.reading import brief, reading
 from tutelage.models.saving import save_student
 from tutelage.models.serving import tolerance_of
+from tutelage.models.source import ModelSource
 from tutelage.models.trainables.base import not_as_saved
 from tutelage.models.vocabulary import Vocabulary
 
@@ -99,7 +100,7 @@ def _check_forward(student: LanguageModel, twin: Any) -> None:
 def _check_tokenizer(student: LanguageModel, folder: Path) -> None:
     own = student.tokenizer
     comes_with_code = type(own).__module__.startswith("transformers_modules")
-    written = load_tokenizer(str(folder), trust_remote_code=comes_with_code)
+    written = load_tokenizer(ModelSource(str(folder), trust_remote_code=comes_with_code))
     if tokenizer_fingerprint(written) != tokenizer_fingerprint(own):
         raise not_as_saved(student.name, "a tokenizer that cuts text differently")
     if written.chat_template != own.chat_template:

@@ -9,6 +9,7 @@ from tests.tiny_run import make_tokenizer, save_model
 from tutelage.errors import ConfigurationError, ModelError, UnsupportedArchitectureError
 from tutelage.models import (
     LanguageModel,
+    ModelSource,
     Vocabulary,
     as_language_model,
     check_distinct,
@@ -123,9 +124,9 @@ def test_a_missing_directory_is_not_looked_up_on_the_hub(tmp_path) -> None:
 def test_teacher_must_not_be_the_student(tmp_path) -> None:
     (tmp_path / "model").mkdir()
     with pytest.raises(ConfigurationError, match="cannot learn from itself"):
-        check_distinct(str(tmp_path / "model"), str(tmp_path / "model" / ".." / "model"), None, None)
-    check_distinct("Qwen/Qwen3-0.6B", "Qwen/Qwen3-0.6B", None, "other-revision")
-    check_distinct("Qwen/Qwen3-0.6B", "Qwen/Qwen3-4B", None, None)
+        check_distinct(ModelSource(str(tmp_path / "model")), ModelSource(str(tmp_path / "model" / ".." / "model")))
+    check_distinct(ModelSource("Qwen/Qwen3-0.6B"), ModelSource("Qwen/Qwen3-0.6B", revision="other-revision"))
+    check_distinct(ModelSource("Qwen/Qwen3-0.6B"), ModelSource("Qwen/Qwen3-4B"))
 
 
 def test_a_saved_student_stops_where_it_was_trained_to(tmp_path) -> None:
