@@ -14,6 +14,7 @@ from tutelage.config.schema import RunConfig
 from tutelage.errors import ConfigurationError
 from tutelage.losses import LOSSES, Loss
 from tutelage.schedules import schedule_from
+from tutelage.tasks import excerpt
 
 __all__ = ["losses_from", "part_from"]
 
@@ -43,8 +44,7 @@ def part_from(table: Mapping[str, Any], members: Mapping[str, type[Part]], key: 
         if field_name not in known:
             raise _unknown_field(field_name, name, members, key)
         if kinds[field_name] is Advantage:
-            table = {"name": value} if isinstance(value, str) else value
-            values[field_name] = value = part_from(table, ADVANTAGES, f"{key}.{field_name}")
+            values[field_name] = value = _advantage_from(value, f"{key}.{field_name}")
         if isinstance(value, Mapping):
             values[field_name] = schedule_from(value, f"{key}.{field_name}")
         _check_kind(f"{key}.{field_name}", values[field_name], kinds[field_name])
@@ -73,6 +73,17 @@ def losses_from(config: RunConfig) -> tuple[Loss, ...]:
         except ConfigurationError as problem:  # a member knows its table by the name of the short form
             raise ConfigurationError(re.sub(r"\b(divergence|loss)\.", f"{key}.", str(problem))) from problem
     return tuple(terms)
+
+
+def _advantage_from(value: Any, key: str) -> Advantage:
+    """The advantage that a table describes; a name alone is short for a table."""
+    table = {"name": value} if isinstance(value, str) else value
+    if not isinstance(table, Mapping):
+        raise ConfigurationError(
+            f"{key} is {excerpt(value)}; expected a table with a name, or the name alone, of one of "
+            f"{', '.join(ADVANTAGES)}. Correct it in the run file or with --set."
+        )
+    return part_from(table, ADVANTAGES, key)
 
 
 def _settable(member: type[Any]) -> list[str]:
