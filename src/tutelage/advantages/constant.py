@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from tutelage.advantages.base import Advantage
+from tutelage.errors import ConfigurationError
 from tutelage.types import Batch, Fact
 
 __all__ = ["Constant"]
@@ -22,6 +24,10 @@ class Constant(Advantage):
     """
 
     value: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.value):
+            raise ConfigurationError(f"advantage.value is {self.value}; expected a finite number. Use 1 to imitate.")
 
     @property
     def needs(self) -> frozenset[Fact]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tutelage.advantages import ADVANTAGES
 from tutelage.config import RunConfig, build_phases, resolve_config, to_toml
 from tutelage.config.load import _fields_of
 from tutelage.config.source import check_values
@@ -43,7 +44,7 @@ VALUES: list[Any] = [
     *({"schedule": "linear"}, {"schedule": []}, {"schedule": "piecewise", "points": [[0, 1], [2**62, 2]]}),
     *({"schedule": "piecewise", "points": [[]]}, {"schedule": "linear", "start": "0", "stop": 1, "steps": 10**12}),
 ]
-NUM_TRIED = 1200  # of some 10,000, drawn from a seed
+NUM_TRIED = 1400  # of some 13,000, drawn from a seed
 AXES = {"policy": POLICIES, "target": TARGETS, "divergence": DIVERGENCES, "weighting": WEIGHTINGS}
 
 
@@ -66,12 +67,21 @@ def tables() -> Iterator[tuple[str, dict[str, Any]]]:
             yield key, table
     for key in ("path", "name", "split", "limit"):
         yield from ((f"evaluation.sets.{key}", NEEDED | {"evaluation": {"sets": [{key: value}]}}) for value in VALUES)
-    for key in ("name", "steps", "policy", "learning_rate"):
+    for key in ("name", "steps", "policy", "learning_rate", "loss"):
         yield from ((f"phase.{key}", NEEDED | {"phase": [{key: value}]}) for value in VALUES)
     for axis, members in AXES.items():
         for name, member in members.items():
             for field in fields(member):
                 yield from ((f"{axis}.{field.name}", NEEDED | {axis: {"name": name, field.name: v}}) for v in VALUES)
+                if axis == "divergence":
+                    yield from (
+                        (f"loss.{field.name}", NEEDED | {"loss": [{"name": name, field.name: v}]}) for v in VALUES
+                    )
+    for name, advantage in ADVANTAGES.items():
+        for field in fields(advantage):
+            for value in VALUES:
+                loss = {"name": "sampled_nll", "advantage": {"name": name, field.name: value}}
+                yield f"advantage.{field.name}", NEEDED | {"policy": {"name": "teacher"}, "loss": [loss]}
 
 
 def test_every_value_at_every_key_is_a_run_or_one_line() -> None:
