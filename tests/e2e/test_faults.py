@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from tests.tiny_run import write_run_file
 from tutelage import cli
 from tutelage.config import build_run, load_config
-from tutelage.training import Checkpoints, GradientUpdate, Observer, RunFolder, checkpoint, loop, train
+from tutelage.training import Checkpoints, GradientUpdate, Observer, RunFolder, checkpoint, train
 
 # As short as a run can be that evaluates, saves and drops checkpoints on the way.
 SHORT = ["steps=3", "checkpoint.every=1", "checkpoint.keep_last=1", "evaluation.every=1", "evaluation.num_samples=1"]
@@ -128,7 +128,7 @@ def test_a_killed_run_ends_in_the_same_bytes(undisturbed: dict[str, object], tmp
 def test_a_run_is_killed_again_while_it_is_resumed(undisturbed: dict[str, object], tmp_path: Path) -> None:
     path = write_run_file(tmp_path)
     assert is_killed(lambda: run(path), MOMENTS["an update was made and not yet filed"])
-    assert is_killed(lambda: run(path, resume=True), traced(loop.RunFolder, "append", 1, before=False))
+    assert is_killed(lambda: run(path, resume=True), traced(RunFolder, "append", 1, before=False))
     run(path, resume=True)
     assert snapshot(tmp_path / "run") == undisturbed
 

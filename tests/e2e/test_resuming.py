@@ -18,7 +18,7 @@ from tests.quick_run import QUICK, StopAt
 from tests.tiny_run import write_run_file
 from tutelage.config import build_run, fingerprints, load_config
 from tutelage.errors import CheckpointError, ConfigurationError, DataError, OutputExistsError, RunInterrupted
-from tutelage.training import Observer, Run, loop, train
+from tutelage.training import Observer, Run, evaluating, train
 
 SETS = 'evaluation.sets=[{path="prompts.jsonl", name="sums", limit=3}]'
 
@@ -249,7 +249,7 @@ def test_a_run_that_ends_before_it_computes_leaves_nothing(here: Path, monkeypat
     def refuses(*_: object, **__: object) -> None:
         raise DataError("no")
 
-    monkeypatch.setattr(loop, "evaluate", refuses)
+    monkeypatch.setattr(evaluating, "evaluate", refuses)
     with pytest.raises(DataError):
         train(build_run(load_config("run.toml", ["output=above/new"])), Observer())
     assert not Path("above").exists()

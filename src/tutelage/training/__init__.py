@@ -5,12 +5,13 @@ from tutelage.training.checkpoint_files import TrainerState, read_state
 from tutelage.training.collect import PromptSource, RolloutSettings, Stopwatch, collect
 from tutelage.training.data import PromptOrder
 from tutelage.training.forms import check_method_form, check_models_form
-from tutelage.training.loop import EvaluationPlan, Run, train
+from tutelage.training.loop import train
 from tutelage.training.objective import BatchLoss, Objective
 from tutelage.training.observer import Observer
 from tutelage.training.optimizer import OptimizerSettings
 from tutelage.training.phases import Phase, phase_at
 from tutelage.training.recipe import Recipe
+from tutelage.training.run import EvaluationPlan, Run
 from tutelage.training.run_files import RunFolder
 from tutelage.training.trackers import TRACKERS, Tracking, chosen_trackers
 from tutelage.training.updates import UPDATES, GradientUpdate, Pending, Update, UpdateContext

@@ -41,7 +41,7 @@ USE_ANOTHER = "Remove this checkpoint's folder to resume from the one before it,
 
 @dataclass
 class TrainerState:
-    """Where a run stands, beside the weights and the state of its update.
+    """Where a run stands, beside the weights and the state of its update. The loop owns it, and moves it on.
 
     Fields:
       step: updates made so far = the next step's index, on which schedules and randomness depend.

@@ -137,6 +137,7 @@ def collect(
     Returns:
       the global batch; its reward "correct" is 1 or 0, and missing unless the right answer to every prompt is known.
     """
+    source.engine.sync(recipe.policy, step)
     chosen = source.order.indices(step)
     prompts, rollout = [source.prompts[i] for i in chosen], source.rollout
     request = Request(prompts, rollout.max_new_tokens, rollout.samples_per_prompt, source.seed, step)

@@ -14,14 +14,17 @@ from __future__ import annotations
 import _thread
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import TypeVar
 
 from tutelage.errors import RunInterrupted, TutelageError
 from tutelage.runtime import LocalRuntime
 
 __all__ = ["Interruption"]
+
+T = TypeVar("T")
 
 
 class Interruption:
@@ -89,6 +92,12 @@ class Interruption:
         agreed = self.runtime.agree(problem)
         if agreed is not None:
             raise agreed
+
+    def map_shards(self, count: int, work: Callable[[slice], list[T]]) -> list[T]:
+        """What the work of all processes, each on its share of `count` things, comes to; see `rollout.MapShards`."""
+        with self.local_section():
+            found = work(self.runtime.share(count))
+        return self.runtime.gather(found)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.reason is not None and number == signal.SIGINT and self.runtime.is_alone:
