@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ import torch
 from tests.quick_run import StopAt, made, metrics
 from tests.tiny_run import make_tokenizer, save_model, write_run_file
 from tutelage.errors import ConfigurationError, RunInterrupted
-from tutelage.training import Observer, train
+from tutelage.training import GradientUpdate, Observer, train
 from tutelage.types import StepResult
 
 
@@ -22,8 +23,20 @@ def third_model(folder: Path, seed: int = 5) -> Path:
 PAST = ["target.name=self_past", "target.past_weight=0.5", "reference.refresh_every=2", "steps=5"]
 
 
-@pytest.mark.parametrize("share", [1.0, 0.25])
-def test_a_moving_reference_is_resumed_to_the_same_bytes(tmp_path: Path, share: float) -> None:
+def stopped_in(step: int) -> type[GradientUpdate]:
+    """An update that is interrupted while it is prepared at a step."""
+
+    class Stopped(GradientUpdate):
+        def prepare(self, now: int, *given: Any) -> Any:
+            if now == step:
+                raise RunInterrupted("stopped")
+            return super().prepare(now, *given)
+
+    return Stopped
+
+
+@pytest.mark.parametrize(("share", "is_inside_step"), [(1.0, False), (0.25, False), (0.25, True)])
+def test_a_moving_reference_is_resumed_to_the_same_bytes(tmp_path: Path, share: float, is_inside_step: bool) -> None:
     """Interrupted after 1, 2 and 3 updates, between refreshes and at one; a copy, and a mean, of which all is kept."""
     path, past = write_run_file(tmp_path), [*PAST, f"reference.share={share}"]
     run = made(path, *past, f"output={tmp_path}/whole")
@@ -36,17 +49,21 @@ def test_a_moving_reference_is_resumed_to_the_same_bytes(tmp_path: Path, share: 
 
     train(run, Watch())
     mean = seen[0][0]
-    for step in range(2, 5):  # refreshed with the weights from before steps 0, 2 and 4
+    for step in range(2, 5):  # refreshed with the weights after 0, 2 and 4 updates, which `seen` has from 1 on
         if step % 2 == 0:
             mean = torch.lerp(mean, seen[step - 1][1], share)
-        assert torch.equal(seen[step][0], mean)
-        assert not torch.equal(seen[step][0], seen[step][1])
-        assert torch.equal(seen[step][0], seen[step // 2 * 2 - 1][1]) == (share == 1)
+        reference, student = seen[step - 1][0], seen[step][1]
+        assert torch.equal(reference, mean)
+        assert not torch.equal(reference, student)
+        assert torch.equal(reference, seen[step // 2 * 2 - 1][1]) == (share == 1)
 
     output = f"output={tmp_path}/cut"
     for last, resume in ((0, False), (1, True), (2, True)):
+        run = made(path, *past, output, resume=resume)
+        if is_inside_step:
+            run.update = stopped_in(last + 1)
         with pytest.raises(RunInterrupted):
-            train(made(path, *past, output, resume=resume), StopAt(last))
+            train(run, Observer() if is_inside_step else StopAt(last))
         kept = tmp_path / f"cut/checkpoints/step-{last + 1:06d}"
         assert (kept / "past.pt").exists() == ((last + 1) % 2 == 1 or share < 1)
     train(made(path, *past, output, resume=True), Observer())

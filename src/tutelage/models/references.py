@@ -27,7 +27,7 @@ class Reference:
     """What becomes of a run's third model from step to step. Of this one, nothing: it stays, or there is none."""
 
     def refresh(self, step: int) -> None:
-        """Let it follow the student, if this step is one to do so. Call it before the step's rollouts."""
+        """Let it follow the student, if this step is one to do so. Call it once, when the step's weights are there."""
 
     def state_at(self, step: int) -> dict[str, Tensor] | None:
         """What a checkpoint of this step must hold of it; None = nothing."""
@@ -75,7 +75,7 @@ class MovingReference(Reference):
             _move(self.model.trainable_state(), theta, self.share)
 
     def state_at(self, step: int) -> dict[str, Tensor] | None:
-        """The copy, unless it is about to become the student."""
+        """The copy, unless it is the student of this step."""
         return None if self.share == 1 and step % self.every == 0 else self.model.trainable_state()
 
     def restore(self, state: Mapping[str, Tensor]) -> None:

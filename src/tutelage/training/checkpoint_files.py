@@ -99,12 +99,13 @@ def _update_state_in(file: Path, *, is_only_looked_at: bool = False) -> dict[str
 
 
 def restore_reference(path: Path, reference: Reference, step: int) -> None:
-    """Give a reference the weights that a checkpoint of this step must hold of it, if any.
+    """Make a reference what it was at a checkpoint of this step, for a student that is what it was then.
 
     Raises:
       CheckpointError: the file is damaged, or those are not weights of this student.
     """
     if reference.state_at(step) is None:
+        reference.refresh(step)
         return
     weights = _load(path / PAST)
     if not is_all_finite(tensors_in(weights)):

@@ -68,7 +68,6 @@ def _train(run: Run, observer: Observer) -> TrainerState:
                         saver.save(state)
                 if state.step >= run.num_steps:
                     return state
-                run.reference.refresh(state.step)
                 take_step(run, update, state, observer, interruption)
         except (RunInterrupted, ServerError) as stopped:
             update.abandon()

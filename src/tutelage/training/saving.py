@@ -31,7 +31,9 @@ class Saver:
           CheckpointError: a file of the checkpoint is damaged.
         """
         run, state = self.run, TrainerState(seed=self.run.seed)
-        if run.resume_from is not None:
+        if run.resume_from is None:
+            run.reference.refresh(0)
+        else:
             state = read_state(run.resume_from)
             load_update(run.resume_from, self.update)
             restore_reference(run.resume_from, run.reference, state.step)

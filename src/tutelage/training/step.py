@@ -31,7 +31,7 @@ def take_step(run: Run, update: Update, state: TrainerState, observer: Observer,
     step, phase = state.step, phase_at(run.phases, state.step)
     recipe, watch = phase.recipe_at(step), Stopwatch()
     pending = update.prepare(step, recipe, partial(collect, run.source, step, recipe, watch, interruption.map_shards))
-    # Weights, step and files move together: a signal that comes now is raised when all three have.
+    # Weights, step, reference and files move together: a signal that comes now is raised when all have.
     with interruption.protected():
         numbers = update.commit(pending)
         watch.lap("update")
@@ -43,6 +43,7 @@ def take_step(run: Run, update: Update, state: TrainerState, observer: Observer,
         result = StepResult(step, metrics, batch.rollouts, correct, phase.name)
         state.step += 1
         state.prompts_used += run.prompt_order.prompts_per_step
+        run.reference.refresh(state.step)
         _write(run, result)
         observer.on_step(result)
 

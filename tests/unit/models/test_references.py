@@ -106,7 +106,7 @@ def test_a_restored_one_goes_on_as_the_other(settings: TrainableSettings) -> Non
 def test_a_checkpoint_holds_what_cannot_be_made_again() -> None:
     hard, soft = (followed(ALL_WEIGHTS, every=3, share=share) for share in (1.0, 0.5))
     for step in range(1, 7):
-        assert (hard.state_at(step) is None) == (step % 3 == 0), "a copy that is about to be made need not be kept"
+        assert (hard.state_at(step) is None) == (step % 3 == 0), "a copy that can be made again need not be kept"
         assert soft.state_at(step) is not None
     fixed = Reference()
     fixed.refresh(0)
