@@ -34,8 +34,6 @@ from tutelage.types import Batch, Prompt, Rollout
 
 __all__ = ["PromptSource", "RolloutSettings", "Stopwatch", "collect"]
 
-ENGINES = ("paired", *SAMPLERS)
-
 
 @dataclass(frozen=True)
 class RolloutSettings:
@@ -70,8 +68,9 @@ class RolloutSettings:
             value = getattr(self, item.name)
             if item.type == "int" and value < 1:
                 raise ConfigurationError(f"rollout.{item.name} is {value}; it must be at least 1.")
-        if self.engine not in ENGINES:
-            raise ConfigurationError(f"rollout.engine is {self.engine!r}; expected one of {', '.join(ENGINES)}.")
+        engines = ("paired", *SAMPLERS)
+        if self.engine not in engines:
+            raise ConfigurationError(f"rollout.engine is {self.engine!r}; expected one of {', '.join(engines)}.")
         draft_length_named(self.draft_length)
         if self.cache_gib is not None and self.cache_gib <= 0:
             raise ConfigurationError(
