@@ -3,7 +3,7 @@
     python benchmarks/verifier.py [--data FOLDER] [--json FILE]
         [--grader NAME=FILE.py:FUNCTION ...] [--comparer NAME=FILE.py:FUNCTION ...]
 
-Puts the tables of `tests/unit/tasks/verdict_tables.py` to our verifier, to math-verify alone, and to any others that
+Puts the tables of `tests/support/verdict_tables.py` to our verifier, to math-verify alone, and to any others that
 you bring: a grader is a function of (response, reference), a comparer one of (answer, reference), which is given the
 answer that we find in the response. Either may return a truth value, a score (right from 0.5 up) or a dictionary with
 "acc". What raises or takes longer than 5 seconds is wrong. With `--data`, a folder of JSONL files with an `answer`
@@ -28,7 +28,7 @@ from tutelage.tasks import Verifier
 from tutelage.tasks.answers import final_answer, reference_answer
 from tutelage.tasks.notation import clean
 
-TABLES = Path(__file__).parents[1] / "tests" / "unit" / "tasks" / "verdict_tables.py"
+TABLES = Path(__file__).parents[1] / "tests" / "support" / "verdict_tables.py"
 NAMES = ("COLLECTED", "HELD_OUT", "WRITTEN_AFTER")
 SECONDS = 5
 WRAPPINGS = (

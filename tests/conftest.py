@@ -1,64 +1,16 @@
-"""Tiny models with real architectures, made on the spot; every test runs on one thread and one CPU."""
+"""Every test runs on one thread and one CPU, and asks no hub."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import huggingface_hub
 import pytest
 import torch
-import transformers
+
+from tests.support.tiny_models import ARCHITECTURES
 
 torch.set_num_threads(1)
-# No test asks the hub; of names that stand for models and data sets only their form is looked at.
+# Of names that stand for models and data sets only their form is looked at.
 huggingface_hub.constants.HF_HUB_OFFLINE = True  # type: ignore[misc]
-
-SHAPE: dict[str, Any] = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 512,
-    "initializer_range": 0.5,
-    "pad_token_id": None,
-    "bos_token_id": None,
-}
-
-ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
-    "qwen3": ("Qwen3", {}),
-    "llama": ("Llama", {}),
-    "gemma": ("Gemma", {}),
-    "gemma2": ("Gemma2", {"sliding_window": 4, "query_pre_attn_scalar": 8}),
-    "gemma3": (
-        "Gemma3",
-        {"sliding_window": 4, "query_pre_attn_scalar": 8, "layer_types": ["sliding_attention", "full_attention"]},
-    ),
-    "mistral": ("Mistral", {"sliding_window": 4}),
-}
-
-
-def make_model(
-    architecture: str = "qwen3",
-    *,
-    vocab_size: int = 40,
-    stop_ids: int | list[int] | None = None,
-    seed: int = 0,
-    dtype: torch.dtype = torch.float64,
-    tie: bool = True,
-    **shape: Any,
-) -> Any:
-    """A randomly initialised causal language model, a few thousand parameters large."""
-    name, extra = ARCHITECTURES[architecture]
-    suffix = "TextConfig" if architecture == "gemma3" else "Config"
-    settings = {**SHAPE, **extra, **shape, "vocab_size": vocab_size, "eos_token_id": stop_ids}
-    config = getattr(transformers, name + suffix)(**settings, tie_word_embeddings=tie)
-    torch.manual_seed(seed)
-    model = getattr(transformers, name + "ForCausalLM")(config).to(dtype).eval()
-    model.generation_config.eos_token_id = stop_ids
-    model.generation_config.pad_token_id = 0
-    return model
 
 
 @pytest.fixture(params=sorted(ARCHITECTURES))

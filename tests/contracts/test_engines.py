@@ -10,9 +10,9 @@ import pytest
 import torch
 import transformers
 
-from tests.conftest import make_model
-from tests.fake_server import logprobs_of
-from tests.tiny_run import write_run_file
+from tests.support.fake_server import logprobs_of
+from tests.support.tiny_models import make_model
+from tests.support.tiny_run import write_run_file
 from tutelage.config import build_run, load_config
 from tutelage.distributions import sample
 from tutelage.errors import ConfigurationError

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.conftest import make_model
-from tests.objectives import objective_of
+from tests.support.objectives import objective_of
+from tests.support.tiny_models import make_model
 from tutelage.advantages import ADVANTAGES, Advantage, Constant
 from tutelage.config.parts import losses_from
 from tutelage.errors import ConfigurationError

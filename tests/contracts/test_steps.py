@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.conftest import make_model
+from tests.support.tiny_models import make_model
 from tutelage.models import LanguageModel
 from tutelage.models.caches import KVCache
 from tutelage.models.steps import STEPS, DecodeStep, EagerStep

@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from tests.conftest import make_model
-from tests.quick_run import made
-from tests.tiny_run import write_run_file
+from tests.support.quick_run import made
+from tests.support.tiny_models import make_model
+from tests.support.tiny_run import write_run_file
 from tutelage.errors import ModelError
 from tutelage.models import (
     ALL_WEIGHTS,

@@ -14,9 +14,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tests.conftest import make_model
-from tests.quick_run import StopAt, made, metrics
-from tests.tiny_run import write_run_file
+from tests.support.quick_run import StopAt, made, metrics
+from tests.support.tiny_models import make_model
+from tests.support.tiny_run import write_run_file
 from tutelage.divergences import ReverseKL
 from tutelage.errors import CheckpointError, RunInterrupted
 from tutelage.models import LanguageModel

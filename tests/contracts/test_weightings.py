@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.rollouts import rollout_of
+from tests.support.rollouts import rollout_of
 from tutelage.errors import ConfigurationError
 from tutelage.types import Batch, Rollout
 from tutelage.weighting import WEIGHTINGS, PositionDecay, Tip, Tropd, Uniform, Weighting

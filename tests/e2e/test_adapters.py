@@ -12,8 +12,8 @@ import transformers
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from tests.quick_run import StopAt, made, metrics
-from tests.tiny_run import write_run_file
+from tests.support.quick_run import StopAt, made, metrics
+from tests.support.tiny_run import write_run_file
 from tutelage.cli import app
 from tutelage.errors import ConfigurationError, ModelError, RunInterrupted
 from tutelage.models import LanguageModel, SharedBackbone, load_language_model, load_tokenizer

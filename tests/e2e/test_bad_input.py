@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.tiny_run import make_tokenizer, write_prompts, write_run_file
+from tests.support.tiny_run import make_tokenizer, write_prompts, write_run_file
 from tutelage import cli
 from tutelage.cli import progress
 

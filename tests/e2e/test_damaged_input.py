@@ -18,9 +18,9 @@ from typing import Any
 
 import pytest
 
-from tests.damage import damage_bytes, damage_json, damage_value, replace_file
-from tests.fake_server import Fake, vllm_of
-from tests.tiny_run import write_run_file
+from tests.support.damage import damage_bytes, damage_json, damage_value, replace_file
+from tests.support.fake_server import Fake, vllm_of
+from tests.support.tiny_run import write_run_file
 from tutelage import cli
 
 SMALL = [

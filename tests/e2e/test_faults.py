@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from tests.tiny_run import write_run_file
+from tests.support.tiny_run import write_run_file
 from tutelage import cli
 from tutelage.config import build_run, load_config
 from tutelage.training import Checkpoints, GradientUpdate, Observer, RunFolder, checkpoint, train

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.tiny_run import write_run_file
+from tests.support.tiny_run import write_run_file
 from tutelage.config import build_run, load_config
 from tutelage.training import Observer, train
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.quick_run import StopAt, made, metrics
-from tests.tiny_run import make_tokenizer, save_model, write_run_file
+from tests.support.quick_run import StopAt, made, metrics
+from tests.support.tiny_run import make_tokenizer, save_model, write_run_file
 from tutelage.errors import ConfigurationError, RunInterrupted
 from tutelage.training import GradientUpdate, Observer, train
 from tutelage.types import StepResult

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.tiny_run import write_run_file
+from tests.support.tiny_run import write_run_file
 from tutelage.cli.generation import write_samples
 from tutelage.config import build_run, load_config
 from tutelage.demo import student_path, teacher_path, write_problems

@@ -15,9 +15,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.fake_server import student_server
-from tests.tiny_run import write_run_file
-from tests.two_ranks import build
+from tests.support.fake_server import student_server
+from tests.support.tiny_run import write_run_file
+from tests.support.two_ranks import build
 from tutelage.models import LanguageModel, ModelSource, load_language_model, load_tokenizer
 from tutelage.runtime import Learner, LocalRuntime
 from tutelage.training import Observer, train
@@ -40,14 +40,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def ended(folder: Path) -> Iterator[list[subprocess.CompletedProcess[str]]]:
-    """Both processes of `tests.two_ranks`, started by hand as on two machines, beside the same runs made by one."""
+    """Both processes of `two_ranks`, started by hand as on two machines, beside the same runs made by one."""
     started = []
     port = str(free_port())
     servers = [student_server(in_float64) for _ in range(2)]
     for rank in range(2):
         environment = {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         environment["STUDENT_SERVER"] = servers[0].url
-        started.append(start([sys.executable, "-m", "tests.two_ranks", str(folder)], environment))
+        started.append(start([sys.executable, "-m", "tests.support.two_ranks", str(folder)], environment))
     try:
         os.environ["STUDENT_SERVER"] = servers[1].url
         for name in ("ddp", "fsdp2", "uneven", "served", "resumed"):
@@ -205,7 +205,7 @@ def test_two_nodes_meet_and_end_together(folder: Path, ended) -> None:
         "--rdzv-backend",
     ]
     command += ["c10d", "--rdzv-id", "tiny", "--rdzv-endpoint", f"localhost:{free_port()}"]
-    module = ["-m", "tests.two_ranks", str(folder), "killed"]
+    module = ["-m", "tests.support.two_ranks", str(folder), "killed"]
     nodes = [start([*command, "--node-rank", str(node), *module], {}) for node in range(2)]
     try:
         outputs = [finish(node) for node in nodes]

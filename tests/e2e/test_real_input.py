@@ -14,7 +14,7 @@ import pytest
 import torch
 import transformers
 
-from tests.tiny_run import save_pair
+from tests.support.tiny_run import save_pair
 
 ROOT = Path(__file__).parents[2]
 SHARED_DATA = ROOT.parent / "shared" / "data"

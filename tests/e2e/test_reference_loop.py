@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import transformers
 
-from tests.conftest import make_model
-from tests.tiny_run import write_run_file
+from tests.support.tiny_models import make_model
+from tests.support.tiny_run import write_run_file
 from tutelage.config import build_run, load_config
 from tutelage.demo import reference_loop
 from tutelage.training import Observer, train

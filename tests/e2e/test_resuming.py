@@ -14,8 +14,8 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from tests.e2e.test_faults import command, exit_code
-from tests.quick_run import QUICK, StopAt
-from tests.tiny_run import write_run_file
+from tests.support.quick_run import QUICK, StopAt
+from tests.support.tiny_run import write_run_file
 from tutelage.config import build_run, fingerprints, load_config
 from tutelage.errors import CheckpointError, ConfigurationError, DataError, OutputExistsError, RunInterrupted
 from tutelage.training import Observer, Run, evaluating, train

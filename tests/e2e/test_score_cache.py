@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.tiny_run import make_tokenizer, save_model, write_prompts, write_run_file
+from tests.support.tiny_run import make_tokenizer, save_model, write_prompts, write_run_file
 from tutelage import cli
 from tutelage.cli.generation import write_samples
 from tutelage.cli.scoring import write_scores

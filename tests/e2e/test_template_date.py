@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.tiny_run import CHAT_TEMPLATE, write_run_file
+from tests.support.tiny_run import CHAT_TEMPLATE, write_run_file
 from tests.unit.doctor.test_doctor import found
 from tutelage import cli
 from tutelage.cli.scoring import write_scores

@@ -12,7 +12,7 @@ import pytest
 import torch
 import transformers
 
-from tests.tiny_run import write_run_file
+from tests.support.tiny_run import write_run_file
 from tutelage.config import build_run, load_config
 from tutelage.errors import CheckpointError, ConfigurationError, NonFiniteError, RunInterrupted
 from tutelage.runtime import LocalRuntime

@@ -7,7 +7,7 @@ import importlib.util
 import pytest
 import torch
 
-from tests.unit.kernels.agreement import assert_agree, cases
+from tests.support.kernel_agreement import assert_agree, cases
 from tutelage import kernels
 
 pytestmark = [

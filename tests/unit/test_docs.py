@@ -18,8 +18,8 @@ import torch
 import typer
 from pydantic import BaseModel
 
-from tests.rollouts import rollout_of
-from tests.tiny_run import write_run_file
+from tests.support.rollouts import rollout_of
+from tests.support.tiny_run import write_run_file
 from tutelage.advantages import ADVANTAGES
 from tutelage.cli import app
 from tutelage.comparison import make_methods, parse_grid

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from tests.fake_server import Fake, RawFake
-from tests.tiny_run import write_run_file
+from tests.support.fake_server import Fake, RawFake
+from tests.support.tiny_run import write_run_file
 from tutelage import hub
 from tutelage.cli import main
 from tutelage.errors import DataError, ModelError

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from tests.objectives import objective_of
+from tests.support.objectives import objective_of
 from tests.vllm.conftest import Service
 from tests.vllm.test_student_engine import ROUNDING, SETTINGS, gaps, load
 from tutelage.demo import make_problems, student_path, teacher_path

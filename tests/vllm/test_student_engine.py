@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.tiny_run import make_tokenizer, save_model
+from tests.support.tiny_run import make_tokenizer, save_model
 from tutelage.demo import make_problems, student_path
 from tutelage.distributions import normalise
 from tutelage.errors import ConfigurationError, ServerError

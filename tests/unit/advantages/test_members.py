@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from tests.rollouts import rollout_of
+from tests.support.rollouts import rollout_of
 from tutelage.advantages import Constant, TeacherLogRatio
 from tutelage.errors import ConfigurationError
 from tutelage.types import Batch, Fact

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.tiny_run import write_prompts
+from tests.support.tiny_run import write_prompts
 from tutelage.comparison.plan import Plan, check_comparable, make_methods, open_folder, shared_texts
 from tutelage.comparison.worlds import World
 from tutelage.config import load_config

@@ -3,7 +3,7 @@ from __future__ import annotations
 import datasets
 import pytest
 
-from tests.tiny_run import make_tokenizer
+from tests.support.tiny_run import make_tokenizer
 from tutelage.config import DataConfig, EvaluationSetConfig, build_evaluation_sets
 from tutelage.tasks import BENCHMARKS, TemplateClock
 

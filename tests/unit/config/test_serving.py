@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from tests.fake_server import Fake, student_server, vllm_of
-from tests.tiny_run import write_run_file
+from tests.support.fake_server import Fake, student_server, vllm_of
+from tests.support.tiny_run import write_run_file
 from tutelage.config import build_phases, build_run, load_config
 from tutelage.errors import ConfigurationError, ServerError
 from tutelage.models import load_language_model, load_tokenizer

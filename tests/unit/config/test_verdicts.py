@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.rollouts import rollout_of
-from tests.tiny_run import make_tokenizer
+from tests.support.rollouts import rollout_of
+from tests.support.tiny_run import make_tokenizer
 from tutelage.config import DataConfig, make_verifier
 from tutelage.types import Rollout
 

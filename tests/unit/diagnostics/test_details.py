@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.rollouts import rollout_of
+from tests.support.rollouts import rollout_of
 from tests.unit.diagnostics.test_metrics import hand_made_rollouts
 from tutelage.diagnostics import METRICS, POSITIONS, detail_metrics, rollout_metrics
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.rollouts import rollout_of
+from tests.support.rollouts import rollout_of
 from tutelage.diagnostics import METRICS, detail_metrics, rollout_metrics
 from tutelage.errors import DataError
 

@@ -4,7 +4,7 @@ import random
 import pytest
 import torch
 
-from tests.rollouts import rollout_of
+from tests.support.rollouts import rollout_of
 from tutelage.diagnostics import teacher_support_auroc
 from tutelage.errors import DataError
 

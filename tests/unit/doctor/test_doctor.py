@@ -13,8 +13,8 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from tests.fake_server import Fake, student_server, vllm_of
-from tests.tiny_run import CHAT_TEMPLATE, make_tokenizer, save_model, write_run_file
+from tests.support.fake_server import Fake, student_server, vllm_of
+from tests.support.tiny_run import CHAT_TEMPLATE, make_tokenizer, save_model, write_run_file
 from tutelage.cli import app
 from tutelage.cli.checkup import print_finding
 from tutelage.config import RunAssembly, RunConfig, load_config, resolve_config

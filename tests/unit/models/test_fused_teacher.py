@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.conftest import make_model
-from tests.objectives import objective_of
+from tests.support.objectives import objective_of
+from tests.support.tiny_models import make_model
 from tutelage.distributions import kl_divergence, normalise
 from tutelage.divergences import ReverseKL
 from tutelage.errors import ConfigurationError

@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers
 
-from tests.conftest import SHAPE, make_model
+from tests.support.tiny_models import SHAPE, make_model
 from tutelage.errors import DataError, UnsupportedArchitectureError
 from tutelage.models import ContextLength, LanguageModel, ModelSet, both_readings, check_servable
 from tutelage.models.caches import CacheView

@@ -6,7 +6,7 @@ import pytest
 import torch
 import transformers
 
-from tests.conftest import SHAPE, make_model
+from tests.support.tiny_models import SHAPE, make_model
 from tutelage.errors import ConfigurationError
 from tutelage.models import LanguageModel, check_servable
 

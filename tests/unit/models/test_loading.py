@@ -14,8 +14,8 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from tests.conftest import SHAPE
-from tests.tiny_run import make_tokenizer, save_model
+from tests.support.tiny_models import SHAPE
+from tests.support.tiny_run import make_tokenizer, save_model
 from tutelage.errors import ConfigurationError, ModelError
 from tutelage.models import (
     ModelSource,

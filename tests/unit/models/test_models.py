@@ -4,8 +4,8 @@ import pytest
 import torch
 import transformers
 
-from tests.conftest import make_model
-from tests.tiny_run import make_tokenizer, save_model
+from tests.support.tiny_models import make_model
+from tests.support.tiny_run import make_tokenizer, save_model
 from tutelage.errors import ConfigurationError, ModelError, UnsupportedArchitectureError
 from tutelage.models import (
     LanguageModel,

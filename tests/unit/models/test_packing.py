@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.conftest import make_model
+from tests.support.tiny_models import make_model
 from tutelage.models import LanguageModel, packing
 from tutelage.models.packing import pack
 

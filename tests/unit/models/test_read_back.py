@@ -13,8 +13,8 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from tests.conftest import SHAPE, make_model
-from tests.tiny_run import make_tokenizer
+from tests.support.tiny_models import SHAPE, make_model
+from tests.support.tiny_run import make_tokenizer
 from tutelage.errors import ModelError
 from tutelage.models import (
     AdapterSettings,

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.conftest import make_model
+from tests.support.tiny_models import make_model
 from tutelage.errors import ConfigurationError
 from tutelage.models import (
     ALL_WEIGHTS,

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.conftest import make_model
-from tests.tiny_run import make_tokenizer
+from tests.support.tiny_models import make_model
+from tests.support.tiny_run import make_tokenizer
 from tutelage.errors import ModelError, VocabularyMismatchError
 from tutelage.models import LanguageModel, Vocabulary, align, check_same_tokenizer
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from tests.conftest import make_model
-from tests.tiny_run import write_run_file
+from tests.support.tiny_models import make_model
+from tests.support.tiny_run import write_run_file
 from tutelage.cli import app
 from tutelage.diagnostics import teacher_support_auroc
 from tutelage.errors import ConfigurationError, OutputExistsError

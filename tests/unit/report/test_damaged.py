@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.unit.report.run_folders import write_lines, write_run
+from tests.support.run_folders import write_lines, write_run
 from tutelage.errors import TutelageError
 from tutelage.report import write_report
 

@@ -17,8 +17,8 @@ import pytest
 import tomli_w
 from typer.testing import CliRunner
 
-from tests.browser import MISSING, Browser, browser
-from tests.unit.report.run_folders import metrics_of, sample_of, write_lines, write_run
+from tests.support.browser import MISSING, Browser, browser
+from tests.support.run_folders import metrics_of, sample_of, write_lines, write_run
 from tutelage.cli import app
 from tutelage.errors import DataError, OutputExistsError
 from tutelage.report import default_path, plot_run, watch_report, write_report

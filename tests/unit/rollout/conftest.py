@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.fake_server import Answer, Fake
+from tests.support.fake_server import Answer, Fake
 from tutelage.rollout.servers import server
 
 

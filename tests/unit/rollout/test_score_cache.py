@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.conftest import make_model
-from tests.rollouts import rollout_of
+from tests.support.rollouts import rollout_of
+from tests.support.tiny_models import make_model
 from tutelage.distributions import normalise, tail_logprobs
 from tutelage.divergences import TeacherTopK
 from tutelage.errors import ConfigurationError, DataError

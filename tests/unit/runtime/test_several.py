@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from tests.conftest import make_model
+from tests.support.tiny_models import make_model
 from tutelage.runtime.several import BUCKET_BYTES, _buckets, _fingerprint
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.unit.tasks.verdict_tables import COLLECTED, HELD_OUT, WRITTEN_AFTER, Case
+from tests.support.verdict_tables import COLLECTED, HELD_OUT, WRITTEN_AFTER, Case
 from tutelage.tasks import Verifier
 
 

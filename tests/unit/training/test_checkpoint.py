@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.conftest import make_model
-from tests.tiny_run import make_tokenizer
+from tests.support.tiny_models import make_model
+from tests.support.tiny_run import make_tokenizer
 from tutelage.errors import CheckpointError, NonFiniteError
 from tutelage.models import LanguageModel, MovingReference, Vocabulary
 from tutelage.rollout import PairedEngine

@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.conftest import make_model
-from tests.objectives import objective_of
-from tests.rollouts import rollout_of
+from tests.support.objectives import objective_of
+from tests.support.rollouts import rollout_of
+from tests.support.tiny_models import make_model
 from tutelage.divergences import ReverseKL, SampledNLL, SampledReverseKL, Sinkhorn, TrustSplit
 from tutelage.errors import ConfigurationError, EmptyBatchError
 from tutelage.kernels import Tiling

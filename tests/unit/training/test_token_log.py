@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from tests.rollouts import rollout_of
+from tests.support.rollouts import rollout_of
 from tutelage.training.token_log import MAX_TOKENS, pieces_of, token_log
 
 BYTES = "naïve → \U0001f9ee, so 12".encode()

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.tiny_run import write_run_file
+from tests.support.tiny_run import write_run_file
 from tutelage.config import build_run, load_config
 from tutelage.errors import ConfigurationError
 from tutelage.training import TRACKERS, Observer, RunFolder, Tracking, chosen_trackers, train

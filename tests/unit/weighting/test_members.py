@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.contracts.test_weightings import make_rollouts
-from tests.rollouts import rollout_of
+from tests.support.rollouts import rollout_of
 from tutelage.types import Batch
 from tutelage.weighting import PositionDecay, Tip, Tropd, Uniform, recorded_kl
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.rollouts import rollout_of
+from tests.support.rollouts import rollout_of
 from tutelage.advantages import TeacherLogRatio
 from tutelage.divergences import ForwardKL, ReverseKL, SampledReverseKL, TrustSplit
 from tutelage.errors import ConfigurationError

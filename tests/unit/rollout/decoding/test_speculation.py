@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.conftest import make_model
-from tests.enumerated import chi_square_p_value, enumerated_law, make_world
+from tests.support.enumerated import chi_square_p_value, enumerated_law, make_world
+from tests.support.tiny_models import make_model
 from tutelage.errors import ConfigurationError, NonFiniteError
 from tutelage.models import LanguageModel
 from tutelage.policies import Behaviour, FixedBlend, Interleaved, Mixture, Policy, Teacher, TeacherPrefix, TrustRegion

@@ -9,8 +9,8 @@ from collections import Counter
 import pytest
 import torch
 
-from tests.conftest import make_model
-from tests.enumerated import chi_square_p_value, enumerated_law, make_world
+from tests.support.enumerated import chi_square_p_value, enumerated_law, make_world
+from tests.support.tiny_models import make_model
 from tutelage.policies import (
     FixedBlend,
     Interleaved,

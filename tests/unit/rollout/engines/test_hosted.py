@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.fake_server import Answer, Fake, vllm_of
-from tests.unit.rollout.pair import pair
+from tests.support.fake_server import Answer, Fake, vllm_of
+from tests.support.tiny_models import pair
 from tutelage.errors import ConfigurationError, ServerError
 from tutelage.models import ModelSet
 from tutelage.policies import Student, Teacher, Temperature

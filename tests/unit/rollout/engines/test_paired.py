@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.conftest import make_model
-from tests.rollouts import rollout_of
+from tests.support.rollouts import rollout_of
+from tests.support.tiny_models import make_model
 from tutelage.errors import ConfigurationError, DataError, NonFiniteError, VocabularyMismatchError
 from tutelage.policies import Student, Teacher, TrustRegion
 from tutelage.rollout import Limits, LocalScorer, PairedEngine
@@ -168,7 +168,7 @@ def test_nan_logits_are_named_and_not_sampled() -> None:
 
 
 def test_mismatched_tokenizers_are_refused(tmp_path) -> None:
-    from tests.tiny_run import make_tokenizer
+    from tests.support.tiny_run import make_tokenizer
     from tutelage.models import LanguageModel
 
     student = LanguageModel(make_model("qwen3", vocab_size=300), make_tokenizer())

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.fake_server import Answer, Fake, vllm_of
-from tests.unit.rollout.pair import pair
+from tests.support.fake_server import Answer, Fake, vllm_of
+from tests.support.tiny_models import pair
 from tutelage.errors import ServerError
 from tutelage.rollout import Server
 from tutelage.rollout.samplers import ServedVLLM

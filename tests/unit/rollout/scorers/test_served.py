@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from tests.fake_server import Answer, Fake, vllm_of
-from tests.rollouts import rollout_of
-from tests.unit.rollout.pair import pair
+from tests.support.fake_server import Answer, Fake, vllm_of
+from tests.support.rollouts import rollout_of
+from tests.support.tiny_models import pair
 from tutelage.distributions import normalise, tail_logprobs
 from tutelage.errors import ServerError
 from tutelage.models import Vocabulary

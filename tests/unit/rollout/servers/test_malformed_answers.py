@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.fake_server import Fake, RawFake
-from tests.rollouts import rollout_of
+from tests.support.fake_server import Fake, RawFake
+from tests.support.rollouts import rollout_of
 from tutelage.errors import ConfigurationError, ServerError
 from tutelage.models import Vocabulary
 from tutelage.rollout import ServedScorer, Server

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.fake_server import Answer, Fake
+from tests.support.fake_server import Answer, Fake
 from tutelage.errors import ConfigurationError, ServerError
 from tutelage.rollout import Server
 

@@ -1,6 +1,7 @@
-"""One of two processes that go through several small runs together: `python -m tests.two_ranks FOLDER` with RANK set.
+"""One of two processes that go through several small runs together.
 
-With "killed" after it, there is only the run that ends by a kill.
+Started as `python -m tests.support.two_ranks FOLDER` with RANK set. With "killed" after it,
+there is only the run that ends by a kill.
 
 Starting processes is slow, so all runs that must succeed, and the one that ends by a kill, share two of them. What is
 found is left in FOLDER for `tests/e2e/test_processes.py`.

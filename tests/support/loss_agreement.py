@@ -2,7 +2,7 @@
 
 Run as a program it does the former, because the interpreter must be switched on before Triton is imported:
 
-    TRITON_INTERPRET=1 python -m tests.unit.kernels.loss_agreement
+    TRITON_INTERPRET=1 python -m tests.support.loss_agreement
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from tests.conftest import make_model
+from tests.support.tiny_models import make_model
 from tutelage.models import LanguageModel, align, as_language_model
 from tutelage.policies import Policy
 

@@ -11,7 +11,7 @@ import transformers
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers import models as tokenizer_models
 
-from tests.conftest import SHAPE
+from tests.support.tiny_models import SHAPE
 
 CHAT_TEMPLATE = (
     "{%- for message in messages -%}"
