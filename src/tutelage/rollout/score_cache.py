@@ -6,7 +6,7 @@
       index.json            SHA-256 of every shard that is whole
 
 A shard is written beside its place, renamed and then entered in the index, so a scoring that is killed goes on with the
-next one. Whether the scores fit a run is for `config` to say; which answers a step gets, for `rollout.engines.offline`.
+next one. `config` decides whether scores fit a run, `rollout.engines.offline` which answers a step gets.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ class ScoreCache:
             yield (tuple(prompt.as_py()), reads, name.as_py()), len(response)
 
     def read(self, shard: int, row: int) -> Rollout:
-        """One answer with the teacher's fields; nobody knows who sampled it, nor what the student thinks of it."""
+        """One answer with the teacher's reading; what sampled it, and what the student says of it, is not known."""
         table = self._open(shard).read_row_group(row)
         lists = {name: table.column(name).combine_chunks() for name in (*TOKENS, *PER_TOKEN, *PER_TOP)}
         tokens: dict[str, Any] = {name: lists[name][0].as_py() for name in TOKENS}

@@ -1,4 +1,4 @@
-"""A batch of prompts cut into shares: who samples which answers, so that together they are the batch's own."""
+"""A batch of prompts cut into shares, one per process; together the answers are those of the whole batch."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ class Decoder:
         self.last_tokens_B = torch.zeros(num_rows, dtype=torch.int64, device=model.device)
 
     def start(self, rows_R: Tensor, prompts: Sequence[Sequence[int]], sources_R: Tensor, max_tokens: int) -> None:
-        """Let rows begin behind a prompt, whose last token is not read yet.
+        """Let rows begin after a prompt, whose last token is not read yet.
 
         Args:
           prompts: each read once, however many rows share it.
@@ -47,7 +47,7 @@ class Decoder:
         self.last_tokens_B = self.last_tokens_B.index_copy(0, rows_R.to(device), last_P[sources_R].to(device))
 
     def read(self, tokens_BT: Tensor, ahead: int = 0) -> Tensor:
-        """Logits [B, T, V] behind each of some new tokens, the first of which lies `ahead` of the rows' positions."""
+        """Logits [B, T, V] after each of some new tokens, the first of which lies `ahead` of the rows' positions."""
         positions_BT = self.positions_B[:, None] + torch.arange(ahead, ahead + tokens_BT.shape[1])
         if self.model.context_length is not None:
             # A draft may run over the end of the context. What is computed there is dropped, but must be computable.
@@ -58,7 +58,7 @@ class Decoder:
         return self.vocabulary.shared_logits(self.model.logits(hidden_BTD))
 
     def advance(self, lengths_B: Tensor, last_tokens_B: Tensor, is_alive_B: Tensor) -> None:
-        """Rows have got so many tokens more, the last of which is the next to be read. The others need no place."""
+        """Append `lengths_B` tokens to each row, the last of which is read next. Rows that have ended go to place 0."""
         self.positions_B = (self.positions_B + lengths_B).where(is_alive_B, 0)
         self.last_tokens_B = last_tokens_B.to(self.model.device)
 

@@ -1,7 +1,7 @@
 """How many tokens should a round draft? As many as give the most tokens per second.
 
 A round of length L costs L forwards of the student and one forward of the teacher over L tokens. If the answer goes on
-behind a draft with probability c, it yields 1 + c + ... + c^(L-1) = (1 - c^L) / (1 - c) tokens. It goes on unless the
+after a draft with probability c, it yields 1 + c + ... + c^(L-1) = (1 - c^L) / (1 - c) tokens. It goes on unless the
 draft is refused or is the answer's last token. c is counted while running; what the forwards cost is either estimated
 from the models' sizes or measured while running.
 
@@ -23,7 +23,7 @@ __all__ = ["MAX_DRAFT_LENGTH", "Continuation", "Costs", "DraftLength", "DraftLen
 LENGTHS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16)
 MAX_DRAFT_LENGTH = LENGTHS[-1]
 
-# Before anything is counted: behind this share of this many drafts the answer went on.
+# Before anything is counted: after this share of this many drafts the answer went on.
 PRIOR_SHARE, PRIOR_DRAFTS = 0.8, 16
 # The share drifts with the place in the answer; counts of the past fade once there are this many.
 REMEMBERED_DRAFTS = 4096
@@ -40,7 +40,7 @@ TRIED_FIRST = (4, 1, 8)
 
 
 class Continuation:
-    """The share of drafts behind which a round goes on for their answer, counted with a fading memory."""
+    """The share of drafts after which their answer goes on, counted with a fading memory."""
 
     def __init__(self) -> None:
         self.num_going_on = PRIOR_SHARE * PRIOR_DRAFTS
@@ -51,7 +51,7 @@ class Continuation:
         return self.num_going_on / self.num_judged
 
     def count(self, num_going_on: int, num_judged: int) -> None:
-        """Add what a round has shown. Drafts behind a refusal or a stop token are not judged."""
+        """Add what a round has shown. Drafts after a refusal or a stop token are not judged."""
         self.num_going_on += num_going_on
         self.num_judged += num_judged
         if self.num_judged > REMEMBERED_DRAFTS:

@@ -1,8 +1,8 @@
 """Which drafted tokens stay? The rule that makes a draft of one distribution a sample of another.
 
 The student drafts a token from p, and it is kept with probability min(1, mu / p). Where it is refused, a draw from
-what mu has more than p takes its place. Nothing else is asked of mu, so one rule serves every policy. What was drafted
-behind a refusal was drafted for a prefix that did not come about, and is dropped unseen.
+what mu has more than p takes its place. Nothing else is asked of mu, so one rule serves every policy. Drafts after a
+refused one were drawn for a prefix that does not exist, and are dropped.
 
 Axis letters: B rows, L places of a draft, V vocabulary.
 """
@@ -24,7 +24,7 @@ class Verdict(NamedTuple):
     """What became of the drafts.
 
     Fields:
-      tokens_BL: the drafts, with the first refused one of each row replaced; meaningless behind it. NO_TOKEN where mu
+      tokens_BL: the drafts, with the first refused one of each row replaced; undefined after it. NO_TOKEN where mu
         has no mass or is NaN.
       lengths_B: tokens that stand: up to and including the replacement, or all L.
       replaced_BL: True at the replacement.

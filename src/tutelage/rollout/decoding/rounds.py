@@ -1,15 +1,15 @@
-"""Rollouts of a policy, several at a time: draft, read, judge, record; and a new prompt where an answer has ended.
+"""Decode several answers at a time: draft, read, judge, record; a row whose answer has ended takes the next prompt.
 
-Every row of the two caches is at work on one rollout. In a round the student writes a few tokens in each row, the
-teacher reads them all in one forward, and the policy says which of them stay (`drafts`). Rows therefore advance
-by different amounts; what was written too far is overwritten in the next round. The last token of a row has been read
-by neither model: it is the first thing that the next round reads, so no forward is spent on a replaced token alone.
+Each row of the two caches decodes one rollout. In a round the student writes a few tokens in each row, the teacher
+reads them all in one forward, and the policy says which of them stay (`drafts`). Rows therefore advance by different
+amounts; tokens that were refused are overwritten in the next round. Neither model has read the last token of a row: the
+next round reads it first, so no forward is spent on a replaced token alone.
 
 A round that drafts nothing is lock-step decoding: one forward of each model, one draw from mu. A policy that does not
 ask the teacher is decoded that way, without a teacher.
 
-What is known of each row (which rollout, how far) is kept on the host, in tensors; the host waits for the device once
-per round.
+The state of each row (which rollout, how many tokens) is kept on the host, in tensors; the host waits for the device
+once per round.
 
 Axis letters: B rows, L places of a round, N tokens that stand, R some of the rows, V vocabulary.
 """
@@ -190,7 +190,7 @@ class Decoding:
         return torch.cat(logits, dim=1), torch.stack(drawn, dim=1)
 
     def _standing(self, tokens_BL: Tensor, lengths_B: Tensor) -> tuple[Tensor, Tensor]:
-        """How many of a round's tokens each row keeps: nothing behind a stop token, nothing beyond the limit."""
+        """How many of a round's tokens each row keeps: nothing after a stop token, nothing beyond the limit."""
         is_stop_BL = tokens_BL == (self.stop_id if self.stop_id is not None else NO_TOKEN - 1)
         before_stop_B = (is_stop_BL.cumsum(1) == 0).sum(1)
         lengths_B = torch.minimum(lengths_B, before_stop_B + 1)

@@ -69,7 +69,7 @@ class TokenStreams:
     def __init__(self, seed: int, step: int, num_rows: int, device: torch.device) -> None:
         self.seed, self.step = seed, step
         self._prompts_B, self._samples_B, self._first_B = torch.zeros(3, num_rows, dtype=torch.int64, device=device)
-        # [draw or keep, row, place behind the row's first position]
+        # [draw or keep, row, place counted from the row's first position]
         self._block_2BT = torch.zeros(2, num_rows, POSITIONS_PER_BLOCK, dtype=torch.float64, device=device)
         self._all_B = torch.arange(num_rows, device=device)
         self._num_left = 0

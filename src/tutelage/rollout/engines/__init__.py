@@ -1,4 +1,4 @@
-"""Who makes the answers of a step?  The models here, another program, or nobody, where they exist already."""
+"""What makes the answers of a step?  The models here, or another program; or they exist already."""
 
 from tutelage.rollout.engines.base import Engine, Engines
 from tutelage.rollout.engines.hosted import HostedEngine

@@ -22,8 +22,8 @@ class HostedSettings:
       dtype: that a sampler computes in, when it is started here.
       memory_share: of the device's memory that it takes then.
       options: further arguments then, of `vllm.LLM` for vLLM.
-      weights_folder: where each step's weights are handed over; a server must see it under the same path. None = a
-        temporary folder.
+      weights_folder: where each step's weights are written for the sampler; a server must see it under the same path.
+        None = a temporary folder.
       tolerance, tolerance_max: nats that log-probabilities of the sampler and ours may differ, on average and for any
         single token.
       timeout_seconds, retries: of requests to the server.
@@ -112,7 +112,7 @@ class Sampler(Protocol):
           prompt: that an answer may begin with.
           num_tokens: of the longest prompt with its answer.
         Returns:
-          what a server says about its model; None where there is nobody to ask yet.
+          what a server says about its model; None where there is no server to ask.
         """
 
     def load(self, folder: Path) -> None:

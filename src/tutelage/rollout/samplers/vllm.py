@@ -22,7 +22,7 @@ __all__ = ["LocalVLLM", "ServedVLLM", "vllm_sampler"]
 
 # vLLM's largest change of a logit. What it forbids is left with e^-100 of its mass.
 FORBIDDEN_BIAS = -100.0
-# Compiling for a CPU takes minutes, and half a prompt with a seed of its own ends vLLM 0.32 there.
+# Compiling for a CPU takes minutes, and vLLM 0.32 ends there on a part of a prompt that has its own seed.
 ON_CPU = {"enforce_eager": True, "enable_chunked_prefill": False}
 
 
@@ -44,7 +44,7 @@ class LocalVLLM:
     _engine: Any = field(default=None, init=False, repr=False)
 
     def check(self, prompt: Sequence[int], num_tokens: int) -> None:
-        """There is nobody to ask before it is started."""
+        """There is no server to ask."""
 
     def load(self, folder: Path) -> None:
         if self._engine is None:

@@ -22,8 +22,8 @@ __all__ = ["ServedScorer"]
 
 # A tail is 1 minus float32 probabilities; less than this is lost in the difference.
 MIN_TAIL = 2.0**-24
-# Of the exchange before the first step: most tokens of it, and nats that the same request may give apart, on average
-# and for any single token. Two vLLMs of one model in bfloat16 stay below, two models do not.
+# In the exchange before the first step: most tokens, and nats by which two answers to the same request may differ, on
+# average and for any single token. Two vLLMs of one model in bfloat16 stay below, two models do not.
 TRIAL_TOKENS = 32
 TRIAL_TOLERANCE, TRIAL_TOLERANCE_MAX = 0.1, 2.0
 
@@ -93,7 +93,7 @@ class ServedScorer:
         return model
 
     def _check_tokenizer(self, text: str, tokens: Sequence[int]) -> None:
-        """Compare how a text is cut, where the server has a route that tells."""
+        """Compare how a text is cut into tokens, if the server has a route for it."""
         answer = self.server.post_if_there("/tokenize", {"prompt": text, "add_special_tokens": False})
         found = answer.get("tokens") if isinstance(answer, dict) else None
         if isinstance(found, list) and found != list(tokens):
@@ -111,7 +111,7 @@ class ServedScorer:
           ServerError: no answer within the bounds, or one that lacks something.
         """
         name = self._name()
-        # Merging stop ids takes places away, so as many more are asked for.
+        # Merged stop ids leave fewer events, so as many more tokens are asked for.
         num_asked = self.top_k + max(len(self.vocabulary.stop_ids) - 1, 0)
         prompts = [[*rollout.tokens_for_teacher, *rollout.response_tokens] for rollout in rollouts]
         bodies = [

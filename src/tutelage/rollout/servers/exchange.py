@@ -23,7 +23,7 @@ __all__ = ["Bounds", "Reply", "TooLargeError", "exchange"]
 PIECE_BYTES = 2**16  # read at once, so that an announced length reserves no memory
 MAX_ERROR_BYTES = 2**16  # of what is said beside an error
 MAX_HEADER_BYTES = 2**18
-MAX_READ_SECONDS = 0.5  # until it is looked again whether anybody still waits
+MAX_READ_SECONDS = 0.5  # between two looks at whether the answer is still needed
 
 
 class TooLargeError(Exception):
@@ -37,7 +37,7 @@ class Bounds:
     Fields:
       seconds: from now until all of the answer is here.
       max_bytes: of the answer's body.
-      stopped: set when nobody waits for the answer any more.
+      stopped: set when the answer is not needed any more.
     """
 
     seconds: float
@@ -52,7 +52,7 @@ class Bounds:
         """Seconds that are left.
 
         Raises:
-          TimeoutError: there are none, or nobody waits.
+          TimeoutError: there are none, or the answer is not needed any more.
         """
         seconds = self._deadline - time.monotonic()
         if seconds <= 0 or self.stopped.is_set():
@@ -108,7 +108,7 @@ def _whole_body(response: HTTPResponse, max_bytes: int) -> bytes:
         content += piece
         if len(content) > max_bytes:
             raise TooLargeError
-    # Fewer bytes than announced, or none and not a word of how many: hung up, perhaps within the headers.
+    # Fewer bytes than announced, or none and no length: the server hung up, perhaps within the headers.
     if response.length or (not content and response.length is None and not response.chunked):
         raise IncompleteRead(bytes(content[:80]), response.length)
     return bytes(content)

@@ -1,7 +1,7 @@
 """A server that computes for us, over HTTP: bounded waits, retries with growing pauses, and a clear end.
 
-A server that is away may be starting again, so the same request is sent again; every request of ours may be. A request
-that a server refuses would be refused again, and is not; nor is one whose answer makes no sense.
+A server that does not answer may be starting again, so the same request is sent again; all our requests may be
+repeated. A request is not repeated if the server refuses it, or if its answer makes no sense.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ __all__ = ["Server", "address_of"]
 FIRST_PAUSE_SECONDS, MAX_PAUSE_SECONDS = 1.0, 30.0
 # Of a server that is there, but not now: too many requests, or failing inside.
 PASSING = (408, 429, 500, 502, 503, 504)
-MAX_BYTES = 2**22  # of an answer whose size nobody worked out
+MAX_BYTES = 2**22  # of an answer whose size was not worked out
 MAX_WORDS = 300  # characters of a server's own words in a message
 API_KEY = "VLLM_API_KEY"  # the variable that vLLM reads its own key from
 
@@ -49,7 +49,7 @@ def address_of(url: str, key: str) -> str:
             f"it out, and put the key that the server asks for into the environment variable {API_KEY}."
         )
     if parts is None or not is_address or parts.query or parts.fragment:
-        shown = url.partition("?")[0]  # behind it may be a key
+        shown = url.partition("?")[0]  # a key may follow
         raise ConfigurationError(f"{key} is {shown!r}; expected an address such as http://localhost:8000.")
     return url.rstrip("/").removesuffix("/v1")
 
@@ -116,7 +116,7 @@ class Server:
         try:
             return list(pool.map(answered, bodies))
         finally:
-            # After a failure, or Ctrl-C, nobody waits for the others, and they end soon.
+            # After a failure, or Ctrl-C, the other answers are not needed, and their requests end soon.
             stopped.set()
             pool.shutdown(wait=False, cancel_futures=True)
 

@@ -1,4 +1,4 @@
-"""What a vLLM server says, checked: its JSON as plain numbers, or a ServerError that names what is wrong with it.
+"""Check what a vLLM server says: its JSON as plain numbers, or a ServerError that names what is wrong with it.
 
 A wrong number that is learned from leaves no trace, so nothing is taken on trust: what is missing, of another type or
 another length, of another model, no probability, or no token ends the run before it is used.
@@ -75,7 +75,7 @@ def choice_of(answer: object, where: str, model: str, num_prompt_tokens: int) ->
         raise malformed(where, f"a JSON {type(answer).__name__}", "an object with `choices`")
     name, usage = answer.get("model", model), answer.get("usage")
     if name != model:
-        raise malformed(where, f"the words of the model {_short(name)}", f"those of {model!r}, which was asked")
+        raise malformed(where, f"the answer of the model {_short(name)}", f"that of {model!r}, which was asked")
     if isinstance(usage, dict) and usage.get("prompt_tokens", num_prompt_tokens) != num_prompt_tokens:
         raise malformed(where, f"a prompt of {_short(usage['prompt_tokens'])} tokens", f"the {num_prompt_tokens} sent")
     choices = answer.get("choices")
