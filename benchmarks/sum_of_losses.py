@@ -99,9 +99,8 @@ def main() -> None:
     one, two = found["with a token loss, one pass"], found["with a token loss, two passes"]
     apart = max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(one, two, strict=True))
     console.print(f"largest difference of the gradients, relative to their largest entry: {apart:.1e}")
-    console.print(
-        f"{options.tokens} tokens, {options.vocabulary} words, width {options.width}; {describe(machine(options.device))}"
-    )
+    sizes = f"{options.tokens} tokens, {options.vocabulary} words, width {options.width}"
+    console.print(f"{sizes}; {describe(machine(options.device))}")
 
 
 if __name__ == "__main__":

@@ -164,8 +164,8 @@ def evaluate(
         make_verifier,
     )
     from tutelage.config.clock import date_of_run, template_clock
+    from tutelage.evaluation import Drawing, rich_table, write_evaluation
     from tutelage.evaluation import evaluate as run_evaluation
-    from tutelage.evaluation import rich_table, write_evaluation
     from tutelage.models import ModelSource, check_files, load_language_model, load_tokenizer
     from tutelage.policies import Temperature
     from tutelage.rollout import Limits, PairedEngine
@@ -207,12 +207,9 @@ def evaluate(
                 engine,
                 problems,
                 Temperature(temperature).at(0),
+                Drawing(samples, temperature, max_new_tokens, seed),
                 verify=make_verifier(data, tokenizer),
                 decode=decoder_of(tokenizer),
-                num_samples=samples,
-                temperature=temperature,
-                max_new_tokens=max_new_tokens,
-                seed=seed,
             )
         results.append(result)
         if output is not None:

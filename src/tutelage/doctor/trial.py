@@ -10,7 +10,7 @@ from tutelage.config import RunAssembly
 from tutelage.diagnostics import rollout_metrics
 from tutelage.distributions import gather_logprobs
 from tutelage.doctor.finding import Finding, Verdict
-from tutelage.evaluation import EvaluationResult, EvaluationSet, evaluate
+from tutelage.evaluation import Drawing, EvaluationResult, EvaluationSet, evaluate
 from tutelage.losses.distributions import ReverseKL
 from tutelage.models import LanguageModel, both_readings
 from tutelage.policies import Policy, Student, Teacher
@@ -161,17 +161,8 @@ def solving(run: RunAssembly) -> Finding:
 def _judged(run: RunAssembly, policy: Policy, prompts: list[Prompt], answers: list[str], name: str) -> EvaluationResult:
     assert run.verify is not None  # else there is nothing to solve
     problems = EvaluationSet(f"doctor-{name}", prompts, list(map(str, range(len(prompts)))), answers)
-    result, _ = evaluate(
-        run.engine,
-        problems,
-        policy,
-        verify=run.verify,
-        decode=lambda tokens: "",
-        num_samples=NUM_SAMPLES,
-        temperature=1.0,
-        max_new_tokens=run.config.rollout.max_new_tokens,
-        seed=seed_of(run),
-    )
+    drawing = Drawing(NUM_SAMPLES, 1.0, run.config.rollout.max_new_tokens, seed_of(run))
+    result, _ = evaluate(run.engine, problems, policy, drawing, verify=run.verify, decode=lambda tokens: "")
     return result
 
 

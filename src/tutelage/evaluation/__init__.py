@@ -2,6 +2,7 @@
 
 from tutelage.evaluation.evaluate import GREEDY_SUFFIX, EvaluationSet, evaluate
 from tutelage.evaluation.results import (
+    Drawing,
     EvaluationResult,
     EvaluationSample,
     rich_table,
@@ -19,6 +20,7 @@ from tutelage.evaluation.statistics import (
 
 __all__ = [
     "GREEDY_SUFFIX",
+    "Drawing",
     "EvaluationResult",
     "EvaluationSample",
     "EvaluationSet",

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from tutelage.errors import ConfigurationError
-from tutelage.evaluation.results import EvaluationResult, EvaluationSample, summarise
+from tutelage.evaluation.results import Drawing, EvaluationResult, EvaluationSample, summarise
 from tutelage.policies import Policy
 from tutelage.rollout import Engine, MapShards, Request, answers_to_share, derive_seed, single_process
 from tutelage.types import Prompt, Rollout
@@ -45,24 +45,19 @@ def evaluate(
     engine: Engine,
     problems: EvaluationSet,
     policy: Policy,
+    drawing: Drawing,
     *,
     verify: Callable[[Sequence[Rollout], Sequence[str]], Sequence[bool]],
     decode: Callable[[Sequence[int]], str],
-    num_samples: int,
-    temperature: float,
-    max_new_tokens: int,
-    seed: int,
     map_shards: MapShards[Any] = single_process,
 ) -> tuple[EvaluationResult, list[EvaluationSample]]:
     """Judge a policy's answers: pass@1, unbiased pass@k, a 95% interval over problems, truncation and length.
 
     Args:
       engine: its student is judged.
-      policy: how answers are drawn; the student at `temperature`.
+      policy: how answers are drawn; the student at the temperature of `drawing`.
       verify: (rollouts, their answers) -> right or wrong.
       decode: token ids to text, for the samples.
-      num_samples: n per problem.
-      seed: of the run; the random streams are derived from it, and shared with no training step.
       map_shards: shares the problems among processes.
     Returns:
       the result, and one record per sample.
@@ -70,8 +65,8 @@ def evaluate(
     if not problems.prompts:
         raise ConfigurationError(f"evaluation set {problems.name!r} has no problem left to evaluate on.")
     started = time.perf_counter()
-    own_seed = derive_seed(seed, f"evaluation/{problems.name}")
-    request = Request(problems.prompts, max_new_tokens, num_samples, own_seed, records_statistics=False)
+    seed, num_samples = derive_seed(drawing.seed, f"evaluation/{problems.name}"), drawing.num_samples
+    request = Request(problems.prompts, drawing.max_new_tokens, num_samples, seed, records_statistics=False)
 
     def judged(share: slice) -> list[tuple[Rollout, bool]]:
         rollouts = answers_to_share(engine, policy, request, share)
@@ -86,10 +81,8 @@ def evaluate(
         np.array(correct, dtype=bool).reshape(shape),
         np.array([len(rollout) for rollout in rollouts]).reshape(shape),
         np.array([rollout.finished for rollout in rollouts]).reshape(shape),
+        drawing,
         name=problems.name,
-        temperature=temperature,
-        max_new_tokens=max_new_tokens,
-        seed=seed,
         seconds=time.perf_counter() - started,
     )
     samples = [

@@ -21,7 +21,24 @@ from tutelage.errors import ConfigurationError, DataError, OutputExistsError
 from tutelage.evaluation.statistics import bootstrap_interval, pass_at_k
 from tutelage.files import write_whole
 
-__all__ = ["EvaluationResult", "EvaluationSample", "rich_table", "summarise", "write_evaluation"]
+__all__ = ["Drawing", "EvaluationResult", "EvaluationSample", "rich_table", "summarise", "write_evaluation"]
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How the answers to the problems of an evaluation are drawn.
+
+    Fields:
+      num_samples: G, answers to each problem.
+      temperature: at which the student is sampled; 0 = greedy.
+      max_new_tokens: length limit of an answer.
+      seed: of the run; the random streams are derived from it, and shared with no training step.
+    """
+
+    num_samples: int
+    temperature: float
+    max_new_tokens: int
+    seed: int
 
 
 @dataclass(frozen=True)
@@ -88,11 +105,9 @@ def summarise(
     correct_PG: NDArray[np.bool_],
     lengths_PG: NDArray[np.integer],
     finished_PG: NDArray[np.bool_],
+    drawing: Drawing,
     *,
     name: str,
-    temperature: float,
-    max_new_tokens: int,
-    seed: int,
     seconds: float,
     ks: Sequence[int] | None = None,
 ) -> EvaluationResult:
@@ -103,8 +118,8 @@ def summarise(
     Args:
       correct_PG, finished_PG: the verdict, and whether the sample ended by itself.
       lengths_PG: tokens per sample.
-      name, temperature, max_new_tokens, seed, seconds: carried over into the result. The interval does not use `seed`:
-        it always resamples with the same one, so that equal samples give equal intervals.
+      drawing, name, seconds: carried over into the result. The interval does not use the seed: it always resamples
+        with the same one, so that equal samples give equal intervals.
       ks: which pass@k; None = the powers of two up to G.
     """
     correct, finished = np.asarray(correct_PG, dtype=bool), np.asarray(finished_PG, dtype=bool)
@@ -122,9 +137,9 @@ def summarise(
         name=name,
         num_problems=num_problems,
         num_samples=num_samples,
-        temperature=temperature,
-        max_new_tokens=max_new_tokens,
-        seed=seed,
+        temperature=drawing.temperature,
+        max_new_tokens=drawing.max_new_tokens,
+        seed=drawing.seed,
         pass_at_1=float(correct.mean()),
         pass_at_1_interval=bootstrap_interval(num_correct_P / num_samples),
         pass_at_k={k: float(pass_at_k(num_samples, num_correct_P, k).mean()) for k in ks},

@@ -18,7 +18,7 @@ def evaluate_if_due(run: Run, state: TrainerState, observer: Observer, interrupt
         return False
     records = run.runtime.from_first(lambda: run.folder.read("evaluations.jsonl"))
     recorded = {record["name"] for record in records if record["step"] == state.step}
-    for problems, policy, num_samples, temperature in run.evaluation.jobs():
+    for problems, policy, drawing in run.evaluation.jobs(run.seed):
         if problems.name in recorded:
             continue
         assert run.verify is not None
@@ -27,12 +27,9 @@ def evaluate_if_due(run: Run, state: TrainerState, observer: Observer, interrupt
             run.engine,
             problems,
             policy,
+            drawing,
             verify=run.verify,
             decode=run.decode,
-            num_samples=num_samples,
-            temperature=temperature,
-            max_new_tokens=run.evaluation.max_new_tokens,
-            seed=run.seed,
             map_shards=interruption.map_shards,
         )
         with interruption.protected():

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from tutelage.evaluation import GREEDY_SUFFIX, EvaluationSet
+from tutelage.evaluation import GREEDY_SUFFIX, Drawing, EvaluationSet
 from tutelage.models import ModelSet, Reference
 from tutelage.policies import Policy
 from tutelage.rollout import Engine, Scorer
@@ -43,13 +43,15 @@ class EvaluationPlan:
     max_new_tokens: int
     greedy_policy: Policy | None = None
 
-    def jobs(self) -> list[tuple[EvaluationSet, Policy, int, float]]:
-        """(set, policy, samples per problem, temperature) of all that one evaluation does, greedy answers first."""
-        sampled = [(problems, self.policy, self.num_samples, self.temperature) for problems in self.sets]
+    def jobs(self, seed: int) -> list[tuple[EvaluationSet, Policy, Drawing]]:
+        """All that one evaluation does, greedy answers first; `seed`: of the run."""
+        drawing = Drawing(self.num_samples, self.temperature, self.max_new_tokens, seed)
+        sampled = [(problems, self.policy, drawing) for problems in self.sets]
         if self.greedy_policy is None:
             return sampled
         named = [replace(problems, name=problems.name + GREEDY_SUFFIX) for problems in self.sets]
-        return [*((problems, self.greedy_policy, 1, 0.0) for problems in named), *sampled]
+        greedy = replace(drawing, num_samples=1, temperature=0.0)
+        return [*((problems, self.greedy_policy, greedy) for problems in named), *sampled]
 
     def is_due(self, step: int, num_steps: int) -> bool:
         """Whether the weights after `step` updates are evaluated."""

@@ -7,9 +7,17 @@ import pytest
 from rich.console import Console
 
 from tutelage.errors import ConfigurationError, DataError, OutputExistsError
-from tutelage.evaluation import EvaluationSample, bootstrap_interval, pass_at_k, rich_table, summarise, write_evaluation
+from tutelage.evaluation import (
+    Drawing,
+    EvaluationSample,
+    bootstrap_interval,
+    pass_at_k,
+    rich_table,
+    summarise,
+    write_evaluation,
+)
 
-HOW = {"name": "math500", "temperature": 1.0, "max_new_tokens": 64, "seed": 3, "seconds": 1.5}
+HOW = {"drawing": Drawing(5, 1.0, 64, seed=3), "name": "math500", "seconds": 1.5}
 
 
 def samples_PG(num_problems=6, num_samples=5):
