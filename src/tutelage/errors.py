@@ -54,7 +54,7 @@ MAX_QUOTED = 500  # letters of a foreign message in one of ours
 class TutelageError(Exception):
     """Root of the tree: catch this to catch everything that Tutelage raises on purpose."""
 
-    is_said = False  # another process of the run has already reported it
+    is_reported = False  # another process of the run has already reported it
 
 
 class ConfigurationError(TutelageError, ValueError):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -39,15 +41,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def ended(folder: Path) -> Iterator[list[subprocess.CompletedProcess[str]]]:
-    """Both processes of `two_ranks`, started by hand as on two machines, beside the same runs made by one."""
-    started = []
-    port = str(free_port())
+def ended(folder: Path) -> Iterator[dict[str, subprocess.CompletedProcess[str]]]:
+    """All processes of `two_ranks` by name, beside the same runs made by one."""
     servers = [student_server(in_float64) for _ in range(2)]
-    for rank in range(2):
-        environment = {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        environment["STUDENT_SERVER"] = servers[0].url
-        started.append(start([sys.executable, "-m", "tests.support.two_ranks", str(folder)], environment))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "STUDENT_SERVER": servers[0].url}
+    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
+    command = [sys.executable, "-m", "tests.support.two_ranks", str(folder), str(free_port()), str(free_port())]
+    started = subprocess.Popen(command, env=environment, cwd=ROOT, start_new_session=True)
     try:
         os.environ["STUDENT_SERVER"] = servers[1].url
         for name in ("ddp", "fsdp2", "uneven", "served", "resumed"):
@@ -56,12 +56,17 @@ def ended(folder: Path) -> Iterator[list[subprocess.CompletedProcess[str]]]:
             if name == "fsdp2":
                 run.runtime = ModulesForward("cpu")
             train(run, Observer())
-        yield [finish(process) for process in started]
+        assert started.wait(timeout=240) == 0
+        codes = json.loads((folder / "exit-codes.json").read_text())
+        yield {
+            name: subprocess.CompletedProcess(name, code, (folder / f"{name}.out").read_text(errors="replace"))
+            for name, code in codes.items()
+        }
     finally:
         for server in servers:
             server.close()
-        for process in started:
-            process.kill()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(started.pid, signal.SIGKILL)
 
 
 def in_float64(path: str) -> LanguageModel:
@@ -73,19 +78,6 @@ class ModulesForward(LocalRuntime):
 
     def learner(self, student: LanguageModel) -> Learner:
         return Learner(replace(student, fast_forward=False))
-
-
-def start(command: list[str], environment: dict[str, str]) -> subprocess.Popen[str]:
-    path = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
-    everything = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **environment}
-    return subprocess.Popen(
-        command, env=everything, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-
-
-def finish(process: subprocess.Popen[str]) -> subprocess.CompletedProcess[str]:
-    output, _ = process.communicate(timeout=240)
-    return subprocess.CompletedProcess(process.args, process.returncode, output)
 
 
 def free_port() -> int:
@@ -185,35 +177,18 @@ def test_a_signal_to_one_stops_all_at_the_same_step(ended, folder: Path) -> None
 
 
 def test_a_killed_process_ends_the_run_and_loses_nothing(ended, folder: Path) -> None:
-    first, second = ended
+    first, second = ended["rank-0"], ended["rank-1"]
     assert second.returncode == -9, second.stdout
     assert first.returncode == 2
     assert "WorkerLostError: rank 1 of 2 has given no sign of life for 6 seconds" in first.stdout
     goes_on_alone(folder, "killed")
 
 
-def test_two_nodes_meet_and_end_together(folder: Path, ended) -> None:
+def test_two_nodes_meet_and_end_together(ended, folder: Path) -> None:
     """torchrun on two "nodes" of this machine, of which one loses its process."""
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nnodes",
-        "2",
-        "--nproc-per-node",
-        "1",
-        "--rdzv-backend",
-    ]
-    command += ["c10d", "--rdzv-id", "tiny", "--rdzv-endpoint", f"localhost:{free_port()}"]
-    module = ["-m", "tests.support.two_ranks", str(folder), "killed"]
-    nodes = [start([*command, "--node-rank", str(node), *module], {}) for node in range(2)]
-    try:
-        outputs = [finish(node) for node in nodes]
-    finally:
-        for node in nodes:
-            node.kill()
-    assert all(node.returncode for node in outputs)
-    said = "".join(node.stdout for node in outputs)
+    nodes = [ended[f"node-{number}"] for number in range(2)]
+    assert all(node.returncode for node in nodes)
+    said = "".join(node.stdout for node in nodes)
     assert "WorkerLostError: rank 1 of 2 has given no sign of life" in said
     goes_on_alone(folder, "nodes")
 

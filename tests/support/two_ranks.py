@@ -1,24 +1,28 @@
-"""One of two processes that go through several small runs together.
+"""Processes that go through several small runs together: `python -m tests.support.two_ranks FOLDER PORT PORT`.
 
-Started as `python -m tests.support.two_ranks FOLDER` with RANK set. With "killed" after it,
-there is only the run that ends by a kill.
-
-Starting processes is slow, so all runs that must succeed, and the one that ends by a kill, share two of them. What is
-found is left in FOLDER for `tests/e2e/test_processes.py`.
+Two are started by hand, as on two machines, and two by torchrun on two "nodes" of this machine. All are forks of one
+process, because imports take longer than the runs. `tests/e2e/test_processes.py` finds in FOLDER the output of each
+process, its exit code, and the problem that ended a run.
 """
 
 from __future__ import annotations
 
 import contextlib
+import gc
+import importlib
+import json
 import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed import run as torchrun
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from tutelage.config import build_run, load_config
 from tutelage.errors import DataError, TutelageError
@@ -155,14 +159,50 @@ def before_rollouts(run: Run, step: int, is_here: bool, number: int) -> None:
     run.engine = Watched(run.engine, signal_or_not)
 
 
-if __name__ == "__main__":
+def together(work: Callable[[Processes], None]) -> None:
     torch.set_num_threads(1)
     try:
-        with joined() as joined_processes:
-            assert joined_processes is not None
-            if sys.argv[2:] == ["killed"]:
-                killed(Path(sys.argv[1]), "nodes", joined_processes)
-            else:
-                go(Path(sys.argv[1]), joined_processes)
+        with joined() as processes:
+            assert processes is not None
+            work(processes)
     except TutelageError as problem:
         sys.exit(f"{type(problem).__name__}: {problem}")
+
+
+def fork_all(folder: Path, ports: list[str]) -> None:
+    """Start the four processes, wait for them, and note how each ended."""
+    for name in ("transformers.models.qwen3.modeling_qwen3", "tutelage.runtime.distributed"):
+        importlib.import_module(name)  # what a run imports when it needs it
+    gc.freeze()  # a collection would write to memory that the forks share
+    children = {}
+    for kind, number in (("rank", 0), ("rank", 1), ("node", 0), ("node", 1)):
+        name = f"{kind}-{number}"
+        child = os.fork()
+        if not child:
+            output = os.open(folder / f"{name}.out", os.O_WRONLY | os.O_CREAT)
+            os.dup2(output, 1)
+            os.dup2(output, 2)
+            if kind == "rank":
+                place = {"RANK": str(number), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": ports[0]}
+                os.environ.update(place)
+                together(partial(go, folder))
+            else:
+                nodes = (
+                    "--nnodes 2 --nproc-per-node 1 --rdzv-backend c10d --rdzv-id tiny --start-method fork --run-path"
+                )
+                meeting = ["--node-rank", str(number), "--rdzv-endpoint", f"localhost:{ports[1]}"]
+                try:
+                    torchrun.main([*meeting, *nodes.split(), __file__, str(folder)])
+                except ChildFailedError:
+                    os._exit(1)  # tidying up a fork takes seconds
+            return
+        children[name] = child
+    codes = {name: os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for name, child in children.items()}
+    (folder / "exit-codes.json").write_text(json.dumps(codes))
+
+
+if __name__ == "__main__":
+    if sys.argv[2:]:
+        fork_all(Path(sys.argv[1]), sys.argv[2:])
+    else:  # one of torchrun's
+        together(partial(killed, Path(sys.argv[1]), "nodes"))

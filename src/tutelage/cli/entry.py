@@ -49,12 +49,12 @@ def main() -> None:
 
 
 def _ended(problem: Exception, errors: TextConsole) -> int:
-    """Print what ended the command, unless another process of the run has reported it; the exit code."""
-    is_said = getattr(problem, "is_said", False)
+    """Print what ended the command, unless another process of the run has already reported it; the exit code."""
+    is_reported = getattr(problem, "is_reported", False)
     if isinstance(problem, CommandLineError):
         return _wrong_command(problem, errors)
     if isinstance(problem, RunInterrupted):
-        if not is_said:
+        if not is_reported:
             _say(errors, str(problem), "yellow")
         return INTERRUPTED_CODE
     if isinstance(problem, TutelageError | OSError):  # an OSError (disk full, permissions) names its file
@@ -62,8 +62,8 @@ def _ended(problem: Exception, errors: TextConsole) -> int:
     elif is_out_of_memory(problem):
         text, code = _without_memory(problem), USER_CODE
     else:
-        text, code = "" if is_said else describe_fault(problem), FAULT_CODE
-    if not is_said:
+        text, code = "" if is_reported else describe_fault(problem), FAULT_CODE
+    if not is_reported:
         _say(errors, "error:", "red", text)
     return code
 

@@ -13,10 +13,10 @@ __all__ = ["Learner", "LocalRuntime", "Processes", "joined", "runtime_for"]
 def runtime_for(
     processes: Processes | None, *, device: str, strategy: str, shard_teacher: bool, timeout_seconds: float
 ) -> LocalRuntime:
-    """The runtime of this process among the others (see `joined`), or of the only one, for which nothing is shared.
+    """The runtime of this process: one of several (see `joined`), or the only one.
 
     Raises:
-      ConfigurationError: there is no such device, or not one for each process.
+      ConfigurationError: there is no such device, or fewer devices than processes.
     """
     if processes is None:
         for name, is_set in (("strategy", strategy != "ddp"), ("shard_teacher", shard_teacher)):
@@ -26,9 +26,9 @@ def runtime_for(
                     stacklevel=2,
                 )
         return LocalRuntime(device)
-    from tutelage.runtime.several import SharedRuntime  # FSDP takes a second to import
+    from tutelage.runtime.distributed import DistributedRuntime  # FSDP takes a second to import
 
-    return SharedRuntime(
+    return DistributedRuntime(
         device=device,
         processes=processes,
         strategy=strategy,

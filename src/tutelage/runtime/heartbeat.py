@@ -1,8 +1,17 @@
-"""Is every process of the run still there?  A thread says so once a second, and looks what the others say.
+"""Is every process of the run still there, and was one of them asked to stop?  Two threads keep asking.
 
-A process that dies leaves the others waiting in a sum that never comes; with NCCL, for as long as the GPU spins. So
-each process writes a counter into the store that torch's launcher (or rank 0) keeps anyway, and whoever sees a counter
-stand still ends the run. The same lines carry the wish to stop and the reason why a process ended.
+What torch leaves open (measured in docs/design/runtime.md):
+
+- gloo and NCCL notice at once a peer whose connections close, and name an address, not a rank. A peer that hangs, or
+  whose machine is gone, they notice when the process group's timeout ends: half an hour here.
+- torchrun's agent watches the exit codes of the processes on its own node.
+- Neither passes on a request to stop, or the reason why a process ended.
+- While a collective waits, no Python code runs, so signals wait too. gloo cannot abort it, and a process that gives it
+  up does not exit before the timeout.
+- A call to a store whose server hangs does not return, whatever the client's timeout is.
+
+So each process keeps a line in the store that torchrun, or rank 0, serves anyway: a counter, why the run is to stop,
+why the process ended. The run ends when a counter stands still, or when the store does not answer.
 """
 
 from __future__ import annotations
@@ -13,154 +22,139 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["CONNECT_SECONDS", "Heartbeat", "farewell"]
+__all__ = ["Heartbeat", "loss_message"]
 
 SECONDS_PER_BEAT = 1.0
-# Longer than a thread is kept from running by a busy machine, shorter than launchers wait before they kill.
+SECONDS_PER_LOOK = 0.1
+# Longer than a busy machine keeps a thread from running, shorter than torchrun waits (30 seconds) before it kills.
 LOST_AFTER_SECONDS = 20.0
-# What the main thread, stuck in a collective that cannot end, is given to notice by itself.
+# The time that a collective has to fail by itself, once a process is lost.
 GRACE_SECONDS = 10.0
-FAREWELL_SECONDS = 5.0
-CONNECT_SECONDS = 5.0
 
 
-@dataclass
-class _Peer:
-    line: bytes = b""
-    since: float = 0.0
-
-
-class Heartbeat(threading.Thread):
-    """Tells of this process, hears of the others.
+class Heartbeat:
+    """Tells the other processes about this one and listens to them, until `stop`.
 
     Args:
-      connect: opens a store of this thread's own, since one client serves one caller at a time.
-      rank, size: of this process, and how many there are.
+      store: a torch store that all processes share.
+      rank, size: number of this process, and how many there are.
 
     Fields:
       lost: why the run cannot go on, once another process is gone.
-      stop_asked: why another process was asked to stop.
-      on_news: called when one of the two changes.
-      waits_since: when the main thread began to wait for others inside a library; None = it does not.
+      on_stop_request: called by another thread, repeatedly, as long as there is a reason to stop or a loss.
+      is_waiting: the main thread waits for other processes inside a library.
     """
 
-    def __init__(self, connect: Callable[[], Any], rank: int, size: int) -> None:
-        super().__init__(name="heartbeat", daemon=True)
-        self.connect, self.rank, self.size = connect, rank, size
+    def __init__(self, store: Any, rank: int, size: int) -> None:
+        self.rank, self.size = rank, size
         self.lost: str | None = None
-        self.stop_asked: str | None = None
-        self.on_news: Callable[[], None] = lambda: None
-        self.waits_since: float | None = None
-        self._store = connect()
-        self._peers = {peer: _Peer(since=time.monotonic()) for peer in range(size) if peer != rank}
-        self._told: dict[str, Any] = {"beat": 0, "run": 0, "stop": None, "ended": None}
-        self._run_lock = threading.Lock()
-        self._reached = time.monotonic()
-        self._lost_since = 0.0
-        self._closing = threading.Event()
+        self.on_stop_request: Callable[[], None] = lambda: None
+        self.is_waiting = False
+        self._store = store.clone()  # a client serves one thread at a time
+        self._seen: dict[int, tuple[Any, float]] = {peer: (None, 0.0) for peer in range(size) if peer != rank}
+        self._num_beats, self._run = 0, 0
+        self._stop_reasons: dict[int, str] = {}  # by run: a request may come late, or before its run begins here
+        self._store_silence = 0.0
+        self._stopping = threading.Event()
         self._tell()
+        self._exchange = threading.Thread(target=self._keep_exchanging, name="heartbeat", daemon=True)
+        self._exchange.start()
+        threading.Thread(target=self._watch, name="heartbeat's watch", daemon=True).start()
 
     @property
-    def is_stop_asked(self) -> bool:
-        """This process or another one was asked to stop."""
-        return self.stop_asked is not None or self._told["stop"] is not None
+    def stop_reason(self) -> str | None:
+        """Why this process or another one was asked to stop the present run."""
+        return self._stop_reasons.get(self._run)
 
-    def begin_run(self, ring: Callable[[], None]) -> None:
-        """Have `ring` called at the news of a run that begins; wishes to stop an earlier one are over, however late."""
-        with self._run_lock:
-            self._told |= {"run": self._told["run"] + 1, "stop": None}
-            self.stop_asked, self.on_news = None, ring
+    def begin_run(self, on_stop_request: Callable[[], None]) -> None:
+        """Begin the next run. Requests to stop an earlier run have no effect on it."""
+        self._run += 1
+        self.on_stop_request = on_stop_request
 
-    def tell_stop(self, reason: str) -> None:
-        """Pass on that this process was asked to stop, with the next beat."""
-        self._told["stop"] = reason
+    def request_stop(self, reason: str) -> None:
+        """Ask all processes to stop the present run. May be called by a signal handler."""
+        self._stop_reasons.setdefault(self._run, reason)
 
-    def close(self, ended: str) -> None:
-        """Say goodbye: "" after the last step, or what went wrong."""
-        self._closing.set()
-        self.join(timeout=2 * CONNECT_SECONDS)
-        self._told["ended"] = ended
+    def stop(self, ended: str) -> None:
+        """Tell the others why this process ends: "" after the last step. Never returns if the store does not answer."""
+        self._stopping.set()
+        self._exchange.join()
         try:
-            self._tell()
-            # Rank 0 may keep the store: it stays until the others have said goodbye too.
-            patience = time.monotonic() + (FAREWELL_SECONDS if self.rank == 0 else 0)
-            while time.monotonic() < patience and not self._are_gone():
+            self._tell(ended)
+            # Rank 0 may serve the store, so it stays until the others have ended too.
+            while self._listen() and self.rank == 0:
                 time.sleep(SECONDS_PER_BEAT / 20)
-        except RuntimeError:  # the store is gone with the process that kept it; nobody is left to tell
+        except RuntimeError:  # the process that served the store is gone
             return
 
     def verdict(self) -> str | None:
-        """Who is lost; waits until that can be known, less than half a minute."""
-        patience = time.monotonic() + LOST_AFTER_SECONDS + CONNECT_SECONDS + 2 * SECONDS_PER_BEAT
-        while self.lost is None and time.monotonic() < patience:
-            time.sleep(SECONDS_PER_BEAT / 10)
+        """Which process is lost; waits until that can be known, less than half a minute."""
+        deadline = time.monotonic() + LOST_AFTER_SECONDS + 3 * SECONDS_PER_BEAT
+        while self.lost is None and time.monotonic() < deadline:
+            time.sleep(SECONDS_PER_LOOK)
         return self.lost
 
-    def run(self) -> None:
-        while not self._closing.wait(SECONDS_PER_BEAT):
-            try:
+    def _keep_exchanging(self) -> None:
+        try:
+            while not self._stopping.wait(SECONDS_PER_BEAT):
                 self._tell()
                 self._listen()
-                self._reached = time.monotonic()
-            except (RuntimeError, OSError):  # torch's network errors, and ours
-                self._reconnect()
-            self._end_if_stuck()
-
-    def _tell(self) -> None:
-        self._told["beat"] += 1
-        self._store.set(f"beat/{self.rank}", json.dumps(self._told))
-
-    def _listen(self) -> None:
-        known = [peer for peer in self._peers if self._store.check([f"beat/{peer}"])]
-        lines = self._store.multi_get([f"beat/{peer}" for peer in known])
-        for number, line in zip(known, lines, strict=True):
-            peer, now = self._peers[number], time.monotonic()
-            if line != peer.line:
-                peer.line, peer.since = line, now
-            said = json.loads(line)
-            if said["ended"]:
-                self._lose(f"rank {number} of {self.size} has ended: {said['ended']}")
-            elif said["ended"] is None and now - peer.since > LOST_AFTER_SECONDS:
-                self._lose(f"rank {number} of {self.size} has given no sign of life for {LOST_AFTER_SECONDS:g} seconds")
-            with self._run_lock:
-                if said["stop"] and said["run"] == self._told["run"] and self.stop_asked is None:
-                    self.stop_asked = said["stop"]
-                    self.on_news()
-
-    def _are_gone(self) -> bool:
-        lines = [f"beat/{peer}" for peer in self._peers]
-        return self._store.check(lines) and all(
-            json.loads(line)["ended"] is not None for line in self._store.multi_get(lines)
-        )
-
-    def _reconnect(self) -> None:
-        if time.monotonic() - self._reached > LOST_AFTER_SECONDS:
-            self._lose("rank 0, or the launcher on its node, cannot be reached any more")
+                self._store_silence = 0.0
+        except RuntimeError:  # a client does not reconnect; `_watch` notices that this thread is silent
             return
-        try:
-            self._store = self.connect()
-        except (RuntimeError, OSError):
-            return
+
+    def _tell(self, ended: str | None = None) -> None:
+        self._num_beats += 1
+        run = self._run
+        line = {"beat": self._num_beats, "run": run, "stop": self._stop_reasons.get(run), "ended": ended}
+        self._store.set(f"beat/{self.rank}", json.dumps(line))
+
+    def _listen(self) -> bool:
+        """Read the others' lines, once all have written one; return whether any of them is still at work."""
+        keys = [f"beat/{peer}" for peer in self._seen]
+        if not self._store.check(keys):
+            return True
+        num_at_work = 0
+        for peer, text in zip(self._seen, self._store.multi_get(keys), strict=True):
+            line, now = json.loads(text), time.monotonic()
+            if line != self._seen[peer][0]:
+                self._seen[peer] = line, now
+            is_silent = now - self._seen[peer][1] > LOST_AFTER_SECONDS
+            if line["ended"]:
+                self._lose(f"rank {peer} of {self.size} has ended: {line['ended']}")
+            elif line["ended"] is None and is_silent:
+                self._lose(f"rank {peer} of {self.size} has given no sign of life for {LOST_AFTER_SECONDS:g} seconds")
+            elif line["ended"] is None:
+                num_at_work += 1
+            if line["stop"]:
+                self._stop_reasons.setdefault(line["run"], line["stop"])
+        return num_at_work > 0
 
     def _lose(self, reason: str) -> None:
-        if self.lost is None:
-            self._lost_since, self.lost = time.monotonic(), reason
-            self.on_news()
+        if self.lost is None and not self._stopping.is_set():
+            self.lost = reason
 
-    def _end_if_stuck(self) -> None:
-        if self.lost is None or self.waits_since is None:
-            return
-        if time.monotonic() - max(self._lost_since, self.waits_since) > GRACE_SECONDS:
-            sys.stderr.write(f"error: {farewell(self.lost)}\n")
-            sys.stderr.flush()
-            os._exit(2)
+    def _watch(self) -> None:
+        """Report requests and losses, notice a store that does not answer, end a process that is stuck."""
+        seconds_stuck = 0.0
+        # Counts its own rounds instead of reading a clock: a pause of this whole process is no silence of the store.
+        while not self._stopping.wait(SECONDS_PER_LOOK):
+            self._store_silence += SECONDS_PER_LOOK
+            if self._store_silence > LOST_AFTER_SECONDS:
+                self._lose("rank 0, or the launcher on its node, cannot be reached any more")
+            if self.stop_reason is not None or self.lost is not None:
+                self.on_stop_request()
+            seconds_stuck = seconds_stuck + SECONDS_PER_LOOK if self.lost is not None and self.is_waiting else 0.0
+            if seconds_stuck > GRACE_SECONDS:
+                sys.stderr.write(f"error: {loss_message(str(self.lost))}\n")
+                sys.stderr.flush()
+                os._exit(2)
 
 
-def farewell(lost: str) -> str:
-    """What a person is told when a process is gone."""
+def loss_message(lost: str) -> str:
+    """The message for a person when a process is lost."""
     return (
         f"{lost}. The run ends here, and its last checkpoint stays. Find out why that process ended (its own output, "
         "the machine's memory and network), then start all processes again with --resume."

@@ -1,4 +1,4 @@
-"""One process, one device; and the model that is trained there."""
+"""One process on one device, and the model that is trained there."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Learner:
-    """The model whose parameters are trained, and what depends on where they lie. Here: the student itself, whole."""
+    """The model whose parameters are trained, and what depends on where they lie. Here it is the whole student."""
 
     model: LanguageModel
 
     def backward(self, passes: Sequence[Callable[[], Tensor]]) -> None:
-        """Add the gradient of every pass's loss; a pass is one forward, made when it is called."""
+        """Add the gradients of the losses that `passes` return; calling a pass runs one forward."""
         for loss in passes:
             loss().backward()  # type: ignore[no-untyped-call]
 
     def publish(self) -> None:
-        """Give the weights as they are now to the student that decodes and is saved."""
+        """Copy the present weights to the student that decodes and is saved, where that is another model."""
 
     def moments(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-        """The optimizer's state, whole: the same however many processes share it."""
+        """The optimizer's whole state, the same for any number of processes."""
         return optimizer.state_dict()
 
     def load_moments(self, optimizer: torch.optim.Optimizer, moments: Mapping[str, Any]) -> None:
-        """Give an optimizer the state that `moments` returned."""
+        """Load the state that `moments` returned into an optimizer."""
         optimizer.load_state_dict(dict(moments))
 
 
 @dataclass(frozen=True)
 class LocalRuntime:
-    """Runs everything here; what concerns several processes is the identity.
+    """Runs everything in this process. Exchanges with other processes are the identity.
 
     Fields:
       device: "auto" picks CUDA, then Apple's MPS, then the CPU.
@@ -62,16 +62,16 @@ class LocalRuntime:
 
     @property
     def is_alone(self) -> bool:
-        """There is no other process."""
+        """Whether there is no other process."""
         return True
 
     @property
     def is_first(self) -> bool:
-        """This process writes the run's files and speaks for all."""
+        """Whether this process writes the run's files and displays its progress."""
         return True
 
     def share(self, count: int) -> slice:
-        """Which of `count` things are this process's to do: neighbours, as many as any other's give or take one."""
+        """Which of `count` things this process does. They are consecutive, and shares differ in size by at most one."""
         return slice(0, count)
 
     def all_sum(self, value: float) -> float:
@@ -79,37 +79,37 @@ class LocalRuntime:
         return value
 
     def gather(self, items: list[T]) -> list[T]:
-        """Everybody's items, those of the first process first."""
+        """The items of all processes, in the order of the processes."""
         return items
 
     def from_first(self, find: Callable[[], T]) -> T:
-        """What the first process finds, or raises, everywhere; the others do not look."""
+        """Return in all processes what `find` returns in the first one, or raise what it raises there."""
         return find()
 
     def agree(self, problem: TutelageError | None) -> TutelageError | None:
-        """Wait for all processes; why one of them cannot go on, or None if all can."""
+        """Wait for all processes. Returns why one of them cannot go on, or None if all can."""
         return problem
 
     def check_equal(self, what: str, value: object) -> None:
-        """Refuse a run whose processes do not have the same."""
+        """Refuse the run unless all processes have the same value."""
 
-    def tell_stop(self, reason: str) -> None:
-        """Let the others know that this process was asked to stop. May be called by a signal handler."""
+    def request_stop(self, reason: str) -> None:
+        """Ask the other processes to stop this run. May be called by a signal handler."""
 
     @property
-    def stop_asked(self) -> str | None:
-        """Why another process was asked to stop."""
+    def stop_reason(self) -> str | None:
+        """Why the processes were asked to stop this run, if one was."""
         return None
 
-    def begin_run(self, ring: Callable[[], None]) -> None:
-        """Have `ring` called, on another thread, when another process is asked to stop this run, or is gone."""
+    def begin_run(self, on_stop_request: Callable[[], None]) -> None:
+        """Begin a run. Another thread calls `on_stop_request` when a process is asked to stop the run, or is lost."""
 
     def end_run(self) -> None:
-        """Call nobody any more."""
+        """Call `on_stop_request` no more."""
 
     @property
     def reads_teacher_together(self) -> bool:
-        """The teacher's forwards need all processes at once, so none may leave in the middle of one."""
+        """Whether the teacher's forwards need all processes at once, so that none may leave in the middle of one."""
         return False
 
     def learner(self, student: LanguageModel) -> Learner:
@@ -117,15 +117,17 @@ class LocalRuntime:
         return Learner(student)
 
     def placed_teacher(self, load: Callable[[str], LanguageModel]) -> LanguageModel:
-        """The teacher, which learns nothing, where it is to be read. `load`: device -> model."""
+        """Load the teacher, which is not trained, onto its device. `load`: device -> model."""
         return load(self.device)
 
     def update(self, optimizer: torch.optim.Optimizer, max_grad_norm: float) -> float:
-        """Clip the gradients, step, clear them; returns the gradient norm before clipping.
+        """Clip the gradients, make the optimizer's step, clear the gradients.
 
+        Returns:
+          The gradient norm before clipping.
         Raises:
-          NonFiniteError: the norm is NaN or infinite, and the parameters are left as they were; or the parameters or
-            the optimizer's moments are after the step.
+          NonFiniteError: the norm is NaN or infinite, and the parameters stay as they were; or the parameters or the
+            optimizer's moments are NaN or infinite after the step.
         """
         parameters: list[Tensor] = [
             p for group in optimizer.param_groups for p in group["params"] if p.grad is not None
@@ -140,10 +142,10 @@ class LocalRuntime:
         return norm
 
     def check_finite(self, optimizer: torch.optim.Optimizer) -> None:
-        """Look at what learns and at the optimizer's moments, in all processes.
+        """Check the trained weights and the optimizer's moments in all processes.
 
         Raises:
-          NonFiniteError: some are NaN or infinite, here or elsewhere, so that no process goes on.
+          NonFiniteError: in all processes, if some are NaN or infinite in one of them.
         """
         weights = [p for group in optimizer.param_groups for p in group["params"]]
         moments = [
@@ -157,5 +159,5 @@ class LocalRuntime:
 
 
 def gathered(value: Any) -> Any:
-    """What may be spread over processes, whole; all of them must ask."""
+    """The whole of a tensor that may be sharded; all processes must call this."""
     return value.full_tensor() if hasattr(value, "full_tensor") else value

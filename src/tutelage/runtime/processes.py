@@ -1,8 +1,9 @@
-"""The processes of one run, as torchrun or `accelerate launch` started them: what they tell each other.
+"""The processes of one run, as torchrun or `accelerate launch` started them, and what they exchange.
 
-Both launchers say in the environment who a process is (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT), and so
-may a person by hand. Numbers and records travel over gloo on the CPU, gradients over NCCL where there are GPUs. Every
-wait is bounded, and ends at once when the heartbeat sees that somebody is gone.
+torch finds the processes (by RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT, which may also be set by hand),
+sends numbers and records over gloo on the CPU and gradients over NCCL between GPUs, and bounds every wait by a timeout.
+What it does not do is here: a wait ends soon after the heartbeat has lost a process, a long wait lets signals through,
+an exception of rank 0 is raised in all processes, and a person reads one message instead of one per process.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ import atexit
 import hashlib
 import os
 import signal
-import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,14 +24,14 @@ import torch
 import torch.distributed as dist
 
 from tutelage.errors import ConfigurationError, RunInterrupted, TutelageError, WorkerLostError, in_short
-from tutelage.runtime.heartbeat import CONNECT_SECONDS, Heartbeat, farewell
+from tutelage.runtime.heartbeat import Heartbeat, loss_message
 
 __all__ = ["Processes", "joined"]
 
 T = TypeVar("T")
 
-NAMES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 MEETING_SECONDS = 300  # in which all processes of a run must have been started
+GOODBYE_SECONDS = 5.0
 SECONDS_PER_LOOK = 0.002
 SECONDS_FOR_RANK_0 = 0.5
 
@@ -38,22 +39,24 @@ SECONDS_FOR_RANK_0 = 0.5
 class Processes:
     """This process among those of its run.
 
+    Args:
+      store: a torch store that all processes share.
+
     Fields:
       rank, size: number of this process, and how many there are.
       local_rank: its number on its machine.
     """
 
-    def __init__(self, rank: int, size: int, local_rank: int, store: Any, connect: Callable[[], Any]) -> None:
+    def __init__(self, store: Any, rank: int, size: int, local_rank: int) -> None:
         self.rank, self.size, self.local_rank = rank, size, local_rank
         self._store = store
-        self.heartbeat = Heartbeat(connect, rank, size)
-        self.heartbeat.start()
+        self.heartbeat = Heartbeat(store, rank, size)
         self._is_connected = False
-        # Registered before anything else is, so called after it: a broken collective would keep the process for good.
+        # Registered first, so called last: from here torch would wait for the collective that was given up.
         atexit.register(self._leave_if_lost)
 
     def connect(self, device: str, timeout_seconds: float) -> None:
-        """Open the ways to the others, once; `timeout_seconds` bounds every wait from here on."""
+        """Open the process group, once; `timeout_seconds` bounds every wait from here on."""
         if self._is_connected:
             return
         is_cuda = device.startswith("cuda")
@@ -76,14 +79,14 @@ class Processes:
         return float(total)
 
     def gather(self, item: T) -> list[T]:
-        """Everybody's item, by rank."""
+        """Each process's item, by rank."""
         found: list[Any] = [None] * self.size
         with self.waiting():
             dist.all_gather_object(found, item)
         return found
 
     def from_first(self, find: Callable[[], T]) -> T:
-        """What rank 0 finds, or raises, everywhere."""
+        """Return in all processes what `find` returns on rank 0, or raise what it raises."""
         answer: list[Any] = [None, None]
         if self.rank == 0:
             try:
@@ -101,48 +104,53 @@ class Processes:
         """The sums over all processes of a few counts.
 
         Args:
-          patiently: the others may take long, so signals and losses are attended to meanwhile.
+          patiently: the others may take long, so this wait lets signals through and ends when a process is lost.
         """
         sums = torch.tensor(numbers)
         with self.waiting():
             work: Any = dist.all_reduce(sums, async_op=True)
             while patiently and not work.is_completed():
                 if self.heartbeat.lost is not None:
-                    raise WorkerLostError(farewell(self.heartbeat.lost))
+                    raise WorkerLostError(loss_message(self.heartbeat.lost))
                 time.sleep(SECONDS_PER_LOOK)
             work.wait()
         return [int(number) for number in sums]
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Around whatever waits for other processes.
+        """Surrounds whatever waits for other processes.
 
         Raises:
-          WorkerLostError: one of them is gone, or did not come in time.
+          WorkerLostError: one of them is gone, or did not arrive in time.
         """
-        self.heartbeat.waits_since = time.monotonic()
+        was_waiting, self.heartbeat.is_waiting = self.heartbeat.is_waiting, True
         try:
             yield
         except RuntimeError as problem:
             if isinstance(problem, TutelageError) or not _is_of_the_network(problem):
                 raise
             lost = self.heartbeat.verdict() or f"the processes did not come together ({in_short(problem)})"
-            raise WorkerLostError(farewell(lost)) from problem
+            raise WorkerLostError(loss_message(lost)) from problem
         finally:
-            self.heartbeat.waits_since = None
+            self.heartbeat.is_waiting = was_waiting
 
     def close(self, problem: BaseException | None) -> None:
-        """Tell the others how it ended here, and mark what one of them has said already."""
-        text = None if problem is None else in_short(problem)
-        if problem is not None and text is not None:
-            problem.is_said = not self._says_first(str(problem))  # type: ignore[attr-defined]
-        is_agreed = problem is None or isinstance(problem, RunInterrupted)
-        self.heartbeat.close("" if is_agreed else text or "")
-        if self._is_connected and is_agreed:
+        """Tell the others how this process ended, and mark a problem that another one has already reported."""
+        ended = "" if problem is None or isinstance(problem, RunInterrupted) else in_short(problem)
+        # On a thread of its own, since a store that does not answer knows no timeout.
+        goodbye = threading.Thread(target=self._say_goodbye, args=(problem, ended), daemon=True)
+        goodbye.start()
+        goodbye.join(GOODBYE_SECONDS)
+        if self._is_connected and not ended:
             dist.destroy_process_group()
 
-    def _says_first(self, text: str) -> bool:
-        key = "said/" + hashlib.sha256(text.encode()).hexdigest()
+    def _say_goodbye(self, problem: BaseException | None, ended: str) -> None:
+        if problem is not None:
+            problem.is_reported = not self._reports_first(str(problem))  # type: ignore[attr-defined]
+        self.heartbeat.stop(ended)
+
+    def _reports_first(self, text: str) -> bool:
+        key = "reported/" + hashlib.sha256(text.encode()).hexdigest()
         if self.rank:
             time.sleep(SECONDS_FOR_RANK_0)  # its output is where people look
         try:
@@ -159,37 +167,19 @@ class Processes:
 
 @contextmanager
 def joined() -> Iterator[Processes | None]:
-    """Find the other processes of this run; None = there is none, and nothing is set up.
+    """Find the other processes of this run. None = there are none, and nothing is set up.
 
     Raises:
-      ConfigurationError: the environment says half of it, or the others did not come within five minutes.
+      ConfigurationError: the environment is incomplete, or the others did not arrive within five minutes.
     """
-    where = _place()
-    if where is None:
+    processes = _meet()
+    if processes is None:
         yield None
         return
-    rank, size, local_rank, host, port = where
-    again = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    patience = timedelta(seconds=MEETING_SECONDS)
-
-    def connect() -> Any:
-        socket.create_connection((host, port), CONNECT_SECONDS).close()  # torch's own attempt fails with a stack of C++
-        short = timedelta(seconds=CONNECT_SECONDS)
-        own = dist.TCPStore(host, port, is_master=False, timeout=short, wait_for_workers=False)
-        return dist.PrefixStore(f"tutelage/{again}", own)
-
-    try:
-        store, _, _ = next(dist.rendezvous("env://", timeout=patience))
-        processes = Processes(rank, size, local_rank, dist.PrefixStore(f"tutelage/{again}", store), connect)
-    except (RuntimeError, OSError) as problem:
-        raise ConfigurationError(
-            f"rank {rank} of {size} found no other process at {host}:{port} ({in_short(problem)}). Start all "
-            f"processes within {MEETING_SECONDS} seconds, with the same address, which rank 0's machine must have."
-        ) from None
     try:
         yield processes
     except BaseException as problem:
-        # Once the first process has gone, a launcher ends the others; what they have to say is still to be said.
+        # When one process has ended, a launcher ends the others; they report their problem first.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         processes.close(problem)
         raise
@@ -197,18 +187,24 @@ def joined() -> Iterator[Processes | None]:
         processes.close(None)
 
 
-def _place() -> tuple[int, int, int, str, int] | None:
-    """Rank, world size, local rank, address and port of the meeting place; None = this process is alone."""
+def _meet() -> Processes | None:
     try:
-        size = int(os.environ.get("WORLD_SIZE", "1"))
-        if size <= 1:
+        if int(os.environ.get("WORLD_SIZE", "1")) <= 1:
             return None
-        rank, local_rank = int(os.environ["RANK"]), int(os.environ.get("LOCAL_RANK", "0"))
-        return rank, size, local_rank, os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    except (KeyError, ValueError) as problem:
+        store, rank, size = next(dist.rendezvous("env://", timeout=timedelta(seconds=MEETING_SECONDS)))
+        # When torchrun restarts all processes, its store still holds the lines of those before.
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        return Processes(dist.PrefixStore(f"tutelage/{attempt}", store), rank, size, dist.get_node_local_rank(0))
+    except ValueError as problem:
         raise ConfigurationError(
-            f"the environment does not say which process this is ({problem}); {', '.join(NAMES)} are expected. Start "
-            "the run with torchrun or accelerate launch, or set them all."
+            f"the environment does not say which process this is ({in_short(problem)}); RANK, WORLD_SIZE, MASTER_ADDR "
+            "and MASTER_PORT are expected. Start the run with torchrun or accelerate launch, or set them all."
+        ) from None
+    except (RuntimeError, OSError) as problem:
+        rank, size, host, port = (os.environ[name] for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"))
+        raise ConfigurationError(
+            f"rank {rank} of {size} found no other process at {host}:{port} ({in_short(problem)}). Start all processes "
+            f"within {MEETING_SECONDS} seconds, with the same address, which must be that of rank 0's machine."
         ) from None
 
 

@@ -1,12 +1,12 @@
-"""Models whose layers are spread over the processes (FSDP2): the student while it learns, a teacher too large for one.
+"""Models that are sharded over the processes (FSDP2): the student while it learns, and a teacher too large for one GPU.
 
 The student: each process keeps a part of every parameter, of its gradient and of AdamW's moments. A layer's parameters
-are gathered while it is computed, those of the embedding and the head while a micro-batch is. Gradients are summed as
-they are shared out, and not averaged. Decoding reads every weight once per token, so it uses a whole copy of the
-weights, which is also what is evaluated and saved; it is refreshed once per update.
+are gathered while the layer is computed, those of the embedding and the head during a whole micro-batch. Gradients are
+reduced to their sum, not their mean. Decoding reads every weight once per token, so it uses a whole copy of them, which
+is refreshed once per update, and is also what is evaluated and saved.
 
-The teacher learns nothing: no gradient, no moments. Where it is sharded, its layers are gathered in every forward, so
-all processes read with it at the same time, whether or not they have something to read.
+The teacher is not trained: no gradient, no moments. If it is sharded, its layers are gathered in every forward, so all
+processes run its forwards at the same time, whether or not they have something to read.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ __all__ = ["JointReading", "ShardedLearner", "shard_frozen"]
 
 
 class _MicroBatch(nn.Module):
-    """The root of a sharded student: what it runs inside finds embedding and head gathered."""
+    """The root of a sharded student: embedding and head are gathered while it runs a loss."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -42,12 +42,12 @@ class _MicroBatch(nn.Module):
 
 @dataclass(frozen=True)
 class ShardedLearner(Learner):
-    """A student in parts.
+    """A sharded student.
 
     Fields:
-      student: the whole copy that decodes.
-      root: every pass goes through it.
-      processes: that share the student.
+      student: the whole copy, which decodes.
+      root: the sharded module through which every pass goes.
+      processes: the processes that share the student.
     """
 
     student: LanguageModel
@@ -56,7 +56,7 @@ class ShardedLearner(Learner):
 
     @classmethod
     def of(cls, student: LanguageModel, mesh: Any, processes: Processes) -> ShardedLearner:
-        """Cut a copy of the student into parts; the student itself no longer learns."""
+        """Shard a copy of the student. The student itself is no longer trained."""
         trainable = copy.deepcopy(student.trainable)
         module = trainable.module
         for layer in _layers(module, student.name):
@@ -67,12 +67,12 @@ class ShardedLearner(Learner):
             inner.set_gradient_divide_factor(1.0)
             inner.set_force_sum_reduction_for_comms(True)
         student.module.requires_grad_(False)
-        # Layers gather themselves when they are called, which our own forward does not do.
+        # A layer is gathered when its module is called, which our own forward does not do.
         model = replace(student, module=module, trainable=trainable, fast_forward=False, compile=False)
         return cls(model, student, root, processes)
 
     def backward(self, passes: Sequence[Callable[[], Tensor]]) -> None:
-        """Add the gradients of all processes' passes; who has fewer of them keeps the others company."""
+        """Add the gradients of all processes' passes; a process with fewer passes runs empty ones to stay in step."""
         most = max(self.processes.gather(len(passes)))
         idle = [self._nothing] * (most - len(passes))
         with self.processes.waiting():
@@ -80,7 +80,7 @@ class ShardedLearner(Learner):
                 self.root(loss).backward()
 
     def _nothing(self) -> Tensor:
-        """A loss of 0 that touches every parameter."""
+        """A loss of 0 that depends on every parameter."""
         return 0.0 * self.model.logits(self.model.hidden_packed([[self.model.known_ids[0]]])).sum()
 
     @torch.no_grad()
@@ -92,7 +92,7 @@ class ShardedLearner(Learner):
                     whole[name].copy_(part.full_tensor())
 
     def moments(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-        """The state that an optimizer over the whole student would have, on the CPU; empty but on rank 0."""
+        """The state of an optimizer over the whole student, on the CPU. On other ranks than 0 it is empty."""
         state = optimizer.state_dict()
         whole: dict[int, dict[str, Any]] = {}
         with self.processes.waiting():
@@ -112,13 +112,13 @@ class ShardedLearner(Learner):
 
 
 def shard_frozen(model: LanguageModel, mesh: Any) -> LanguageModel:
-    """A model on the CPU as one that learns nothing: its layers in parts, all else whole, on the mesh's device."""
+    """Shard the layers of a model that is on the CPU, and move the rest to the mesh's device; nothing is trained."""
     module = model.module.requires_grad_(False)
     layers = _layers(module, model.name)
-    spread = {id(p) for layer in layers for p in layer.parameters()}
+    sharded = {id(p) for layer in layers for p in layer.parameters()}
     for layer in layers:
         fully_shard(layer, mesh=mesh, reshard_after_forward=True)
-    rest = [p for p in module.parameters() if id(p) not in spread and not hasattr(p, "full_tensor")]
+    rest = [p for p in module.parameters() if id(p) not in sharded and not hasattr(p, "full_tensor")]
     is_cuda = mesh.device_type == "cuda"
     device = torch.device("cuda", torch.cuda.current_device()) if is_cuda else torch.device("cpu")
     for whole in rest:
@@ -126,16 +126,16 @@ def shard_frozen(model: LanguageModel, mesh: Any) -> LanguageModel:
     for inner in module.modules():
         for name, buffer in inner._buffers.items():
             inner._buffers[name] = None if buffer is None else buffer.to(device)
-    # The root gathers nothing itself: it lets the next layer's parts travel while this one is computed.
+    # The root gathers nothing itself. It makes FSDP fetch the next layer while this one is computed.
     fully_shard(module.base_model, mesh=mesh, ignored_params=set(rest))
     return replace(model, module=module, fast_forward=False)
 
 
 class JointReading:
-    """Forwards of a sharded teacher, which all processes make at the same time.
+    """Runs the forwards of a sharded teacher in all processes at the same time.
 
-    How many a process needs depends on its answers. Before each one, all say whether they need it; who is done with its
-    share attends the others' forwards until nobody needs one more.
+    How many forwards a process needs depends on its answers. Before each one, the processes tell each other who needs
+    it. A process that has finished its share takes part in the others' forwards until no process needs one.
     """
 
     def __init__(self, teacher: LanguageModel, processes: Processes) -> None:
@@ -147,21 +147,21 @@ class JointReading:
         if self._attends:
             return
         heartbeat = self.processes.heartbeat
-        _num_reading, num_asked = self.processes.exchange([1, int(heartbeat.is_stop_asked)])
+        _num_reading, num_asked = self.processes.exchange([1, int(heartbeat.stop_reason is not None)])
         if num_asked:
             raise RunInterrupted("a process of this run was asked to stop")
 
     @torch.no_grad()
     def attend(self) -> None:
-        """Take part in the others' forwards until they are done with their shares."""
+        """Take part in the others' forwards until all have finished their shares."""
         self._attends = True
         try:
             while True:
-                asked = int(self.processes.heartbeat.is_stop_asked)
+                asked = int(self.processes.heartbeat.stop_reason is not None)
                 num_reading, num_asked = self.processes.exchange([0, asked], patiently=True)
                 if not num_reading:
                     return
-                if not num_asked:  # otherwise the readers leave their shares, and come here
+                if not num_asked:  # otherwise the readers leave their shares, and call `attend` too
                     token = torch.zeros(1, 1, dtype=torch.int64, device=self.teacher.device)
                     self.teacher.module.base_model(input_ids=token, use_cache=False)
         finally:
@@ -184,7 +184,7 @@ def _on_cpu(value: Any) -> Any:
 
 
 def _part_like(parameter: Any, value: Any) -> Any:
-    """This process's part of a whole moment; counts of steps stay as they are."""
+    """This process's part of a whole moment. Step counts are returned as they are."""
     if not isinstance(value, Tensor) or value.shape != parameter.shape:
         return value
     here = value.to(parameter.device)

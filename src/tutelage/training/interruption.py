@@ -1,12 +1,12 @@
-"""Ctrl-C and SIGTERM, turned into one exception that arrives at a moment when the run can be saved.
+"""Ctrl-C and SIGTERM become one exception, raised when the run can be saved.
 
-A signal interrupts at once, in the middle of a rollout if need be: nothing of a step is kept until its update, so the
-state before the step is whole. Only the update and the writing of files are protected; a signal that comes then is
-raised right after. A second Ctrl-C is Python's own KeyboardInterrupt again, for those who cannot wait.
+A signal interrupts at once, even in the middle of a rollout: nothing of a step is kept before its update, so the state
+before the step is complete. Only the update and the writing of files are protected; a signal that arrives meanwhile is
+raised right after. A second Ctrl-C raises Python's own KeyboardInterrupt, for those who cannot wait.
 
-Where several processes share a run, a signal to one is one to all, and they stop at the same step: each interrupts what
-it does apart from the others, and they leave together. All else waits for others, and is protected. There a second
-Ctrl-C changes nothing, since launchers pass on a signal that the terminal has sent already.
+If several processes share a run, a signal to one of them stops all of them at the same step: each interrupts its local
+section, and they leave it together. Everything else waits for other processes, and is protected. A second Ctrl-C then
+has no effect, because launchers pass on the signal that the terminal has already sent to every process.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Interruption:
 
     @contextmanager
     def protected(self) -> Iterator[None]:
-        """Let what is inside finish; a signal that came meanwhile is raised on leaving."""
+        """Let the body finish; a signal that arrives meanwhile is raised afterwards."""
         self._protected += 1
         try:
             yield
@@ -65,11 +65,11 @@ class Interruption:
 
     @contextmanager
     def local_section(self) -> Iterator[None]:
-        """What is inside needs no other process, and may be interrupted; all processes leave it together.
+        """The body needs no other process, and may be interrupted; all processes leave it together.
 
         Raises:
-          RunInterrupted: in all of them, if one was asked to stop.
-          TutelageError: in all of them, if one raised it inside.
+          RunInterrupted: in all processes, if one was asked to stop.
+          TutelageError: in all processes, if the body raised it in one.
         """
         if self.runtime.is_alone:
             yield
@@ -84,10 +84,11 @@ class Interruption:
             self._ask(str(raised))
         except TutelageError as raised:
             problem = raised
-            self.runtime.tell_stop(str(raised))
         finally:
             self._protected = protected
-        if problem is None and self.reason is not None:
+        if problem is not None:
+            self.runtime.request_stop(str(problem))  # the others need not finish their local sections
+        elif self.reason is not None:
             problem = RunInterrupted(self.reason)
         agreed = self.runtime.agree(problem)
         if agreed is not None:
@@ -102,21 +103,21 @@ class Interruption:
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.reason is not None and number == signal.SIGINT and self.runtime.is_alone:
             raise KeyboardInterrupt
-        self._ask(self.runtime.stop_asked or f"stopped by {signal.Signals(number).name}")
+        self._ask(self.runtime.stop_reason or f"stopped by {signal.Signals(number).name}")
         self._raise_if_asked()
 
     def _ask(self, reason: str) -> None:
         if self.reason is None:
             self.reason = reason
-            self.runtime.tell_stop(reason)
+            self.runtime.request_stop(reason)
 
     def _pass_on(self) -> None:
-        """Interrupt the main thread, from another one, because of what another process did."""
+        """Interrupt the main thread, from another thread, because of another process."""
         if self.reason is None:
             _thread.interrupt_main(signal.SIGTERM)
 
     def _raise_if_asked(self) -> None:
         if self.reason is not None and self._protected == 0:
-            # Raised once; from here on the loop is saving, and must not be interrupted by its own exception.
+            # Raised once: from here on the loop saves the run, and must not be interrupted again.
             self._protected += 1
             raise RunInterrupted(self.reason)

@@ -128,7 +128,7 @@ def test_a_fault_without_a_place_for_its_log_is_still_one_line(
 
 def test_what_another_process_has_said_is_not_said_again(ending: Ending, logs: Path) -> None:
     for problem, expected in ((ConfigurationError("x"), 2), (KeyError("x"), 70), (RunInterrupted("x"), 130)):
-        problem.is_said = True  # type: ignore[attr-defined]
+        problem.is_reported = True  # type: ignore[attr-defined]
         assert ending(problem) == (expected, "")
     assert list(logs.iterdir()) == []
 

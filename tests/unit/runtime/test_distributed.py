@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from tests.support.tiny_models import make_model
-from tutelage.runtime.several import BUCKET_BYTES, _buckets, _fingerprint
+from tutelage.runtime.distributed import BUCKET_BYTES, _buckets, _fingerprint
 
 
 def test_a_changed_bit_is_seen_in_every_type() -> None:

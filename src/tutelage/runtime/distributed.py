@@ -1,8 +1,8 @@
-"""Several processes, each with its share of a step's prompts, that make one update together.
+"""Several processes: each has its share of a step's prompts, and all make one update together.
 
-"ddp": every process holds the whole student, the gradient and AdamW's moments. Gradients are added up once per update,
-in buckets. That is what DistributedDataParallel does under `no_sync`, without its wrapper: our losses are divided by
-the token count of the global batch, so gradients are summed and not averaged, and a process may have no answer at all.
+"ddp": every process holds the whole student, the gradient and AdamW's moments. Gradients are summed once per update, in
+buckets. DistributedDataParallel does the same under `no_sync`. Its wrapper is not used, because losses are divided by
+the token count of the global batch (so gradients are summed, not averaged), and a process may have no answer at all.
 
 "fsdp2": see `sharded`.
 """
@@ -24,7 +24,7 @@ from tutelage.runtime.local import Learner, LocalRuntime
 from tutelage.runtime.processes import Processes
 from tutelage.runtime.sharded import JointReading, ShardedLearner, shard_frozen
 
-__all__ = ["SharedRuntime"]
+__all__ = ["DistributedRuntime"]
 
 T = TypeVar("T")
 
@@ -32,14 +32,14 @@ BUCKET_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
-class SharedRuntime(LocalRuntime):
-    """This process's part of a run on several.
+class DistributedRuntime(LocalRuntime):
+    """This process's part of a run that several processes share.
 
     Fields:
-      device: "auto" and "cuda" are this process's own GPU where there are any.
-      processes: this one among the others.
+      device: "auto" and "cuda" mean this process's own GPU, if there are GPUs.
+      processes: this process and the others.
       strategy: "ddp" or "fsdp2".
-      shards_teacher: each process keeps a part of the teacher's layers, and gathers one at a time.
+      shards_teacher: each process keeps a part of every layer of the teacher, and gathers one layer at a time.
       timeout_seconds: longest wait for another process.
     """
 
@@ -63,8 +63,8 @@ class SharedRuntime(LocalRuntime):
         if kind == "cuda":
             if local_rank >= torch.cuda.device_count():
                 raise ConfigurationError(
-                    f"this machine has {torch.cuda.device_count()} GPUs and no one for process {local_rank + 1} on it. "
-                    "Start as many processes as there are GPUs (--nproc-per-node)."
+                    f"this machine has {torch.cuda.device_count()} GPUs, none left for process {local_rank + 1}. Start "
+                    "as many processes as there are GPUs (--nproc-per-node)."
                 )
             object.__setattr__(self, "device", f"cuda:{local_rank}")
             torch.cuda.set_device(local_rank)
@@ -83,17 +83,17 @@ class SharedRuntime(LocalRuntime):
         return bool(self._readings)
 
     @property
-    def stop_asked(self) -> str | None:
-        return self.processes.heartbeat.stop_asked
+    def stop_reason(self) -> str | None:
+        return self.processes.heartbeat.stop_reason
 
-    def begin_run(self, ring: Callable[[], None]) -> None:
-        self.processes.heartbeat.begin_run(ring)
+    def begin_run(self, on_stop_request: Callable[[], None]) -> None:
+        self.processes.heartbeat.begin_run(on_stop_request)
 
     def end_run(self) -> None:
-        self.processes.heartbeat.on_news = lambda: None
+        self.processes.heartbeat.on_stop_request = lambda: None
 
-    def tell_stop(self, reason: str) -> None:
-        self.processes.heartbeat.tell_stop(reason)
+    def request_stop(self, reason: str) -> None:
+        self.processes.heartbeat.request_stop(reason)
 
     def share(self, count: int) -> slice:
         rank, size = self.processes.rank, self.processes.size
@@ -115,14 +115,14 @@ class SharedRuntime(LocalRuntime):
         if not num_problems:
             return None
         raised = [each for each in self.processes.gather(problem) if each is not None]
-        # Those that were asked to stop because of another's problem say so too.
+        # A process that was asked to stop because of another one's problem raises RunInterrupted.
         return min(raised, key=lambda each: isinstance(each, RunInterrupted))
 
     def check_equal(self, what: str, value: object) -> None:
-        """Refuse a run whose processes do not have the same.
+        """Refuse the run unless all processes have the same value.
 
         Raises:
-          ConfigurationError: names the first process that has something else than rank 0.
+          ConfigurationError: names the first process whose value is not that of rank 0.
         """
         first, *others = self.processes.gather(value)
         for rank, other in enumerate(others, start=1):
@@ -141,7 +141,7 @@ class SharedRuntime(LocalRuntime):
     def placed_teacher(self, load: Callable[[str], LanguageModel]) -> LanguageModel:
         if not self.shards_teacher:
             return load(self.device)
-        # Loaded on the CPU, from where its layers go to the device one by one: whole, it need not fit there.
+        # Loaded on the CPU. Its layers then go to the device one by one, since the whole may not fit there.
         teacher = shard_frozen(load("cpu"), self._mesh())
         self._readings.append(JointReading(teacher, self.processes))
         return teacher
@@ -156,11 +156,11 @@ class SharedRuntime(LocalRuntime):
 
 
 def _sum_gradients(parameters: Sequence[Tensor]) -> None:
-    """Replace each gradient by the sum of all processes' gradients; sharded ones are sums already."""
+    """Replace each gradient by its sum over all processes. Sharded gradients are sums already."""
     whole = [p for p in parameters if not hasattr(p, "full_tensor")]
     if not whole:
         return
-    # A process without an answer has no gradient; a parameter that nobody used keeps none, as in a single process.
+    # A process without an answer has no gradient. A parameter that no process used keeps none, as in a single process.
     used = torch.tensor([p.grad is not None for p in whole], dtype=torch.int32)
     dist.all_reduce(used)
     for p, count in zip(whole, used.tolist(), strict=True):
@@ -174,7 +174,7 @@ def _sum_gradients(parameters: Sequence[Tensor]) -> None:
 
 
 def _buckets(gradients: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """Neighbours of one type, together as large as pays for one message."""
+    """Consecutive gradients of one type, at most BUCKET_BYTES together unless one alone is larger."""
     bucket: list[Tensor] = []
     for gradient in gradients:
         if bucket and (
@@ -188,7 +188,7 @@ def _buckets(gradients: Sequence[Tensor]) -> Iterator[list[Tensor]]:
 
 
 def _fingerprint(module: nn.Module) -> list[tuple[str, int]]:
-    """Names of all weights and buffers, and the sums of their bits read as integers: exact, and in any order."""
+    """Each weight and buffer by name with the sum of its bits, read as integers: exact, and in any order."""
     integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     return [
         (name, int(value.detach().contiguous().view(integers[value.itemsize]).sum(dtype=torch.int64)))
