@@ -172,7 +172,7 @@ MISMATCHES: dict[str, tuple[Callable[[Path, Path], list[str]], list[str]]] = {
     "top k": (lambda *_: ["divergence.top_k=32"], ["divergence.top_k is 32", "16 most probable", "support_size"]),
     "answers": (lambda *_: ["rollout.samples_per_prompt=3"], ["samples_per_prompt is 3", "has 2 answers"]),
     "no folder": (lambda *_: ["data.scores=/nowhere"], ["/nowhere holds no scores", "tutelage score"]),
-    "ratio": (lambda *_: ["divergence=sampled_reverse_kl"], ["SampledReverseKL", "nobody knows it", "sampled_nll"]),
+    "ratio": (lambda *_: ["divergence=sampled_reverse_kl"], ["SampledReverseKL", "is not known", "sampled_nll"]),
     "support": (lambda *_: ["divergence.support=full"], ["divergence.support is 'full'", "'teacher_top_k'"]),
     "weighting": (lambda *_: ["weighting=tip"], ["the weighting Tip", "the student was not asked"]),
     "target": (lambda *_: ["target=extrapolated", "divergence=sampled_nll"], ["has not read the answers"]),

@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Any, Self, TypeVar
 
 from tutelage.config.clock import template_clock, with_asked_date
-from tutelage.config.compatibility import check_consistency
+from tutelage.config.consistency import check_consistency
 from tutelage.config.evaluation import build_evaluation_sets, evaluation_plan
 from tutelage.config.fingerprints import ModelHashes, data_inputs
 from tutelage.config.models import load_meta_models, load_reference, load_student, load_teachers
@@ -30,13 +30,10 @@ from tutelage.rollout import Engine, Engines, LocalScorer, OfflineEngine, Paired
 from tutelage.runtime import LocalRuntime
 from tutelage.tasks import TemplateClock, check_verifier
 from tutelage.training import EvaluationPlan, Phase, phase_at
-from tutelage.types import Fact
 
 __all__ = ["RunAssembly"]
 
 T = TypeVar("T")
-
-REFERENCES = {Fact.reference, Fact.moving_reference}
 
 
 @dataclass(frozen=True)
@@ -86,7 +83,7 @@ class RunAssembly:
     @cached_property
     def needs_reference(self) -> bool:
         """Whether some phase compares with a third model."""
-        return self.learns and any(phase.recipe.needs & REFERENCES for phase in self.phases)
+        return self.learns and any(phase.recipe.compares_with_reference for phase in self.phases)
 
     def check_settings(self) -> None:
         """Refuse what the run file alone shows to be impossible."""

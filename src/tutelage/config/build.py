@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tutelage.config.assembly import RunAssembly
-from tutelage.config.compatibility import check_runtime
+from tutelage.config.consistency import check_runtime
 from tutelage.config.load import settings_of, to_toml
 from tutelage.config.models import reference_of
 from tutelage.config.resuming import Beginning, beginning_of

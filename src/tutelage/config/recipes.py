@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from tutelage.config.compatibility import check_recipe, check_recipes
+from tutelage.config.compatibility import check_facts
+from tutelage.config.consistency import check_addresses, check_reference
 from tutelage.config.parts import losses_from, part_from
 from tutelage.config.phases import phase_tables
 from tutelage.config.schema import RunConfig
@@ -29,11 +30,12 @@ def build_recipe(config: RunConfig) -> Recipe:
 
 def build_phases(config: RunConfig) -> list[Phase]:
     """The recipes of a run, one after another; a run without phases is one."""
+    check_addresses(config)
     phases = []
     for tables in phase_tables(config):
         try:
             recipe = build_recipe(tables.config)
-            check_recipe(recipe)
+            check_facts(tables.config, recipe)
         except ConfigurationError as problem:
             if tables.name is None:
                 raise
@@ -41,5 +43,5 @@ def build_phases(config: RunConfig) -> list[Phase]:
         optimizer, factor = tables.config.optimizer, config.student.trainable.learning_rate_factor
         optimizer = replace(optimizer, learning_rate=optimizer.learning_rate * factor)
         phases.append(Phase(recipe, optimizer, tables.first_step, tables.name))
-    check_recipes(config, [phase.recipe for phase in phases])
+    check_reference(config.reference, [phase.recipe for phase in phases])
     return phases

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from tutelage.config.schema import RunConfig
-from tutelage.errors import ConfigurationError
 from tutelage.models import PROBE_TEXT, LanguageModel, ModelSet, Vocabulary
 from tutelage.rollout import SAMPLERS, Capacity, HostedEngine, Limits, Sampler, ServedModel, ServedScorer, Server
 from tutelage.runtime import LocalRuntime
@@ -31,16 +30,7 @@ def limits_of(config: RunConfig) -> Limits:
 
 
 def make_hosted_engine(config: RunConfig, models: ModelSet, runtime: LocalRuntime) -> HostedEngine:
-    """The engine of answers that the student draws alone; a sampler beside this process starts when it is first needed.
-
-    Raises:
-      ConfigurationError: there are several processes, each of which would start a sampler.
-    """
-    if config.vllm.server is None and not runtime.is_alone:
-        raise ConfigurationError(
-            f"rollout.engine is {config.rollout.engine!r}, and there are several processes; a sampler that is started "
-            "here draws for one. Give all of them a server (vllm.server), or use rollout.engine = 'paired'."
-        )
+    """The engine of answers that the student draws alone; a sampler here starts when it is first needed."""
     return HostedEngine(
         models,
         make_sampler(config, models.student),

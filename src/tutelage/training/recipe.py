@@ -57,6 +57,11 @@ class Recipe:
         return any(window.needs_full_target for window in self.windows)
 
     @property
+    def compares_with_reference(self) -> bool:
+        """There must be a third model."""
+        return bool(self.needs & {Fact.reference, Fact.moving_reference})
+
+    @property
     def reads_reference(self) -> bool:
         """The reference must read finished answers before the update."""
         is_recorded = bool(self.target.needs) and not self.asks_whole_teacher

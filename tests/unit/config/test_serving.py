@@ -13,6 +13,7 @@ import pytest
 from tests.support.fake_server import Fake, student_server, vllm_of
 from tests.support.tiny_run import write_run_file
 from tutelage.config import build_phases, build_run, load_config
+from tutelage.config.consistency import check_runtime
 from tutelage.errors import ConfigurationError, ServerError
 from tutelage.models import load_language_model, load_tokenizer
 from tutelage.rollout import PairedEngine
@@ -136,4 +137,4 @@ def test_the_student_is_handed_to_a_server_where_the_run_file_says_so(
     with pytest.raises(
         ConfigurationError, match="there are several processes; a sampler that is started here draws for"
     ):
-        build_run(config_of(home, "rollout.engine=vllm", f"output={tmp_path / 'other'}"))
+        check_runtime(config_of(home, "rollout.engine=vllm"), is_shared=True)

@@ -1,0 +1,123 @@
+"""Which keys of a run file contradict one another?  Rules about settings; what parts of a method need is elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields
+
+from tutelage.config.schema import ReferenceConfig, RunConfig, StudentConfig
+from tutelage.errors import ConfigurationError
+from tutelage.evaluation import GREEDY_SUFFIX, EvaluationResult
+from tutelage.models import base_of, check_quantization, check_unquantised
+from tutelage.rollout import address_of
+from tutelage.runtime import LocalRuntime
+from tutelage.targets import TARGETS
+from tutelage.tasks import short_name
+from tutelage.training import Phase, Recipe, check_method_form
+
+__all__ = ["check_addresses", "check_consistency", "check_reference", "check_runtime"]
+
+
+def check_addresses(config: RunConfig) -> None:
+    """Refuse servers' addresses that are none."""
+    for address, key in ((config.teacher.server, "teacher.server"), (config.vllm.server, "vllm.server")):
+        if address is not None:
+            address_of(address, key)
+
+
+def check_runtime(config: RunConfig, *, is_shared: bool) -> None:
+    """Refuse what cannot be shared out among processes."""
+    settings, rollout = config.runtime, config.rollout
+    if settings.shard_teacher and (config.teacher.experts or config.teacher.routes or rollout.compile):
+        raise ConfigurationError(
+            "runtime.shard_teacher is true, which works for a single teacher that decodes uncompiled; there are "
+            "teacher.experts, teacher.routes or rollout.compile. Drop these, or runtime.shard_teacher."
+        )
+    if is_shared and settings.strategy == "fsdp2" and (config.student.adapter or settings.compile):
+        key = "student.adapter" if config.student.adapter else "runtime.compile"
+        raise ConfigurationError(
+            f"runtime.strategy is 'fsdp2', which shares out all weights of a student that learns as a whole, and {key} "
+            f"is set. Use runtime.strategy = 'ddp', or drop {key}."
+        )
+    if is_shared and rollout.engine != "paired" and config.vllm.server is None:
+        raise ConfigurationError(
+            f"rollout.engine is {rollout.engine!r}, and there are several processes; a sampler that is started here "
+            "draws for one. Give all of them a server (vllm.server), or use rollout.engine = 'paired'."
+        )
+
+
+def check_consistency(config: RunConfig, phases: Sequence[Phase]) -> None:
+    """Refuse what two keys of a run file cannot both ask for."""
+    _check_student(config.student, config.runtime.autocast, LocalRuntime(config.runtime.device).device)
+    if config.evaluation.sets:
+        _check_judgeable(config)
+    for recipe in [phase.recipe for phase in phases]:
+        check_method_form(config.runtime.loss, recipe)
+        if not recipe.asks_whole_teacher and config.rollout.support_size < recipe.top_k:
+            raise ConfigurationError(
+                f"rollout.support_size is {config.rollout.support_size}, but the loss looks at divergence.top_k = "
+                f"{recipe.top_k} tokens. Set rollout.support_size to at least that."
+            )
+
+
+def check_reference(reference: ReferenceConfig, recipes: Sequence[Recipe]) -> None:
+    """Refuse a reference that no phase compares with, and one that cannot move as it is asked to."""
+    if not any(recipe.compares_with_reference for recipe in recipes) and reference != ReferenceConfig():
+        raise ConfigurationError(
+            f"there is a [reference], but the target {recipes[0].target} compares with none. Drop it, or set "
+            f"target.name to one that does: {', '.join(name for name, member in TARGETS.items() if member.needs)}."
+        )
+    if reference.path is not None and reference.refresh_every:
+        raise ConfigurationError(
+            f"reference.path is {reference.path!r} and reference.refresh_every {reference.refresh_every}; what is "
+            "refreshed is a copy of the student. Drop one of the two."
+        )
+    if reference.share < 1 and not reference.refresh_every:
+        raise ConfigurationError(
+            f"reference.share is {reference.share:g}, but reference.refresh_every is 0, so the reference never moves. "
+            "Set reference.refresh_every to a number of steps, such as 1, or drop reference.share."
+        )
+
+
+def _check_student(student: StudentConfig, autocast: str | None, device: str) -> None:
+    """Refuse a student that could not learn as its table says, before anything is loaded."""
+    if student.adapter is not None and base_of(student.path) is not None:
+        raise ConfigurationError(
+            f"student.path {student.path!r} is an adapter, and [student.adapter] asks for a second one. Drop "
+            f"[student.adapter] to train the first one on, or merge it: tutelage export {student.path} --output DIR"
+        )
+    if student.dtype == "float16" and student.learns_whole:
+        raise ConfigurationError(
+            "student.dtype is 'float16', in which small numbers such as optimizer.epsilon are 0 and updates become "
+            "NaN. Set student.dtype = 'bfloat16', or 'float32' with runtime.autocast = 'bfloat16'."
+        )
+    base = base_of(student.path)
+    check_unquantised(student.path, None if base is None else base.path)
+    if student.quantization is not None:
+        check_quantization(student.quantization, device)
+    if autocast is not None and student.learns_whole and student.dtype != "float32":
+        raise ConfigurationError(
+            f"runtime.autocast is {autocast!r} and student.dtype {student.dtype!r}; autocast is for weights that stay "
+            "in float32. Set student.dtype = 'float32', or drop runtime.autocast."
+        )
+
+
+def _check_judgeable(config: RunConfig) -> None:
+    """Refuse evaluations that nothing can judge, or whose best one nothing could tell."""
+    if not config.data.verifier:
+        raise ConfigurationError(
+            "data.verifier is empty, but evaluation.sets asks for answers to be judged. Set data.verifier = 'math'."
+        )
+    reported = [item.name for item in fields(EvaluationResult) if item.type in ("int", "float")]
+    if config.checkpoint.best_metric not in reported:
+        raise ConfigurationError(
+            f"checkpoint.best_metric is {config.checkpoint.best_metric!r}; evaluations report {', '.join(reported)}. "
+            "Choose one of these."
+        )
+    names = [item.name or short_name(item.path) for item in config.evaluation.sets]
+    taken = [name for name in names if config.evaluation.greedy and name + GREEDY_SUFFIX in names]
+    if taken:
+        raise ConfigurationError(
+            f"evaluation.greedy is true, and two sets are called {taken[0]!r} and {taken[0] + GREEDY_SUFFIX!r}; the "
+            "second is where greedy answers to the first are filed. Give the second another `name`."
+        )
