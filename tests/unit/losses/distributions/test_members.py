@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tutelage.distributions import normalise, tail_logprobs
 from tutelage.divergences import (
     GENERATORS,
     AlphaDivergence,
@@ -35,7 +36,7 @@ from tutelage.divergences import (
     total_variation,
 )
 from tutelage.errors import ConfigurationError, ZeroMassError
-from tutelage.types import SparseTarget
+from tutelage.types import DenseTarget, SparseTarget
 
 INF = math.inf
 
@@ -303,6 +304,22 @@ def test_supports_and_the_whole_vocabulary() -> None:
             torch.testing.assert_close(reverse_kl(student, target, support(8, rest)), full)
     narrow, wide = (reverse_kl(student, target, support(2)) for support in (StudentTopK, UnionTopK))
     assert (narrow <= wide + 1e-12).all(), "splitting an event cannot lower a KL"
+
+
+@pytest.mark.parametrize("rest", ["tail", "renormalised", "truncated"])
+@pytest.mark.parametrize("k", [2, 4])
+def test_the_teachers_support_on_a_record_is_that_of_its_logits(k: int, rest: str) -> None:
+    student, teacher = torch.randn(2, 5, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    logprobs = normalise(teacher)
+    top = logprobs.topk(4)
+    record = SparseTarget(top.indices.int(), top.values, tail_logprobs(logprobs, top.indices), whose="teacher")
+    support = TeacherTopK(k, rest)
+    for found, expected in zip(
+        support.events(student, record), support.events(student, DenseTarget(teacher)), strict=True
+    ):
+        torch.testing.assert_close(found, expected)
+    with pytest.raises(ConfigurationError, match="known on a top-k support only"):
+        support.events(student, SparseTarget(top.indices, top.values, record.tail_logprobs))
 
 
 def test_only_the_students_support_can_be_read_off_a_record() -> None:
