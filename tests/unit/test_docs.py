@@ -19,6 +19,7 @@ import typer
 from pydantic import BaseModel
 
 from tests.support.rollouts import rollout_of
+from tests.support.tiny_models import pair
 from tests.support.tiny_run import write_run_file
 from tutelage.advantages import ADVANTAGES
 from tutelage.cli import app
@@ -37,11 +38,12 @@ from tutelage.diagnostics import METRICS
 from tutelage.evaluation import EvaluationSample
 from tutelage.losses import LOSSES
 from tutelage.models import AdapterSettings
-from tutelage.policies import POLICIES
+from tutelage.policies import POLICIES, Student, Teacher, Temperature
+from tutelage.rollout import Capacity, HostedEngine, HostedSettings, Request
 from tutelage.schedules import SCHEDULES
 from tutelage.targets import TARGETS
 from tutelage.training import Observer, train
-from tutelage.types import Batch, DenseTarget
+from tutelage.types import Batch, DenseTarget, Prompt
 from tutelage.weighting import WEIGHTINGS
 
 ROOT = Path(__file__).parents[2]
@@ -244,6 +246,17 @@ def test_worked_examples_do_what_they_say(monkeypatch: pytest.MonkeyPatch) -> No
     assert [halving(0.05, 5)(k) for k in (0, 5, 10)] == pytest.approx([0.05, 0.025, 0.0125])
     torch.testing.assert_close(smoothed(0.3)(p.log(), q.log()).exp(), 0.7 * q + 0.3 / 7)
     assert smoothed(halving(1.0, 1)).at(2).weight == 0.25
+    plain, remembering = parts_of("new-engine.md")
+    models, request, settings = pair(), Request([Prompt([1, 2]), Prompt([4])], 8, 3), HostedSettings(tolerance=1e-6)
+    engine = HostedEngine(models, plain(settings, Capacity(64, 8, "cpu")), settings, support_size=4)
+    for policy in (Student(), Temperature(0.0)):
+        engine.sync(policy, 0)
+        made = engine.answer(policy, request)
+        assert [(r.prompt_index, r.sample_index) for r in made] == [(i, n) for i in range(2) for n in range(3)]
+    twice = remembering(engine)
+    assert twice.answer(Student(), request) is twice.answer(Student(), request)
+    twice.sync(Student(), 1)
+    assert twice.answer(Student(), request) is not made and twice.refusal(Teacher()) == engine.refusal(Teacher())
 
 
 # --- design ----------------------------------------------------------------------------------------------------------
