@@ -154,21 +154,16 @@ def evaluate(
     """Judge a model on problem sets: pass@1 with a 95% interval, pass@k, truncation, length."""
     from tutelage.config import (
         DataConfig,
+        EvaluationAssembly,
+        EvaluationConfig,
         EvaluationSetConfig,
         ModelConfig,
-        build_evaluation_sets,
-        check_lengths,
         check_writable,
-        decoder_of,
         load_config,
-        make_verifier,
     )
-    from tutelage.config.clock import date_of_run, template_clock
-    from tutelage.evaluation import Drawing, rich_table, write_evaluation
     from tutelage.evaluation import evaluate as run_evaluation
-    from tutelage.models import ModelSource, check_files, load_language_model, load_tokenizer
-    from tutelage.policies import Temperature
-    from tutelage.rollout import Limits, PairedEngine
+    from tutelage.evaluation import rich_table, write_evaluation
+    from tutelage.rollout import Limits
     from tutelage.runtime import LocalRuntime
     from tutelage.tasks import check_verifier, short_name
 
@@ -177,40 +172,29 @@ def evaluate(
         raise OutputExistsError(f"the output folder {output} already exists; nothing is overwritten. Choose another.")
     if output is not None:
         check_writable(output)
-    check_files(model)
-    tokenizer = load_tokenizer(model)
+        for path in task:
+            check_file_name(short_name(path), "the name of a problem set", "math500")
     data = DataConfig(path="none", max_prompt_tokens=max_prompt_tokens) if run is None else load_config(run).data
-    data = data.model_copy(update={"verifier": verifier})
-    if system_prompt is not None:
-        data = data.model_copy(update={"system_prompt": system_prompt})
+    asked = {"verifier": verifier} | ({} if system_prompt is None else {"system_prompt": system_prompt})
     items = [
         EvaluationSetConfig(path=path, prompt_column=prompt_column, answer_column=answer_column, limit=limit)
         for path in task
     ]
-    if data.template_date is None and Path(model).is_dir():  # a checkpoint of a run
-        data = data.model_copy(update={"template_date": date_of_run(Path(model).absolute().parent.parent)})
-    clock = template_clock(data)
-    for item in items if output is not None else []:
-        check_file_name(short_name(item.path), "the name of a problem set", "math500")
-    sets = build_evaluation_sets(items, data, tokenizer, clock)
-    for problems in sets:
-        check_lengths(ModelConfig(path=model), None, problems.prompts, max_new_tokens, "--max-new-tokens")
-    student = load_language_model(ModelSource(model, dtype.value), tokenizer, device=LocalRuntime(device).device)
-    engine = PairedEngine(student, limits=Limits(max_rows=rows))
+    parts = EvaluationAssembly(
+        ModelConfig.model_validate({"path": model, "dtype": dtype.value}),
+        data.model_copy(update=asked),
+        EvaluationConfig(sets=items, num_samples=samples, temperature=temperature),
+        max_new_tokens,
+    )
+    jobs = parts.plan.jobs(seed)
+    engine = parts.engine(LocalRuntime(device).device, Limits(max_rows=rows))
     console = TextConsole()
-    if clock.was_asked:
-        console.say(f"date      {clock.moment.isoformat()}, which the chat template asks for")
+    if parts.clock.was_asked:
+        console.say(f"date      {parts.clock.moment.isoformat()}, which the chat template asks for")
     results = []
-    for problems in sets:
+    for problems, policy, drawing in jobs:
         with console.status(f"{problems.name}: {len(problems.prompts)} problems x {samples} samples"):
-            result, drawn = run_evaluation(
-                engine,
-                problems,
-                Temperature(temperature).at(0),
-                Drawing(samples, temperature, max_new_tokens, seed),
-                verify=make_verifier(data, tokenizer),
-                decode=decoder_of(tokenizer),
-            )
+            result, drawn = run_evaluation(engine, problems, policy, drawing, verify=parts.verify, decode=parts.decode)
         results.append(result)
         if output is not None:
             console.say(f"written   {write_evaluation(output, result, drawn)}")

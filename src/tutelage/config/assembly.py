@@ -122,7 +122,7 @@ class RunAssembly:
     @cached_property
     def evaluation(self) -> EvaluationPlan:
         """What is evaluated, and when."""
-        return evaluation_plan(self.config, self.evaluation_sets)
+        return evaluation_plan(self.config.evaluation, self.evaluation_sets, self.config.evaluation_tokens)
 
     @cached_property
     def decode(self) -> Decode:

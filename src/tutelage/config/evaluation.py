@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tutelage.config.schema import DataConfig, EvaluationSetConfig, RunConfig
+from tutelage.config.clock import date_of_run, template_clock
+from tutelage.config.models import load_model
+from tutelage.config.prompts import check_lengths
+from tutelage.config.schema import DataConfig, EvaluationConfig, EvaluationSetConfig, ModelConfig
+from tutelage.config.verification import Decode, VerifyRollouts, decoder_of, make_verifier
 from tutelage.errors import ConfigurationError
 from tutelage.evaluation import EvaluationSet
+from tutelage.models import check_files, load_tokenizer
 from tutelage.policies import Temperature
+from tutelage.rollout import Limits, PairedEngine
 from tutelage.tasks import (
     BENCHMARKS,
     Problem,
@@ -22,7 +29,7 @@ from tutelage.tasks import (
 )
 from tutelage.training import EvaluationPlan
 
-__all__ = ["build_evaluation_sets", "evaluation_plan", "load_evaluation_problems"]
+__all__ = ["EvaluationAssembly", "build_evaluation_sets", "evaluation_plan", "load_evaluation_problems"]
 
 
 def build_evaluation_sets(
@@ -74,15 +81,67 @@ def load_evaluation_problems(item: EvaluationSetConfig, max_characters: int | No
     )
 
 
-def evaluation_plan(config: RunConfig, sets: Sequence[EvaluationSet]) -> EvaluationPlan:
-    """When a run is evaluated on its problem sets, and with which answers."""
-    evaluation = config.evaluation
+def evaluation_plan(settings: EvaluationConfig, sets: Sequence[EvaluationSet], max_new_tokens: int) -> EvaluationPlan:
+    """When a student is judged on problem sets, and on which answers."""
     return EvaluationPlan(
         sets=sets,
-        policy=Temperature(evaluation.temperature).at(0),
-        every=evaluation.every,
-        num_samples=evaluation.num_samples,
-        temperature=evaluation.temperature,
-        max_new_tokens=config.evaluation_tokens,
-        greedy_policy=Temperature(0.0).at(0) if evaluation.greedy else None,
+        policy=Temperature(settings.temperature).at(0),
+        every=settings.every,
+        num_samples=settings.num_samples,
+        temperature=settings.temperature,
+        max_new_tokens=max_new_tokens,
+        greedy_policy=Temperature(0.0).at(0) if settings.greedy else None,
     )
+
+
+@dataclass(frozen=True)
+class EvaluationAssembly:
+    """A model and what it is judged on, without a run; each part is made once, when it is first asked for.
+
+    Fields:
+      model: what is judged.
+      data: how problems are put to it, and who judges.
+      settings: the problem sets, and how answers are drawn.
+      max_new_tokens: length limit of an answer.
+    """
+
+    model: ModelConfig
+    data: DataConfig
+    settings: EvaluationConfig
+    max_new_tokens: int
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The model's."""
+        check_files(self.model.source)
+        return load_tokenizer(self.model.source)
+
+    @cached_property
+    def clock(self) -> TemplateClock:
+        """What chat templates are told when they ask for the date; of a checkpoint, as its run was told."""
+        folder, data = Path(self.model.path), self.data
+        if data.template_date is None and folder.is_dir():
+            data = data.model_copy(update={"template_date": date_of_run(folder.absolute().parent.parent)})
+        return template_clock(data)
+
+    @cached_property
+    def plan(self) -> EvaluationPlan:
+        """Problem sets and answers; sets that do not fit into the model's context are refused."""
+        sets = build_evaluation_sets(self.settings.sets, self.data, self.tokenizer, self.clock)
+        for problems in sets:
+            check_lengths(self.model, None, problems.prompts, self.max_new_tokens, "--max-new-tokens")
+        return evaluation_plan(self.settings, sets, self.max_new_tokens)
+
+    @cached_property
+    def verify(self) -> VerifyRollouts:
+        """Right or wrong."""
+        return make_verifier(self.data, self.tokenizer)
+
+    @cached_property
+    def decode(self) -> Decode:
+        """Token ids to text."""
+        return decoder_of(self.tokenizer)
+
+    def engine(self, device: str, limits: Limits) -> PairedEngine:
+        """The model with its weights, as a student alone."""
+        return PairedEngine(load_model(self.model, self.tokenizer, device), limits=limits)
