@@ -123,6 +123,10 @@ def test_losses_of_a_run_file(tmp_path) -> None:
         ({"name": "reverse"}, r"^loss\[0\]\.name is 'reverse'; expected one of"),
         ({"name": "sampled_nll", "advantage": "none"}, r"^loss\[0\]\.advantage\.name is 'none'; expected one of"),
         ({"name": "dpo", "beta": 0}, r"^loss\[0\]\.beta is 0"),
+        (
+            {"name": "sampled_nll", "advantage": {"name": "teacher_log_ratio", "discount": 2}},
+            r"^loss\[0\]\.advantage\.discount is 2",
+        ),
     ):
         with pytest.raises(ConfigurationError, match=message):
             losses_from(resolve_config({**table, "loss": [wrong]}))

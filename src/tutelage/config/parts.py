@@ -83,7 +83,10 @@ def _advantage_from(value: Any, key: str) -> Advantage:
             f"{key} is {excerpt(value)}; expected a table with a name, or the name alone, of one of "
             f"{', '.join(ADVANTAGES)}. Correct it in the run file or with --set."
         )
-    return part_from(table, ADVANTAGES, key)
+    try:
+        return part_from(table, ADVANTAGES, key)
+    except ConfigurationError as problem:
+        raise ConfigurationError(re.sub(r"^advantage\.", f"{key}.", str(problem))) from problem
 
 
 def _settable(member: type[Any]) -> list[str]:
