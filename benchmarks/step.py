@@ -51,10 +51,10 @@ from tutelage.rollout import Limits, PairedEngine
 from tutelage.runtime import LocalRuntime
 from tutelage.targets import TARGETS
 from tutelage.training import (
+    BatchSource,
     GradientUpdate,
     OptimizerSettings,
     PromptOrder,
-    PromptSource,
     Recipe,
     RolloutSettings,
     Stopwatch,
@@ -176,7 +176,7 @@ class OurStep:
             score_tokens=piece_tokens,
         )
         order = PromptOrder(NUM_PROMPTS, NUM_PROMPTS)
-        self.source = PromptSource(
+        self.source = BatchSource(
             self.engine.models,
             self.engine,
             self.engine,

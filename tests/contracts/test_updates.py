@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,11 +26,11 @@ from tutelage.runtime import Learner, LocalRuntime
 from tutelage.targets import Teacher
 from tutelage.training import (
     UPDATES,
+    BatchSource,
     Observer,
     OptimizerSettings,
     Pending,
     PromptOrder,
-    PromptSource,
     Recipe,
     RolloutSettings,
     Run,
@@ -151,7 +151,7 @@ class Steps:
         prompts = [Prompt([1, 2, 3]), Prompt([4]), Prompt([5, 6, 1, 2])]
         rollout = RolloutSettings(prompts_per_step=3, samples_per_prompt=2, max_new_tokens=8)
         order = PromptOrder(3, 3)
-        self.source = PromptSource(
+        self.source = BatchSource(
             engine.models, engine, engine, prompts, [None] * 3, order, rollout, None, runtime, seed=0
         )
         optimizer = OptimizerSettings(learning_rate=1e-3, **settings)
@@ -262,7 +262,7 @@ def test_an_update_of_ones_own_runs_in_the_loop_and_is_resumed(
 
     def run(*overrides: str, resume: bool = False) -> Run:
         run = made(path, "steps=2", "optimizer.warmup_steps=0", *overrides, resume=resume)
-        run.update = member
+        run.learning = replace(run.learning, update=member)
         return run
 
     train(run(f"output={tmp_path / 'whole'}"), Observer())

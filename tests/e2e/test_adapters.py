@@ -42,7 +42,7 @@ def test_an_adapter_is_resumed_to_the_same_bytes(tmp_path: Path, method: str, sh
     changed = {name for name in base if not torch.equal(base[name], after[name])}
     assert changed == set(run.models.student.trainable.parameters())
     assert [record["learning_rate"] for record in metrics(tmp_path / "whole")][-1] < 1e-2
-    assert run.phases[0].optimizer.learning_rate == pytest.approx(1e-2)
+    assert run.learning.phases[0].optimizer.learning_rate == pytest.approx(1e-2)
     assert max(record["logprob_mismatch"] for record in metrics(tmp_path / "whole")) < 1e-4
 
     cut = [*settings, f"output={tmp_path}/cut"]

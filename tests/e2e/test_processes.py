@@ -54,7 +54,7 @@ def ended(folder: Path) -> Iterator[dict[str, subprocess.CompletedProcess[str]]]
             output, here = f"output={folder / 'alone' / name}", "runtime.strategy=ddp"
             run = build(folder, name, output, here, processes=None)
             if name == "fsdp2":
-                run.runtime = ModulesForward("cpu")
+                run.source = replace(run.source, runtime=ModulesForward("cpu"))
             train(run, Observer())
         assert started.wait(timeout=240) == 0
         codes = json.loads((folder / "exit-codes.json").read_text())

@@ -123,7 +123,7 @@ def test_a_recipe_takes_a_step(recipe: Path, problems: Path, tmp_path: Path) -> 
     run = build_run(load_config(recipe, overrides))
     train(run, Observer())
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert [line.get("phase") for line in lines] == [phase.name for phase in run.phases]
+    assert [line.get("phase") for line in lines] == [phase.name for phase in run.learning.phases]
     for metrics in lines:
         assert math.isfinite(metrics["loss"]) and metrics["grad_norm"] > 0
     weights = "model" if run.models.student.trainable.changes_backbone else "adapter_model"

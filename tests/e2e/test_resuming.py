@@ -121,7 +121,7 @@ def test_another_version_of_a_library_is_refused_by_name(here: Path, monkeypatch
         ConfigurationError, match=rf"versions\.torch is '99\.0', was '{versions['torch'][:4]}.*versions$"
     ):
         resumed("run/config.toml")
-    assert resumed("run/config.toml", accept=("versions",)).resume_from is not None
+    assert resumed("run/config.toml", accept=("versions",)).start.checkpoint is not None
 
 
 def test_what_may_change_must_have_a_name_and_a_resumed_run(here: Path) -> None:

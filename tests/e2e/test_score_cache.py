@@ -91,9 +91,9 @@ def test_the_record_is_what_a_teacher_that_is_there_would_say(home: Path) -> Non
     built = build_run(config.model_copy(update={"output": str(home / "never")}))
     models = RunAssembly.for_sampling(config).models
     offline = OfflineEngine.of(ScoreCache(home / "scores"))
-    rollouts = offline.answer(Offline(), Request(built.prompts[:4], 4, 2))
+    rollouts = offline.answer(Offline(), Request(built.source.prompts[:4], 4, 2))
     bare = [replace(r, teacher=replace(r.teacher, top=None)) for r in rollouts]
-    recipe, found = built.phases[0].recipe, []
+    recipe, found = built.learning.phases[0].recipe, []
     for teachers, answers in (({}, rollouts), (models.teachers, bare)):
         objective = Objective(replace(models, teachers=teachers), recipe)
         models.student.module.zero_grad(set_to_none=True)
@@ -278,7 +278,7 @@ def test_plain_rows_bring_their_own_prompts(home: Path, tmp_path: Path) -> None:
     assert first.response_tokens == [*tokenizer("3")["input_ids"], 256] and first.finished
     assert second.response_tokens == tokenizer("So")["input_ids"] and not second.finished
     built = build_run(config_of(home, f"output={tmp_path / 'run'}"))
-    assert first.prompt_tokens == list(built.prompts[1].student_tokens)
+    assert first.prompt_tokens == list(built.source.prompts[1].student_tokens)
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ def on(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def first_prompt(run: Any) -> str:
-    return str(run.models.student.tokenizer.decode(run.prompts[0].student_tokens)).partition("<")[0].strip()
+    return str(run.models.student.tokenizer.decode(run.source.prompts[0].student_tokens)).partition("<")[0].strip()
 
 
 def test_a_resumed_run_reads_the_prompts_of_the_day_on_which_it_began(home: Path, on: Any) -> None:
@@ -60,7 +60,7 @@ def test_a_resumed_run_reads_the_prompts_of_the_day_on_which_it_began(home: Path
 
 def test_without_a_question_for_the_date_none_is_kept(tmp_path: Path) -> None:
     run = build_run(load_config(write_run_file(tmp_path), ["evaluation.sets=[]"]))
-    assert "data.path" in run.settings and "data.template_date" not in run.settings
+    assert "data.path" in run.label.settings and "data.template_date" not in run.label.settings
 
 
 def command(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
@@ -105,7 +105,7 @@ def test_a_checkpoint_is_evaluated_as_its_run_asked(home: Path, on: Any, monkeyp
 
     monkeypatch.setattr("tutelage.evaluation.evaluate", evaluate)
     command(monkeypatch, "evaluate", checkpoint, "--task", home.parent / "prompts.jsonl")
-    assert seen == [list(run.prompts[0].student_tokens)]
+    assert seen == [list(run.source.prompts[0].student_tokens)]
 
 
 def test_answers_of_several_dates_are_refused(home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -89,7 +89,7 @@ def go(folder: Path, processes: Processes) -> None:
 
     run = build(folder, "nan", "policy=student", processes=processes)
     if rank == 1:
-        run.scorer = Spoiling(run.scorer)
+        run.source = replace(run.source, scorer=Spoiling(run.source.scorer))
     refused(folder, "nan", rank, run)
 
     run = build(folder, "asked", processes=processes)
@@ -98,7 +98,7 @@ def go(folder: Path, processes: Processes) -> None:
 
     run = build(folder, "failed", processes=processes)
     if rank == 1:
-        run.engine = Watched(run.engine, fail)
+        run.source = replace(run.source, engine=Watched(run.source.engine, fail))
     refused(folder, "failed", rank, run)
 
     killed(folder, "killed", processes)
@@ -156,7 +156,7 @@ def before_rollouts(run: Run, step: int, is_here: bool, number: int) -> None:
         if is_here and request.step == step and request.records_statistics:
             os.kill(os.getpid(), number)
 
-    run.engine = Watched(run.engine, signal_or_not)
+    run.source = replace(run.source, engine=Watched(run.source.engine, signal_or_not))
 
 
 def together(work: Callable[[Processes], None]) -> None:

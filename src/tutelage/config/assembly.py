@@ -15,7 +15,7 @@ from tutelage.config.clock import template_clock, with_asked_date
 from tutelage.config.consistency import check_consistency
 from tutelage.config.evaluation import build_evaluation_sets, evaluation_plan
 from tutelage.config.fingerprints import ModelHashes, data_inputs
-from tutelage.config.models import load_meta_models, load_reference, load_student, load_teachers
+from tutelage.config.models import load_meta_models, load_reference, load_student, load_teachers, reference_of
 from tutelage.config.prompts import Prompts, check_lengths, check_prompt_lengths, read_prompts
 from tutelage.config.recipes import build_phases
 from tutelage.config.schema import RunConfig
@@ -29,7 +29,7 @@ from tutelage.policies import Policy
 from tutelage.rollout import Engine, Engines, LocalScorer, OfflineEngine, PairedEngine, Scorer
 from tutelage.runtime import LocalRuntime
 from tutelage.tasks import TemplateClock, check_verifier
-from tutelage.training import EvaluationPlan, Phase, phase_at
+from tutelage.training import BatchSource, EvaluationPlan, Learning, Phase, PromptOrder, phase_at
 
 __all__ = ["RunAssembly"]
 
@@ -229,6 +229,34 @@ class RunAssembly:
             return LocalScorer(models.teachers, models.vocabulary, self.config.rollout.score_tokens)
         rows = self.meta_models["teacher"].padded_vocabulary_size
         return make_served_scorer(self.config, self.phases, models.vocabulary, rows)
+
+    @cached_property
+    def source(self) -> BatchSource:
+        """What batches are made from."""
+        config, prompts = self.config, self.prompts
+        return BatchSource(
+            self.models,
+            self.engine,
+            self.scorer,
+            prompts.prompts,
+            prompts.answers,
+            PromptOrder(len(prompts.prompts), config.rollout.prompts_per_step, config.data.shuffle, config.seed),
+            config.rollout,
+            self.verify,
+            self.runtime,
+            config.seed,
+        )
+
+    @cached_property
+    def learning(self) -> Learning:
+        """What is learned from them."""
+        runtime = self.config.runtime
+        return Learning(
+            self.phases,
+            reference=reference_of(self.config.reference, self.models),
+            micro_batch_tokens=runtime.micro_batch_tokens,
+            loss_form=runtime.loss,
+        )
 
     def _shared_by_models(self, *, with_reference: bool, student: LanguageModel | None = None) -> Vocabulary:
         """The vocabulary of all models; `student`: in place of the one without weights."""

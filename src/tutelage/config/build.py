@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from tutelage.config.assembly import RunAssembly
 from tutelage.config.consistency import check_runtime
 from tutelage.config.load import settings_of, to_toml
-from tutelage.config.models import reference_of
 from tutelage.config.resuming import Beginning, beginning_of
 from tutelage.config.schema import RunConfig
 from tutelage.config.serving import check_sampler, check_teacher_server, make_hosted_engine
 from tutelage.errors import ConfigurationError
 from tutelage.rollout import Engine, Engines, ServedScorer
 from tutelage.runtime import LocalRuntime, Processes, runtime_for
-from tutelage.training import PromptOrder, Run, RunFolder, check_models_form, chosen_trackers
+from tutelage.training import LogSettings, Run, RunFolder, RunLabel, RunStart, check_models_form, chosen_trackers
 from tutelage.training.run_files import FINGERPRINTS
 
 __all__ = ["build_run"]
@@ -65,42 +65,22 @@ def _run_from(beginning: Beginning, runtime: LocalRuntime) -> Run:
         messages.append("data.scores is set, but no policy is 'offline', so it is ignored")
     inputs.add(parts.data_inputs())
     hashes = parts.model_hashes()
-    models, engine = parts.models, _checked_engine(parts)
-    inputs.add(hashes.inputs(models.vocabulary))
+    engine = _checked_engine(parts)
+    inputs.add(hashes.inputs(parts.models.vocabulary))
     messages += [f"accepted, and noted in {beginning.folder.path / FINGERPRINTS}: {line}" for line in inputs.accepted]
-    config, prompts = parts.dated_config, parts.prompts
+    config, logging = parts.dated_config, parts.config.logging
     return Run(
-        phases=parts.phases,
-        models=models,
-        engine=engine,
-        scorer=parts.scorer,
-        runtime=runtime,
-        prompts=prompts.prompts,
-        answers=prompts.answers,
-        prompt_order=PromptOrder(
-            len(prompts.prompts), config.rollout.prompts_per_step, config.data.shuffle, config.seed
-        ),
-        rollout=config.rollout,
-        checkpoint=config.checkpoint,
-        evaluation=parts.evaluation,
+        source=replace(parts.source, engine=engine),
+        learning=parts.learning,
         num_steps=config.steps,
-        seed=config.seed,
-        micro_batch_tokens=config.runtime.micro_batch_tokens,
-        loss_form=config.runtime.loss,
-        folder=beginning.folder,
-        verify=parts.verify,
+        evaluation=parts.evaluation,
+        checkpoint=config.checkpoint,
+        logs=LogSettings(logging.samples_per_log, logging.steps_per_log, logging.diagnostics_every),
         decode=parts.decode,
-        samples_per_log=config.logging.samples_per_log,
-        steps_per_log=config.logging.steps_per_log,
-        diagnostics_every=config.logging.diagnostics_every,
+        folder=beginning.folder,
+        label=RunLabel(config.name, logging.project, settings_of(config)),
         trackers=trackers,
-        name=config.name,
-        project=config.logging.project,
-        settings=settings_of(config),
-        reference=reference_of(config.reference, models),
-        is_resumed=beginning.is_resumed,
-        resume_from=beginning.checkpoint,
-        open_folder=lambda: beginning.open_folder(config),
+        start=RunStart(beginning.is_resumed, beginning.checkpoint, lambda: beginning.open_folder(config)),
         messages=messages,
     )
 

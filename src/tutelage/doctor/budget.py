@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from tutelage.models import LanguageModel
 from tutelage.rollout.decoding import MAX_DRAFT_LENGTH
 from tutelage.rollout.engines.paired import CACHE_SHARE
 from tutelage.rollout.reading import tokens_per_chunk
-from tutelage.training import GradientUpdate, PromptOrder, PromptSource, Stopwatch, UpdateContext, collect
+from tutelage.training import PromptOrder, Stopwatch, collect
 
 __all__ = ["disk", "forecast", "machine_bytes", "memory", "time_per_step"]
 
@@ -156,33 +157,11 @@ def machine_bytes(device: str) -> int:
 
 def time_per_step(run: RunAssembly, num_processes: int = 1) -> Finding:
     """Seconds of a step from a real one with few prompts; rows decoded together share their time, so it is a bound."""
-    config, runtime = run.config, run.runtime
+    config = run.config
     num_prompts = min(NUM_PROMPTS, config.rollout.prompts_per_step, len(run.prompts.prompts))
-    phase, watch = run.phases[0], Stopwatch()
-    source = PromptSource(
-        run.models,
-        run.engine,
-        run.scorer,
-        run.prompts.prompts[:num_prompts],
-        run.prompts.answers[:num_prompts],
-        PromptOrder(num_prompts, num_prompts),
-        config.rollout,
-        run.verify,
-        runtime,
-        seed_of(run),
-    )
-    update = GradientUpdate(
-        UpdateContext(
-            run.models,
-            runtime.learner(run.models.student),
-            runtime,
-            settings_at=lambda _: phase.optimizer,
-            seed=seed_of(run),
-            micro_batch_tokens=config.runtime.micro_batch_tokens,
-            loss_form=config.runtime.loss,
-        )
-    )
-    recipe = phase.recipe_at(0)
+    few = PromptOrder(num_prompts, num_prompts)  # no prompt beyond them is looked at
+    source, watch, recipe = replace(run.source, order=few, seed=seed_of(run)), Stopwatch(), run.phases[0].recipe_at(0)
+    update = run.learning.update_for(source)
     pending = update.prepare(0, recipe, partial(collect, source, 0, recipe, watch))
     update.abandon()
     watch.lap("loss")
@@ -190,10 +169,11 @@ def time_per_step(run: RunAssembly, num_processes: int = 1) -> Finding:
     seconds = {name.removeprefix("seconds_"): value * factor for name, value in watch.seconds.items()}
     split = ", ".join(f"{name} {value:.2g}" for name, value in seconds.items())
     step = sum(seconds.values())
+    loss = "" if pending.loss is None else f"; loss of the first step about {pending.loss:.3f}"
     return Finding(
         Verdict.ok,
         f"at most about {step:.2g} s per step ({split}), {_duration(step * config.steps)} for {config.steps} steps, "
-        f"evaluations aside; loss of the first step about {pending.first.loss:.3f}",
+        f"evaluations aside{loss}",
     )
 
 

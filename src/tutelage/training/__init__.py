@@ -2,7 +2,7 @@
 
 from tutelage.training.checkpoint import Checkpoints, CheckpointSettings, find_resumable, named_checkpoints
 from tutelage.training.checkpoint_files import TrainerState, read_state
-from tutelage.training.collect import PromptSource, RolloutSettings, Stopwatch, collect
+from tutelage.training.collect import BatchSource, RolloutSettings, Stopwatch, collect
 from tutelage.training.data import PromptOrder
 from tutelage.training.forms import check_method_form, check_models_form
 from tutelage.training.loop import train
@@ -11,28 +11,32 @@ from tutelage.training.observer import Observer
 from tutelage.training.optimizer import OptimizerSettings
 from tutelage.training.phases import Phase, phase_at
 from tutelage.training.recipe import Recipe
-from tutelage.training.run import EvaluationPlan, Run
+from tutelage.training.run import EvaluationPlan, Learning, LogSettings, Run, RunStart
 from tutelage.training.run_files import RunFolder
-from tutelage.training.trackers import TRACKERS, Tracking, chosen_trackers
+from tutelage.training.trackers import TRACKERS, RunLabel, Tracking, chosen_trackers
 from tutelage.training.updates import UPDATES, GradientUpdate, Pending, Update, UpdateContext
 
 __all__ = [
     "BatchLoss",
+    "BatchSource",
     "CheckpointSettings",
     "Checkpoints",
     "EvaluationPlan",
     "GradientUpdate",
+    "Learning",
+    "LogSettings",
     "Objective",
     "Observer",
     "OptimizerSettings",
     "Pending",
     "Phase",
     "PromptOrder",
-    "PromptSource",
     "Recipe",
     "RolloutSettings",
     "Run",
     "RunFolder",
+    "RunLabel",
+    "RunStart",
     "Stopwatch",
     "TRACKERS",
     "Tracking",
@@ -40,13 +44,13 @@ __all__ = [
     "UPDATES",
     "Update",
     "UpdateContext",
+    "check_method_form",
+    "check_models_form",
     "chosen_trackers",
     "collect",
     "find_resumable",
     "named_checkpoints",
     "phase_at",
     "read_state",
-    "check_method_form",
-    "check_models_form",
     "train",
 ]

@@ -32,7 +32,7 @@ from tutelage.training.data import PromptOrder
 from tutelage.training.recipe import Recipe
 from tutelage.types import Batch, Prompt, Rollout
 
-__all__ = ["PromptSource", "RolloutSettings", "Stopwatch", "collect"]
+__all__ = ["BatchSource", "RolloutSettings", "Stopwatch", "collect"]
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class RolloutSettings:
 
 
 @dataclass(frozen=True)
-class PromptSource:
+class BatchSource:
     """What a run's batches are made from.
 
     Fields:
@@ -121,7 +121,7 @@ class Stopwatch:
 
 
 def collect(
-    source: PromptSource, step: int, recipe: Recipe, watch: Stopwatch, map_shards: MapShards[Any] = single_process
+    source: BatchSource, step: int, recipe: Recipe, watch: Stopwatch, map_shards: MapShards[Any] = single_process
 ) -> Batch:
     """Answers to a step's prompts, read by the models that the recipe needs, and judged.
 
@@ -160,7 +160,7 @@ def collect(
     return Batch(rollouts, rewards, own=[place for place, made in enumerate(rollouts) if _key(made) in own])
 
 
-def _read(source: PromptSource, recipe: Recipe, rollouts: list[Rollout]) -> list[Rollout]:
+def _read(source: BatchSource, recipe: Recipe, rollouts: list[Rollout]) -> list[Rollout]:
     """The rollouts with what teacher and reference say of them, as far as the recipe needs it and nobody has said."""
     needs_hidden = recipe.asks_whole_teacher
     reads_again = needs_hidden and source.runtime.reads_teacher_together
@@ -172,7 +172,7 @@ def _read(source: PromptSource, recipe: Recipe, rollouts: list[Rollout]) -> list
     return rollouts
 
 
-def _verifier_of(source: PromptSource, chosen: Sequence[int]) -> Callable[[Sequence[Rollout]], Sequence[bool]] | None:
+def _verifier_of(source: BatchSource, chosen: Sequence[int]) -> Callable[[Sequence[Rollout]], Sequence[bool]] | None:
     """Right or wrong for the rollouts of these prompts; None where there is nothing to verify with."""
     verify, answers = source.verify, [source.answers[i] for i in chosen]
     known = [answer for answer in answers if answer is not None]

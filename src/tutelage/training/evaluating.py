@@ -18,17 +18,18 @@ def evaluate_if_due(run: Run, state: TrainerState, observer: Observer, interrupt
         return False
     records = run.runtime.from_first(lambda: run.folder.read("evaluations.jsonl"))
     recorded = {record["name"] for record in records if record["step"] == state.step}
-    for problems, policy, drawing in run.evaluation.jobs(run.seed):
+    source = run.source
+    for problems, policy, drawing in run.evaluation.jobs(source.seed):
         if problems.name in recorded:
             continue
-        assert run.verify is not None
-        run.engine.sync(policy, state.step)
+        assert source.verify is not None
+        source.engine.sync(policy, state.step)
         result, samples = evaluate(
-            run.engine,
+            source.engine,
             problems,
             policy,
             drawing,
-            verify=run.verify,
+            verify=source.verify,
             decode=run.decode,
             map_shards=interruption.map_shards,
         )

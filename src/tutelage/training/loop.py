@@ -36,16 +36,9 @@ def train(run: Run, observer: Observer) -> TrainerState:
       CheckpointError: a checkpoint could not be written; the previous one stays.
     """
     try:
-        run.runtime.from_first(run.open_folder)
-        with Tracking(
-            observer,
-            run.folder,
-            run.trackers if run.runtime.is_first else {},
-            name=run.name,
-            project=run.project,
-            settings=run.settings,
-            is_resumed=run.is_resumed,
-        ) as tracking:
+        run.runtime.from_first(run.start.open_folder)
+        trackers = run.trackers if run.runtime.is_first else {}
+        with Tracking(observer, run.folder, trackers, run.label, run.start.is_resumed) as tracking:
             return _train(run, tracking)
     except Exception:
         run.folder.remove_if_unused()
@@ -55,7 +48,7 @@ def train(run: Run, observer: Observer) -> TrainerState:
 
 
 def _train(run: Run, observer: Observer) -> TrainerState:
-    update = run.make_update()
+    update = run.learning.update_for(run.source)
     saver = Saver(run, update, observer)
     state = saver.restored()
     observer.on_start(state.step, run.num_steps)

@@ -5,20 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from tutelage.evaluation import GREEDY_SUFFIX, Drawing, EvaluationSet
 from tutelage.models import ModelSet, Reference
 from tutelage.policies import Policy
-from tutelage.rollout import Engine, Scorer
 from tutelage.runtime import LocalRuntime
 from tutelage.training.checkpoint import CheckpointSettings
-from tutelage.training.collect import PromptSource, RolloutSettings
-from tutelage.training.data import PromptOrder
+from tutelage.training.collect import BatchSource
 from tutelage.training.phases import Phase, phase_at
 from tutelage.training.run_files import RunFolder
+from tutelage.training.trackers import RunLabel
 from tutelage.training.updates import GradientUpdate, Update, UpdateContext
-from tutelage.types import Prompt, Rollout
 
 __all__ = ["EvaluationPlan", "Run"]
 
@@ -58,70 +55,102 @@ class EvaluationPlan:
         return bool(self.sets) and (step in (0, num_steps) or (self.every > 0 and step % self.every == 0))
 
 
-@dataclass
-class Run:
-    """Everything one training run is made of; `config.build` puts it together.
+@dataclass(frozen=True)
+class Learning:
+    """What is learned from a run's batches, and how.
 
-    `open_folder` makes the run's folder, or notes in it what a resumed run has changed; the first process calls it.
+    Fields:
+      phases: the recipes, one after another, with the settings of the update.
+      update: how the weights change.
+      reference: how the third model follows the student.
+      micro_batch_tokens: most tokens in one forward and backward.
+      loss_form: see `training.forms`.
     """
 
     phases: Sequence[Phase]
-    models: ModelSet
-    engine: Engine
-    scorer: Scorer
-    runtime: LocalRuntime
-    prompts: Sequence[Prompt]
-    answers: Sequence[str | None]
-    prompt_order: PromptOrder
-    rollout: RolloutSettings
-    checkpoint: CheckpointSettings
-    evaluation: EvaluationPlan
-    num_steps: int
-    seed: int
-    micro_batch_tokens: int
-    folder: RunFolder
-    verify: Callable[[Sequence[Rollout], Sequence[str]], Sequence[bool]] | None
-    decode: Callable[[Sequence[int]], str]
-    loss_form: str = "auto"
     update: Callable[[UpdateContext], Update] = GradientUpdate
-    samples_per_log: int = 4
-    steps_per_log: int = 1
-    diagnostics_every: int = 10
-    trackers: Mapping[str, bool] = field(default_factory=dict)
-    name: str = "run"
-    project: str = "tutelage"
-    settings: Mapping[str, Any] = field(default_factory=dict)
     reference: Reference = field(default_factory=Reference)
-    is_resumed: bool = False
-    resume_from: Path | None = None
-    open_folder: Callable[[], None] = lambda: None
-    messages: list[str] = field(default_factory=list)
+    micro_batch_tokens: int = 16_384
+    loss_form: str = "auto"
 
-    @property
-    def source(self) -> PromptSource:
-        """What batches are made from."""
-        return PromptSource(
-            self.models,
-            self.engine,
-            self.scorer,
-            self.prompts,
-            self.answers,
-            self.prompt_order,
-            self.rollout,
-            self.verify,
-            self.runtime,
-            self.seed,
-        )
-
-    def make_update(self) -> Update:
-        """The update, over the weights that learn."""
+    def update_for(self, source: BatchSource) -> Update:
+        """The update of the student that a source has."""
         context = UpdateContext(
-            self.models,
-            self.runtime.learner(self.models.student),
-            self.runtime,
+            source.models,
+            source.runtime.learner(source.models.student),
+            source.runtime,
             settings_at=lambda step: phase_at(self.phases, step).optimizer,
-            seed=self.seed,
+            seed=source.seed,
             micro_batch_tokens=self.micro_batch_tokens,
             loss_form=self.loss_form,
         )
         return self.update(context)
+
+
+@dataclass(frozen=True)
+class LogSettings:
+    """What is written of a step beside its numbers.
+
+    Fields:
+      samples_per_log, steps_per_log: how many answers are kept as text, and every so many steps.
+      diagnostics_every: steps between two looks at the expensive metrics; 0 = never.
+    """
+
+    samples_per_log: int = 4
+    steps_per_log: int = 1
+    diagnostics_every: int = 10
+
+
+@dataclass(frozen=True)
+class RunStart:
+    """Where a run begins.
+
+    Fields:
+      is_resumed: its folder holds it already.
+      checkpoint: to continue from; None = at step 0.
+      open_folder: makes the folder, or notes in it what a resumed run has changed; the first process calls it.
+    """
+
+    is_resumed: bool
+    checkpoint: Path | None
+    open_folder: Callable[[], None]
+
+
+@dataclass
+class Run:
+    """Everything one training run is made of; `config.build` puts it together.
+
+    Fields:
+      source: what its batches are made from.
+      learning: what is learned from them.
+      num_steps: steps in all.
+      evaluation, checkpoint, logs: what is looked at, saved and written, and when.
+      decode: token ids to text.
+      folder: where its files go.
+      label, trackers: what it is called, and which trackers hear of it, see `trackers.chosen_trackers`.
+      start: where it begins.
+      messages: what to tell the user before it does.
+    """
+
+    source: BatchSource
+    learning: Learning
+    num_steps: int
+    evaluation: EvaluationPlan
+    checkpoint: CheckpointSettings
+    logs: LogSettings
+    decode: Callable[[Sequence[int]], str]
+    folder: RunFolder
+    label: RunLabel
+    trackers: Mapping[str, bool]
+    start: RunStart
+    messages: list[str] = field(default_factory=list)
+
+    @property
+    def models(self) -> ModelSet:
+        """The student and all others."""
+        return self.source.models
+
+    @property
+    def runtime(self) -> LocalRuntime:
+        """Where it runs."""
+        return self.source.runtime

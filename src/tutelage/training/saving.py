@@ -30,16 +30,17 @@ class Saver:
         Raises:
           CheckpointError: a file of the checkpoint is damaged.
         """
-        run, state = self.run, TrainerState(seed=self.run.seed)
-        if run.resume_from is None:
-            run.reference.refresh(0)
+        run, state = self.run, TrainerState(seed=self.run.source.seed)
+        checkpoint, reference = run.start.checkpoint, run.learning.reference
+        if checkpoint is None:
+            reference.refresh(0)
         else:
-            state = read_state(run.resume_from)
-            load_update(run.resume_from, self.update)
-            restore_reference(run.resume_from, run.reference, state.step)
+            state = read_state(checkpoint)
+            load_update(checkpoint, self.update)
+            restore_reference(checkpoint, reference, state.step)
             run.runtime.from_first(lambda: self.checkpoints.repair_index(state))
             self.saved_step = state.step
-        if run.is_resumed:
+        if run.start.is_resumed:
             run.folder.truncate_to(state.step)
         return state
 
@@ -58,7 +59,7 @@ class Saver:
         if self.saved_step == state.step:
             return
         models, update_state = self.run.models, self.update.state_dict()
-        kept = self.run.reference.state_at(state.step)
+        kept = self.run.learning.reference.state_at(state.step)
         # All wait for it: a launcher that sees one process gone would end the one that writes.
         path = self.run.runtime.from_first(
             lambda: self.checkpoints.save(state, models.student, models.vocabulary, update_state, kept)

@@ -14,7 +14,7 @@ from tutelage.training.interruption import Interruption
 from tutelage.training.observer import Observer
 from tutelage.training.phases import phase_at
 from tutelage.training.run import Run
-from tutelage.training.step_records import metric_record, sample_record, step_metrics
+from tutelage.training.step_records import metric_record, sample_records, step_metrics
 from tutelage.training.updates import Update
 from tutelage.types import StepResult
 
@@ -28,7 +28,7 @@ def take_step(run: Run, update: Update, state: TrainerState, observer: Observer,
       RunInterrupted, ServerError: nothing of the step is kept once the update has been told to `abandon` it.
       NonFiniteError: a loss, a gradient or a weight is NaN or infinite.
     """
-    step, phase = state.step, phase_at(run.phases, state.step)
+    step, phase = state.step, phase_at(run.learning.phases, state.step)
     recipe, watch = phase.recipe_at(step), Stopwatch()
     pending = update.prepare(step, recipe, partial(collect, run.source, step, recipe, watch, interruption.map_shards))
     # Weights, step, reference and files move together: a signal that comes now is raised when all have.
@@ -37,13 +37,13 @@ def take_step(run: Run, update: Update, state: TrainerState, observer: Observer,
         watch.lap("update")
         batch = pending.batch
         metrics = step_metrics(batch, recipe.policy, numbers, watch.seconds)
-        if run.diagnostics_every > 0 and step % run.diagnostics_every == 0:
+        if run.logs.diagnostics_every > 0 and step % run.logs.diagnostics_every == 0:
             metrics |= detail_metrics(batch.rollouts)
         correct = [reward > 0 for reward in batch.rewards["correct"].tolist()] if "correct" in batch.rewards else None
         result = StepResult(step, metrics, batch.rollouts, correct, phase.name)
         state.step += 1
-        state.prompts_used += run.prompt_order.prompts_per_step
-        run.reference.refresh(state.step)
+        state.prompts_used += run.source.order.prompts_per_step
+        run.learning.reference.refresh(state.step)
         _write(run, result)
         observer.on_step(result)
 
@@ -51,20 +51,6 @@ def take_step(run: Run, update: Update, state: TrainerState, observer: Observer,
 def _write(run: Run, result: StepResult) -> None:
     """Add the step's lines to the run's files."""
     run.folder.append("metrics.jsonl", [metric_record(result)])
-    if result.step % run.steps_per_log == 0:
-        chosen = run.prompt_order.indices(result.step)
-        records = []
-        for place, rollout in enumerate(result.rollouts[: run.samples_per_log]):
-            number = chosen[rollout.prompt_index]
-            is_correct = None if result.correct is None else result.correct[place]
-            records.append(
-                sample_record(
-                    result.step,
-                    rollout,
-                    run.decode,
-                    prompt_number=number,
-                    answer=run.answers[number],
-                    is_correct=is_correct,
-                )
-            )
-        run.folder.append("samples.jsonl", records)
+    if result.step % run.logs.steps_per_log == 0:
+        num_samples, source = run.logs.samples_per_log, run.source
+        run.folder.append("samples.jsonl", sample_records(result, num_samples, source, run.decode))

@@ -8,10 +8,11 @@ from typing import Any
 
 from tutelage.diagnostics import rollout_metrics, teacher_support_auroc
 from tutelage.policies import Policy
+from tutelage.training.collect import BatchSource
 from tutelage.training.token_log import token_log
-from tutelage.types import Batch, Rollout, StepResult
+from tutelage.types import Batch, StepResult
 
-__all__ = ["metric_record", "sample_record", "step_metrics"]
+__all__ = ["metric_record", "sample_records", "step_metrics"]
 
 
 def step_metrics(
@@ -47,28 +48,26 @@ def metric_record(result: StepResult) -> dict[str, Any]:
     return {"step": result.step, **phase, **result.metrics}
 
 
-def sample_record(
-    step: int,
-    rollout: Rollout,
-    decode: Callable[[Sequence[int]], str],
-    *,
-    prompt_number: int,
-    answer: str | None,
-    is_correct: bool | None,
-) -> dict[str, Any]:
-    """A line of `samples.jsonl`."""
-    record: dict[str, Any] = {
-        "step": step,
-        "prompt_number": prompt_number,
-        "sample": rollout.sample_index,
-        "prompt": decode(rollout.prompt_tokens),
-        "response": decode(rollout.response_tokens),
-        "answer": answer,
-        "finished": rollout.finished,
-    }
-    if is_correct is not None:
-        record["correct"] = is_correct
-    if rollout.teacher_logprobs is not None:
-        record["teacher_logprob"] = float(rollout.teacher_logprobs.mean())
-    record["tokens"] = token_log(rollout, decode)
-    return record
+def sample_records(
+    result: StepResult, num_samples: int, source: BatchSource, decode: Callable[[Sequence[int]], str]
+) -> list[dict[str, Any]]:
+    """Lines of `samples.jsonl`: the first answers of a step."""
+    chosen, records = source.order.indices(result.step), []
+    for place, rollout in enumerate(result.rollouts[:num_samples]):
+        number = chosen[rollout.prompt_index]
+        record: dict[str, Any] = {
+            "step": result.step,
+            "prompt_number": number,
+            "sample": rollout.sample_index,
+            "prompt": decode(rollout.prompt_tokens),
+            "response": decode(rollout.response_tokens),
+            "answer": source.answers[number],
+            "finished": rollout.finished,
+        }
+        if result.correct is not None:
+            record["correct"] = result.correct[place]
+        if rollout.teacher_logprobs is not None:
+            record["teacher_logprob"] = float(rollout.teacher_logprobs.mean())
+        record["tokens"] = token_log(rollout, decode)
+        records.append(record)
+    return records

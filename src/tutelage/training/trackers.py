@@ -13,7 +13,7 @@ import json
 import secrets
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -26,10 +26,24 @@ from tutelage.training.observer import Observer
 from tutelage.training.run_files import RunFolder
 from tutelage.types import StepResult
 
-__all__ = ["TRACKERS", "TrackedRun", "Tracker", "Tracking", "chosen_trackers", "evaluation_numbers"]
+__all__ = ["TRACKERS", "RunLabel", "TrackedRun", "Tracker", "Tracking", "chosen_trackers", "evaluation_numbers"]
 
 AUTO = "auto"
 IDENTITY_FILE = "trackers.json"
+
+
+@dataclass(frozen=True)
+class RunLabel:
+    """What a run is called.
+
+    Fields:
+      name, project: of the run, and where it is filed.
+      settings: the run file as resolved.
+    """
+
+    name: str
+    project: str = "tutelage"
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -37,16 +51,12 @@ class TrackedRun:
     """What a tracker is told about the run that it shows.
 
     Fields:
-      folder: of the run.
-      name, project: what it is called, and where it is filed.
-      settings: the run file as resolved.
+      folder, label: of the run.
       step, is_resumed: where it begins.
     """
 
     folder: Path
-    name: str
-    project: str
-    settings: Mapping[str, Any]
+    label: RunLabel
     step: int
     is_resumed: bool
 
@@ -123,10 +133,10 @@ class WeightsAndBiases(Tracker):
 
     def __init__(self, run: TrackedRun) -> None:
         self.run = importlib.import_module("wandb").init(
-            project=run.project,
-            name=run.name,
+            project=run.label.project,
+            name=run.label.name,
             id=run.identity,
-            config=dict(run.settings),
+            config=dict(run.label.settings),
             dir=str(run.folder),
             resume="allow",
         )
@@ -146,7 +156,10 @@ class Trackio(Tracker):
     def __init__(self, run: TrackedRun) -> None:
         self.library = importlib.import_module("trackio")
         self.library.init(
-            project=run.project, name=f"{run.name}-{run.identity}", config=dict(run.settings), resume="allow"
+            project=run.label.project,
+            name=f"{run.label.name}-{run.identity}",
+            config=dict(run.label.settings),
+            resume="allow",
         )
 
     def log(self, step: int, numbers: Mapping[str, float]) -> None:
@@ -200,7 +213,7 @@ class Tracking(Observer):
     Args:
       observer: what the run would tell without trackers; hears of a tracker that fails.
       chosen: see `chosen_trackers`. One that was asked for must start; one that "auto" found may fail.
-      name, project, settings: see `TrackedRun`.
+      label, is_resumed: see `TrackedRun`.
     """
 
     def __init__(
@@ -208,14 +221,11 @@ class Tracking(Observer):
         observer: Observer,
         folder: RunFolder,
         chosen: Mapping[str, bool],
-        *,
-        name: str,
-        project: str = "tutelage",
-        settings: Mapping[str, Any] | None = None,
+        label: RunLabel,
         is_resumed: bool = False,
     ) -> None:
         self.observer, self.folder, self.chosen = observer, folder, chosen
-        self.name, self.project, self.settings, self.is_resumed = name, project, settings or {}, is_resumed
+        self.label, self.is_resumed = label, is_resumed
         self.trackers: dict[str, Tracker] = {}
 
     def __enter__(self) -> Self:
@@ -233,7 +243,7 @@ class Tracking(Observer):
         Raises:
           ConfigurationError: one cannot be opened; nothing has been computed yet.
         """
-        run = TrackedRun(self.folder.path, self.name, self.project, self.settings, step, self.is_resumed)
+        run = TrackedRun(self.folder.path, self.label, step, self.is_resumed)
         for name, is_required in self.chosen.items():
             try:
                 self.trackers[name] = TRACKERS[name](run)

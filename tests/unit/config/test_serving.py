@@ -125,11 +125,11 @@ def test_the_student_is_handed_to_a_server_where_the_run_file_says_so(
     fake = student_server(lambda folder: load_language_model(folder, load_tokenizer(str(home / "student"))))
     overrides = ["rollout.engine=vllm", f"vllm.server={fake.url}/v1", "vllm.retries=0"]
     run = build_run(config_of(home, *overrides, f"output={tmp_path / 'run'}"))
-    hosted, paired = run.engine.members
+    hosted, paired = run.source.engine.members
     assert isinstance(hosted.sampler, ServedVLLM) and isinstance(paired, PairedEngine)
     assert hosted.sampler.server.url == fake.url and hosted.support_size == 16
     monkeypatch.setattr(LocalRuntime, "is_alone", False)
-    assert len(build_run(config_of(home, *overrides, f"output={tmp_path / 'shared'}")).engine.members) == 2
+    assert len(build_run(config_of(home, *overrides, f"output={tmp_path / 'shared'}")).source.engine.members) == 2
     fake.close()
     with pytest.raises(ServerError, match=r"/v1/models gave no answer: asked once"):
         build_run(config_of(home, *overrides, f"output={tmp_path / 'gone'}"))

@@ -15,7 +15,7 @@ import pytest
 from tests.support.tiny_run import write_run_file
 from tutelage.config import build_run, load_config
 from tutelage.errors import ConfigurationError
-from tutelage.training import TRACKERS, Observer, RunFolder, Tracking, chosen_trackers, train
+from tutelage.training import TRACKERS, Observer, RunFolder, RunLabel, Tracking, chosen_trackers, train
 from tutelage.training.trackers import TrackedRun, evaluation_numbers
 from tutelage.types import StepResult
 
@@ -76,10 +76,8 @@ def test_a_library_hears_of_a_run_and_of_its_continuation(
     fake, shown = Fake(monkeypatch, name), Listener()
     settings = {"policy.name": "student"}
     for numbers, is_resumed in ((range(3), False), (range(2, 4), True)):
-        made = Tracking(
-            shown, RunFolder(tmp_path), chosen_trackers([name]), name="tiny", project="mine", settings=settings,
-            is_resumed=is_resumed,
-        )  # fmt: skip
+        label = RunLabel("tiny", "mine", settings)
+        made = Tracking(shown, RunFolder(tmp_path), chosen_trackers([name]), label, is_resumed)
         steps(made, numbers)
     assert fake.named("log") == [(({"loss": 1.0 / (k + 1)},), {"step": k}) for k in (0, 1, 2, 2, 3)]
     (_, first), (_, second) = fake.named("init")
@@ -92,7 +90,7 @@ def test_a_library_hears_of_a_run_and_of_its_continuation(
 
 def test_a_moved_run_keeps_its_identity_and_a_copy_gets_its_own(tmp_path: Path) -> None:
     def identity(name: str) -> str:
-        return TrackedRun(tmp_path / name, "tiny", "mine", {}, 0, True).identity
+        return TrackedRun(tmp_path / name, RunLabel("tiny"), 0, True).identity
 
     (tmp_path / "a").mkdir()
     first = identity("a")
@@ -108,7 +106,7 @@ def test_a_run_that_ends_early_is_told_apart(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: type[BaseException] | None, code: int
 ) -> None:
     fake = Fake(monkeypatch, "wandb")
-    tracking = Tracking(Listener(), RunFolder(tmp_path), {"wandb": True}, name="tiny")
+    tracking = Tracking(Listener(), RunFolder(tmp_path), {"wandb": True}, RunLabel("tiny"))
     try:
         with tracking:
             tracking.on_start(0, 1)
@@ -125,7 +123,7 @@ def test_a_tracker_that_fails_is_named_once_and_the_run_goes_on(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, broken: str
 ) -> None:
     fake, shown = Fake(monkeypatch, name, broken), Listener()
-    steps(Tracking(shown, RunFolder(tmp_path), {name: True}, name="tiny"), range(3))
+    steps(Tracking(shown, RunFolder(tmp_path), {name: True}, RunLabel("tiny")), range(3))
     assert shown.steps == [0, 1, 2] and len(fake.named(broken)) == 1
     (message,) = shown.messages
     assert f"'{name}' failed (ConnectionError: nobody answers);" in message and "metrics.jsonl" in message
@@ -138,9 +136,9 @@ def test_a_tracker_that_cannot_start_ends_a_run_only_if_it_was_asked_for(
     with pytest.raises(
         ConfigurationError, match=r"'wandb' cannot start: ConnectionError: nobody answers\. .*same command again"
     ):
-        steps(Tracking(Listener(), RunFolder(tmp_path), {"wandb": True}, name="tiny"), range(3))
+        steps(Tracking(Listener(), RunFolder(tmp_path), {"wandb": True}, RunLabel("tiny")), range(3))
     shown = Listener()
-    steps(Tracking(shown, RunFolder(tmp_path), {"wandb": False}, name="tiny"), range(3))
+    steps(Tracking(shown, RunFolder(tmp_path), {"wandb": False}, RunLabel("tiny")), range(3))
     assert shown.steps == [0, 1, 2] and len(shown.messages) == 1
 
 
@@ -207,7 +205,7 @@ def test_tensorboard_shows_a_resumed_run_once(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     folder = RunFolder(tmp_path)
-    first = Tracking(Listener(), folder, {"tensorboard": True}, name="tiny")
+    first = Tracking(Listener(), folder, {"tensorboard": True}, RunLabel("tiny"))
     with first:
         first.on_start(0, 10)
         for tracker in first.trackers.values():

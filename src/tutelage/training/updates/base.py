@@ -51,6 +51,11 @@ class Pending:
     step: int
     batch: Batch
 
+    @property
+    def loss(self) -> float | None:
+        """Of the batch, or of its first part, at the weights of now; None = this update does not compute it."""
+        return None
+
 
 class Update(ABC):
     """How the weights change at a step. A member of `UPDATES`, made from an `UpdateContext`.

@@ -32,6 +32,10 @@ class PendingGradient(Pending):
     parts: Sequence[Batch]
     first: BatchLoss
 
+    @property
+    def loss(self) -> float:
+        return self.first.loss
+
 
 class GradientUpdate(Update):
     """Optimizer steps on the loss of a batch: one, or several on parts of it.
