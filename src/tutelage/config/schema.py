@@ -15,7 +15,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validat
 from tutelage.errors import ConfigurationError, printable
 from tutelage.models import ALL_WEIGHTS, DEFAULT_DTYPE, AdapterSettings, ModelSource, TrainableSettings, base_of
 from tutelage.paths import check_file_name, expanded_path
-from tutelage.rollout import HostedSettings
+from tutelage.rollout import DEFAULT_RETRIES, DEFAULT_TIMEOUT_SECONDS, HostedSettings
+from tutelage.runtime import LocalRuntime
 from tutelage.tasks import (
     DEFAULT_ANSWER_COLUMN,
     DEFAULT_PROMPT_COLUMN,
@@ -25,7 +26,15 @@ from tutelage.tasks import (
     PromptStyle,
     TruncatedAnswers,
 )
-from tutelage.training import CheckpointSettings, OptimizerSettings, RolloutSettings
+from tutelage.training import (
+    DEFAULT_LOSS_FORM,
+    MICRO_BATCH_TOKENS,
+    CheckpointSettings,
+    LogSettings,
+    OptimizerSettings,
+    RolloutSettings,
+    RunLabel,
+)
 
 __all__ = [
     "AXES",
@@ -143,8 +152,8 @@ class TeacherConfig(ModelConfig):
     dynamic_weight_increment: float = Field(default=0.1, gt=0)
     routes: dict[str, ModelConfig] = {}
     server: str | None = None
-    timeout_seconds: Seconds = 600.0
-    retries: int = Field(default=6, ge=0)
+    timeout_seconds: Seconds = DEFAULT_TIMEOUT_SECONDS
+    retries: int = Field(default=DEFAULT_RETRIES, ge=0)
 
     @field_validator("routes")
     @classmethod
@@ -284,26 +293,26 @@ class EvaluationConfig(Section):
 class RuntimeConfig(Section):
     """[runtime]: where it runs."""
 
-    device: str = "auto"
+    device: str = LocalRuntime.device
     threads: int | None = Field(default=None, ge=1, le=MAX_THREADS)
-    micro_batch_tokens: int = Field(default=16_384, ge=1)
+    micro_batch_tokens: int = Field(default=MICRO_BATCH_TOKENS, ge=1)
     strategy: Literal["ddp", "fsdp2"] = "ddp"
     shard_teacher: bool = False
     timeout_seconds: Seconds = 1800
     autocast: Literal["bfloat16"] | None = None
     gradient_checkpointing: bool = False
     compile: bool = False
-    loss: Literal["auto", "chunked", "tiled", "recomputed"] = "auto"
+    loss: Literal["auto", "chunked", "tiled", "recomputed"] = DEFAULT_LOSS_FORM
 
 
 class LoggingConfig(Section):
     """[logging]: how many rollouts are kept as text, and how often the dearer metrics are taken, and who else hears."""
 
-    samples_per_log: int = Field(default=4, ge=0)
-    steps_per_log: int = Field(default=1, ge=1)
-    diagnostics_every: int = Field(default=10, ge=0)
+    samples_per_log: int = Field(default=LogSettings.samples_per_log, ge=0)
+    steps_per_log: int = Field(default=LogSettings.steps_per_log, ge=1)
+    diagnostics_every: int = Field(default=LogSettings.diagnostics_every, ge=0)
     trackers: list[str] = ["auto"]
-    project: str = "tutelage"
+    project: str = RunLabel.project
 
 
 class PhaseConfig(Section):

@@ -2,17 +2,21 @@
 models read answers that exist.
 """
 
-from tutelage.rollout.decoding import derive_seed, draft_length_named, uniforms
+from tutelage.rollout.decoding import DEFAULT_DRAFT_LENGTH, derive_seed, draft_length_named, uniforms
 from tutelage.rollout.engines import Engine, Engines, HostedEngine, OfflineEngine, PairedEngine
-from tutelage.rollout.limits import Limits
+from tutelage.rollout.limits import DEFAULT_SUPPORT_SIZE, Limits
 from tutelage.rollout.request import Request
 from tutelage.rollout.samplers import SAMPLERS, Capacity, HostedSettings, Sampler
 from tutelage.rollout.score_cache import ScoreCache
 from tutelage.rollout.scorers import LocalScorer, ReferenceScorer, Scorer, ServedScorer, TopScorer
-from tutelage.rollout.servers import ServedModel, Server, address_of
+from tutelage.rollout.servers import DEFAULT_RETRIES, DEFAULT_TIMEOUT_SECONDS, ServedModel, Server, address_of
 from tutelage.rollout.sharing import MapShards, answers_to_share, single_process, without_hidden
 
 __all__ = [
+    "DEFAULT_DRAFT_LENGTH",
+    "DEFAULT_RETRIES",
+    "DEFAULT_SUPPORT_SIZE",
+    "DEFAULT_TIMEOUT_SECONDS",
     "SAMPLERS",
     "Capacity",
     "Engine",

@@ -13,7 +13,9 @@ from tutelage.errors import ConfigurationError, DataError
 from tutelage.models import LanguageModel, ModelSet
 from tutelage.rollout.request import Request
 
-__all__ = ["Limits", "check_prompts", "check_readable"]
+__all__ = ["DEFAULT_SUPPORT_SIZE", "Limits", "check_prompts", "check_readable"]
+
+DEFAULT_SUPPORT_SIZE = 16  # K, most probable tokens of the student that are recorded
 
 
 @dataclass(frozen=True)

@@ -44,9 +44,9 @@ class DistributedRuntime(LocalRuntime):
     """
 
     processes: Processes
-    strategy: str = "ddp"
-    shards_teacher: bool = False
-    timeout_seconds: float = 1800.0
+    strategy: str
+    shards_teacher: bool
+    timeout_seconds: float
     _readings: list[JointReading] = field(default_factory=list, repr=False)
 
     def __post_init__(self) -> None:

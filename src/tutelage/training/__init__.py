@@ -4,9 +4,9 @@ from tutelage.training.checkpoint import Checkpoints, CheckpointSettings, find_r
 from tutelage.training.checkpoint_files import TrainerState, read_state
 from tutelage.training.collect import BatchSource, RolloutSettings, Stopwatch, collect
 from tutelage.training.data import PromptOrder
-from tutelage.training.forms import check_method_form, check_models_form
+from tutelage.training.forms import DEFAULT_LOSS_FORM, check_method_form, check_models_form
 from tutelage.training.loop import train
-from tutelage.training.objective import BatchLoss, Objective
+from tutelage.training.objective import MICRO_BATCH_TOKENS, BatchLoss, Objective
 from tutelage.training.observer import Observer
 from tutelage.training.optimizer import OptimizerSettings
 from tutelage.training.phases import Phase, phase_at
@@ -17,6 +17,8 @@ from tutelage.training.trackers import TRACKERS, RunLabel, Tracking, chosen_trac
 from tutelage.training.updates import UPDATES, GradientUpdate, Pending, Update, UpdateContext
 
 __all__ = [
+    "DEFAULT_LOSS_FORM",
+    "MICRO_BATCH_TOKENS",
     "BatchLoss",
     "BatchSource",
     "CheckpointSettings",

@@ -16,8 +16,11 @@ import torch
 from tutelage.errors import ConfigurationError
 from tutelage.models import ModelSet
 from tutelage.rollout import (
+    DEFAULT_DRAFT_LENGTH,
+    DEFAULT_SUPPORT_SIZE,
     SAMPLERS,
     Engine,
+    Limits,
     MapShards,
     ReferenceScorer,
     Request,
@@ -56,12 +59,12 @@ class RolloutSettings:
     prompts_per_step: int = 64
     samples_per_prompt: int = 4
     max_new_tokens: int = 7168
-    max_rows: int = 256
-    draft_length: int | str = "estimated"
+    max_rows: int = Limits.max_rows
+    draft_length: int | str = DEFAULT_DRAFT_LENGTH
     cache_gib: float | None = None
     compile: bool = False
-    support_size: int = 16
-    score_tokens: int = 16_384
+    support_size: int = DEFAULT_SUPPORT_SIZE
+    score_tokens: int = Limits.score_tokens
 
     def __post_init__(self) -> None:
         for item in fields(self):

@@ -23,12 +23,14 @@ from tutelage.models import ModelSet
 from tutelage.rollout.decoding.streams import derive_seed, uniforms
 from tutelage.rollout.reading import batches_by_tokens, response_hidden, tokens_per_chunk
 from tutelage.runtime import Learner
-from tutelage.training.forms import MicroBatch, TokenTerms, chosen_form, chunked, tiled
+from tutelage.training.forms import DEFAULT_LOSS_FORM, MicroBatch, TokenTerms, chosen_form, chunked, tiled
 from tutelage.training.recipe import Recipe
 from tutelage.training.witnesses import Witnesses
 from tutelage.types import Batch, Fact, Rollout
 
-__all__ = ["BatchLoss", "Objective"]
+__all__ = ["MICRO_BATCH_TOKENS", "BatchLoss", "Objective"]
+
+MICRO_BATCH_TOKENS = 16_384
 
 
 @dataclass(frozen=True)
@@ -65,9 +67,9 @@ class Objective:
 
     models: ModelSet
     recipe: Recipe
-    micro_batch_tokens: int = 16_384
+    micro_batch_tokens: int = MICRO_BATCH_TOKENS
     chunk_tokens: int | None = None
-    form: str = "auto"
+    form: str = DEFAULT_LOSS_FORM
     seed: int = 0
     step: int = 0
 

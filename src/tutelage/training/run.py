@@ -12,6 +12,8 @@ from tutelage.policies import Policy
 from tutelage.runtime import LocalRuntime
 from tutelage.training.checkpoint import CheckpointSettings
 from tutelage.training.collect import BatchSource
+from tutelage.training.forms import DEFAULT_LOSS_FORM
+from tutelage.training.objective import MICRO_BATCH_TOKENS
 from tutelage.training.phases import Phase, phase_at
 from tutelage.training.run_files import RunFolder
 from tutelage.training.trackers import RunLabel
@@ -70,8 +72,8 @@ class Learning:
     phases: Sequence[Phase]
     update: Callable[[UpdateContext], Update] = GradientUpdate
     reference: Reference = field(default_factory=Reference)
-    micro_batch_tokens: int = 16_384
-    loss_form: str = "auto"
+    micro_batch_tokens: int = MICRO_BATCH_TOKENS
+    loss_form: str = DEFAULT_LOSS_FORM
 
     def update_for(self, source: BatchSource) -> Update:
         """The update of the student that a source has."""

@@ -18,8 +18,17 @@ from dataclasses import dataclass
 from tutelage.errors import ConfigurationError
 from tutelage.models import LanguageModel, ModelSet
 
-__all__ = ["MAX_DRAFT_LENGTH", "Continuation", "Costs", "DraftLength", "DraftLengths", "draft_length_named"]
+__all__ = [
+    "DEFAULT_DRAFT_LENGTH",
+    "MAX_DRAFT_LENGTH",
+    "Continuation",
+    "Costs",
+    "DraftLength",
+    "DraftLengths",
+    "draft_length_named",
+]
 
+DEFAULT_DRAFT_LENGTH = "estimated"
 LENGTHS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16)
 MAX_DRAFT_LENGTH = LENGTHS[-1]
 

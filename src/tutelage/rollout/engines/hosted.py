@@ -28,7 +28,7 @@ from tutelage.policies import Policy, Student, Temperature
 from tutelage.rollout.decoding.statistics import student_statistics
 from tutelage.rollout.decoding.streams import derive_seed
 from tutelage.rollout.engines.base import check_served
-from tutelage.rollout.limits import Limits, check_prompts
+from tutelage.rollout.limits import DEFAULT_SUPPORT_SIZE, Limits, check_prompts
 from tutelage.rollout.reading import Reader
 from tutelage.rollout.request import Request
 from tutelage.rollout.samplers import HostedSettings, SampledAnswer, Sampler, SamplingParams
@@ -60,7 +60,7 @@ class HostedEngine:
         sampler: Sampler,
         settings: HostedSettings,
         *,
-        support_size: int = 16,
+        support_size: int = DEFAULT_SUPPORT_SIZE,
         limits: Limits = Limits(),  # noqa: B008 (frozen)
         from_first: Callable[[Callable[[], None]], None] = lambda find: find(),
     ) -> None:

@@ -18,9 +18,9 @@ import torch
 from tutelage.errors import ConfigurationError
 from tutelage.models import LanguageModel, ModelSet, Vocabulary
 from tutelage.policies import Policy
-from tutelage.rollout.decoding import Decoding, DecodingSettings, DraftLengths, slots_of
+from tutelage.rollout.decoding import DEFAULT_DRAFT_LENGTH, Decoding, DecodingSettings, DraftLengths, slots_of
 from tutelage.rollout.engines.base import check_served
-from tutelage.rollout.limits import Limits, check_prompts
+from tutelage.rollout.limits import DEFAULT_SUPPORT_SIZE, Limits, check_prompts
 from tutelage.rollout.request import Request
 from tutelage.rollout.scorers import LocalScorer
 from tutelage.types import Prompt, Rollout
@@ -56,8 +56,8 @@ class PairedEngine:
         student: Any,
         teacher: Any | Mapping[str | None, Any] = None,
         *,
-        draft_length: int | str = "estimated",
-        support_size: int = 16,
+        draft_length: int | str = DEFAULT_DRAFT_LENGTH,
+        support_size: int = DEFAULT_SUPPORT_SIZE,
         vocabulary: Vocabulary | None = None,
         limits: Limits = Limits(),  # noqa: B008 (frozen)
     ) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from tutelage.errors import ConfigurationError
-from tutelage.rollout.servers import ServedModel
+from tutelage.rollout.servers import DEFAULT_RETRIES, DEFAULT_TIMEOUT_SECONDS, ServedModel
 
 __all__ = ["Capacity", "HostedSettings", "SampledAnswer", "Sampler", "SamplingParams"]
 
@@ -36,8 +36,8 @@ class HostedSettings:
     weights_folder: str | None = None
     tolerance: float = 0.1
     tolerance_max: float = 2.0
-    timeout_seconds: float = 600.0
-    retries: int = 6
+    timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS
+    retries: int = DEFAULT_RETRIES
 
     def __post_init__(self) -> None:
         if not 0 < self.memory_share < 1:

@@ -21,8 +21,9 @@ from urllib.parse import urlsplit
 from tutelage.errors import ConfigurationError, ServerError, printable
 from tutelage.rollout.servers.exchange import Bounds, Reply, TooLargeError, exchange
 
-__all__ = ["Server", "address_of"]
+__all__ = ["DEFAULT_RETRIES", "DEFAULT_TIMEOUT_SECONDS", "Server", "address_of"]
 
+DEFAULT_TIMEOUT_SECONDS, DEFAULT_RETRIES = 600.0, 6
 FIRST_PAUSE_SECONDS, MAX_PAUSE_SECONDS = 1.0, 30.0
 # Of a server that is there, but not now: too many requests, or failing inside.
 PASSING = (408, 429, 500, 502, 503, 504)
@@ -71,8 +72,8 @@ class Server:
     """
 
     url: str
-    timeout_seconds: float = 600.0
-    retries: int = 6
+    timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS
+    retries: int = DEFAULT_RETRIES
     most_at_once: int = 64
     key: str = "vllm.server"
 

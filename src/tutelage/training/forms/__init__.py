@@ -6,12 +6,19 @@ recomputed   the same, but a tile is computed again in every pass: nothing wider
 auto         tiled where the chunked form would need more than one chunk, and where it can be; chunked otherwise.
 """
 
-from tutelage.training.forms.choice import LOSS_FORMS, check_method_form, check_models_form, chosen_form
+from tutelage.training.forms.choice import (
+    DEFAULT_LOSS_FORM,
+    LOSS_FORMS,
+    check_method_form,
+    check_models_form,
+    chosen_form,
+)
 from tutelage.training.forms.chunked import chunked
 from tutelage.training.forms.terms import MicroBatch, TokenTerms
 from tutelage.training.forms.tiled import tiled
 
 __all__ = [
+    "DEFAULT_LOSS_FORM",
     "LOSS_FORMS",
     "MicroBatch",
     "TokenTerms",

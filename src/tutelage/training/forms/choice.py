@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 from tutelage.errors import ConfigurationError
 from tutelage.losses import FULL_VOCABULARY, DistributionLoss, Loss, PairLoss, StudentTopK, TokenLoss
@@ -10,8 +11,16 @@ from tutelage.models import LanguageModel
 from tutelage.targets import TargetRule
 from tutelage.training.recipe import Recipe, window_of
 
-__all__ = ["LOSS_FORMS", "check_method_form", "check_models_form", "chosen_form", "is_sum_over_events"]
+__all__ = [
+    "DEFAULT_LOSS_FORM",
+    "LOSS_FORMS",
+    "check_method_form",
+    "check_models_form",
+    "chosen_form",
+    "is_sum_over_events",
+]
 
+DEFAULT_LOSS_FORM: Final = "auto"
 LOSS_FORMS = ("auto", "chunked", "tiled", "recomputed")
 
 

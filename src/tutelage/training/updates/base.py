@@ -9,6 +9,7 @@ from typing import Any
 
 from tutelage.models import ModelSet
 from tutelage.runtime import Learner, LocalRuntime
+from tutelage.training.forms import DEFAULT_LOSS_FORM
 from tutelage.training.optimizer import OptimizerSettings
 from tutelage.training.recipe import Recipe
 from tutelage.types import Batch
@@ -27,7 +28,7 @@ class UpdateContext:
       settings_at: the settings of the update at a step of the run; phases may differ in their learning rate.
       seed: of the run.
       micro_batch_tokens: most tokens in one forward and backward.
-      loss_form: see `training.loss_form`.
+      loss_form: see `training.forms`.
     """
 
     models: ModelSet
@@ -36,7 +37,7 @@ class UpdateContext:
     settings_at: Callable[[int], OptimizerSettings]
     seed: int
     micro_batch_tokens: int
-    loss_form: str = "auto"
+    loss_form: str = DEFAULT_LOSS_FORM
 
 
 @dataclass(frozen=True)
