@@ -51,11 +51,12 @@ def test_losses_match_step_by_step(tmp_path: Path, start: float, draft_length: i
     train(run, losses)
 
     student, teacher = (transformers.AutoModelForCausalLM.from_pretrained(tmp_path / n) for n in ("student", "teacher"))
-    reference = reference_loop.train(
-        student, teacher, [prompt.student_tokens for prompt in run.source.prompts], stop=258, steps=6,
-        prompts_per_step=3, samples=2, limit=10, start=start, horizon=4, learning_rate=1e-3, warmup=3, seed=3,
+    setting = reference_loop.Setting(
+        stop=258, prompts_per_step=3, samples=2, limit=10, start=start, horizon=4, learning_rate=1e-3, warmup=3, seed=3,
         drafts=draft_length != 1,
     )  # fmt: skip
+    prompts = [prompt.student_tokens for prompt in run.source.prompts]
+    reference = reference_loop.train(student, teacher, prompts, setting, steps=6)
     expected = list(reference)
     assert losses.seen == pytest.approx(expected, rel=2e-4)
     assert max(expected) > 1.02 * min(expected), "the losses differ enough for the comparison to mean something"

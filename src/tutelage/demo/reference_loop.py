@@ -15,12 +15,41 @@ to the teacher on the prefixes that were visited.
 import math
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["train"]
+__all__ = ["Setting", "train"]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The numbers of a run.
+
+    Fields:
+      stop: the token that ends an answer.
+      prompts_per_step, samples: prompts of a step, and answers to each.
+      limit: most tokens of an answer.
+      start, horizon: eps_0 and K.
+      top_k: tokens that the loss looks at.
+      learning_rate, warmup: of AdamW, and the steps in which it rises.
+      seed: of all random numbers.
+      drafts: tokens come from the student and are judged; False = drawn from mu (`rollout.draft_length = 1`).
+    """
+
+    stop: int
+    prompts_per_step: int = 16
+    samples: int = 4
+    limit: int = 90
+    start: float = 0.05
+    horizon: int = 25
+    top_k: int = 16
+    learning_rate: float = 2e-4
+    warmup: int = 15
+    seed: int = 0
+    drafts: bool = True
 
 
 def uniforms(seed: int, step: int, prompt: int, sample: int, position: int) -> tuple[float, float]:
@@ -80,33 +109,22 @@ def logits_of(model: Any, sequences: Sequence[Sequence[int]]) -> Iterator[Tensor
 
 @torch.no_grad()
 def roll_out(
-    student: Any,
-    teacher: Any,
-    prompts: Sequence[Sequence[int]],
-    samples: int,
-    limit: int,
-    stop: int,
-    radius: float,
-    seed: int,
-    step: int,
-    drafts: bool,
+    student: Any, teacher: Any, prompts: Sequence[Sequence[int]], setting: Setting, step: int
 ) -> list[tuple[Sequence[int], list[int]]]:
-    """Pairs of prompt and sampled answer, ordered by prompt, then by sample.
-
-    `drafts`: tokens come from the student and are judged; False = drawn from mu (`rollout.draft_length = 1`).
-    """
-    rows = [(number, sample) for number in range(len(prompts)) for sample in range(samples)]
+    """Pairs of prompt and sampled answer, ordered by prompt, then by sample."""
+    radius = budget(step, setting.start, setting.horizon)
+    rows = [(number, sample) for number in range(len(prompts)) for sample in range(setting.samples)]
     answers: list[list[int]] = [[] for _ in rows]
-    for position in range(limit):
-        alive = [i for i, answer in enumerate(answers) if not answer or answer[-1] != stop]
+    for position in range(setting.limit):
+        alive = [i for i, answer in enumerate(answers) if not answer or answer[-1] != setting.stop]
         if not alive:
             break
         sequences = [[*prompts[rows[i][0]], *answers[i]] for i in alive]
         p = torch.stack([logits[-1] for logits in logits_of(student, sequences)])
         q = torch.stack([logits[-1] for logits in logits_of(teacher, sequences)])
         for i, own, mu in zip(alive, p.double().softmax(-1), behaviour(p, q, radius), strict=True):
-            u, keep = uniforms(seed, step, rows[i][0], rows[i][1], position)
-            answers[i].append(judged(own, mu, u, keep) if drafts and radius > 0 else draw(mu, u))
+            u, keep = uniforms(setting.seed, step, rows[i][0], rows[i][1], position)
+            answers[i].append(judged(own, mu, u, keep) if setting.drafts and radius > 0 else draw(mu, u))
     return [(prompts[number], answer) for (number, _), answer in zip(rows, answers, strict=True)]
 
 
@@ -131,37 +149,22 @@ def loss_of(student: Any, teacher: Any, rollouts: Sequence[tuple[Sequence[int], 
 
 
 def train(
-    student: Any,
-    teacher: Any,
-    prompts: Sequence[Sequence[int]],
-    *,
-    stop: int,
-    steps: int,
-    prompts_per_step: int = 16,
-    samples: int = 4,
-    limit: int = 90,
-    start: float = 0.05,
-    horizon: int = 25,
-    top_k: int = 16,
-    learning_rate: float = 2e-4,
-    warmup: int = 15,
-    seed: int = 0,
-    drafts: bool = True,
+    student: Any, teacher: Any, prompts: Sequence[Sequence[int]], setting: Setting, steps: int
 ) -> Iterator[float]:
     """Train the student in place, yielding the loss of every step."""
     student.eval()  # no dropout: the loss must see the distribution that was sampled from
-    optimizer = torch.optim.AdamW(student.parameters(), lr=learning_rate, betas=(0.9, 0.999), weight_decay=0.01)
+    optimizer = torch.optim.AdamW(student.parameters(), lr=setting.learning_rate, betas=(0.9, 0.999), weight_decay=0.01)
     for step in range(steps):
-        first = step * prompts_per_step
-        batch = [prompts[i % len(prompts)] for i in range(first, first + prompts_per_step)]
-        radius = budget(step, start, horizon)
-        rollouts = roll_out(student, teacher, batch, samples, limit, stop, radius, seed, step, drafts)
-        loss = loss_of(student, teacher, rollouts, top_k)
+        first = step * setting.prompts_per_step
+        batch = [prompts[i % len(prompts)] for i in range(first, first + setting.prompts_per_step)]
+        rollouts = roll_out(student, teacher, batch, setting, step)
+        loss = loss_of(student, teacher, rollouts, setting.top_k)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate * (1 - math.cos(math.pi * min(step + 1, warmup) / warmup)) / 2
+            share = min(step + 1, setting.warmup) / setting.warmup
+            group["lr"] = setting.learning_rate * (1 - math.cos(math.pi * share)) / 2
         optimizer.step()
         yield float(loss.detach())
 
@@ -181,7 +184,7 @@ def main() -> None:
         for problem in make_problems(64, seed=1)
     ]
     steps = int(sys.argv[1]) if len(sys.argv) > 1 else 3
-    for step, loss in enumerate(train(student, teacher, prompts, stop=tokenizer.eos_token_id, steps=steps)):
+    for step, loss in enumerate(train(student, teacher, prompts, Setting(tokenizer.eos_token_id), steps)):
         print(f"step {step}: loss {loss:.4f}", flush=True)
 
 
