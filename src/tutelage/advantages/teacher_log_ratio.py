@@ -22,7 +22,7 @@ class TeacherLogRatio(Advantage):
 
     Fields:
       discount: g in [0, 1]; 0 credits each token with its own reward only.
-      leave_one_out: the baseline is the mean credit over the tokens of the prompt's other answers; False = there is
+      leave_one_out: the baseline is the mean advantage of the tokens of the prompt's other answers; False = there is
         none.
     """
 
@@ -44,12 +44,14 @@ class TeacherLogRatio(Advantage):
         return 2 if self.leave_one_out else 1
 
     def __call__(self, batch: Batch, target_logprobs_N: Tensor) -> Tensor:
-        credits_N = (target_logprobs_N - batch.joined("student.logprobs_T")).double()
+        advantages_N = (target_logprobs_N - batch.joined("student.logprobs_T")).double()
         if self.discount > 0:
-            credits_N = torch.cat([self._returns(rewards_T) for rewards_T in torch.split(credits_N, batch.lengths)])
+            advantages_N = torch.cat(
+                [self._returns(rewards_T) for rewards_T in torch.split(advantages_N, batch.lengths)]
+            )
         if self.leave_one_out:
-            credits_N = credits_N - _mean_of_others(batch, credits_N)
-        return credits_N.to(target_logprobs_N.dtype)
+            advantages_N = advantages_N - _mean_of_others(batch, advantages_N)
+        return advantages_N.to(target_logprobs_N.dtype)
 
     def _returns(self, rewards_T: Tensor) -> Tensor:
         returns, later = [], 0.0
@@ -59,11 +61,11 @@ class TeacherLogRatio(Advantage):
         return torch.tensor(returns[::-1], dtype=rewards_T.dtype)
 
 
-def _mean_of_others(batch: Batch, credits_N: Tensor) -> Tensor:
-    """Mean credit per token over the other answers to the same prompt, [N]."""
+def _mean_of_others(batch: Batch, advantages_N: Tensor) -> Tensor:
+    """Mean advantage per token over the other answers to the same prompt, [N]."""
     prompts_B = torch.tensor([rollout.prompt_index for rollout in batch.rollouts])
     lengths_B = torch.tensor(batch.lengths)
-    sums_B = torch.stack([part.sum() for part in torch.split(credits_N, batch.lengths)])
+    sums_B = torch.stack([part.sum() for part in torch.split(advantages_N, batch.lengths)])
     size = int(prompts_B.max()) + 1
     other_sums_B = sums_B.new_zeros(size).index_add(0, prompts_B, sums_B)[prompts_B] - sums_B
     other_lengths_B = torch.bincount(prompts_B, lengths_B.double(), size)[prompts_B] - lengths_B

@@ -37,7 +37,7 @@ class SampledReverseKL(WindowedTokenLoss):
     Fields:
       discount: g in [0, 1]; 0 credits each token with its own reward only.
       baseline: subtracted without changing the expected gradient. "none"; "expected": the mean of r over the support's
-        events, minus their reverse KL, exact at the prefix; "leave_one_out": the mean credit over the tokens of the
+        events, minus their reverse KL, exact at the prefix; "leave_one_out": the mean advantage of the tokens of the
         prompt's other answers.
       ratio_cap: largest importance ratio, detached; inf = none. Of no effect under the student policy.
       support, top_k, rest: for the baseline "expected" only.
