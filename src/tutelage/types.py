@@ -137,6 +137,24 @@ class Rollout:
     rescored_logprobs: Tensor | None = None
     teacher_forwards: int | None = None
 
+    @classmethod
+    def answer_to(cls, prompt: Prompt, tokens: Sequence[int], logprobs_T: Tensor, **fields: Any) -> Rollout:
+        """An answer to a prompt, before more is recorded of its tokens.
+
+        Args:
+          logprobs_T: log-probability of each token, under the student and under the distribution that sampled it.
+          fields: others of the rollout.
+        """
+        return cls(
+            prompt_tokens=list(prompt.student_tokens),
+            response_tokens=list(tokens),
+            behaviour_logprobs=logprobs_T,
+            student=Reading(logprobs_T),
+            teacher_prompt_tokens=None if prompt.teacher_tokens is None else list(prompt.teacher_tokens),
+            teacher_name=prompt.teacher_name,
+            **fields,
+        )
+
     def __len__(self) -> int:
         return len(self.response_tokens)
 

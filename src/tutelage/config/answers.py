@@ -16,7 +16,7 @@ from tutelage.config.schema import RunConfig
 from tutelage.errors import DataError
 from tutelage.models import Vocabulary
 from tutelage.tasks import Row, check_text, excerpt, load_problems, rows_of
-from tutelage.types import Reading, Rollout
+from tutelage.types import Rollout
 
 __all__ = ["read_answers"]
 
@@ -66,18 +66,7 @@ def read_answers(path: Path, config: RunConfig) -> tuple[list[Rollout], RunAssem
         if prompt is None:
             continue  # too long, as the warning of `read_prompts` says
         tokens, finished = _tokens(row, where, tokenizers.student, vocabulary, known)
-        unknown = torch.full((len(tokens),), torch.nan)
-        rollouts.append(
-            Rollout(
-                list(prompt.student_tokens),
-                tokens,
-                behaviour_logprobs=unknown,
-                student=Reading(unknown),
-                finished=finished,
-                teacher_prompt_tokens=None if prompt.teacher_tokens is None else list(prompt.teacher_tokens),
-                teacher_name=prompt.teacher_name,
-            )
-        )
+        rollouts.append(Rollout.answer_to(prompt, tokens, torch.full((len(tokens),), torch.nan), finished=finished))
     _check_answer_lengths(path, config, rollouts)
     return rollouts, run
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from tutelage.types import Prompt, Reading, Rollout
+from tutelage.types import Prompt, Rollout
 
 __all__ = ["Records"]
 
@@ -52,18 +52,14 @@ class Records:
         rollouts = []
         for number in range(self.num_rollouts):
             prompt_index, sample_index = divmod(number, num_samples)
-            prompt = prompts[prompt_index]
             known = {path: values[number].clone() for path, values in pieces.items()}
-            rollout = Rollout(
-                prompt_tokens=list(prompt.student_tokens),
-                response_tokens=tokens[number].tolist(),
-                behaviour_logprobs=known["behaviour_logprobs"],
-                student=Reading(known["student.logprobs_T"]),
+            rollout = Rollout.answer_to(
+                prompts[prompt_index],
+                tokens[number].tolist(),
+                known["student.logprobs_T"],
                 finished=finished[number],
                 prompt_index=prompt_index,
                 sample_index=sample_index,
-                teacher_prompt_tokens=None if prompt.teacher_tokens is None else list(prompt.teacher_tokens),
-                teacher_name=prompt.teacher_name,
                 teacher_forwards=forwards[number] if with_teacher else None,
             )
             rollouts.append(rollout.with_tokenwise(known))

@@ -33,7 +33,7 @@ from tutelage.rollout.reading import Reader
 from tutelage.rollout.request import Request
 from tutelage.rollout.samplers import HostedSettings, SampledAnswer, Sampler, SamplingParams
 from tutelage.schedules import plain_number
-from tutelage.types import Prompt, Reading, Rollout
+from tutelage.types import Prompt, Rollout
 
 __all__ = ["HostedEngine"]
 
@@ -185,15 +185,8 @@ class HostedEngine:
             logprobs[-1] = float(torch.tensor([logprobs[-1], *stops], dtype=torch.float64).logsumexp(0))
             tokens[-1] = vocabulary.stop_id
         behaviour_T = torch.tensor([0.0] * len(tokens) if is_greedy else logprobs)
-        return Rollout(
-            prompt_tokens=list(prompt.student_tokens),
-            response_tokens=tokens,
-            behaviour_logprobs=behaviour_T,
-            student=Reading(behaviour_T),  # until we have read it
-            finished=finished,
-            teacher_prompt_tokens=None if prompt.teacher_tokens is None else list(prompt.teacher_tokens),
-            teacher_name=prompt.teacher_name,
-        )
+        # What the student says of the tokens comes when we have read them.
+        return Rollout.answer_to(prompt, tokens, behaviour_T, finished=finished)
 
     def _check_agreement(self, rollouts: Sequence[Rollout]) -> None:
         gaps_N = torch.cat([_gaps(rollout) for rollout in rollouts])
