@@ -77,6 +77,7 @@ class Learning:
 
     def update_for(self, source: BatchSource) -> Update:
         """The update of the student that a source has."""
+        source.models.student.enable_grad()  # of what learns in it now, whatever that was when it was loaded
         context = UpdateContext(
             source.models,
             source.runtime.learner(source.models.student),
