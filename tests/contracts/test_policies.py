@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from tutelage.distributions import normalise
+from tests.support.quick_run import metrics_of
+from tests.support.tiny_run import write_run_file
+from tutelage.distributions import arithmetic_blend, normalise
 from tutelage.errors import ConfigurationError
 from tutelage.policies import (
     POLICIES,
+    Behaviour,
     FixedBlend,
     Interleaved,
     Mixture,
@@ -303,3 +308,33 @@ def test_student_and_teacher_are_what_their_names_say() -> None:
     student, teacher = rows(holes=0.2)
     assert torch.equal(propose(Student(), student, teacher), normalise(student))
     assert torch.equal(propose(Teacher(), student, teacher), normalise(teacher))
+
+
+# --- a member of one's own: a class, and a line in a table ------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Halves(Policy):
+    """mu = (1 - w) p + w q"""
+
+    share: float
+
+    @property
+    def needs_teacher(self) -> bool:
+        return True
+
+    def __call__(self, student_logits_BV: Tensor, teacher_logits_BV: Tensor | None) -> Behaviour:
+        assert teacher_logits_BV is not None
+        student_BV, teacher_BV = normalise(student_logits_BV), normalise(teacher_logits_BV)
+        return Behaviour(arithmetic_blend(student_BV, teacher_BV, self.share))
+
+
+def test_a_member_of_ones_own_is_found_by_name_and_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It draws in a run what the library's mixture draws."""
+    monkeypatch.setitem(POLICIES, "halves", Halves)
+    path = write_run_file(tmp_path, steps=1)
+    ours = metrics_of(path, tmp_path / "ours", "policy={name='halves',share=0.3}")
+    theirs = metrics_of(path, tmp_path / "theirs", "policy={name='mixture',weight=0.3}")
+    assert [step["share"] for step in ours] == [0.3]
+    for name in ("loss", "response_tokens", "teacher_logprob", "acceptance_rate"):
+        assert [step[name] for step in ours] == [step[name] for step in theirs], name

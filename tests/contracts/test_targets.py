@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from tutelage.distributions import geometric_blend, normalise
+from tests.support.quick_run import metrics_of
+from tests.support.tiny_run import write_run_file
+from tutelage.distributions import arithmetic_blend, geometric_blend, normalise
 from tutelage.divergences import DIVERGENCES
 from tutelage.errors import ConfigurationError
 from tutelage.policies import Student
@@ -192,3 +196,33 @@ def test_limits(target: TargetRule, limit: Tensor) -> None:
     torch.testing.assert_close(found, limit)
     if target not in (Extrapolated(0.3),):
         assert torch.equal(found, limit), "at its ends a target is the model itself, bit for bit"
+
+
+# --- a member of one's own: a class, and a line in a table ------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Nearer(TargetRule):
+    """(1 - w) p + w q"""
+
+    share: float
+
+    def __call__(
+        self, student_logprobs: Tensor, teacher_logprobs: Tensor, reference_logprobs: Tensor | None = None
+    ) -> Tensor:
+        return arithmetic_blend(student_logprobs, teacher_logprobs, self.share)
+
+
+def test_a_member_of_ones_own_is_found_by_name_and_imitated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run learns from it what it learns from the library's mixture, and not what it learns from the teacher."""
+    monkeypatch.setitem(TARGETS, "nearer", Nearer)
+    path = write_run_file(tmp_path, steps=2)
+    losses = {
+        name: [step["loss"] for step in metrics_of(path, tmp_path / name, "policy=student", f"target={table}")]
+        for name, table in {
+            "ours": "{name='nearer',share=0.3}",
+            "theirs": "{name='proximal',weight=0.3}",
+            "plain": "teacher",
+        }.items()
+    }
+    assert losses["ours"] == losses["theirs"] != losses["plain"]

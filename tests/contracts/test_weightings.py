@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+from tests.support.quick_run import metrics_of
 from tests.support.rollouts import rollout_of
+from tests.support.tiny_run import write_run_file
 from tutelage.errors import ConfigurationError
 from tutelage.types import Batch, Rollout
 from tutelage.weighting import WEIGHTINGS, PositionDecay, Tip, Tropd, Uniform, Weighting
@@ -152,3 +156,31 @@ def test_refuses_impossible_fields_with_the_reason(
 ) -> None:
     with pytest.raises(ConfigurationError, match=message):
         member(**fields)
+
+
+# --- a member of one's own: a class, and a line in a table ------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Early(Weighting):
+    """w = 2^(-t / tokens)"""
+
+    tokens: float = 4.0
+
+    def __call__(self, batch: Batch, uniforms_N: Tensor | None = None) -> Tensor:
+        return (batch.positions_N * (-math.log(2) / self.tokens)).exp()
+
+
+def test_a_member_of_ones_own_is_found_by_name_and_weighs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run learns with it what it learns with the library's decay, and not what it learns from a plain mean."""
+    monkeypatch.setitem(WEIGHTINGS, "early", Early)
+    path = write_run_file(tmp_path, steps=2)
+    losses = {
+        name: [step["loss"] for step in metrics_of(path, tmp_path / name, "policy=student", f"weighting={table}")]
+        for name, table in {
+            "ours": "{name='early',tokens=2.0}",
+            "theirs": "{name='position_decay',half_life=2.0}",
+            "plain": "uniform",
+        }.items()
+    }
+    assert losses["ours"] == losses["theirs"] != losses["plain"]

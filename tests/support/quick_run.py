@@ -8,7 +8,7 @@ from typing import Any
 
 from tutelage.config import build_run, load_config
 from tutelage.errors import RunInterrupted
-from tutelage.training import Observer, Run
+from tutelage.training import Observer, Run, train
 from tutelage.types import StepResult
 
 QUICK = ["evaluation.sets=[]", "policy.kl_radius=0.05", "rollout.max_new_tokens=6"]
@@ -23,6 +23,13 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
     """What a run wrote of each step, without the times."""
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [{name: value for name, value in record.items() if "second" not in name} for record in records]
+
+
+def metrics_of(path: Path, folder: Path, *overrides: str) -> list[dict[str, Any]]:
+    """What the run of a run file wrote of each step into this folder, with short answers and without evaluations."""
+    short = ["evaluation.sets=[]", "rollout.max_new_tokens=6", f"output={folder}"]
+    train(build_run(load_config(path, [*short, *overrides])), Observer())
+    return metrics(folder)
 
 
 class StopAt(Observer):
