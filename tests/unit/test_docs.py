@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shlex
 import sys
 import tomllib
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,10 @@ import pytest
 import torch
 import typer
 from pydantic import BaseModel
+from safetensors.torch import load_file
+from torch import Tensor
 
 from tests.support.rollouts import rollout_of
-from tests.support.tiny_models import pair
 from tests.support.tiny_run import write_run_file
 from tutelage.advantages import ADVANTAGES
 from tutelage.cli import app
@@ -36,14 +38,15 @@ from tutelage.config import (
 )
 from tutelage.diagnostics import METRICS
 from tutelage.evaluation import EvaluationSample
-from tutelage.losses import LOSSES
-from tutelage.models import AdapterSettings
-from tutelage.policies import POLICIES, Student, Teacher, Temperature
-from tutelage.rollout import Capacity, HostedEngine, HostedSettings, Request
+from tutelage.losses import LOSSES, PairFacts, TokenFacts
+from tutelage.models import TRAINABLES, AdapterSettings
+from tutelage.models.trainables import Base
+from tutelage.policies import POLICIES, Student, Teacher
+from tutelage.rollout import SAMPLERS, Request
 from tutelage.schedules import SCHEDULES
 from tutelage.targets import TARGETS
-from tutelage.training import Observer, train
-from tutelage.types import Batch, DenseTarget, Prompt
+from tutelage.training import UPDATES, Observer, train
+from tutelage.types import Batch, DenseTarget
 from tutelage.weighting import WEIGHTINGS
 
 ROOT = Path(__file__).parents[2]
@@ -182,7 +185,7 @@ def test_commands_are_ones_that_exist(page: Path) -> None:
 def test_run_files_in_the_text_are_valid(page: Path) -> None:
     for block in blocks(page, "toml"):
         table = tomllib.loads(block)
-        if page.parent.name != "extending":  # those name parts that are yet to be written
+        if page.parent != EXTENDING:  # those name members that are registered first, see below
             needed = {"student": "student", "teacher": "teacher"} | (
                 {} if "data" in table else {"data": "prompts.jsonl"}
             )
@@ -217,46 +220,185 @@ def test_small_examples_run_and_print_what_the_text_says(name: str, capsys: pyte
         assert min(abs(float(number) - x) for x in stated) < 2e-6, number
 
 
-def test_worked_examples_do_what_they_say(monkeypatch: pytest.MonkeyPatch) -> None:
-    def parts_of(name: str) -> Iterator[type]:
-        for block in blocks(DOCS / "extending" / name, "python"):
-            if "@dataclass" in block:
-                module = types.ModuleType("worked_example")
-                monkeypatch.setitem(sys.modules, module.__name__, module)
-                exec(compile(block, name, "exec", dont_inherit=True), vars(module))
-                yield next(x for x in vars(module).values() if getattr(x, "__module__", "") == module.__name__)
+# --- members of one's own --------------------------------------------------------------------------------------------
 
+EXTENDING = DOCS / "extending"
+# Page -> where a run file finds its members.
+TABLES: dict[str, dict[str, Any]] = {
+    "new-policy.md": POLICIES,
+    "new-schedule.md": SCHEDULES,
+    "new-target.md": TARGETS,
+    "new-loss.md": LOSSES,
+    "new-advantage.md": ADVANTAGES,
+    "new-weighting.md": WEIGHTINGS,
+    "new-engine.md": SAMPLERS,
+    "new-trainable.md": TRAINABLES,
+    "new-update.md": UPDATES,
+}
+
+
+def snake_case(name: str) -> str:
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
+
+
+@pytest.fixture
+def members_of(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], list[Any]]:
+    """Run the members of a page, each in a module of its name; its classes in order, the last one of each module."""
+
+    def members(page: str) -> list[Any]:
+        found = []
+        for block in blocks(EXTENDING / page, "python"):
+            names = re.findall(r"^class (\w+)", block, flags=re.MULTILINE)
+            if names:
+                module = types.ModuleType(snake_case(names[0]))
+                monkeypatch.setitem(sys.modules, module.__name__, module)
+                exec(compile(block, page, "exec", dont_inherit=True), vars(module))
+                found.append(getattr(module, names[-1]))
+                monkeypatch.setitem(TABLES[page], snake_case(names[-1]), found[-1])
+        return found
+
+    return members
+
+
+def run_of_a_page(page: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Run the page's script, with a tiny pair in place of its run file, for one step; the run that it made."""
+    (script,) = [block for block in blocks(EXTENDING / page, "python") if "train(run, Observer())" in block]
+    quick = ["policy=student", "evaluation.sets=[]", "rollout.max_new_tokens=6", "optimizer.warmup_steps=0"]
+    config = load_config(write_run_file(folder, steps=1), quick)
+    monkeypatch.setattr("tutelage.config.load_config", lambda path: config)
+    names: dict[str, Any] = {}
+    exec(compile(script, page, "exec", dont_inherit=True), names)
+    return names["run"]
+
+
+def weights_after(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The student's weights before and after the run."""
+    start, end = (load_file(folder / path / "model.safetensors") for path in ("student", "run/checkpoints/step-000001"))
+    return start, end
+
+
+@pytest.mark.parametrize("page", TABLES)
+def test_run_files_of_ones_own_members_are_valid(page: str, members_of: Callable[[str], list[Any]]) -> None:
+    members_of(page)
+    for block in blocks(EXTENDING / page, "toml"):
+        build_phases(resolve_config({"student": "s", "teacher": "t", "data": "d.jsonl", **tomllib.loads(block)}))
+
+
+@pytest.mark.parametrize("page", TABLES)
+def test_a_member_of_ones_own_is_short(page: str) -> None:
+    members = [block for block in blocks(EXTENDING / page, "python") if re.search(r"^class ", block, flags=re.M)]
+    assert members and all(len(block.splitlines()) <= 40 for block in members)
+
+
+def test_the_policy_of_the_page(members_of: Callable[[str], list[Any]]) -> None:
+    (plausible,) = members_of("new-policy.md")
     student, teacher = torch.randn(2, 3, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     p, q = student.softmax(-1), teacher.softmax(-1)
-    (plausible,) = parts_of("new-policy.md")
     kept = p * (q >= 0.3 * q.amax(-1, keepdim=True))
     expected = kept / kept.sum(-1, keepdim=True)
     torch.testing.assert_close(plausible(0.3)(student, teacher).logprobs_BV.exp(), expected)
     assert torch.equal(plausible(1)(student, teacher).logprobs_BV.argmax(-1), teacher.argmax(-1))
+    torch.testing.assert_close(plausible(0)(student, None).logprobs_BV.exp(), p)
     assert [plausible(SCHEDULES["linear"](0.5, 0.0, 2)).at(k).needs_teacher for k in range(3)] == [True, True, False]
     with pytest.raises(ValueError, match="at most 1"):
         plausible(1.5)
-    triangular, unsure = parts_of("new-divergence.md")
-    found = triangular(support="full")(student, DenseTarget(teacher))
-    torch.testing.assert_close(found, ((p - q) ** 2 / (p + q)).sum(-1))
-    nothing, entropies = torch.zeros(3), torch.tensor([0.0, 0.2, 0.3])
-    records = Batch([rollout_of([0], [1, 2, 3], nothing, nothing, {"student.entropy_T": entropies})])
-    assert unsure(0.25)(records).tolist() == [0, 0, 1]
-    halving, smoothed = parts_of("new-schedule-and-target.md")
+
+
+def test_the_schedule_and_the_target_of_the_pages(members_of: Callable[[str], list[Any]]) -> None:
+    (halving,), (smoothed,) = members_of("new-schedule.md"), members_of("new-target.md")
     assert [halving(0.05, 5)(k) for k in (0, 5, 10)] == pytest.approx([0.05, 0.025, 0.0125])
+    p, q = torch.randn(2, 3, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64).softmax(-1)
     torch.testing.assert_close(smoothed(0.3)(p.log(), q.log()).exp(), 0.7 * q + 0.3 / 7)
     assert smoothed(halving(1.0, 1)).at(2).weight == 0.25
-    plain, remembering = parts_of("new-engine.md")
-    models, request, settings = pair(), Request([Prompt([1, 2]), Prompt([4])], 8, 3), HostedSettings(tolerance=1e-6)
-    engine = HostedEngine(models, plain(settings, Capacity(64, 8, "cpu")), settings, support_size=4)
-    for policy in (Student(), Temperature(0.0)):
-        engine.sync(policy, 0)
-        made = engine.answer(policy, request)
-        assert [(r.prompt_index, r.sample_index) for r in made] == [(i, n) for i in range(2) for n in range(3)]
-    twice = remembering(engine)
-    assert twice.answer(Student(), request) is twice.answer(Student(), request)
-    twice.sync(Student(), 1)
-    assert twice.answer(Student(), request) is not made and twice.refusal(Teacher()) == engine.refusal(Teacher())
+
+
+def test_the_losses_of_the_page(members_of: Callable[[str], list[Any]]) -> None:
+    triangular, focal, hinge = members_of("new-loss.md")
+    student, teacher = torch.randn(2, 3, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    p, q = student.softmax(-1), teacher.softmax(-1)
+    found = triangular(support="full")(student, DenseTarget(teacher))
+    torch.testing.assert_close(found, ((p - q) ** 2 / (p + q)).sum(-1))
+    logprobs = torch.tensor([0.0, math.log(0.5), -math.inf], requires_grad=True)
+    nothing, advantages = torch.full((3,), math.nan), torch.tensor([1.0, 3.0, 1.0])
+    values = focal().on_tokens(logprobs, TokenFacts(nothing, nothing, nothing, advantages, nothing, nothing > 0))
+    assert values.tolist() == pytest.approx([0.0, 3 * 0.25 * math.log(2), math.inf])
+    values.sum().backward()
+    assert logprobs.grad is not None and logprobs.grad.tolist() == pytest.approx([0.0, -0.75, -1.0])
+    facts = PairFacts(*torch.tensor([[math.nan] * 3, [math.nan] * 3, [2.0, 4.0, 0.0], [4.0, 2.0, 1.0]]))
+    sums = torch.tensor([-2.0, -4.0, 0.0]), torch.tensor([-8.0, -2.0, -0.5])
+    assert hinge(margin=0.5).on_pairs(*sums, facts).tolist() == [0.0, 0.5, 0.0]
+    for member, field in ((focal, "gamma"), (hinge, "margin")):
+        with pytest.raises(ValueError, match=f"{field} is -1; expected a finite number of at least 0"):
+            member(**{field: -1})
+
+
+def test_the_advantage_and_the_weighting_of_the_pages(members_of: Callable[[str], list[Any]]) -> None:
+    (bounded,), (unsure,) = members_of("new-advantage.md"), members_of("new-weighting.md")
+    logprobs, entropies = torch.tensor([-1.0, -2.0, -3.0]), torch.tensor([0.0, 0.2, 0.3])
+    batch = Batch([rollout_of([0], [1, 2, 3], logprobs, logprobs, {"student.entropy_T": entropies})])
+    assert unsure(0.25)(batch).tolist() == [0, 0, 1]
+    assert bounded(1.5)(batch, torch.tensor([-1.5, -math.inf, 0.0])).tolist() == [-0.5, -1.5, 1.5]
+    with pytest.raises(ValueError, match="advantage.bound is 0; expected nats above 0"):
+        bounded(0)
+
+
+def test_the_trainable_of_the_page(
+    members_of: Callable[[str], list[Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (settings,) = members_of("new-trainable.md")
+    run = run_of_a_page("new-trainable.md", tmp_path, monkeypatch)
+    before, after = weights_after(tmp_path)
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    layers = run.models.student.module.model.layers
+    assert len(layers) == 2 and changed == {name for name in before if name.startswith("model.layers.")}
+    module, base = run.models.student.module, Base("student")
+    names = settings(1).put_on(module, base, 0).parameters().keys()
+    assert names == {name for name in before if name.startswith("model.layers.1.")}
+    with pytest.raises(ValueError, match="3 layers are to learn, but the model has 2"):
+        settings(3).put_on(module, base, 0)
+
+
+def test_the_update_of_the_page(
+    members_of: Callable[[str], list[Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    members_of("new-update.md")
+    run_of_a_page("new-update.md", tmp_path, monkeypatch)
+    before, after = weights_after(tmp_path)
+    steps = torch.cat([(after[name] - before[name]).flatten() for name in before])
+    assert torch.isclose(steps.abs(), torch.tensor(1e-3), atol=1e-6).float().mean() > 0.5
+    assert steps.abs().max() < 1.001e-3
+
+
+def test_the_engine_of_the_page(
+    members_of: Callable[[str], list[Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    members_of("new-engine.md")
+    run = run_of_a_page("new-engine.md", tmp_path, monkeypatch)
+    naive, own = run.source.engine.members
+    request = Request(run.source.prompts[:3], 6, 2, seed=1)
+    for ours, theirs in zip(naive.answer(Student(), request), own.answer(Student(), request), strict=True):
+        assert ours.response_tokens == theirs.response_tokens and ours.finished == theirs.finished
+        torch.testing.assert_close(ours.student_logprobs, theirs.student_logprobs)
+        torch.testing.assert_close(ours.student.entropy_T, theirs.student.entropy_T)
+    with pytest.raises(ValueError, match="Use policy = 'student'"):
+        naive.answer(Teacher(), request)
+
+
+def test_the_sampler_of_the_page(members_of: Callable[[str], list[Any]], tmp_path: Path) -> None:
+    """In a run file: every token's log-probability is compared with ours."""
+    members_of("new-engine.md")
+    own = ["policy=student", "evaluation.sets=[]", "rollout.max_new_tokens=6", "rollout.engine=generate"]
+    train(build_run(load_config(write_run_file(tmp_path, steps=1), [*own, "vllm.tolerance=1e-4"])), Observer())
+    (metrics,) = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert 0 <= metrics["vllm_logprob_mismatch"] < 1e-4
+
+
+def test_the_verifiers_of_the_page() -> None:
+    for block in blocks(EXTENDING / "verifier.md", "python"):
+        names: dict[str, Any] = {}
+        exec(compile(block, "verifier.md", "exec", dont_inherit=True), names)
+        if "check" in names:
+            assert names["check"]("so it is 12.", "12") and not names["check"]("so it is 13.", "12")
 
 
 # --- design ----------------------------------------------------------------------------------------------------------
