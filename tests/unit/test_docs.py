@@ -419,3 +419,5 @@ def test_the_layout_is_the_present_one() -> None:
     folders = [path.name for path in package.iterdir() if (path / "__init__.py").is_file()]
     modules = [path.name for path in package.glob("*.py") if not path.name.startswith("__")]
     assert [name for name in (*(f"{folder}/" for folder in folders), *modules) if name not in layout] == []
+    named = re.findall(r"\w+\.py\b", layout.partition("## Imports")[0])
+    assert set(named) <= {path.name for path in package.rglob("*.py")}
