@@ -18,7 +18,7 @@ from tests.support.quick_run import StopAt, made, metrics
 from tests.support.tiny_models import make_model
 from tests.support.tiny_run import write_run_file
 from tutelage.divergences import ReverseKL
-from tutelage.errors import CheckpointError, RunInterrupted
+from tutelage.errors import CheckpointError, ConfigurationError, RunInterrupted
 from tutelage.models import LanguageModel
 from tutelage.policies import Student
 from tutelage.rollout import PairedEngine
@@ -291,6 +291,19 @@ def test_several_updates_per_batch_are_updates_on_its_parts() -> None:
     assert numbers == {name: sum(each[name] for each in found) / 2 for name in numbers}
     (moments,) = {float(each["step"]) for each in steps.update.state_dict()["state"].values()}
     assert moments == 2
+
+
+def test_a_run_with_several_updates_per_batch_is_resumed(tmp_path: Path) -> None:
+    path, several = write_run_file(tmp_path), ["steps=2", "optimizer.updates_per_batch=3"]
+    train(made(path, *several, f"output={tmp_path / 'whole'}"), Observer())
+    with pytest.raises(RunInterrupted):
+        train(made(path, *several), StopAt(0))
+    train(made(path, *several, resume=True), Observer())
+    assert metrics(tmp_path / "run") == metrics(tmp_path / "whole")
+    state = torch.load(tmp_path / "run/checkpoints/step-000002/optimizer.pt", weights_only=True)["state"]
+    assert {float(each["step"]) for each in state.values()} == {6.0}
+    with pytest.raises(ConfigurationError, match=r"updates_per_batch is 4, but .*prompts_per_step = 3 prompts"):
+        made(path, "optimizer.updates_per_batch=4")
 
 
 def test_a_part_keeps_what_belongs_to_its_answers() -> None:

@@ -29,7 +29,7 @@ from tutelage.policies import Policy
 from tutelage.rollout import Engine, Engines, LocalScorer, OfflineEngine, PairedEngine, Scorer
 from tutelage.runtime import LocalRuntime
 from tutelage.tasks import TemplateClock, check_verifier
-from tutelage.training import BatchSource, EvaluationPlan, Learning, Phase, PromptOrder, phase_at
+from tutelage.training import UPDATES, BatchSource, EvaluationPlan, Learning, Phase, PromptOrder, phase_at
 
 __all__ = ["RunAssembly"]
 
@@ -253,6 +253,7 @@ class RunAssembly:
         runtime = self.config.runtime
         return Learning(
             self.phases,
+            update=UPDATES[self.config.optimizer.name],
             reference=reference_of(self.config.reference, self.models),
             micro_batch_tokens=runtime.micro_batch_tokens,
             loss_form=runtime.loss,

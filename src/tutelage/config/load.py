@@ -15,7 +15,7 @@ import tomli_w
 from pydantic import BaseModel, ValidationError
 
 from tutelage.config.places import find_again
-from tutelage.config.schema import AXES, THIS, EvaluationSetConfig, PhaseConfig, RunConfig
+from tutelage.config.schema import AXES, THIS, EvaluationSetConfig, PhaseConfig, RunConfig, settings_of_update
 from tutelage.config.source import check_values, read_table, value_of
 from tutelage.errors import ConfigurationError
 from tutelage.paths import check_file_name, expanded_path
@@ -170,8 +170,9 @@ def _check_known(table: Mapping[str, Any], schema: Any, prefix: str) -> None:
             raise ConfigurationError(
                 f"{prefix}{key} is {str(value).lower()}; it is not a yes-or-no setting. Give a value."
             )
-        if isinstance(value, dict) and _fields_of(known[key]):
-            _check_known(value, known[key], f"{prefix}{key}.")
+        kind = settings_of_update(value) if prefix + key == "optimizer" and isinstance(value, dict) else known[key]
+        if isinstance(value, dict) and _fields_of(kind):
+            _check_known(value, kind, f"{prefix}{key}.")
 
 
 def _fields_of(schema: Any) -> dict[str, Any]:

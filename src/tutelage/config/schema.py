@@ -6,11 +6,21 @@ default is written once.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import date, datetime
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializeAsAny,
+    TypeAdapter,
+    field_validator,
+    model_validator,
+)
 
 from tutelage.errors import ConfigurationError, printable
 from tutelage.models import ALL_WEIGHTS, DEFAULT_DTYPE, AdapterSettings, ModelSource, TrainableSettings, base_of
@@ -29,6 +39,7 @@ from tutelage.tasks import (
 from tutelage.training import (
     DEFAULT_LOSS_FORM,
     MICRO_BATCH_TOKENS,
+    UPDATES,
     CheckpointSettings,
     LogSettings,
     OptimizerSettings,
@@ -50,6 +61,7 @@ __all__ = [
     "RuntimeConfig",
     "StudentConfig",
     "TeacherConfig",
+    "settings_of_update",
 ]
 
 
@@ -81,6 +93,14 @@ OptionalPath = Annotated[str | None, AfterValidator(_path)]
 FileName = Annotated[str, AfterValidator(_file_name)]
 OptionalFileName = Annotated[str | None, AfterValidator(_file_name)]
 Seconds = Annotated[float, Field(gt=0, le=MAX_SECONDS)]
+
+
+def settings_of_update(table: Mapping[str, Any]) -> type[OptimizerSettings]:
+    """What a table [optimizer] is made into, by the name of its update."""
+    name = table.get("name", OptimizerSettings.name)
+    if not isinstance(name, str) or name not in UPDATES:
+        raise ConfigurationError(f"optimizer.name is {name!r}; expected one of {', '.join(UPDATES)}.")
+    return UPDATES[name].settings
 
 
 class Section(BaseModel):
@@ -363,11 +383,17 @@ class RunConfig(Section):
     phase: list[PhaseConfig] = []
     rollout: RolloutSettings = RolloutSettings()
     vllm: HostedSettings = HostedSettings()
-    optimizer: OptimizerSettings = OptimizerSettings()
+    optimizer: SerializeAsAny[OptimizerSettings] = OptimizerSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
     evaluation: EvaluationConfig = EvaluationConfig()
     runtime: RuntimeConfig = RuntimeConfig()
     logging: LoggingConfig = LoggingConfig()
+
+    @field_validator("optimizer", mode="before")
+    @classmethod
+    def _has_fields_of_its_update(cls, value: Any) -> Any:
+        kind = settings_of_update(value) if isinstance(value, dict) else OptimizerSettings
+        return value if kind is OptimizerSettings else TypeAdapter(kind).validate_python(value)
 
     @field_validator("vllm")
     @classmethod

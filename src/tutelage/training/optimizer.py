@@ -20,6 +20,7 @@ class OptimizerSettings:
     """AdamW, a short cosine warm-up, then a constant rate (TRB, arXiv 2605.31159, training configuration).
 
     Fields:
+      name: of the update, see `training.UPDATES`.
       learning_rate: after the warm-up.
       warmup_steps: W; 0 = none.
       weight_decay, beta1, beta2, epsilon: of AdamW.
@@ -27,6 +28,7 @@ class OptimizerSettings:
       updates_per_batch: the batch of a step is cut by prompts into so many parts, with an update for each.
     """
 
+    name: str = "adamw"
     learning_rate: float = 1e-5
     warmup_steps: int = 15
     weight_decay: float = 0.01

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from tutelage.models import ModelSet
 from tutelage.runtime import Learner, LocalRuntime
@@ -62,7 +62,12 @@ class Update(ABC):
     """How the weights change at a step. A member of `UPDATES`, made from an `UpdateContext`.
 
     It owns what changes from step to step beside the weights, such as AdamW's moments, and gives it out as its state.
+
+    Class field that a member may override:
+      settings: what [optimizer] says; a member with fields of its own adds them to `OptimizerSettings`.
     """
+
+    settings: ClassVar[type[OptimizerSettings]] = OptimizerSettings
 
     def __init__(self, context: UpdateContext) -> None:
         self.context = context
