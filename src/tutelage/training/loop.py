@@ -1,9 +1,8 @@
 """The run: evaluate, save, learn; again until the last step.
 
-A run's state is the weights that learn, the state of their update and the number of updates made (and the weights of an
-earlier step, where a target looks back at them). Everything else - which prompts, which random numbers, what budget,
-what learning rate - is a function of that number, so a run that is killed and resumed writes the same bytes as one that
-was not.
+A run's state is the weights that learn, the state of their update, the number of updates made, and the weights of a
+reference that follows the student. Everything else - which prompts, which random numbers, what budget, what learning
+rate - is a function of that number, so a run that is killed and resumed writes the same bytes as one that was not.
 """
 
 from __future__ import annotations
