@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,6 @@ from tutelage.training import (
     PromptOrder,
     Recipe,
     RolloutSettings,
-    Run,
     Stopwatch,
     Update,
     UpdateContext,
@@ -255,20 +254,15 @@ def test_the_state_of_something_else_is_refused(member: Callable[[UpdateContext]
 
 
 @pytest.mark.parametrize("member", [PlainDescent, RandomDirection])
-def test_an_update_of_ones_own_runs_in_the_loop_and_is_resumed(
-    tmp_path: Path, member: Callable[[UpdateContext], Update]
+def test_a_member_of_ones_own_is_found_by_name_and_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, member: type[Update]
 ) -> None:
-    path = write_run_file(tmp_path)
-
-    def run(*overrides: str, resume: bool = False) -> Run:
-        run = made(path, "steps=2", "optimizer.warmup_steps=0", *overrides, resume=resume)
-        run.learning = replace(run.learning, update=member)
-        return run
-
-    train(run(f"output={tmp_path / 'whole'}"), Observer())
+    monkeypatch.setitem(UPDATES, "own", member)
+    path, own = write_run_file(tmp_path), ["steps=2", "optimizer.warmup_steps=0", "optimizer.name=own"]
+    train(made(path, *own, f"output={tmp_path / 'whole'}"), Observer())
     with pytest.raises(RunInterrupted):
-        train(run(), StopAt(0))
-    train(run(resume=True), Observer())
+        train(made(path, *own), StopAt(0))
+    train(made(path, *own, resume=True), Observer())
     whole, cut = tmp_path / "whole", tmp_path / "run"
     assert len(metrics(whole)) == 2 and metrics(whole) == metrics(cut)
     start, one, other = (
@@ -277,6 +271,40 @@ def test_an_update_of_ones_own_runs_in_the_loop_and_is_resumed(
     )
     assert are_equal(one, other)
     assert any(not torch.equal(start[name], weight) for name, weight in one.items() if name in start)
+
+
+@dataclass(frozen=True)
+class OwnSettings(OptimizerSettings):
+    """Fields: share: of the learning rate that is used."""
+
+    share: float = 1.0
+
+
+class Slower(PlainDescent):
+    """With a setting of its own."""
+
+    settings = OwnSettings
+
+    def commit(self, pending: Pending) -> dict[str, float]:
+        settings = self.context.settings_at(pending.step)
+        assert isinstance(settings, OwnSettings)
+        return {**super().commit(pending), "share": settings.share}
+
+
+def test_a_member_may_have_settings_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(UPDATES, "slower", Slower)
+    path, own = write_run_file(tmp_path), ["steps=1", "optimizer.name=slower", "optimizer.share=0.5"]
+    train(made(path, *own), Observer())
+    assert metrics(tmp_path / "run")[0]["share"] == 0.5
+    assert "share = 0.5" in (tmp_path / "run/config.toml").read_text(), "and what is left is the run's"
+    for override, message in {
+        "optimizer.share=much": r"optimizer\.share is 'much'; it should be a valid number",
+        "optimizer.shared=1": r"unknown configuration key 'optimizer\.shared'\. Did you mean optimizer\.share\?",
+        "optimizer.name=sgd": r"optimizer\.name is 'sgd'; expected one of adamw, slower\.",
+        "optimizer.name=adamw": r"unknown configuration key 'optimizer\.share'",
+    }.items():
+        with pytest.raises(ConfigurationError, match=message):
+            made(path, *own, override)
 
 
 def test_several_updates_per_batch_are_updates_on_its_parts() -> None:
