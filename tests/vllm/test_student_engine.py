@@ -108,8 +108,8 @@ def test_greedy_answers_are_those_of_the_paired_engine(engine: HostedEngine, pro
 
 
 def test_seeds_belong_to_prompt_and_sample(engine: HostedEngine, prompts: list[Prompt]) -> None:
-    def drawn(chosen: list[Prompt], **keys: int) -> list[list[int]]:
-        made = answers(engine, Student(), Request(chosen, 20, 2, **{"seed": 1, **keys}))
+    def drawn(chosen: list[Prompt], step: int = 0) -> list[list[int]]:
+        made = answers(engine, Student(), Request(chosen, 20, 2, seed=1, step=step))
         return [r.response_tokens for r in made]
 
     assert drawn(prompts[:4]) == drawn(prompts[:4])
