@@ -38,7 +38,7 @@ class Fact(StrEnum):
     teacher_top = "the teacher's own most probable tokens"
     teacher_full = "the teacher's distribution over the whole vocabulary"
     teacher_step = "the teacher's distribution while a token is drawn"
-    teacher_drawn = "tokens in whose drawing the teacher had a part"
+    teacher_drawn = "tokens that the teacher helped to draw"
     reference = "a third model"
     moving_reference = "the student as it was at an earlier step"
     group = "several answers to one prompt"
@@ -53,7 +53,7 @@ class Prompt:
     Fields:
       student_tokens: token ids, at least one.
       teacher_tokens: token ids the teacher reads instead (own chat template, privileged context); None = the same.
-      teacher_name: which of several teachers answers for this prompt; None = the one that there is anyway.
+      teacher_name: which of several teachers answers for this prompt; None = the unnamed one.
       stream: number of the prompt's random stream. None = its place in the list given to `generate`. Give it where the
         same prompt must draw the same randomness whatever batch it comes in.
     """
@@ -66,17 +66,17 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Reading:
-    """What one model said of the tokens of one answer.
+    """The numbers of one model for the tokens of one answer.
 
     Every tensor has one entry per response token, on the CPU.
 
     Fields:
-      logprobs_T: [T] log-probability of each token; NaN where the model was not asked.
+      logprobs_T: [T] log-probability of each token; NaN where it is not known.
       entropy_T: [T] entropy of the model's distribution over the whole vocabulary.
       support_logprobs_TK: [T, K] log-probabilities on `Rollout.support_ids`, normalised over the whole vocabulary.
       tail_logprobs_T: [T] log of the mass outside the support, summed there and not as 1 - mass; the student has none.
-      top: the model's own K most probable tokens, where it wrote them down or is a server; an id may stand there again,
-        without mass.
+      top: the model's own K most probable tokens, if its scores come from a score cache or a server; an id may be there
+        again, without mass.
       hidden_TD: [T, D] what the model's head turns into its distribution, kept where the loss will ask for all tokens.
     """
 
@@ -99,7 +99,7 @@ class Rollout:
       prompt_tokens, response_tokens: token ids the student reads and writes.
       behaviour_logprobs: [T] log mu of each token under the distribution that sampled it; NaN where it is not known.
       student: at evaluation temperatures this stays the student at temperature 1.
-      teacher: None until the teacher has seen the rollout: during sampling if the policy needs the teacher, afterwards
+      teacher: None until the teacher has read the rollout: during sampling if the policy needs the teacher, afterwards
         through `rollout.scorers` otherwise.
       reference: of a third model, where a target needs one.
       finished: the answer ended with a stop token; False = it was cut by the length limit.
@@ -170,7 +170,7 @@ class Rollout:
 
     @property
     def is_scored(self) -> bool:
-        """The teacher has seen this rollout, so a sparse target can be read off it."""
+        """The teacher has read this rollout, so it holds a sparse target."""
         teacher = self.teacher
         return teacher is not None and (teacher.support_logprobs_TK is not None or teacher.top is not None)
 
@@ -214,7 +214,7 @@ class Batch:
     """What one update sees: the global batch, ordered by prompt, then by sample; tokens are laid end to end.
 
     Fields:
-      rollouts: scored. A rollout without tokens has no part in anything that is said of tokens.
+      rollouts: scored. One without tokens has no part in anything per token.
       rewards: name -> [B], a number for each rollout.
       pairs: (preferred, rejected) places of rollouts.
       own: places of the rollouts whose gradient this process adds; None = all.

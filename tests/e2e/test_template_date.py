@@ -143,4 +143,4 @@ def refused_scoring(monkeypatch: pytest.MonkeyPatch, home: Path, answers: Path, 
 def test_doctor_shows_the_date(home: Path, on: Any) -> None:
     on(1)
     shown = found(load_config(home), "prompts").details[0]
-    assert shown.startswith("the chat template asks for the date and is told 2026-03-01T12:00:00 (data.template_date;")
+    assert shown.startswith("the chat template asks for the date and gets 2026-03-01T12:00:00 (data.template_date;")

@@ -26,14 +26,14 @@ __all__ = ["disk", "forecast", "machine_bytes", "memory", "time_per_step"]
 
 GIB = 2**30
 NUM_PROMPTS = 4  # of the measured step
-TIGHT = 0.85  # share of the machine's memory from which on the forecast, being one, may be wrong
+TIGHT = 0.85  # share of the machine's memory above which a forecast cannot promise that a run fits
 LIVE_LOGITS = 5  # float32 copies of a chunk's logits that are alive at once in the backward pass
 QUANTISED_BITS = 4.5  # of a weight in NF4 with its share of the quantised scales, rounded up
 LIVE_BLEND = 6  # float64-sized rows of both models while a policy picks a token
 
 
 def memory(run: RunAssembly, num_processes: int = 1) -> Finding:
-    """Bytes at the height of each part of a step against what the device has."""
+    """Most bytes that each part of a step needs, against what the device has."""
     needed, device = forecast(run, num_processes), run.runtime.device
     there = machine_bytes(device)
     if num_processes > 1 and not device.startswith("cuda"):  # where each has a GPU of its own
@@ -72,8 +72,8 @@ def forecast(run: RunAssembly, num_processes: int = 1) -> dict[str, dict[str, in
     are estimates: 10 widths and 4 inner widths per token and layer, and a handful of copies of a chunk of logits. With
     an adapter, gradients and moments are its own; quantised weights are taken at 4.5 bits, scales included.
 
-    Of several processes it is one: it has its share of a step's answers; under "fsdp2" its part of gradients, moments
-    and the weights that learn, beside a whole copy that decodes; of a sharded teacher its part of the layers.
+    With several processes, these are the bytes of one. It has its share of a step's answers; under "fsdp2" its part of
+    gradients, moments and the weights that learn, beside a whole copy that decodes; and its part of a sharded teacher.
     """
     config, meta_models = run.config, dict(run.meta_models)
     if config.teacher.server is not None:  # its memory is another machine's
@@ -104,7 +104,7 @@ def forecast(run: RunAssembly, num_processes: int = 1) -> dict[str, dict[str, in
         caches = min(caches, int(CACHE_SHARE * machine_bytes(device)))
     batch_tokens = answers * (longest + rollout.max_new_tokens)
 
-    def at_once(limit: int) -> int:  # a single answer is never torn apart
+    def at_once(limit: int) -> int:  # a single answer is never split
         return min(batch_tokens, max(limit, longest + rollout.max_new_tokens))
 
     def logits(tokens: int) -> int:
@@ -159,7 +159,7 @@ def time_per_step(run: RunAssembly, num_processes: int = 1) -> Finding:
     """Seconds of a step from a real one with few prompts; rows decoded together share their time, so it is a bound."""
     config = run.config
     num_prompts = min(NUM_PROMPTS, config.rollout.prompts_per_step, len(run.prompts.prompts))
-    few = PromptOrder(num_prompts, num_prompts)  # no prompt beyond them is looked at
+    few = PromptOrder(num_prompts, num_prompts)
     source, watch, recipe = replace(run.source, order=few, seed=seed_of(run)), Stopwatch(), run.phases[0].recipe_at(0)
     update = run.learning.update_for(source)
     pending = update.prepare(0, recipe, partial(collect, source, 0, recipe, watch))
@@ -178,7 +178,7 @@ def time_per_step(run: RunAssembly, num_processes: int = 1) -> Finding:
 
 
 def _weights(model: LanguageModel, quantization: str | None = None) -> int:
-    """Bytes of all weights; of quantised ones, matrices but for embeddings and head, and what learns is left alone."""
+    """Bytes of all weights; where they are quantised, embeddings, head, vectors and what learns are not."""
     named, learning = dict(model.module.named_parameters()), model.trainable.parameters()
     quantised = [
         weight
@@ -206,7 +206,7 @@ def _size_of(weights: Iterable[Tensor]) -> int:
 
 
 def _layer_numbers(model: LanguageModel) -> int:
-    """Numbers that one token leaves behind in one layer while it is read, roughly."""
+    """Numbers that are kept of one token in one layer while it is read, roughly."""
     config = model.config
     return 10 * int(config.hidden_size) + 4 * int(getattr(config, "intermediate_size", 4 * config.hidden_size))
 

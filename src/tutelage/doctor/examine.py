@@ -1,7 +1,8 @@
-"""All checks, one after the other: what costs nothing first, and what needs the models' weights afterwards.
+"""All checks, one after the other: those that cost nothing first, then those that need the models' weights.
 
-A check is a function of the run. What it refuses (our own errors) becomes a line like any other finding, and what
-depends on the refused part is skipped and says so; so one examination shows everything that is wrong, not the first.
+A check is a function of the run. What it refuses (our own errors) becomes a line like any other finding. Checks that
+depend on the refused part are skipped, with a line of their own. So one examination shows everything that is wrong and
+not only the first thing.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ COSTLY: Mapping[str, Check] = {
 }
 """Checks that load both models."""
 
-# What `train` looks at by itself, on the first prompts: the cheap checks that are not refusals of its own.
+# What `train` checks by itself, on the first prompts: the cheap checks that are not refusals of its own.
 EARLY = ("vocabulary", "stop ids", "prompts", "end of answer", "lengths", "verifier", "memory", "disk")
 EARLY_PROMPTS = 256
 OWN_VERIFIERS = ("math", "exact")  # a user's function is not called before the run calls it
@@ -66,18 +67,18 @@ def examine(config: RunConfig, *, quick: bool = False, processes: int = 1) -> It
       quick: only what needs no weights.
       processes: how many are to share the run; memory and time are then those of one of them.
     """
-    run, said = RunAssembly(config, asks_teacher=True), set[str]()
+    run, reported = RunAssembly(config, asks_teacher=True), set[str]()
     served = SERVED if serving.has_servers(config) else {}
     for name, check in {**CHEAP, **served, **({} if quick else COSTLY)}.items():
-        if name in COSTLY and said & set(BLOCKING):
+        if name in COSTLY and reported & set(BLOCKING):
             yield Finding(Verdict.skipped, "not tried: the models cannot run as they are, see above", check=name)
             continue
         if name in NEEDS_TEACHER and config.teacher.server is not None:
-            yield Finding(Verdict.skipped, "the teacher is a server, which does not tell this", check=name)
+            yield Finding(Verdict.skipped, "a teacher server does not report this", check=name)
             continue
         of_one = partial(check, num_processes=processes) if name in SHARED else check
-        finding, remarks = _examined(run, of_one, said)
-        said |= {finding.text, *remarks} | ({name} if finding.verdict == Verdict.error else set())
+        finding, remarks = _examined(run, of_one, reported)
+        reported |= {finding.text, *remarks} | ({name} if finding.verdict == Verdict.error else set())
         yield replace(finding, check=name)
         yield from (Finding(Verdict.warning, remark, check=name) for remark in remarks)
 
@@ -90,25 +91,25 @@ def early_warnings(config: RunConfig) -> Iterator[str]:
         if name == "verifier" and config.data.verifier not in OWN_VERIFIERS:
             continue
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # building the run has said them
+            warnings.simplefilter("ignore")  # building the run has shown them
             try:
                 finding = CHEAP[name](run)
             except (TutelageError, OSError):
-                continue  # refusals are for building the run, which saw all prompts
+                continue  # refusals come from building the run, which reads all prompts
         if finding.verdict in (Verdict.warning, Verdict.error):
             yield f"{name}: {finding.text}. {finding.remedy}"
 
 
-def _examined(run: RunAssembly, check: Check, said: set[str]) -> tuple[Finding, list[str]]:
-    """What a check found, and the warnings that came up and were not said before."""
+def _examined(run: RunAssembly, check: Check, reported: set[str]) -> tuple[Finding, list[str]]:
+    """What a check found, and the warnings that came up and were not reported before."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
             finding = check(run)
         except (TutelageError, OSError) as problem:
             text = str(problem)
-            finding = Finding(Verdict.skipped, EARLIER) if text in said else Finding(Verdict.error, text)
+            finding = Finding(Verdict.skipped, EARLIER) if text in reported else Finding(Verdict.error, text)
         except (RuntimeError, IndexError) as problem:  # of a model that runs, memory that runs out among them
             finding = Finding(Verdict.error, f"stopped by {type(problem).__name__}: {in_short(problem)}")
     remarks = [str(warning.message) for warning in caught if issubclass(warning.category, UserWarning)]
-    return finding, [text for text in dict.fromkeys(remarks) if text not in said]
+    return finding, [text for text in dict.fromkeys(remarks) if text not in reported]

@@ -24,7 +24,7 @@ class Finding:
     Fields:
       verdict: error = the run cannot work or teaches nothing; warning = look at it; skipped = it could not be checked.
       text: what was found, in one sentence.
-      remedy: what to do about it; empty where nothing is to be done, or where the text says so itself (refusals).
+      remedy: what to do about it; empty if nothing is to be done, or if the text contains it (refusals).
       details: further lines for a person to look at, such as a rendered prompt.
       check: name of the check, as in the tables `CHEAP` and `COSTLY`.
     """

@@ -1,4 +1,4 @@
-"""Are the servers of a run there, and are they what the run file takes them for?  One short exchange with each."""
+"""Are the servers of a run there, and do they serve what the run file expects?  One short exchange with each."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def servers(run: RunAssembly) -> Finding:
         return Finding(
             Verdict.warning,
             "; ".join(doubts),
-            "Another name may stand for the same model; make sure of it.",
+            "It may be the same model under another name; make sure that it is.",
             tuple(found),
         )
     return Finding(Verdict.ok, "; ".join(found))

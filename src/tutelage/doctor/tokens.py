@@ -1,4 +1,4 @@
-"""Do both models speak the same tokens, end answers the same way and read the same question? No weights are needed."""
+"""Do both models have the same tokens, end answers the same way and read the same question? No weights are needed."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def sizes(run: RunAssembly) -> Finding:
 
 
 def stops(run: RunAssembly) -> Finding:
-    """Which ids end an answer of each model, and what became of them."""
+    """Which ids end an answer of each model, and which event they become."""
     vocabulary, tokenizer = run.vocabulary, run.tokenizers.student
     named = {name: list(model.stop_ids) for name, model in run.meta_models.items()}
     shown = "; ".join(f"{name} {_tokens(tokenizer, ids) if ids else 'none'}" for name, ids in named.items())
@@ -55,7 +55,7 @@ def stops(run: RunAssembly) -> Finding:
     if silent := [name for name, ids in named.items() if not ids]:
         return Finding(
             Verdict.warning,
-            f"no stop id: {', '.join(silent)} ({shown}); what ends an answer was never learned as an end there",
+            f"no stop id: {', '.join(silent)} ({shown}); such a model has not learned how an answer ends",
             f"Set eos_token_id in its generation_config.json to one of {merged}.",
         )
     student, teacher = set(named["student"]), set(named["teacher"])
@@ -73,7 +73,7 @@ def stops(run: RunAssembly) -> Finding:
 
 
 def prompts(run: RunAssembly) -> Finding:
-    """The first prompt as either model reads it, as text and as tokens, and where the two part."""
+    """The first prompt as either model reads it, as text and as tokens, and where the two begin to differ."""
     prompt = run.prompts.prompts[0]
     student_tokenizer, teacher_tokenizer = run.tokenizers.student, run.tokenizers.teacher
     sides = {"student": (student_tokenizer, list(prompt.student_tokens))}
@@ -84,11 +84,11 @@ def prompts(run: RunAssembly) -> Finding:
     details = tuple(line for name, (tokenizer, ids) in sides.items() for line in _shown(name, tokenizer, ids))
     data = run.config.data
     if run.clock.was_asked:
-        told = (
-            f"the chat template asks for the date and is told {run.clock.moment.isoformat()} (data.template_date; "
+        dated = (
+            f"the chat template asks for the date and gets {run.clock.moment.isoformat()} (data.template_date; "
             "left out, it is the moment when a run is first made, which the run keeps)"
         )
-        details = (told, *details)
+        details = (dated, *details)
     if "both" in sides:
         if data.use_chat_template is False and teacher_tokenizer.chat_template is not None:
             return Finding(
@@ -159,7 +159,7 @@ def _shown(name: str, tokenizer: Any, ids: list[int]) -> list[str]:
 
 
 def _difference(student: tuple[Any, list[int]], teacher: tuple[Any, list[int]]) -> str:
-    """Where two prompts part, in words."""
+    """Where two prompts begin to differ, in words."""
     (student_tokenizer, mine), (teacher_tokenizer, other) = student, teacher
     pairs = enumerate(zip(mine, other, strict=False))
     place = next((i for i, (a, b) in pairs if a != b), min(len(mine), len(other)))

@@ -41,9 +41,10 @@ def seed_of(run: RunAssembly) -> int:
 def own_teacher(run: RunAssembly) -> Finding:
     """The student as its own teacher: the loss is 0 and both sides give every token the same log-probability.
 
-    A scoring that is off by one token, or that reads another prompt, shows here and nowhere else. What begins later in
-    a text than these answers get (a sliding window, rotary factors of long texts) shows in the longest text that the
-    run can reach, which each model that writes reads in both ways: two forwards each, a small part of what follows.
+    A scoring that is off by one token, or that reads another prompt, shows here and nowhere else. Some things begin
+    later in a text than these answers reach (a sliding window, rotary factors of long texts). So every model also reads
+    the longest text that the run can reach, through the cache and whole: two forwards each, cheap beside the checks to
+    come.
     """
     models, config = run.models, run.config
     student = models.student
@@ -87,7 +88,7 @@ def own_teacher(run: RunAssembly) -> Finding:
 
 
 def _longest_text(run: RunAssembly) -> int:
-    """Tokens of the longest prompt and answer that any model of the run can come to read."""
+    """Tokens of the longest prompt and answer that a model of the run may have to read."""
     config, prompts = run.config, run.prompts.prompts
     asked = max(max(len(p.student_tokens), len(p.teacher_tokens or ())) for p in prompts)
     sets = [len(p.student_tokens) for problems in run.evaluation_sets for p in problems.prompts]

@@ -116,7 +116,7 @@ class DistributionLoss(Loss):
     def between(self, student_logprobs: Tensor, target_logprobs: Tensor) -> Tensor:
         """The divergence of two distributions over the same events: [..., events] -> [...], in nats.
 
-        Gradients flow into the student's; whether the target's has one is the target's to say.
+        Gradients flow into the student's; `TargetRule.is_constant` says whether the target has one.
         """
 
     def __call__(self, student_logits: Tensor, target: Tensor | Target) -> Tensor:

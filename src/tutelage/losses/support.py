@@ -126,7 +126,7 @@ class TopK(Support):
     def _on_record(self, student_logprobs: Tensor, target: SparseTarget) -> tuple[Tensor, Tensor]:
         """On the first k tokens of a record; what it kept beyond them joins the rest."""
         ids = self.recorded_ids(target, student_logprobs.shape[-1])
-        # Where a server names fewer events than K, one of them stands there again.
+        # Where a server names fewer events than K, one of them is repeated.
         return self._on(ids, student_logprobs, *self._recorded(target), may_repeat=target.whose == "teacher")
 
     def recorded_ids(self, target: SparseTarget, vocabulary_size: int) -> Tensor:
@@ -194,7 +194,7 @@ class StudentTopK(TopK):
 class TeacherTopK(TopK):
     """The teacher's K most probable tokens, whatever the student thinks of them.
 
-    With a sparse target they are those that the teacher told: a server, or a cache of its scores.
+    With a sparse target they are those that a server or a score cache recorded.
     """
 
     fact = Fact.teacher_top
@@ -224,7 +224,7 @@ TOP_KS: dict[str, type[TopK]] = {f"{member.whose}_top_k": member for member in (
 
 def support_named(name: str, top_k: int, rest: str) -> Support:
     """The support that a run file means: "full", or a top-k with its two numbers."""
-    StudentTopK(top_k, rest)  # what a full support leaves unread is refused all the same
+    StudentTopK(top_k, rest)  # checked even for a full support, which ignores them
     if name == "full":
         return FULL_VOCABULARY
     if name in TOP_KS:
@@ -247,7 +247,7 @@ def _most_probable(logprobs: Tensor, k: int) -> Tensor:
 
 
 def _repeats(ids: Tensor) -> Tensor:
-    """True where an id stood at an earlier place already."""
+    """True where an id is at an earlier place already."""
     is_same = ids[..., :, None] == ids[..., None, :]
     return is_same.tril(diagonal=-1).any(-1)
 

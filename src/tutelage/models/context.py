@@ -1,10 +1,10 @@
-"""How long may a text be? Asked of a model's configuration alone: the context that it was made for, and how far its
-rotary factors stay the same.
+"""How long may a text be?  The context that a model was made for, and the length up to which its rotary factors stay
+the same; both are read from its configuration alone.
 
 Some models turn keys by other factors once a text is longer than a number of tokens ("longrope" of Phi-3, Phi-3.5 and
-Phi-4-mini). Keys that were written before that length keep the old factors, but whoever reads the whole text later
-turns them all by the new ones. So the distribution that wrote an answer is not the one that it is judged by, and one
-long row of a batch changes all others. Such a model is one model up to the switch, and that is the length we go by.
+Phi-4-mini). Keys that were cached before that length keep the old factors, but a later forward over the whole text
+turns all of them by the new ones. The distribution that drew an answer is then not the one that scores it, and one
+long row of a batch changes all others. So the length of the switch counts as the context length of such a model.
 
 Models with the same factors on either side do not switch. "dynamic" factors grow with texts beyond the context, which
 is never exceeded here.
@@ -26,7 +26,7 @@ class ContextLength(int):
 
     Fields:
       made_for: of the model; a server, which holds one set of rotary factors at every length, reads as many.
-      remark: how a message that names this number goes on where the context alone does not explain it.
+      remark: what a message that names this number adds, where the context alone does not explain it.
     """
 
     made_for: int | None
@@ -46,9 +46,9 @@ def context_length_in(config: Any) -> ContextLength | None:
         return ContextLength(longest, longest) if longest else None
     length = ContextLength(switch, longest)
     length.remark = (
-        f" (its rotary factors change beyond {switch} tokens, so that a longer text would be read otherwise than it "
-        "was written; to go beyond, copy the model and set short_factor to long_factor in its config.json, which holds "
-        "one set at every length)"
+        f" (its rotary factors change beyond {switch} tokens, so a longer text would be scored with other factors than "
+        "it was written with; to go beyond, copy the model and set short_factor to long_factor in its config.json, "
+        "which holds one set at every length)"
     )
     return length
 

@@ -1,4 +1,4 @@
-"""Is it the same model, the same tokenizer?  Content in a few digits, for what was computed once and is used again."""
+"""Is it the same model, the same tokenizer?  Digests of their content, for results that are kept and used again."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ NOT_THE_MODEL = ("_name_or_path", "transformers_version", "torch_dtype", "dtype"
 
 
 def weights_fingerprint(source: ModelSource | str) -> str:
-    """Of a directory, the SHA-256 of its weights and configuration, wherever it lies; of a hub id, its commit.
+    """The SHA-256 of a directory's weights and configuration, wherever it lies; the commit of a hub id.
 
-    Reads every byte of the weights, seconds per gigabyte; a hub id costs one small file. An adapter's is of it and of
-    its base.
+    Reads every byte of the weights, seconds per gigabyte; a hub id costs one small file. The digest of an adapter
+    covers the adapter and its base.
 
     Raises:
       ModelError: there is no such model directory, it has no weights, or they cannot be read.

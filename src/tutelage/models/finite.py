@@ -1,4 +1,4 @@
-"""Are these numbers all finite?  One look at many tensors, with one wait for the device."""
+"""Are these numbers all finite?  Many tensors are checked at once, with few waits for the device."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ __all__ = ["check_finite_weights", "is_all_finite", "tensors_in"]
 
 @torch.no_grad()
 def is_all_finite(tensors: Iterable[Tensor]) -> bool:
-    """Whether no number is NaN or infinite; codes of quantised weights are not looked at.
+    """Whether no number is NaN or infinite; codes of quantised weights are not checked.
 
-    Parts that lie elsewhere (FSDP2) are looked at where they are, so every process must ask about its own.
+    Of a sharded tensor (FSDP2) the local shard is checked, so every process must call this.
     """
     alike: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}  # one launch each
     for tensor in tensors:
         own = tensor.to_local() if hasattr(tensor, "to_local") else tensor
         if is_plain_float(own) and own.numel():
             alike.setdefault((own.device, own.dtype), []).append(own)
-    # NaN and infinity pass through the 2-norm, which is the fastest look. It may overflow before its numbers do.
+    # NaN and infinity pass through the 2-norm, which is the fastest check. It may overflow before its numbers do.
     return all(
         bool(torch.stack(torch._foreach_norm(each)).isfinite().all())
         or all(bool(tensor.isfinite().all()) for tensor in each)
@@ -46,7 +46,7 @@ def tensors_in(content: Any) -> Iterator[Tensor]:
 
 
 def check_finite_weights(module: Any, name: str) -> None:
-    """Refuse a model with a weight that is NaN or infinite, be it one that few tokens meet.
+    """Refuse a model with a weight that is NaN or infinite, even if few tokens use it.
 
     Raises:
       ModelError: names the weight.

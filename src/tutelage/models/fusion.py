@@ -1,4 +1,4 @@
-"""How do several models speak with one voice?  Pure functions from their distributions to one.
+"""How do several models become one teacher?  Pure functions from their distributions to one.
 
 Axis letters: B any leading axes, V vocabulary.
 """

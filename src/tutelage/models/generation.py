@@ -1,6 +1,6 @@
 """What a model's folder says about generating: where it stops, and how it would sample by itself.
 
-Only the stop ids matter to us. The rest is kept for who uses the saved model, as far as it can be saved at all.
+Only the stop ids matter here. The rest is kept for users of the saved model, as far as it can be saved.
 """
 
 from __future__ import annotations

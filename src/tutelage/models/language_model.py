@@ -1,8 +1,8 @@
 """One causal language model as the engines see it: tokens to hidden states, hidden states to logits.
 
-The two halves are separate because they are used apart: a rollout projects only the last position, and a loss works
-through the head in chunks so that `[B, T, V]` never exists. Hidden states come from one of two forwards, our own or the
-module's (`models.forward`); while answers are decoded, one of `models.steps` runs it on one of `models.caches`.
+The two halves are separate because they are used separately: a rollout projects only the last position, and a loss
+works through the head in chunks so that `[B, T, V]` never exists. Hidden states come from one of two forwards, our own
+or the module's (`models.forward`); while answers are decoded, one of `models.steps` runs it on one of `models.caches`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ __all__ = ["LanguageModel", "as_language_model", "ids_of", "stop_ids_of"]
 
 @dataclass
 class LanguageModel:
-    """A Hugging Face causal language model, its tokenizer and what stops it.
+    """A Hugging Face causal language model, its tokenizer and its stop ids.
 
     Fields:
       module: the `transformers` model.
@@ -95,7 +95,7 @@ class LanguageModel:
 
     @property
     def context_length(self) -> ContextLength | None:
-        """Most tokens of a text that the model reads as one model, or None if it does not say."""
+        """Most tokens of a text, see `models.context`; None if the configuration does not say."""
         return context_length_in(self.config)
 
     @property
@@ -107,7 +107,7 @@ class LanguageModel:
 
     @property
     def uses_fast_forward(self) -> bool:
-        """True if hidden states come from our own forward as things are set now.
+        """True if hidden states come from our own forward, with the present settings.
 
         Raises:
           ConfigurationError: `compile` is on and they would not.
@@ -163,13 +163,13 @@ class LanguageModel:
 
     @contextmanager
     def weights_fixed(self) -> Iterator[None]:
-        """Promise that no weight changes meanwhile, as while answers are decoded: what follows from weights is kept.
+        """Promise that no weight changes inside, as while answers are decoded; what is computed from weights is kept.
 
         That is their copies in the type of `autocast`, and the norms of DoRA.
         """
         with ExitStack() as stack:
             if self.autocast is not None:
-                # PyTorch forgets its copies at the end of the outermost context, be it one that casts nothing.
+                # PyTorch drops its copies at the end of the outermost context, also of one that casts nothing.
                 stack.enter_context(torch.autocast(self.device.type, enabled=False))
             stack.enter_context(self.trainable.weights_fixed())
             yield
@@ -242,8 +242,8 @@ class LanguageModel:
         """Final hidden states [B, T, D] of new tokens at their own positions, reading and filling the cache.
 
         Args:
-          tokens_BT, positions_BT: new tokens of every row and the slots they take. Slots from a row's first new
-            position on are taken for garbage and overwritten.
+          tokens_BT, positions_BT: new tokens of every row and the slots they take. What is in slots
+            from a row's first new position on counts as garbage and is overwritten.
           num_visible: number of leading slots any query may look at (1 + the largest position so far).
         """
         assert isinstance(cache, KVCache)

@@ -56,7 +56,7 @@ def load_tokenizer(source: ModelSource | str) -> Any:
     names, folder = sorted(set(tokenizer.vocab_files_names.values())), Path(path)
     if names and folder.is_dir() and not any((folder / name).exists() for name in names):
         raise ModelError(f"{path!r} has no tokenizer (none of {', '.join(names)}). {ADVICE}.")
-    with reading("tokenizer", path):  # some damage shows when a text is cut, and not before
+    with reading("tokenizer", path):  # some damage shows only when a text is cut
         tokenizer.decode(tokenizer(PROBE_TEXT, verbose=False)["input_ids"])
     return tokenizer
 
@@ -64,7 +64,7 @@ def load_tokenizer(source: ModelSource | str) -> Any:
 def check_files(source: ModelSource | str) -> None:
     """Refuse a model directory without configuration or weights, at no cost; a hub id is looked up when it is loaded.
 
-    The folder of an adapter is looked at with its base.
+    An adapter's folder is checked together with its base.
 
     Raises:
       ModelError: names what is missing.
@@ -82,7 +82,7 @@ def check_files(source: ModelSource | str) -> None:
 
 
 def context_length_of(source: ModelSource | str) -> ContextLength | None:
-    """Most tokens a model reads as one model, from its configuration alone; None if it does not say."""
+    """Most tokens of a text, see `models.context`; None if the configuration does not say."""
     source = ModelSource.of(source)
     path, revision, base = source.path, source.revision, base_of(source.path)
     if base is not None:
@@ -107,7 +107,7 @@ def load_language_model(
     Args:
       source: where it is; a bare path or hub id is loaded in float32.
       tokenizer: the model's tokenizer, from `load_tokenizer` (loaded first, because its checks cost nothing).
-      trainable: what of the model learns when it is trained; not looked at where the source is an adapter, which does.
+      trainable: what of the model learns when it is trained; ignored if the source is an adapter, which then learns.
       quantization: "4bit" on CUDA; None = none.
       seed: of weights that are put into the model to learn.
     Raises:
@@ -150,7 +150,7 @@ def load_language_model(
         base = Base(base.path, base.revision, fingerprint(module) if is_comparable else None)
     # Before the model moves to its device, so that fresh weights are the same on all of them.
     learning = trainable.put_on(module, base, seed) if noted is None else PeftLora.read(module, Path(path), base)
-    # Of an adapter's folder its own; and aloud where there is a damaged one, which transformers passes over.
+    # An adapter's folder has its own. A damaged file is refused here; transformers would ignore it.
     if Path(path).is_dir() and (generation_config := read_generation_config(path)) is not None:
         module.generation_config = generation_config
     if not placement:

@@ -1,4 +1,4 @@
-"""A model without its weights: what configuration and tokenizer alone tell, at next to no cost.
+"""A model without its weights: what configuration and tokenizer alone show, at next to no cost.
 
 Its parameters have shapes and no numbers (PyTorch's device "meta"), so sizes, stop ids and vocabularies are those of
 the real model, worked out by the same code, and nothing can be computed with it.

@@ -191,7 +191,7 @@ def pack(sequences: Sequence[Sequence[int]], starts: Sequence[int], device: torc
 
 
 def _as_tensor(numbers: list[int], device: torch.device) -> Tensor:
-    # By way of an array: torch asks every element of a list for its type, which takes several times as long.
+    # Through an array: torch looks up the type of every element of a list, which takes several times as long.
     return torch.from_numpy(np.fromiter(numbers, np.int64, len(numbers))).to(device)
 
 
@@ -208,7 +208,7 @@ def _layout(rows: list[Row], device: torch.device) -> Layout:
         for row in group:
             query_sources += row.queries
             query_targets += range(len(take_queries), len(take_queries) + len(row.queries))
-            # After a row's end stands any token: it is masked as a key and unread as a query.
+            # Any token fills the places after a row's end: it is masked as a key and ignored as a query.
             take_queries += [*row.queries, *[row.queries[0]] * (num_queries - len(row.queries))]
             for places in filter(len, row.keys):
                 if uses[places] == len(rounds):

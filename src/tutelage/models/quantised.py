@@ -1,8 +1,8 @@
 """Weights that are codes for numbers: a backbone in 4 bits for an adapter to learn on, and folders that come quantised.
 
-QLoRA (arXiv 2305.14314) goes through `bitsandbytes` on CUDA. It was not tried yet on a GPU: the tests see the refusals
-and what is asked of `transformers`. A folder that comes quantised (FP8, AWQ, GPTQ, ...) can be a teacher. It cannot be
-a student: codes do not learn, and what was saved or merged would be written in codes that nobody can read back.
+QLoRA (arXiv 2305.14314) goes through `bitsandbytes` on CUDA. It has not been tried on a GPU yet: the tests cover the
+refusals and the arguments for `transformers`. A folder that comes quantised (FP8, AWQ, GPTQ, ...) can be a teacher. It
+cannot be a student: codes do not learn, and a saved or merged model would consist of codes that cannot be read back.
 """
 
 from __future__ import annotations
@@ -54,7 +54,11 @@ def check_learnable(module: Any, path: str) -> None:
 
 
 def check_packages(config: Any) -> None:
-    """Ask the quantiser of a folder whether it can run here; it answers with an ImportError that says what it needs."""
+    """Let the quantiser of a folder check that it can run here.
+
+    Raises:
+      ImportError: names the package that it needs.
+    """
     settings = getattr(config, "quantization_config", None)
     if settings is not None:
         place = {"": "cuda" if torch.cuda.is_available() else "cpu"}
@@ -62,7 +66,7 @@ def check_packages(config: Any) -> None:
 
 
 def check_unquantised(path: str, base_path: str | None = None) -> None:
-    """Refuse a student whose folder, or whose adapter's base, is quantised; a hub id is looked at when it is loaded.
+    """Refuse a student whose folder, or whose adapter's base, is quantised; a hub id is checked when it is loaded.
 
     Raises:
       ConfigurationError: names how it is quantised.
@@ -83,8 +87,8 @@ def _refusal(path: str, method: str) -> str:
     """Why such a model cannot be the student."""
     return (
         f"student {path!r} has weights that are quantised already ({method}); these cannot learn, and neither they nor "
-        "an adapter merged into them could be saved rightly. Set `student` to the model before it was quantised; with "
-        "[student.adapter], student.quantization = '4bit' then keeps it small. As a teacher it may stay quantised."
+        "an adapter merged into them could be saved correctly. Set `student` to the model before it was quantised; "
+        "with [student.adapter], student.quantization = '4bit' then keeps it small. As a teacher it may stay quantised."
     )
 
 
@@ -108,7 +112,7 @@ def check_quantization(quantization: str, device: str | torch.device) -> None:
 
 
 def quantised(quantization: str, dtype: torch.dtype, device: str | torch.device) -> dict[str, Any]:
-    """What `from_pretrained` is told: NF4 weights with quantised scales, products in `dtype`.
+    """Arguments for `from_pretrained`: NF4 weights with quantised scales, products in `dtype`.
 
     Raises:
       ConfigurationError: see `check_quantization`.

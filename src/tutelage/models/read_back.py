@@ -1,12 +1,12 @@
-"""Is the folder that was written the model in memory?  Asked once of every checkpoint and export, before it counts.
+"""Is the folder that was written the model in memory?  Every checkpoint and export is checked before it counts.
 
-The folder is opened as anybody would open it, names, types, shapes and numbers are compared, and then a twin, made from
-the written configuration, computes a few tokens beside the model. The twin has the memory's own weights, which were
-found equal to the file's: so it costs no second copy of them, and what is left to differ is the configuration.
+The folder is opened as a user would open it, and names, types, shapes and numbers are compared. Then a twin, made from
+the written configuration, computes a few tokens beside the model. The twin uses the weights in memory, which were found
+equal to the file's, so it costs no second copy of them, and only the configuration can make a difference.
 
 The same is tried before the first step with everything but the weights, so that no checkpoint fails for a reason that
 was known at the start. A student that is sharded (FSDP2) is saved from its whole copy, which is what is compared here.
-A base in 4 bits is not put into a second model; of an adapter on one, files and numbers are compared.
+No second model is made of a base in 4 bits; for an adapter on one, files and numbers are compared.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ NUM_TOKENS = 4  # of the forward
 
 
 def check_savable(student: LanguageModel, vocabulary: Vocabulary) -> None:
-    """Write what a checkpoint will hold but its weights, and read it back; the place it is written to is forgotten.
+    """Write all that a checkpoint will hold except the weights into a temporary folder, and read it back.
 
     Generation parameters that cannot be saved are dropped from the student, with a warning.
 
     Raises:
-      ModelError: it cannot be written, or is not read as it was.
+      ModelError: it cannot be written, or what is read back differs.
     """
     if dropped := drop_unsavable(student.module):
         warnings.warn(

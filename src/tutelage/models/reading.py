@@ -1,7 +1,7 @@
 """A user's model folder is read here, and whatever is wrong with it becomes one line.
 
-`transformers`, `peft`, `tokenizers` and `safetensors` answer damaged files with almost every kind of exception. So
-kinds are not listed at each place: whatever leaves one of the blocks below is about the folder that the block names.
+`transformers`, `peft`, `tokenizers` and `safetensors` raise almost every kind of exception on damaged files. So kinds
+are not listed at each place: whatever leaves one of the blocks below is about the folder that the block names.
 """
 
 from __future__ import annotations
@@ -90,8 +90,8 @@ def brief(problem: BaseException) -> str:
 
 def _install_line(problem: ImportError) -> str:
     text = str(problem)
-    if said := re.search(r"pip install [^`'\")\n]+", text):
-        return said.group().strip().rstrip(".")
+    if found := re.search(r"pip install [^`'\")\n]+", text):
+        return found.group().strip().rstrip(".")
     for name, line in INSTALL_LINES.items():
         if name in text:
             return line

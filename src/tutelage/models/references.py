@@ -24,7 +24,7 @@ __all__ = ["MovingReference", "Reference", "SharedBackbone", "reference_snapshot
 
 
 class Reference:
-    """What becomes of a run's third model from step to step. Of this one, nothing: it stays, or there is none."""
+    """How a run's third model changes from step to step. This one does not change, or there is none."""
 
     def refresh(self, step: int) -> None:
         """Let it follow the student, if this step is one to do so. Call it once, when the step's weights are there."""

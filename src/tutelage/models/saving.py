@@ -53,7 +53,7 @@ def export_model(model: LanguageModel, dtype: torch.dtype, folder: Path) -> Lang
     Returns:
       what was written, in memory.
     Raises:
-      ModelError: a quantised model, or weights that are not finite, be it merged or in this type.
+      ModelError: a quantised model, or weights that are not finite after merging or in this type.
     """
     if is_quantised(model.module):
         raise ModelError(

@@ -1,15 +1,15 @@
-"""Can our caches serve this model?  Asked once at load time, and answered with the architecture's name.
+"""Can our caches serve this model?  Tried once when it is loaded; a refusal names the architecture.
 
-First by what the configuration says (kinds of attention), then by trying: a few tokens decoded through the cache, in
-rows of different lengths with a rolled-back tail, and the same tokens read as packed sequences must give the logits of
-one plain forward. A new architecture that ignores our mask, or scales its logits in a way we do not know, is caught
-here and not in a ruined run. Where our own forward is what disagrees, the model is served by its module's.
+The configuration is checked first (kinds of attention). Then a few tokens are tried: decoded through the cache, in rows
+of different lengths with a rolled-back tail, and read as packed sequences, they must give the logits of one plain
+forward. An architecture that ignores our mask, or scales its logits in a way we do not know, is caught here before it
+ruins a run. If only our own forward disagrees, the module's is used.
 
-A few tokens do not reach what begins thousands of tokens later, so the try-out comes to meet it. A window is narrowed
-to fewer tokens than are tried, for as long as they are; where that shows nothing but a disagreement, as many tokens are
-read as the window really has. And a token at the last position of the context must leave the
-first ones as they are: where it does not, positions mean something else in longer texts. `both_readings` compares at
-any length; `doctor` does so at the longest that a run can reach.
+Some things begin thousands of tokens later, and a few tokens must show them. During the trial a sliding window is
+narrowed to fewer tokens than are tried; if the two then disagree, as many tokens are read as the window really has. And
+a token at the last position of the context must not change what the first ones predict; if it does, positions mean
+something else in longer texts. `both_readings` compares at any length; `doctor` does so at the longest that a run can
+reach.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def check_servable(model: LanguageModel) -> None:
         if problem is None:
             warnings.warn(
                 f"{model.name}: our own forward for {architecture} was refused ({own_problem}), so the slower one of "
-                "the module is used. Set `fast_forward=False` on the model to say so yourself.",
+                "the module is used. To ask for that one, set `fast_forward=False` on the model.",
                 stacklevel=2,
             )
     if problem is not None:

@@ -1,8 +1,8 @@
 """One vocabulary and one stop event for two models.
 
 Student and teacher must share a tokenizer, yet two things still differ between real pairs: embedding tables are padded
-to different sizes, and each model has its own set of stop ids. Both are settled here, on the logits, before any policy
-or divergence sees them; nothing downstream knows that there was a difference.
+to different sizes, and each model has its own set of stop ids. Both are resolved here, on the logits, before any policy
+or loss sees them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PROBE_TEXT = "Solve 12.5 + 3 = \\boxed{15.5}.\n\n  def f(x):\n\treturn x  # naï
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The ids both models can speak, with all ways of stopping made one event.
+    """The ids that both models have, with all ways of stopping made one event.
 
     Fields:
       size: V, number of leading logits kept of either model.

@@ -1,8 +1,8 @@
 """Do the weight files hold this model, all of it and nothing else?
 
-Asked of the files' headers before any weight is read, and again of what `transformers` reports when it has loaded them.
-The first is the second without numbers: the library's own loader is given tensors that have shapes only, so renamed,
-tied and merged weights are understood as they will be.
+Checked on the files' headers before any weight is read, and again on what `transformers` reports after loading. Both
+are the same check: for the first, the library's own loader is given tensors that have shapes only, so that it handles
+renamed, tied and merged weights in the same way.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ __all__ = ["check_report", "is_plain_float", "load_meta_module", "quietly"]
 # A count in a configuration that is looped over, and so must be sensible before a model is made of it.
 COUNTS = re.compile(r"(num_hidden_layers|num_layers|n_layers?|num_.*experts.*|n_.*experts.*|num_labels|num_nextn.*)")
 MAX_COUNT = 10_000
-# Leftovers of wrappers in the names of weights, and who leaves them.
+# Prefixes that wrappers leave in the names of weights, and which wrapper does.
 PREFIXES = {
     "_orig_mod.": "torch.compile",
     "module.": "DataParallel or DistributedDataParallel",
     "_fsdp_wrapped_module.": "FSDP",
     "base_model.model.": "peft",
 }
-# Parts of a model for several senses, of which a language model is only the one for text.
-OTHER_SENSES = (
+# Parts of a multimodal model that its language model does not have.
+OTHER_MODALITIES = (
     "vision",
     "visual",
     "image",
@@ -105,7 +105,7 @@ def check_report(report: Mapping[str, Any], path: str) -> None:
       ModelError: names some of them.
     """
     missing = sorted(report["missing_keys"])
-    leftover = sorted(name for name in report["unexpected_keys"] if not _is_for_other_senses(name))
+    leftover = sorted(name for name in report["unexpected_keys"] if not _is_of_other_modality(name))
     mismatched = sorted(report["mismatched_keys"])
     for prefix, origin in PREFIXES.items():
         count = sum(name.startswith(prefix) for name in leftover)
@@ -130,7 +130,7 @@ def check_report(report: Mapping[str, Any], path: str) -> None:
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Keep progress bars and the table of missing and left-over weights from the terminal; what it says is refused."""
+    """Keep progress bars, and the table of weights that `check_report` refuses, off the terminal."""
     transformers_logging.disable_progress_bar()  # it would tear through our own display
     logger = logging.getLogger("transformers.modeling_utils")
 
@@ -170,8 +170,8 @@ def _check_types(module: Any, stored: Mapping[str, Tensor], path: str) -> None:
         )
 
 
-def _is_for_other_senses(name: str) -> bool:
-    return any(part.startswith(OTHER_SENSES) for part in name.split("."))
+def _is_of_other_modality(name: str) -> bool:
+    return any(part.startswith(OTHER_MODALITIES) for part in name.split("."))
 
 
 def _some(names: list[str]) -> str:

@@ -69,8 +69,8 @@ def weight_files(path: str, *, allow_pickle: bool = False) -> list[Path]:
 def files_of_weights(folder: Path, *, allow_pickle: bool = False) -> list[Path]:
     """Every file of a folder that may hold weights, also of an adapter, and also those that no index names.
 
-    `weight_files` says which of them a model is read from. A fingerprint is of all of them, so that it does not depend
-    on how a loader chooses, and a model that has the same fingerprint as years ago is the same.
+    `weight_files` says which of them a model is read from. A fingerprint covers all of them, so that it does not depend
+    on how a loader chooses among them.
     """
     return sorted([*folder.glob("*.safetensors"), *(folder.glob("*.bin") if allow_pickle else [])])
 

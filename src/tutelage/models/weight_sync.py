@@ -1,4 +1,4 @@
-"""A student's weights for an engine that reads them again and again."""
+"""A student's weights for a sampler that reads them again after every update."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["save_for_serving"]
 
 
 def save_for_serving(student: LanguageModel, folder: Path) -> None:
-    """Write config, safetensors and tokenizer into `folder`, with a head of its own even where it is the embedding.
+    """Write config, safetensors and tokenizer into `folder`, with the head as a tensor of its own even if it is tied.
 
     vLLM 0.32 keeps an old head when it reads the weights of a tied model again on a CPU, where the head is repacked.
     Two tensors are two tensors everywhere. An adapter is merged into the weights that are written.

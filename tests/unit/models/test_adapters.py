@@ -256,7 +256,7 @@ def test_what_does_not_fit_is_refused(tmp_path: Path, base: str) -> None:
     with pytest.raises(ModelError, match=r"was trained on other weights than .*base' has now"):
         loaded(str(folder))
     (folder / "adapter_config.json").write_text("{}")
-    with pytest.raises(ModelError, match="does not tell of which model"):
+    with pytest.raises(ModelError, match="does not name its model"):
         loaded(str(folder))
     for targets, message in ((("nothing",), r"does not fit base: "), (("lm_head",), "the embeddings or the head")):
         with pytest.raises(ConfigurationError, match=message):

@@ -25,8 +25,8 @@ OUTLIERS = ("forward_kl", "scalar")
 class TrustSplit(WindowedTokenLoss):
     """M (sampled reverse KL) + (1 - M) (outlier's loss),   M ~ Bernoulli(min(1, q(a) / p(a)))     (TrOPD, 2606.01249)
 
-    q is the target. The paper's formula and its reported code differ at the tokens that are not trusted, and which of
-    them gave the published numbers is not known to us: both are here. A token that the teacher alone drew, as in its
+    q is the target. The paper's formula and its reported code differ at the tokens that are not trusted. We do not know
+    which of them gave the published numbers, so both are here. A token that the teacher alone drew, as in its
     prefix of an answer, has no part in the split: it is imitated weakly, w (log q - log p), which is the paper's term.
 
     Both halves of the split carry the same ratio min(p / mu, cap). The paper knows tokens of the student and of the

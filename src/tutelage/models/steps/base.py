@@ -1,7 +1,7 @@
 """What runs one decode step: a forward over a few new tokens per row, which look at a cache.
 
 Three numbers make a step's shapes: rows, new tokens of each row, visible slots. How far each row is filled is data on
-the device. A member that prepares something for each shape says with `slots` how many of the last there are.
+the device. A member that prepares something for each shape rounds the last of them up with `slots`.
 
 Axis letters: B rows, T new tokens of each row, E width of the model.
 """
@@ -25,7 +25,7 @@ class DecodeStep(ABC):
         self.forward = forward
 
     def slots(self, num_slots: int) -> int:
-        """Slots that are reserved and looked at where `num_slots` are needed: as many, or a few more."""
+        """Slots that are reserved and visible where `num_slots` are needed: as many, or a few more."""
         return num_slots
 
     def new_cache(self, num_layers: int, num_rows: int, capacity: int, max_capacity: int | None) -> KVCache:

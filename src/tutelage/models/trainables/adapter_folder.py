@@ -1,4 +1,4 @@
-"""The folder of an adapter: which base does it name, and does that still have the weights that it had?"""
+"""The folder of an adapter: which base does it name, and are that base's weights still the same?"""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Base:
 
     Fields:
       path, revision: where it is.
-      sha256: of its weights; None = not known (other tools do not note it, and quantised weights are not compared).
+      sha256: of its weights; None = not known (other tools do not record it, and quantised weights are not compared).
     """
 
     path: str
@@ -57,8 +57,8 @@ def base_of(path: str) -> Base | None:
 def _named_base(folder: Path) -> tuple[Base | None, bool]:
     """The base that an adapter's folder names, and whether it was a folder when the adapter was saved.
 
-    A base that was moved is named anew by "path" in base.json, or by `base_model_name_or_path`, as peft has it. Whether
-    it is the same one is for its SHA-256 to say.
+    For a base that was moved, "path" in base.json or peft's `base_model_name_or_path` is changed; its SHA-256 shows
+    whether it is the same one.
     """
     if not (folder / CONFIG).is_file():
         return None, False
@@ -75,7 +75,7 @@ def _named_base(folder: Path) -> tuple[Base | None, bool]:
     named = [str(entries[name]) for name in ("path", "base_model_name_or_path") if entries[name]]
     if wrong or not entries["base_model_name_or_path"]:
         raise ModelError(
-            f"{str(folder)!r} holds an adapter, but its {CONFIG} does not tell of which model. Correct "
+            f"{str(folder)!r} holds an adapter, but its {CONFIG} does not name its model. Correct "
             f"`{wrong[0] if wrong else 'base_model_name_or_path'}` there."
         )
     place = next((name for name in named if Path(name).is_dir()), named[0])

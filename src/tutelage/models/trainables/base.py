@@ -80,7 +80,7 @@ class Trainable(ABC):
             weight.data = state[name]
 
     def weights_fixed(self) -> AbstractContextManager[Any]:
-        """Promise that no weight changes meanwhile, so that what follows from weights may be kept."""
+        """Promise that no weight changes inside, so that what is computed from weights may be kept."""
         return nullcontext()
 
     def obstacle(self, switch: str) -> str | None:
@@ -110,8 +110,8 @@ class Trainable(ABC):
         """Write a folder that opens as the model, also for `load`.
 
         Args:
-          with_weights: False = only what stands beside them, to see whether it can be written; small weights may be
-            there all the same.
+          with_weights: False = only what stands beside them, to try whether it can be written; small weights may be
+            written all the same.
         """
         self.module.save_pretrained(folder, state_dict=None if with_weights else {})
 

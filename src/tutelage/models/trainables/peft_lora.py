@@ -1,8 +1,8 @@
 """Low-rank adapters: few weights that learn on a backbone that does not.  LoRA, DoRA and rsLoRA through `peft`.
 
-`peft` puts its layers into the model in place of the linear ones, so the model stays what it was to everybody else: our
-own forward calls the linear submodules and sees the adapter without knowing of it. Rollout and update both go through
-the unmerged layers, because a merged weight rounds W + BA and so is another distribution than the one that learns.
+`peft` puts its layers into the model in place of the linear ones, so nothing else has to change: our own forward calls
+the linear submodules, whatever they are. Rollout and update both go through the unmerged layers, because a merged
+weight rounds W + BA, and so gives another distribution than the one that learns.
 
 Left out on purpose: dropout, since a rollout and the loss on it must see the same distribution; adapters of embeddings
 and head, which the loss reads as plain weights.
@@ -122,12 +122,12 @@ class PeftLora(Trainable):
 
     @property
     def is_dora(self) -> bool:
-        """Whether each forward works out norms of whole weights."""
+        """Whether each forward computes norms of whole weights."""
         return bool(self.tuner.peft_config[NAME].use_dora)
 
     @contextmanager
     def weights_fixed(self) -> Iterator[None]:
-        """Promise that no weight changes meanwhile: DoRA then works out its norms once and not in every forward."""
+        """Promise that no weight changes inside: DoRA then computes its norms once and not in every forward."""
         if not self.is_dora:
             yield
             return
@@ -137,7 +137,7 @@ class PeftLora(Trainable):
             with DoraCaching():
                 yield
         finally:
-            self.module.train()  # which is when peft forgets what it held
+            self.module.train()  # then peft drops the norms
             self.module.eval()
 
     def obstacle(self, switch: str) -> str | None:
