@@ -233,8 +233,8 @@ class Watched:
 
 def test_the_loop_syncs_once_before_it_asks(tmp_path: Path) -> None:
     run = build_run(load_config(write_run_file(tmp_path, steps=3)))
-    watched = Watched(run.engine)
-    run.engine = watched
+    watched = Watched(run.source.engine)
+    run.source = replace(run.source, engine=watched)
     train(run, Observer())
     steps = [call for step in range(3) for call in (("sync", step), ("train", step))]
     assert watched.calls == [("sync", 0), ("evaluate", None), *steps, ("sync", 3), ("evaluate", None)]
