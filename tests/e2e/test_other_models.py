@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ def test_a_moving_reference_is_resumed_to_the_same_bytes(tmp_path: Path, share: 
     for last, resume in ((0, False), (1, True), (2, True)):
         run = made(path, *past, output, resume=resume)
         if is_inside_step:
-            run.update = stopped_in(last + 1)
+            run.learning = replace(run.learning, update=stopped_in(last + 1))
         with pytest.raises(RunInterrupted):
             train(run, Observer() if is_inside_step else StopAt(last))
         kept = tmp_path / f"cut/checkpoints/step-{last + 1:06d}"
@@ -111,7 +112,7 @@ def test_rows_name_their_teacher(tmp_path: Path) -> None:
     rows = [{**row, "teacher": "other" if place % 2 else ""} for place, row in enumerate(rows)]
     prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
     run = made(path, route, "steps=2")
-    assert [prompt.teacher_name for prompt in run.prompts[:4]] == [None, "other", None, "other"]
+    assert [prompt.teacher_name for prompt in run.source.prompts[:4]] == [None, "other", None, "other"]
     train(run, Observer())
     assert len(metrics(tmp_path / "run")) == 2
     with pytest.raises(ConfigurationError, match=r"sum/1 names the teacher 'other' .* teacher\.routes has code"):

@@ -119,7 +119,7 @@ class RunStart:
     open_folder: Callable[[], None]
 
 
-@dataclass
+@dataclass(slots=True)
 class Run:
     """Everything one training run is made of; `config.build` puts it together.
 
