@@ -2,6 +2,7 @@
 
 from tutelage.config.assembly import RunAssembly
 from tutelage.config.build import build_run
+from tutelage.config.consistency import check_runtime
 from tutelage.config.evaluation import EvaluationAssembly, build_evaluation_sets, load_evaluation_problems
 from tutelage.config.load import load_config, read_run_file, resolve_config, settings_of, to_toml
 from tutelage.config.parts import part_from
@@ -39,6 +40,7 @@ __all__ = [
     "build_recipe",
     "build_run",
     "check_prompt_lengths",
+    "check_runtime",
     "check_sampler",
     "check_teacher_server",
     "check_writable",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tutelage.config import RunAssembly, check_writable
+from tutelage.config import RunAssembly, check_runtime, check_writable
 from tutelage.doctor.finding import Finding, Verdict
 from tutelage.errors import DataError
 from tutelage.tasks import Verifier, load_problems
@@ -19,9 +19,10 @@ NUM_REFERENCES = 64
 SOLUTION_COLUMN = "solution"
 
 
-def run_file(run: RunAssembly) -> Finding:
+def run_file(run: RunAssembly, num_processes: int = 1) -> Finding:
     """The recipe, the device and the output folder."""
     config = run.config
+    check_runtime(config, is_shared=num_processes > 1)
     run.check_settings()
     device, folder = run.runtime.device, RunFolder(Path(config.output_folder))
     check_writable(folder.path)

@@ -55,7 +55,7 @@ EARLY_PROMPTS = 256
 OWN_VERIFIERS = ("math", "exact")  # a user's function is not called before the run calls it
 
 NEEDS_TEACHER = ("overlap", "pass@1")  # on the student's own support, and its own answers
-SHARED = ("memory", "time")  # among processes
+SHARED = ("run file", "memory", "time")  # among processes
 BLOCKING = ("vocabulary", "contexts", "memory")  # errors of these make the models fail where they run, if they load
 EARLIER = "not checked: it needs what was refused above"
 
@@ -65,7 +65,8 @@ def examine(config: RunConfig, *, quick: bool = False, processes: int = 1) -> It
 
     Args:
       quick: only what needs no weights.
-      processes: how many are to share the run; memory and time are then those of one of them.
+      processes: how many are to share the run; what they cannot share is refused, and memory and time are those of
+        one of them.
     """
     run, reported = RunAssembly(config, asks_teacher=True), set[str]()
     served = SERVED if serving.has_servers(config) else {}

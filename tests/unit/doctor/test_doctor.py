@@ -411,6 +411,14 @@ def test_the_forecast_of_one_of_several_processes(run: Callable[..., RunConfig])
     assert finding.text.endswith("for each of 2 processes")
 
 
+def test_what_processes_cannot_share_is_a_line(run: Callable[..., RunConfig]) -> None:
+    config = run("runtime.strategy=fsdp2", "student.adapter.rank=4")
+    finding = next(iter(examine(config, quick=True, processes=2)))
+    assert (finding.check, finding.verdict) == ("run file", Verdict.error)
+    assert finding.text.startswith("runtime.strategy is 'fsdp2', which shares out all weights")
+    assert next(iter(examine(config, quick=True))).verdict == Verdict.ok
+
+
 def test_a_student_that_cannot_learn_so_is_a_line(run: Callable[..., RunConfig]) -> None:
     config = run("student.quantization=4bit", "student.adapter.rank=4", "runtime.device=cpu")
     (finding,) = [finding for finding in examine(config, quick=True) if finding.check == "run file"]
