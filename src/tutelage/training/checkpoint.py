@@ -138,7 +138,7 @@ class Checkpoints:
         return place
 
     def repair_index(self, state: TrainerState) -> None:
-        """Do what a kill right behind the newest checkpoint, that of `state.step`, left undone: index and old ones."""
+        """Finish what a kill right after the checkpoint of `state.step` left undone, if that is the newest one."""
         if max(step for step, _ in _complete(self.folder)) == state.step:
             self._write_index(state)
             self._drop_old(state)
@@ -163,7 +163,7 @@ class Checkpoints:
 
 
 def named_checkpoints(folder: Path) -> dict[str, Path]:
-    """Which checkpoint is "last", and which is "best" where one is, of `checkpoints/`; empty before the first.
+    """The checkpoints of `checkpoints/` by name: "last" and, where there is one, "best"; empty before the first.
 
     Raises:
       CheckpointError: the index cannot be read, or names something else than checkpoints beside it.

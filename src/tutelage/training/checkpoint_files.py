@@ -1,4 +1,4 @@
-"""What a checkpoint's own files hold, read with care: each may be damaged, or not be what it was when it was written.
+"""What a checkpoint's own files hold, read with care: each may be damaged, or changed since it was written.
 
 Weights are read by `models`, as those of any model folder are. Nothing that is read here can run code.
 """
@@ -89,8 +89,8 @@ def load_update(path: Path, update: Update) -> None:
         raise CheckpointError(f"{path / OPTIMIZER} holds {problem}. {USE_ANOTHER}.") from problem
 
 
-def _update_state_in(file: Path, *, is_only_looked_at: bool = False) -> dict[str, Any]:
-    state = _load(file, is_only_looked_at)
+def _update_state_in(file: Path, *, is_mapped: bool = False) -> dict[str, Any]:
+    state = _load(file, is_mapped)
     if not isinstance(state, dict):
         raise CheckpointError(f"{file} is no optimizer's state. {USE_ANOTHER}")
     if not is_all_finite(tensors_in(state)):
@@ -99,7 +99,7 @@ def _update_state_in(file: Path, *, is_only_looked_at: bool = False) -> dict[str
 
 
 def restore_reference(path: Path, reference: Reference, step: int) -> None:
-    """Make a reference what it was at a checkpoint of this step, for a student that is what it was then.
+    """Restore a reference as it was at a checkpoint of this step; the student is restored already.
 
     Raises:
       CheckpointError: the file is damaged, or those are not weights of this student.
@@ -118,13 +118,13 @@ def restore_reference(path: Path, reference: Reference, step: int) -> None:
         ) from problem
 
 
-def _load(file: Path, is_only_looked_at: bool = False) -> Any:
+def _load(file: Path, is_mapped: bool = False) -> Any:
     """What `torch.save` wrote: tensors and plain values only, nothing that runs.
 
-    `is_only_looked_at`: the tensors are views of the file, which costs no memory.
+    `is_mapped`: the tensors are views of the file, which costs no memory.
     """
     try:
-        return torch.load(file, weights_only=True, map_location="cpu", mmap=is_only_looked_at)
+        return torch.load(file, weights_only=True, map_location="cpu", mmap=is_mapped)
     except (OSError, RuntimeError, ValueError, EOFError, KeyError, UnpicklingError) as problem:
         raise CheckpointError(f"{file} cannot be read: {in_short(problem)}. {USE_ANOTHER}") from problem
 
@@ -135,7 +135,7 @@ def check_read_back(
     """Refuse a file of the optimizer or of the reference that does not hold what is in memory."""
     pairs = [(OPTIMIZER, update_state), *([] if reference is None else [(PAST, reference)])]
     for name, held in pairs:
-        written = _load(folder / name, is_only_looked_at=True)
+        written = _load(folder / name, is_mapped=True)
         ours, theirs = list(tensors_in(held)), list(tensors_in(written))
         is_same = len(ours) == len(theirs) and all(map(_is_equal, ours, theirs))
         if not is_same:
@@ -153,11 +153,11 @@ def step_of(name: Any) -> int | None:
 
 
 def damage_of(path: Path) -> str | None:
-    """What is wrong with a checkpoint: files that are not those that were written, or that should not have been."""
+    """What is wrong with a checkpoint: a file that changed, is missing or cannot be used; None = nothing."""
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         for name, expected in manifest.items():
-            if name == BASE:  # which says where an adapter's base lies, and is corrected when that is moved
+            if name == BASE:  # it names the place of an adapter's base, and is corrected when that was moved
                 continue
             if Path(name).name != name:
                 return f"{MANIFEST} names {name!r}, which is not beside it"
@@ -168,7 +168,7 @@ def damage_of(path: Path) -> str | None:
         if missing := {TRAINER, OPTIMIZER} - manifest.keys():
             return f"{MANIFEST} does not list {sorted(missing)[0]}"
         read_state(path)
-        _update_state_in(path / OPTIMIZER, is_only_looked_at=True)
+        _update_state_in(path / OPTIMIZER, is_mapped=True)
     except CheckpointError as problem:
         return str(problem).removesuffix(f". {USE_ANOTHER}")
     except (OSError, ValueError, AttributeError, TypeError, RecursionError) as problem:
@@ -177,5 +177,5 @@ def damage_of(path: Path) -> str | None:
 
 
 def fingerprint_of(path: Path) -> dict[str, Any]:
-    """What the manifest says of a file."""
+    """What the manifest records of a file."""
     return {"bytes": path.stat().st_size, "sha256": sha256_of(path)}

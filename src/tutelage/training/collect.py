@@ -1,7 +1,7 @@
 """From a step's prompts to the batch that its update sees: roll out, read, judge, share among processes.
 
 Nothing here asks which method runs. The policy says who picks the tokens and whether the teacher is needed for it, the
-target and the divergence say what must be known of them.
+target and the losses say what must be known of them.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class RolloutSettings:
     """How much is sampled at every step.
 
     Fields:
-      engine: "paired" decodes everything here; "vllm" leaves to vLLM what the student writes alone, see [vllm].
+      engine: "paired" decodes everything here; "vllm" lets vLLM draw what the student writes alone, see [vllm].
       prompts_per_step, samples_per_prompt: P and G; their product is the global batch.
       max_new_tokens: length limit of an answer, stop token included.
       max_rows: most answers decoded at once; further ones take the place of those that end.
@@ -110,14 +110,14 @@ class BatchSource:
 
 
 class Stopwatch:
-    """Seconds per phase of a step; owns what it has booked so far."""
+    """Seconds per phase of a step; owns the sums so far."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
         self._since = time.perf_counter()
 
     def lap(self, phase: str) -> None:
-        """Book the time since the last lap under `phase`."""
+        """Add the time since the last lap to `phase`."""
         now = time.perf_counter()
         self.seconds[f"seconds_{phase}"] = self.seconds.get(f"seconds_{phase}", 0.0) + now - self._since
         self._since = now
@@ -157,14 +157,14 @@ def collect(
         return [(without_hidden(made), verdict) for made, verdict in zip(rollouts, verdicts, strict=True)]
 
     drawn = map_shards(len(prompts), answered)
-    watch.lap("rollout")  # whoever is done waits for the others' rollouts
+    watch.lap("rollout")  # a process that is done waits for the others' rollouts
     rollouts = [own.get(_key(made), made) for made, _ in drawn]
     rewards = {} if verify is None else {"correct": torch.tensor([float(bool(verdict)) for _, verdict in drawn])}
     return Batch(rollouts, rewards, own=[place for place, made in enumerate(rollouts) if _key(made) in own])
 
 
 def _read(source: BatchSource, recipe: Recipe, rollouts: list[Rollout]) -> list[Rollout]:
-    """The rollouts with what teacher and reference say of them, as far as the recipe needs it and nobody has said."""
+    """The rollouts with the readings of teacher and reference that the recipe needs and that are not there yet."""
     needs_hidden = recipe.asks_whole_teacher
     reads_again = needs_hidden and source.runtime.reads_teacher_together
     if rollouts and (not rollouts[0].is_scored or reads_again):

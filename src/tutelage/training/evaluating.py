@@ -49,7 +49,7 @@ def evaluate_if_due(run: Run, state: TrainerState, observer: Observer, interrupt
 def _mean_of_best_metric(run: Run, step: int) -> float:
     """The best-checkpoint metric, averaged over the evaluation sets (as TRB's tables average benchmarks)."""
     metric = run.checkpoint.best_metric
-    names = {problems.name for problems in run.evaluation.sets}  # greedy answers are looked at, and decide nothing
+    names = {problems.name for problems in run.evaluation.sets}  # greedy answers do not decide
     recorded = run.folder.read("evaluations.jsonl")
     records = [record for record in recorded if record["step"] == step and record["name"] in names]
     if any(not isinstance(record.get(metric), int | float) for record in records):

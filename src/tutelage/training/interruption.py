@@ -95,7 +95,7 @@ class Interruption:
             raise agreed
 
     def map_shards(self, count: int, work: Callable[[slice], list[T]]) -> list[T]:
-        """What the work of all processes, each on its share of `count` things, comes to; see `rollout.MapShards`."""
+        """The results of all processes, each of which works on its share of `count` things; see `rollout.MapShards`."""
         with self.local_section():
             found = work(self.runtime.share(count))
         return self.runtime.gather(found)

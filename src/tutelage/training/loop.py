@@ -21,7 +21,7 @@ __all__ = ["train"]
 
 
 def train(run: Run, observer: Observer) -> TrainerState:
-    """Carry a run to its last step; files are written as it goes, and the run's trackers hear of it.
+    """Carry a run to its last step; files are written as it goes, and its trackers show it.
 
     Its folder is held meanwhile, and taken back if the run ends before it has computed anything.
 

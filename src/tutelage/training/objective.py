@@ -25,7 +25,7 @@ from tutelage.rollout.reading import batches_by_tokens, response_hidden, tokens_
 from tutelage.runtime import Learner
 from tutelage.training.forms import DEFAULT_LOSS_FORM, MicroBatch, TokenTerms, chosen_form, chunked, tiled
 from tutelage.training.recipe import Recipe
-from tutelage.training.witnesses import Witnesses
+from tutelage.training.target_models import TargetModels
 from tutelage.types import Batch, Fact, Rollout
 
 __all__ = ["MICRO_BATCH_TOKENS", "BatchLoss", "Objective"]
@@ -57,7 +57,7 @@ class Objective:
 
     Fields:
       models: the student learns; teachers and reference are asked only where records do not suffice.
-      recipe: with numbers in place of schedules. Its policy is not looked at.
+      recipe: with numbers in place of schedules. Its policy is not used.
       micro_batch_tokens: most tokens in one forward and backward; answers that are compared stay together.
       chunk_tokens: response tokens that go through the head at once; None = as many as make 256 MiB of logits. A number
         turns form = "auto" into "chunked".
@@ -82,7 +82,7 @@ class Objective:
         """Add the gradient of the batch's loss to the student's parameters.
 
         The weights are 1 unless the weighting says otherwise: a mean over all response tokens of the global batch. The
-        stop token counts like any other; nothing after it exists. Weights and advantages are decided over the whole
+        stop token counts like any other, and no token follows it. Weights and advantages are decided over the whole
         batch, whoever adds a rollout's gradient.
 
         Args:
@@ -109,7 +109,7 @@ class Objective:
                 rollouts, {name: torch.cat([parts[i] for i in places]) for name, parts in plan.items()}
             )
             weights_N = torch.cat([plan["weights"][i] for i in places]).to(values_N)
-            # What does not count must not count when it is infinite either.
+            # A value with weight 0 must not count when it is infinite, either.
             loss = (weights_N * values_N.masked_fill(weights_N == 0, 0)).sum() / denominator
             if self._pair_losses:
                 loss = loss + self._on_pairs(batch, places, logprobs_N) / max(len(batch.pairs), 1)
@@ -195,22 +195,22 @@ class Objective:
         tokens_N = torch.tensor([token for r in rollouts for token in r.response_tokens], device=device)
         micro_batch = MicroBatch(student, vocabulary, rollouts, hidden_ND, tokens_N, known.pop("weights"))
         terms = TokenTerms(self._token_terms, self.recipe.target, known)
-        witnesses = Witnesses(self.models, rollouts, device)
+        target_models = TargetModels(self.models, rollouts, device)
         chunk_tokens = self.chunk_tokens or tokens_per_chunk(vocabulary)
         is_one_chunk = bool(self.chunk_tokens) or len(hidden_ND) <= chunk_tokens
-        form = self._form(terms, witnesses, is_one_chunk=is_one_chunk)
+        form = self._form(terms, target_models, is_one_chunk=is_one_chunk)
         if form == "chunked":
             compares_answers = bool(self._pair_losses)
-            return chunked(micro_batch, terms, witnesses, chunk_tokens, learns_from_answers=compares_answers)
-        return tiled(micro_batch, terms, witnesses, keeps=form == "tiled")
+            return chunked(micro_batch, terms, target_models, chunk_tokens, learns_from_answers=compares_answers)
+        return tiled(micro_batch, terms, target_models, keeps=form == "tiled")
 
-    def _form(self, terms: TokenTerms, witnesses: Witnesses, *, is_one_chunk: bool) -> str:
+    def _form(self, terms: TokenTerms, target_models: TargetModels, *, is_one_chunk: bool) -> str:
         """Which form of the loss these rollouts get: "chunked", "tiled" or "recomputed"."""
         wide = [window for window in terms.windows if window.needs_full_target]
         has_no_term = not (terms.losses or self._pair_losses)  # all coefficients are 0 at this step
-        if has_no_term or (wide and not witnesses.must_ask(wide)):
+        if has_no_term or (wide and not target_models.must_ask(wide)):
             return "chunked"
-        teachers = {id(model): model for window in wide for model in witnesses.teachers(window)}
+        teachers = {id(model): model for window in wide for model in target_models.teachers(window)}
         student = self.models.student
         return chosen_form(self.form, self.recipe, student, list(teachers.values()), is_one_chunk=is_one_chunk)
 

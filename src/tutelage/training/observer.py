@@ -1,4 +1,4 @@
-"""What a run tells whoever is watching. The loop knows no terminal; a display is an observer."""
+"""What a run reports while it goes on. The loop has no terminal; a display is an observer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["Observer"]
 
 
 class Observer:
-    """Hears what happens and does nothing; override what is of interest."""
+    """Is called at every event, and does nothing; override what is of interest."""
 
     def on_start(self, step: int, num_steps: int) -> None:
         """The run begins or resumes at `step`."""

@@ -130,7 +130,7 @@ class Run:
       evaluation, checkpoint, logs: what is looked at, saved and written, and when.
       decode: token ids to text.
       folder: where its files go.
-      label, trackers: what it is called, and which trackers hear of it, see `trackers.chosen_trackers`.
+      label, trackers: what it is called, and on which trackers it is shown, see `trackers.chosen_trackers`.
       start: where it begins.
       messages: what to tell the user before it does.
     """

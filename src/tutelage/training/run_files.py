@@ -1,4 +1,4 @@
-"""The files a run leaves behind, and nothing else writes: configuration, metrics, samples, evaluations.
+"""The files that a run writes, and nothing else does: configuration, metrics, samples, evaluations.
 
 config.toml         the run as resolved, enough to repeat it
 fingerprints.json   digests of what the run reads, and the versions of the libraries; see `config.fingerprints`
@@ -47,7 +47,7 @@ class RunFolder:
 
     @property
     def holds_run(self) -> bool:
-        """A run lies here, and not only a run file that somebody called config.toml."""
+        """There is a run here, and not only a run file that is called config.toml."""
         return (self.path / CONFIG).is_file() and any((self.path / name).exists() for name in (FINGERPRINTS, *WRITTEN))
 
     @property
@@ -135,7 +135,7 @@ class RunFolder:
                 raise ValueError("it holds no table")
         except (OSError, ValueError) as problem:
             raise CheckpointError(
-                f"{path} cannot be read ({in_short(problem)}), so nobody knows what the run began with. Restore the "
+                f"{path} cannot be read ({in_short(problem)}), so what the run began with is not known. Restore the "
                 "file; or delete it, and the run is resumed with whatever is there now."
             ) from problem
         return found
@@ -170,7 +170,7 @@ class RunFolder:
         if not self.writes:
             return
         self.evaluations.mkdir(exist_ok=True)
-        # The step was not on file when it was evaluated, so an existing file is that of a killed run.
+        # The step was not recorded when it was evaluated, so an existing file is that of a killed run.
         path = self.evaluations / f"step-{step:06d}-{name}.jsonl"
         write_whole(path, "".join(json_line(asdict(sample)) for sample in samples))
 

@@ -16,7 +16,7 @@ class Saver:
 
     Args:
       update: whose state a checkpoint holds.
-      observer: hears of every checkpoint.
+      observer: called at every checkpoint.
     """
 
     def __init__(self, run: Run, update: Update, observer: Observer) -> None:

@@ -1,4 +1,4 @@
-"""What is said of a step: its numbers, and the lines that are written of it."""
+"""What is recorded of a step: its numbers, and its lines in the run's files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def step_metrics(
     Args:
       batch: what the update saw.
       policy: who drew it, with numbers in place of its schedules.
-      of_update: what the update says of itself.
+      of_update: the numbers that the update reports.
       seconds: of each phase of the step, see `Stopwatch`.
     """
     values = {item.name: getattr(policy, item.name) for item in fields(policy)}

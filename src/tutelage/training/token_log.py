@@ -32,7 +32,7 @@ def token_log(rollout: Rollout, decode: Callable[[Sequence[int]], str]) -> dict[
     columns: dict[str, Any] = {"text": pieces_of(rollout.response_tokens[:MAX_TOKENS], decode)}
     for name, path in FIELDS.items():
         values = rollout.tokenwise(path)
-        if values is not None and not values.isnan().any():  # NaN: nobody knows
+        if values is not None and not values.isnan().any():  # NaN = not known
             columns[name] = [_rounded(value) for value in values[:MAX_TOKENS].tolist()]
     if rollout.replaced is not None:
         columns["replaced"] = rollout.replaced[:MAX_TOKENS].int().tolist()
@@ -46,8 +46,9 @@ def _rounded(value: float) -> float | None:
 def pieces_of(tokens: Sequence[int], decode: Callable[[Sequence[int]], str]) -> list[str]:
     """The text that each token adds, so that the joined pieces are the decoded answer.
 
-    A decoder may strip the space before the first word, and a character may be spread over tokens; so a token is read
-    behind a few earlier ones, and one that ends inside a character is "" while the last of its tokens has all of it.
+    A decoder may strip the space before the first word, and a character may be spread over tokens. So a token is
+    decoded after a few earlier ones, and a token that ends inside a character is "", while the character's last token
+    has it.
     """
     pieces: list[str] = []
     start, shown = 0, ""

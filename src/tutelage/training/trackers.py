@@ -1,7 +1,7 @@
-"""Which dashboards hear of a run?  TensorBoard, Weights & Biases and trackio, each through its own library.
+"""On which dashboards is a run shown?  TensorBoard, Weights & Biases and trackio, each through its own library.
 
 A tracker gets the numbers of `metrics.jsonl` under the same names, and those of `evaluations.jsonl` as SET/NAME. The
-run's files stay the record: a tracker that fails is named once and left behind, and the run goes on. The libraries are
+run's files stay the record: a tracker that fails is reported once and dropped, and the run goes on. The libraries are
 optional, and imported when a run that uses them begins.
 """
 
@@ -48,7 +48,7 @@ class RunLabel:
 
 @dataclass(frozen=True)
 class TrackedRun:
-    """What a tracker is told about the run that it shows.
+    """What a tracker knows about the run that it shows.
 
     Fields:
       folder, label: of the run.
@@ -86,7 +86,7 @@ class Tracker(ABC):
 
     What a member says of itself:
       package: what must be installed.
-      forgets_on_resume: what it heard of the step at which a run is resumed is dropped, and must be told again.
+      forgets_on_resume: the numbers of the step at which a run is resumed are dropped, and must be logged again.
     """
 
     package: ClassVar[str]
@@ -208,10 +208,10 @@ def evaluation_numbers(record: Mapping[str, Any]) -> dict[str, float]:
 
 
 class Tracking(Observer):
-    """Tells another observer everything, and the trackers the numbers.
+    """Passes everything on to another observer, and the numbers to the trackers.
 
     Args:
-      observer: what the run would tell without trackers; hears of a tracker that fails.
+      observer: the run's observer without trackers; it gets a message about a tracker that fails.
       chosen: see `chosen_trackers`. One that was asked for must start; one that "auto" found may fail.
       label, is_resumed: see `TrackedRun`.
     """
@@ -234,7 +234,7 @@ class Tracking(Observer):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._tell(lambda tracker: tracker.close(kind is None))
+        self._on_all(lambda tracker: tracker.close(kind is None))
         self.trackers = {}
 
     def on_start(self, step: int, num_steps: int) -> None:
@@ -259,15 +259,15 @@ class Tracking(Observer):
             for record in self.folder.read("evaluations.jsonl"):
                 if record["step"] == step:
                     numbers = evaluation_numbers(record)
-                    self._tell(partial(_log_again, step=step, numbers=numbers))
+                    self._on_all(partial(_log_again, step=step, numbers=numbers))
         self.observer.on_start(step, num_steps)
 
     def on_step(self, result: StepResult) -> None:
-        self._tell(lambda tracker: tracker.log(result.step, result.metrics))
+        self._on_all(lambda tracker: tracker.log(result.step, result.metrics))
         self.observer.on_step(result)
 
     def on_evaluation(self, step: int, result: EvaluationResult) -> None:
-        self._tell(lambda tracker: tracker.log(step, evaluation_numbers(result.to_dict())))
+        self._on_all(lambda tracker: tracker.log(step, evaluation_numbers(result.to_dict())))
         self.observer.on_evaluation(step, result)
 
     def on_checkpoint(self, step: int, path: Path) -> None:
@@ -276,11 +276,11 @@ class Tracking(Observer):
     def on_message(self, message: str) -> None:
         self.observer.on_message(message)
 
-    def _tell(self, tell: Callable[[Tracker], None]) -> None:
-        """Tell all trackers; one that fails is named once and not told anything again."""
+    def _on_all(self, do: Callable[[Tracker], None]) -> None:
+        """Do something with every tracker; one that fails is reported once and dropped."""
         for name, tracker in list(self.trackers.items()):
             try:
-                tell(tracker)
+                do(tracker)
             except Exception as problem:  # a network that is gone, a full disk: whatever it is, the run is worth more
                 del self.trackers[name]
                 self._give_up(name, problem)

@@ -17,13 +17,13 @@ from torch.utils.checkpoint import checkpoint
 from tutelage.distributions import gather_logprobs, normalise
 from tutelage.losses import Support
 from tutelage.training.forms.terms import Events, MicroBatch, TokenTerms
-from tutelage.training.witnesses import Witnesses
+from tutelage.training.target_models import TargetModels
 
 __all__ = ["chunked", "in_chunks"]
 
 
 def chunked(
-    batch: MicroBatch, terms: TokenTerms, witnesses: Witnesses, chunk_tokens: int, *, learns_from_answers: bool = False
+    batch: MicroBatch, terms: TokenTerms, models: TargetModels, chunk_tokens: int, *, learns_from_answers: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Values of all terms and log p of the sampled tokens, [N] each.
 
@@ -31,8 +31,8 @@ def chunked(
       chunk_tokens: tokens that go through the head at once.
       learns_from_answers: log p has a graph of its own, for losses on whole answers.
     """
-    teacher = {window: witnesses.teacher(window) for window in terms.windows}
-    reference = {window: witnesses.reference(window, terms.target) for window in terms.windows if terms.target.needs}
+    teacher = {window: models.teacher(window) for window in terms.windows}
+    reference = {window: models.reference(window, terms.target) for window in terms.windows if terms.target.needs}
     is_learned_from = learns_from_answers or terms.learns_from_tokens
 
     def per_token(hidden_nD: Tensor, span: slice) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""The loss in tiles of tokens and vocabulary: who is compared with whom, for `kernels.tiled_loss`.
+"""The loss in tiles of tokens and vocabulary: which models are compared on which events, for `kernels.tiled_loss`.
 
 Axis letters: N response tokens of the micro-batch, n of a block, K of a support, D hidden.
 """
@@ -13,13 +13,13 @@ from tutelage.losses import FULL_VOCABULARY, StudentTopK, Support
 from tutelage.models import LanguageModel
 from tutelage.training.forms.choice import is_sum_over_events
 from tutelage.training.forms.terms import Events, MicroBatch, TokenTerms
-from tutelage.training.witnesses import Targets, Witnesses
+from tutelage.training.target_models import TargetModels, Targets
 from tutelage.types import SparseTarget
 
 __all__ = ["tiled"]
 
 
-def tiled(batch: MicroBatch, terms: TokenTerms, witnesses: Witnesses, *, keeps: bool) -> tuple[Tensor, Tensor]:
+def tiled(batch: MicroBatch, terms: TokenTerms, models: TargetModels, *, keeps: bool) -> tuple[Tensor, Tensor]:
     """Values of all terms and log p of the sampled tokens, [N] each; see `kernels.tiled_loss`.
 
     The terms look through one window at most, and `forms.choice` has found nothing against it.
@@ -29,12 +29,12 @@ def tiled(batch: MicroBatch, terms: TokenTerms, witnesses: Witnesses, *, keeps: 
     """
     windows = terms.windows
     if windows == [FULL_VOCABULARY]:
-        return _on_vocabulary(batch, terms, witnesses, keeps)
-    return _on_support(batch, terms, witnesses, windows[0] if windows else None, keeps)
+        return _on_vocabulary(batch, terms, models, keeps)
+    return _on_support(batch, terms, models, windows[0] if windows else None, keeps)
 
 
 def _on_support(
-    batch: MicroBatch, terms: TokenTerms, witnesses: Witnesses, window: Support | None, keeps: bool
+    batch: MicroBatch, terms: TokenTerms, models: TargetModels, window: Support | None, keeps: bool
 ) -> tuple[Tensor, Tensor]:
     """On the support that was recorded, or on the sampled tokens alone."""
     side = _side(batch.student, batch.hidden_ND)
@@ -48,8 +48,8 @@ def _on_support(
 
     else:
         assert isinstance(window, StudentTopK)
-        teacher, support = witnesses.teacher(window), window
-        reference = witnesses.reference(window, terms.target) if terms.target.needs else None
+        teacher, support = models.teacher(window), window
+        reference = models.reference(window, terms.target) if terms.target.needs else None
         ids_NK = window.recorded_ids(_recorded(teacher, slice(None)), batch.vocabulary.size)
 
         def of_events(events: KernelEvents, span: slice) -> Tensor:
@@ -64,9 +64,9 @@ def _on_support(
     return tiled_support_loss(side, view, of_events, ids_NK, sampled, tiling)
 
 
-def _on_vocabulary(batch: MicroBatch, terms: TokenTerms, witnesses: Witnesses, keeps: bool) -> tuple[Tensor, Tensor]:
+def _on_vocabulary(batch: MicroBatch, terms: TokenTerms, models: TargetModels, keeps: bool) -> tuple[Tensor, Tensor]:
     """On the whole vocabulary; token losses join in the same passes."""
-    ((model, target_hidden_ND, _),) = witnesses.read_by_teachers(FULL_VOCABULARY)
+    ((model, target_hidden_ND, _),) = models.read_by_teachers(FULL_VOCABULARY)
     student = _side(batch.student, batch.hidden_ND)
     teacher = _side(model, target_hidden_ND.to(batch.hidden_ND.device))
     # Slopes, in float32 or wider, take the place of the teacher's logits.

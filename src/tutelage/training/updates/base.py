@@ -1,4 +1,4 @@
-"""What every update keeps, whatever it does: it is prepared, then made; and it has a state that a checkpoint holds."""
+"""What every update has: it is prepared, then made, and it has a state that a checkpoint holds."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class Update(ABC):
 
     @abstractmethod
     def commit(self, pending: Any) -> dict[str, float]:
-        """Change the weights, and say what happened; see `diagnostics.METRICS`. Must not be interrupted.
+        """Change the weights, and return numbers about it, see `diagnostics.METRICS`. Must not be interrupted.
 
         Raises:
           NonFiniteError: the step cannot be made, or the weights or the state are NaN or infinite after it.
@@ -104,7 +104,7 @@ class Update(ABC):
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values from which `load_state_dict` goes on to the same bytes.
 
-        Of several processes all must ask; the first one's answer is whole.
+        Of several processes all must call it; the first one gets all of it.
         """
 
     @abstractmethod

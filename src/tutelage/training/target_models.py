@@ -1,4 +1,4 @@
-"""What do teacher and reference say at the tokens of some answers? As recorded where that suffices, asked otherwise."""
+"""Distributions of teacher and reference at the tokens of some answers: recorded where that suffices, or computed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tutelage.rollout.reading import response_hidden
 from tutelage.targets import TargetRule
 from tutelage.types import Batch, DenseTarget, Rollout, SparseTarget, Target
 
-__all__ = ["Read", "Targets", "Witnesses"]
+__all__ = ["Read", "Targets", "TargetModels"]
 
 # Where a rollout keeps token ids, a model's log-probabilities of them, and that of all others together.
 OF_TEACHER = ("support_ids", "teacher.support_logprobs_TK", "teacher.tail_logprobs_T")
@@ -30,8 +30,8 @@ Read = tuple[LanguageModel, Tensor, Tensor]
 
 
 @dataclass(frozen=True)
-class Witnesses:
-    """Teacher and reference at the response tokens of some rollouts, which are laid end to end.
+class TargetModels:
+    """Teacher and reference, which a target is made of, at the response tokens of some rollouts laid end to end.
 
     Fields:
       models: of the run.
@@ -52,7 +52,7 @@ class Witnesses:
         return self._asked(self.read_by_teachers(window))
 
     def reference(self, window: Support, target: TargetRule) -> Targets:
-        """The same of the third model, which the target compares with."""
+        """The same of the third model that the target compares with."""
         if not window.needs_full_target:
             return self._recorded(OF_REFERENCE)
         reference = self.models.reference
@@ -86,12 +86,12 @@ class Witnesses:
         return self._read(self.teachers(window), prompts, kept)
 
     def _has_top(self, window: Support) -> bool:
-        """What the teacher wrote down of its own top tokens is all that is looked at."""
+        """The teacher's recorded top tokens are all that the window needs."""
         is_written = all(rollout.tokenwise("teacher.top.support_ids") is not None for rollout in self.rollouts)
         return isinstance(window, TeacherTopK) and is_written
 
     def _recorded(self, paths: Sequence[str], whose: str = "student") -> Targets:
-        """What a model wrote down while it read; `whose` top tokens these are is for `SparseTarget`."""
+        """What was recorded while a model read; `whose`: see `SparseTarget`."""
         batch = Batch(self.rollouts)
         ids_NK, logprobs_NK, tail_N = (batch.joined(path).to(self.device) for path in paths)
         return lambda span: SparseTarget(ids_NK[span], logprobs_NK[span], tail_N[span], whose)
