@@ -16,7 +16,7 @@ from tutelage.models import LanguageModel
 from tutelage.models.caches import CACHES, CachedRows, JointCache, KVCache
 from tutelage.models.steps import STEPS, EagerStep
 from tutelage.policies import TrustRegion
-from tutelage.rollout import PairedEngine
+from tutelage.rollout import Limits, PairedEngine
 
 LAYERS, HEADS, GROUPS, SIZE, SCALE = 2, 2, 3, 4, 0.3
 
@@ -236,7 +236,7 @@ def test_answers_do_not_depend_on_the_cache(kind: type[KVCache], name: str, monk
     prompts = [[1, 2, 3], [4], [5, 6, 8, 9, 10, 11], [12, 13]]
 
     def answers() -> list[list[int]]:
-        engine = PairedEngine(student, teacher, draft_length=3, max_rows=3)
+        engine = PairedEngine(student, teacher, draft_length=3, limits=Limits(max_rows=3))
         rollouts = engine.generate(TrustRegion(0.05), prompts, max_new_tokens=9, num_samples=2, seed=1)
         return [rollout.response_tokens for rollout in rollouts]
 
