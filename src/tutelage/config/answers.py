@@ -1,4 +1,4 @@
-"""From a file of answers to token ids that a teacher can read, put as training would put them."""
+"""From a file of answers to token ids that a teacher can read, with prompts as training renders them."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ RESPONSE, TOKENS = "response", "response_tokens"
 def read_answers(path: Path, config: RunConfig) -> tuple[list[Rollout], RunAssembly]:
     """Every answer of a file with its prompt; nothing is known of its tokens yet.
 
-    Rows as `tutelage generate` writes them (`id`, `sample`) answer the prompts of `data.path`; any other row brings its
-    own, in `data.prompt_column` or `prompt`. The answer is `response_tokens` where a row has them, otherwise `response`
-    as text. A text gets a stop token, unless the row says `finished = false`.
+    Rows as `tutelage generate` writes them (`id`, `sample`) answer the prompts of `data.path`; any other row has a
+    prompt of its own, in `data.prompt_column` or `prompt`. The answer is `response_tokens` where a row has them,
+    otherwise `response` as text. A text gets a stop token, unless the row says `finished = false`.
 
     Returns:
-      the answers; and the run that reads them, on the configuration's own date, or else on that which
+      the answers; and the run that reads them, with the configuration's own date or, if it has none, the one that
       `tutelage generate` wrote beside the answers.
     Raises:
       DataError: a row that cannot be used, or an answer that does not fit into a model's context.
@@ -72,7 +72,7 @@ def read_answers(path: Path, config: RunConfig) -> tuple[list[Rollout], RunAssem
 
 
 def _date_of(path: Path, rows: Sequence[tuple[str, Row]]) -> str | None:
-    """What chat templates were told when the answers were generated; None = they did not ask."""
+    """The date that chat templates got when the answers were generated; None = they did not ask for one."""
     dates = {row.get(DATE) for _, row in rows}
     if len(dates) > 1:
         raise DataError(
@@ -99,7 +99,7 @@ def _tokens(row: Any, where: str, tokenizer: Any, vocabulary: Vocabulary, known:
     if wrong := [token for token in tokens if type(token) is not int or token not in known]:
         raise DataError(f"{where} has the token {excerpt(wrong[0])}, which no model of the run knows. Remove the row.")
     if any(token in vocabulary.stop_ids for token in tokens[:-1]):
-        raise DataError(f"{where} goes on behind a stop token; expected one at the end only. Cut the answer there.")
+        raise DataError(f"{where} goes on after a stop token; expected one at the end only. Cut the answer there.")
     is_stopped = bool(tokens) and tokens[-1] in vocabulary.stop_ids
     if is_stopped:
         tokens.pop()

@@ -1,7 +1,7 @@
 """A run, part by part: each part is made once, when it is first asked for, and one that is refused raises every time.
 
-Train, doctor, probes, generate, score and compare take the parts of a run from here, so which settings a part is made
-of, and after which others, is said once.
+Train, doctor, probes, generate, score and compare take the parts of a run from here, so the settings that a part is
+made of, and the order of loading, stand in one place.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class RunAssembly:
       config: as it was checked.
       shared_runtime: that of the processes which share the run; None = there is one process.
       checkpoint: whose weights the student gets; None = its own.
-      asks_teacher: the teacher is loaded in any case, and not only where some policy leaves it something to say.
+      asks_teacher: the teacher is loaded in any case, also if all its scores are recorded.
       learns: False = answers are drawn or read and nothing else, so there are no reference and no recorded answers.
     """
 
@@ -77,7 +77,7 @@ class RunAssembly:
 
     @cached_property
     def needs_teacher(self) -> bool:
-        """Whether a teacher is read; else all that it says is recorded."""
+        """Whether a teacher is loaded or asked; otherwise all its scores are recorded."""
         return self.asks_teacher or not all(phase.recipe.policy.is_offline for phase in self.phases)
 
     @cached_property
@@ -100,7 +100,7 @@ class RunAssembly:
 
     @cached_property
     def clock(self) -> TemplateClock:
-        """What chat templates are told when they ask for the date."""
+        """The date for chat templates that ask for it."""
         return self._from_first(lambda: template_clock(self.config.data))
 
     @property

@@ -104,7 +104,7 @@ def _checked_engine(parts: RunAssembly) -> Engine:
 
 
 def _runtime_of(config: RunConfig, processes: Processes | None) -> LocalRuntime:
-    """Where the run runs; every process of it must have been given the same run file."""
+    """Where the run runs; all its processes must have the same run file."""
     settings = config.runtime
     check_runtime(config, is_shared=processes is not None)
     runtime = runtime_for(

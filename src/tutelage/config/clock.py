@@ -1,7 +1,7 @@
-"""Which date is a chat template told?  One that belongs to the run, not to the day on which a command is given.
+"""Which date does a chat template get?  One that belongs to the run, not to the day on which a command is given.
 
-A date that a template has asked for is written down with what came of it: in a run's `config.toml`, beside generated
-answers, with a teacher's scores. Who goes on from there takes it from there.
+A date that a template has asked for is kept with the result: in a run's `config.toml`, beside generated answers, with a
+teacher's scores. A command that continues from one of these uses its date.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ DATE = "template_date"
 
 
 def template_clock(data: DataConfig) -> TemplateClock:
-    """The clock for prompts: as [data] says, else as the scores that it names were made, else as it is now."""
+    """The clock for prompts: the date in [data], else that of the scores that it names, else now."""
     text = data.template_date or (None if data.scores is None else date_of_scores(Path(data.scores)))
     return TemplateClock() if text is None else TemplateClock(datetime.fromisoformat(text))
 
 
 def dated(config: RunConfig, date: str | None) -> RunConfig:
-    """The configuration with a date that was written down earlier, unless it has its own."""
+    """The configuration with a date that was kept earlier, unless it has its own."""
     return config if date is None or config.data.template_date is not None else _with_date(config, date)
 
 
 def with_asked_date(config: RunConfig, clock: TemplateClock) -> RunConfig:
-    """The configuration with the date that its templates asked for; where none did, as it is."""
+    """The configuration with the date that its templates asked for; unchanged if none did."""
     return dated(config, clock.moment.isoformat()) if clock.was_asked else config
 
 
@@ -40,7 +40,7 @@ def date_of_run(folder: Path) -> str | None:
     """The date in the configuration of the run that a folder holds; None without a run, or without a date."""
     try:
         data = read_table(folder / "config.toml").get("data")
-    except (OSError, ConfigurationError):  # no run, or a broken one: that is for others to refuse
+    except (OSError, ConfigurationError):  # no run, or a broken one, which is refused elsewhere
         return None
     date = data.get(DATE) if isinstance(data, dict) else None
     return date if isinstance(date, str) else None

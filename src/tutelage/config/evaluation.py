@@ -1,4 +1,4 @@
-"""What is a student judged on, and how?  Problem sets as the student reads them, and when they are looked at."""
+"""What is a student judged on, and how?  Problem sets as the student reads them, and when it is evaluated on them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ __all__ = ["EvaluationAssembly", "build_evaluation_sets", "evaluation_plan", "lo
 def build_evaluation_sets(
     items: Sequence[EvaluationSetConfig], data: DataConfig, tokenizer: Any, clock: TemplateClock
 ) -> list[EvaluationSet]:
-    """Load and render problems to be judged on, put to the student exactly as the training prompts are."""
+    """Load problems to be judged on, and render them exactly as the training prompts are."""
     names = [item.name or short_name(item.path) for item in items]
     for name in names:
         if names.count(name) > 1:
@@ -64,7 +64,7 @@ def _evaluation_set(
 
 
 def load_evaluation_problems(item: EvaluationSetConfig, max_characters: int | None = None) -> list[Problem]:
-    """The problems of one set as they are read, not yet put to a model; a benchmark's name brings its columns.
+    """The problems of one set before they are rendered; a benchmark's name brings its columns.
 
     Args:
       max_characters: see `tasks.load_problems`.
@@ -100,7 +100,7 @@ class EvaluationAssembly:
 
     Fields:
       model: what is judged.
-      data: how problems are put to it, and who judges.
+      data: how problems are rendered, and who judges.
       settings: the problem sets, and how answers are drawn.
       max_new_tokens: length limit of an answer.
     """
@@ -118,7 +118,7 @@ class EvaluationAssembly:
 
     @cached_property
     def clock(self) -> TemplateClock:
-        """What chat templates are told when they ask for the date; of a checkpoint, as its run was told."""
+        """The date for chat templates that ask for it; for a checkpoint, that of its run."""
         folder, data = Path(self.model.path), self.data
         if data.template_date is None and folder.is_dir():
             data = data.model_copy(update={"template_date": date_of_run(folder.absolute().parent.parent)})

@@ -1,7 +1,8 @@
 """Does a run read what it read when it began?  Digests of all that decides its numbers, kept in its folder.
 
-They are of content: of the tokens that the models read, of the bytes of their weights. So what was moved is found to be
-the same, and what was edited in place is not. They are compared across the processes of a run, and on `--resume`.
+They are digests of content: of the tokens that the models read and the bytes of their weights. So a file that was moved
+counts as the same, and one that was edited in place does not. They are compared across the processes of a run, and on
+`--resume`.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ LIBRARIES = ("tutelage", "torch", "transformers", "tokenizers", "peft", "math-ve
 
 @dataclass
 class Inputs:
-    """What a run reads, looked at piece by piece while it is put together.
+    """What a run reads, compared piece by piece while it is put together.
 
     Fields:
       runtime: whose processes must read the same.
@@ -74,7 +75,7 @@ class Inputs:
             raise ConfigurationError(f"--accept names {unknown[0]!r}; expected one of {', '.join(INPUTS)}.")
 
     def add(self, part: Mapping[str, Any]) -> None:
-        """Look at some more of what the run reads.
+        """Compare some more of what the run reads.
 
         Raises:
           ConfigurationError: it is not the same in all processes, or not what it was when the run began.
@@ -130,7 +131,7 @@ def data_inputs(
 
 
 class ModelHashes:
-    """Digests of the model files, made on a thread of its own while the models are loaded from the same files.
+    """Digests of the model files, computed by a thread while the models are loaded from the same files.
 
     Args:
       with_teacher: False = no teacher's weights are read.
@@ -144,7 +145,7 @@ class ModelHashes:
         self._thread.start()
 
     def inputs(self, vocabulary: Vocabulary | None = None) -> dict[str, Any]:
-        """The digests, once they are there, and what the models have together, where that is known.
+        """The digests, once they are there, and that of the shared vocabulary, if it is given.
 
         Raises:
           ModelError: a file cannot be read.
@@ -166,7 +167,7 @@ class ModelHashes:
             for key, model in self._models:
                 if Path(model.path).is_dir():
                     self._found[key] = weights_fingerprint(model.source)
-        except Exception as problem:  # raised where it is waited for
+        except Exception as problem:  # raised by `inputs`
             self._problem = problem
 
 
@@ -182,7 +183,7 @@ def library_versions() -> dict[str, str]:
 
 
 def differences(now: Mapping[str, Any], before: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """What is another in two nested tables, a line each, with its dotted name."""
+    """What differs in two nested tables, a line each, with its dotted name."""
     found = []
     for name in sorted(now.keys() | before.keys()):
         mine, theirs = now.get(name), before.get(name)
@@ -190,27 +191,27 @@ def differences(now: Mapping[str, Any], before: Mapping[str, Any], prefix: str =
             found += differences(mine, theirs, f"{prefix}{name}.")
         elif mine != theirs:
             shown = _excerpt(mine), _excerpt(theirs)
-            values = "is another" if shown[0] == shown[1] else f"is {shown[0]}, was {shown[1]}"
+            values = "differs" if shown[0] == shown[1] else f"is {shown[0]}, was {shown[1]}"
             found.append(f"{prefix}{name} {values}")
     return found
 
 
 def _excerpt(value: Any) -> str:
-    """A value in short, of a digest its beginning."""
+    """A value in short; a digest by its beginning."""
     if isinstance(value, str):
         value = re.sub(r"([0-9a-f]{12})[0-9a-f]{8,}", r"\1...", value)
     return excerpt(value, 40)
 
 
 def _comparable(name: str, now: Any, before: Any) -> Any:
-    """Of evaluation sets only those that are there on both sides: a run may be judged on more, or on fewer."""
+    """What is compared: only evaluation sets on both sides, since a resumed run may have more or fewer of them."""
     if name != "evaluation":
         return before
     return {**now, **{key: value for key, value in before.items() if key in now}}
 
 
 def _models_read(config: RunConfig, with_teacher: bool) -> Iterator[tuple[str, ModelConfig]]:
-    """The models whose weights decide numbers; a teacher that is served has none here."""
+    """The models whose weights decide numbers; a served teacher has no weights here."""
     yield "student", config.student
     reads_teacher = with_teacher and config.teacher.server is None
     if reads_teacher:

@@ -1,4 +1,4 @@
-"""Which models does a run have?  Further teachers, experts, a reference: what is loaded, and what is refused."""
+"""Which models does a run have?  Student, teachers, experts, a reference: how they are loaded, and what is refused."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ __all__ = [
     "reference_of",
 ]
 
-# How the keys of further models begin: of those that a teacher is fused with, and of teachers with a name.
+# Prefixes of the keys of further models: those that a teacher is fused with, and teachers with a name.
 EXPERT, ROUTE = "teacher.experts", "teacher.routes."
 
 
@@ -71,7 +71,7 @@ def named_teachers(config: RunConfig) -> list[tuple[str | None, ModelConfig]]:
 
 
 def context_length(model: ModelConfig) -> ContextLength | None:
-    """Most tokens that a model reads as one, from its configuration alone; None = it does not say."""
+    """Most tokens of a text, see `models.context`; a server holds one set of rotary factors at every length."""
     length = context_length_of(model.source)
     if length is not None and isinstance(model, TeacherConfig) and model.server is not None:
         return None if length.made_for is None else ContextLength(length.made_for, length.made_for)
@@ -148,7 +148,7 @@ def load_teachers(
 
 
 def as_it_starts(config: RunConfig) -> ModelConfig:
-    """How a reference is loaded that is the student at the start.
+    """The table by which a reference is loaded that begins as the student.
 
     A mean of its weights moves by less than half precision resolves, so it is kept in float32.
     """

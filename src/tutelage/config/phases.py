@@ -28,7 +28,7 @@ class PhaseTables:
 
 
 def phase_tables(config: RunConfig) -> list[PhaseTables]:
-    """The phases of a run in their order; steps behind the last of them belong to the run's own tables.
+    """The phases of a run in their order; steps after the last of them belong to the run's own tables.
 
     Raises:
       ConfigurationError: phases that do not fit into the run's steps, one without a number of steps before the last,
@@ -49,7 +49,7 @@ def phase_tables(config: RunConfig) -> list[PhaseTables]:
 
 
 def _starts(phases: Sequence[PhaseConfig], num_steps: int) -> list[int]:
-    """First steps of the phases and, where the last one has an end, the step behind it."""
+    """First steps of the phases and, where the last one has an end, the step after it."""
     for place, phase in enumerate(phases[:-1], start=1):
         if phase.steps is None:
             raise ConfigurationError(

@@ -1,7 +1,7 @@
-"""Where does a run lie, and where is what it names?  A run lies where its config.toml lies, wherever that was moved to.
+"""Where is a run, and where are the files that it names?  A run is where its config.toml is, also after a move.
 
-Relative paths of a run mean what they mean in the directory in which the command runs. What is not there is looked for
-in the directory in which the run was started, which its folder remembers, so a run can be resumed from anywhere.
+Relative paths of a run start from the directory in which the command runs. A file that is not there is looked for from
+the directory in which the run was started, which its folder records. So a run can be resumed from anywhere.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ __all__ = ["find_again", "is_path_of_content"]
 
 
 def find_again(table: dict[str, Any], file: Path) -> None:
-    """Give the table of a run's own config.toml the place where it lies, and places to what it names.
+    """In the table of a run's own config.toml, set the folder to where it is now, and correct paths that it names.
 
-    Any other run file's table stays as it is.
+    The table of any other run file stays as it is.
     """
     folder = RunFolder(file.parent)
     if file.name != CONFIG or not folder.holds_run:
@@ -35,7 +35,7 @@ def find_again(table: dict[str, Any], file: Path) -> None:
 
 
 def is_path_of_content(key: str) -> bool:
-    """Whether a setting only says where something lies, whose content is compared when a run is resumed."""
+    """Whether a setting is only the place of something whose content is compared when a run is resumed."""
     role, _, rest = key.partition(".")
     last = rest.rpartition(".")[2]
     return (role in ("student", "teacher", "reference") and last in ("path", "revision")) or key in (
@@ -54,5 +54,5 @@ def _paths_in(table: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
 
 
 def _table(value: Any) -> dict[str, Any]:
-    """A table, which somebody may have written in short since."""
+    """A table, which may have been edited into its short form."""
     return value if isinstance(value, dict) else {}

@@ -31,11 +31,11 @@ class Prompts:
 
 
 def read_prompts(data: DataConfig, tokenizers: Tokenizers, clock: TemplateClock) -> Prompts:
-    """Load and render the training prompts; their teacher reads each one through its own chat template.
+    """Load and render the training prompts; the teacher of each one reads it through its own chat template.
 
     Args:
-      tokenizers: where there are further teachers, the rows say in `data.teacher_column` which one is theirs.
-      clock: what chat templates are told when they ask for the date.
+      tokenizers: with further teachers, `data.teacher_column` names the teacher of each row.
+      clock: the date for chat templates that ask for it.
     """
     student, teachers, routes = tokenizers.student, tokenizers.teachers, tokenizers.routes
     max_characters = max_prompt_characters([student, *teachers.values()], data.max_prompt_tokens)

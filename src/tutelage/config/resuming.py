@@ -24,15 +24,15 @@ __all__ = ["Beginning", "beginning_of", "check_writable"]
 
 @dataclass(frozen=True)
 class Beginning:
-    """Where a run begins, and what is known of how it began.
+    """Where a run begins, and what is recorded of its first start.
 
     Fields:
-      config: the run file's, with the date that a resumed run wrote down.
-      folder: of the run; nobody else writes into that of a resumed one from here on.
+      config: the run file's, with the date that a resumed run has kept.
+      folder: of the run; that of a resumed one is locked from here on.
       is_resumed: the folder holds the run.
       checkpoint: to continue from; None = there is none, so at step 0.
       inputs: what the run reads; pieces are added while it is put together.
-      messages: what to tell the user.
+      messages: for the user.
     """
 
     config: RunConfig
@@ -43,9 +43,10 @@ class Beginning:
     messages: list[str]
 
     def open_folder(self, config: RunConfig) -> None:
-        """Make a new run's folder; in that of a resumed one, note what is another now.
+        """Make a new run's folder; in that of a resumed one, record what has changed.
 
-        A run resumed with more steps says so in its config.toml; resuming it once more would end too early otherwise.
+        The config.toml of a run that is resumed with more steps gets them; otherwise the next resume would end too
+        early.
         """
         if not self.is_resumed:
             self.folder.create(to_toml(config), self.inputs.to_file(None, 0))
@@ -85,7 +86,7 @@ def beginning_of(
 
 
 def _first_checkpoint(config: RunConfig, folder: RunFolder, resume: bool) -> tuple[Path | None, list[str]]:
-    """The checkpoint to continue from (None = there is none), and what to tell the user."""
+    """The checkpoint to continue from (None = there is none), and messages for the user."""
     if folder.path.exists() and not resume:
         raise OutputExistsError(
             f"the output folder {folder.path} already exists, and a run never overwrites one. Choose another with "
@@ -96,20 +97,20 @@ def _first_checkpoint(config: RunConfig, folder: RunFolder, resume: bool) -> tup
 
 
 def _resumable(config: RunConfig, folder: RunFolder) -> tuple[Path | None, list[str]]:
-    """The checkpoint to continue from (None = the run was killed before its first one), and what to tell the user."""
+    """The checkpoint to continue from (None = the run was killed before its first one), and messages for the user."""
     saved = folder.path / "config.toml"
     if not saved.is_file():
         raise CheckpointError(
             f"--resume: {folder.path} holds no run (no config.toml). Start it without --resume, or set output=FOLDER."
         )
     folder.hold()
-    # More steps, more frequent looks and other processes are a continuation; anything else would be another run.
-    # So is the same work done elsewhere: a server may come back at another address.
+    # More steps, other evaluations and checkpoints, and other processes are a continuation, and so is a server that
+    # comes back at another address; anything else would be another run.
     shared = ("runtime.strategy", "runtime.shard_teacher", "runtime.timeout_seconds")
     elsewhere = ("vllm.", "teacher.server", "teacher.timeout_seconds", "teacher.retries")
     free = ("steps", "evaluation.", "checkpoint.", "logging.", "output", *shared, *elsewhere)
     before, now = (settings_of(each) for each in (load_config(saved), config))
-    knows_content = folder.read_fingerprints() is not None  # what lies elsewhere is then known by what it holds
+    knows_content = folder.read_fingerprints() is not None  # then a path may change, since content is compared
     changed = [
         f"{key} is {now.get(key)!r}, was {before.get(key)!r}"
         for key in sorted(before.keys() | now.keys())
@@ -141,7 +142,7 @@ def _resumable(config: RunConfig, folder: RunFolder) -> tuple[Path | None, list[
 
 
 def _check_models_are_there(config: RunConfig, folder: RunFolder) -> None:
-    """Refuse a model whose folder is gone, and which would be taken for one of the hub."""
+    """Refuse a model whose folder is gone, which would then be looked for on the hub."""
     before = (folder.read_fingerprints() or {}).get("inputs", {})
     for role, path in (("student", config.student.path), ("teacher", config.teacher.path)):
         was_folder = str(before.get(role, {}).get("weights", "")).startswith("sha256")
@@ -153,18 +154,18 @@ def _check_models_are_there(config: RunConfig, folder: RunFolder) -> None:
 
 
 def _recorded_inputs(folder: RunFolder, resume: bool) -> tuple[Mapping[str, Any] | None, list[str]]:
-    """What a run to be resumed read when it began (None = it begins now, or nobody kept that), and what to tell."""
+    """What a resumed run read when it began (None = it begins now, or that was not recorded), and messages."""
     recorded = folder.read_fingerprints() if resume else None
     if resume and recorded is None:
         return None, [
-            f"warning: {folder.path} does not tell what the run read when it began (no {FINGERPRINTS}), so whether "
-            "data, models and libraries are still the same cannot be seen; it is kept from here on"
+            f"warning: {folder.path} has no record of what the run read when it began (no {FINGERPRINTS}), so it is "
+            "not known whether data, models and libraries are still the same; they are recorded from here on"
         ]
     return None if recorded is None else dict(recorded.get("inputs", {})), []
 
 
 def check_writable(path: Path) -> None:
-    """Refuse an output whose place cannot be written to; better now than after hours of compute."""
+    """Refuse an output folder that cannot be written to, before hours of compute."""
     place = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
     if not os.access(place, os.W_OK) or not (place.is_dir() or place == path):
         raise ConfigurationError(

@@ -68,10 +68,10 @@ __all__ = [
 # Tables that name a member of an axis; a phase may replace them.
 AXES = ("policy", "target", "divergence", "weighting")
 
-# How a message begins that does not know where in the run file its value stands; `config.load` puts the key there.
+# Stands for the key in messages that do not know it; `config.load` puts the key there.
 THIS = "this setting"
 
-# Beyond these a number is a slip of the finger that would end in a machine without memory, or in a crash of a library.
+# A number beyond these is a typing error that would exhaust the machine's memory or crash a library.
 MAX_THREADS = 1024
 MAX_ANSWERS = 2**20  # of one step
 MAX_SAMPLES = 2**16  # of one problem
@@ -236,8 +236,8 @@ class ReferenceConfig(ModelConfig):
 class DataConfig(Section):
     """[data]: which prompts, and how they are put to the models. `data = "PATH"` is short for `path`.
 
-    `answer_column = ""`: the prompts have no answers. `verifier = ""`: answers are not judged. `template_date`: what a
-    chat template is told that asks for the date; None = the moment when the run is first made, which is kept with it.
+    `answer_column = ""`: the prompts have no answers. `verifier = ""`: answers are not judged. `template_date`: for
+    chat templates that ask for the date; None = the moment when the run is first made, which is kept with it.
     `truncated_answers`: what counts of one that was cut at the length limit; "whole" = what is whole in it.
     """
 
@@ -326,7 +326,7 @@ class RuntimeConfig(Section):
 
 
 class LoggingConfig(Section):
-    """[logging]: how many rollouts are kept as text, and how often the dearer metrics are taken, and who else hears."""
+    """[logging]: how many rollouts are kept as text, how often expensive metrics are taken, which trackers are used."""
 
     samples_per_log: int = Field(default=LogSettings.samples_per_log, ge=0)
     steps_per_log: int = Field(default=LogSettings.steps_per_log, ge=1)

@@ -1,4 +1,4 @@
-"""Do scores that were written earlier fit a run?  What they depend on, and the refusal if any of it is another."""
+"""Do scores that were written earlier fit a run?  What they depend on, and the refusal if any of it has changed."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def _identity(model: ModelConfig) -> dict[str, Any]:
 
 
 def _template(reader: PromptReader) -> dict[str, Any]:
-    """How a side is asked."""
+    """What decides how a prompt is rendered."""
     return {
         "chat_template": None if reader.use_chat_template is False else reader.tokenizer.chat_template,
         "chat_template_kwargs": reader.chat_template_kwargs,

@@ -1,4 +1,4 @@
-"""What computes elsewhere: a sampler of the student's answers, or the teacher as a server; and first checks of both."""
+"""Parts that compute elsewhere: a sampler of the student's answers, or the teacher as a server; and checks of both."""
 
 from __future__ import annotations
 

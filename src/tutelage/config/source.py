@@ -1,7 +1,7 @@
-"""From the bytes of a run file, or the words behind `--set`, to TOML values that any run file could hold.
+"""From the bytes of a run file, or the text after `--set`, to TOML values that any run file could hold.
 
-Here is what does not depend on keys: encodings, syntax, and values that no setting can have, such as NaN, a number of
-more than 64 bits or a table nested a thousand deep. What a key means is for `config.load` and the schema.
+This does not depend on keys: encodings, syntax, and values that no setting can have, such as NaN, a number of more than
+64 bits or a table nested a thousand deep. What a key means is up to `config.load` and the schema.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tutelage.errors import ConfigurationError, in_short, printable
 
 __all__ = ["check_values", "items_of", "read_table", "value_of"]
 
-# How a text file begins, and what it is then written in. UTF-32's mark begins with UTF-16's, so it comes first.
+# The first bytes of a text file, and the encoding that they mark. UTF-32's mark begins with UTF-16's, so it is first.
 BYTE_ORDER_MARKS = {
     codecs.BOM_UTF8: "utf-8-sig",
     codecs.BOM_UTF32_LE: "utf-32",
@@ -34,7 +34,7 @@ DATES = ("data.template_date",)  # settings that are one
 
 
 def read_table(path: Path) -> dict[str, Any]:
-    """The table in a TOML file: in UTF-8, or in any Unicode that says by its first bytes what it is.
+    """The table in a TOML file: in UTF-8, or in any Unicode encoding that is marked by its first bytes.
 
     Raises:
       ConfigurationError: no such file, too large, another encoding, not TOML, or a value that no setting can have.
