@@ -11,16 +11,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import SimpleNamespace
 
 from rich.console import Console
 from rich.table import Table
 from transformers import Qwen3Config
 
 from tutelage.config import ModelConfig, build_phases, load_config
-from tutelage.doctor.budget import forecast
+from tutelage.config.step_memory import StepMemory
 from tutelage.models import ALL_WEIGHTS, DTYPES, LanguageModel, ModelSource, align, meta_model_of
-from tutelage.runtime import LocalRuntime
 from tutelage.types import Prompt
 
 RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "trb.toml"
@@ -82,16 +80,17 @@ def per_process(setup: Setup) -> dict[str, dict[str, int]]:
         student = shape(setup.pair[0], config.student, Path(folder))
         student.autocast = DTYPES[config.runtime.autocast or config.student.dtype]
         teacher = shape(setup.pair[1], config.teacher, Path(folder))
-    parts = SimpleNamespace(
-        config=config,
-        meta_models={"student": student, "teacher": teacher},
-        runtime=LocalRuntime("cpu"),
-        needs_reference=False,
-        phases=build_phases(config),
-        prompts=SimpleNamespace(prompts=[Prompt([0] * PROMPT_TOKENS)]),
-        vocabulary=align(student, teacher),
+    memory = StepMemory(
+        config,
+        {"student": student, "teacher": teacher},
+        build_phases(config),
+        [Prompt([0] * PROMPT_TOKENS)],
+        align(student, teacher),
+        "cpu",
+        num_processes=setup.processes,
     )
-    return forecast(parts, setup.processes)  # type: ignore[arg-type]  # all that it looks at is there
+    assert config.runtime.micro_batch_tokens is not None
+    return memory.forecast(config.runtime.micro_batch_tokens)
 
 
 def shape(name: str, model: ModelConfig, folder: Path) -> LanguageModel:

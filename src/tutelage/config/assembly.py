@@ -21,6 +21,7 @@ from tutelage.config.recipes import build_phases
 from tutelage.config.schema import RunConfig
 from tutelage.config.scores import offline_answers, score_key
 from tutelage.config.serving import limits_of, make_served_scorer
+from tutelage.config.step_memory import StepMemory, free_bytes
 from tutelage.config.tokenizers import Tokenizers, load_tokenizers
 from tutelage.config.verification import Decode, VerifyRollouts, decoder_of, make_verifier
 from tutelage.evaluation import EvaluationSet
@@ -184,6 +185,30 @@ class RunAssembly:
         _ = self.meta_models  # refused before weights are read, as in `models`
         return load_teachers(self.config, self.tokenizers.by_key, self.runtime) if self.needs_teacher else {}
 
+    def step_memory(self, num_processes: int = 1) -> StepMemory:
+        """What a step of one of so many processes takes."""
+        return StepMemory(
+            self.config,
+            self.meta_models,
+            self.phases,
+            self.prompts.prompts,
+            self.vocabulary,
+            self.runtime.device,
+            self.needs_reference,
+            num_processes,
+        )
+
+    @cached_property
+    def micro_batch_tokens(self) -> int:
+        """Most tokens in one forward and backward: as [runtime] says, else by what of the GPU is free when first asked.
+
+        Of several processes, the one with the least memory decides.
+        """
+        if (named := self.config.runtime.micro_batch_tokens) is not None:
+            return named
+        all_free = self.runtime.gather([free_bytes(self.runtime.device)])
+        return self.step_memory(len(all_free)).fitting_micro_batch(min(all_free))
+
     @cached_property
     def models(self) -> ModelSet:
         """The models with their weights. Gradients are as training has them, if anything is learned."""
@@ -250,13 +275,12 @@ class RunAssembly:
     @cached_property
     def learning(self) -> Learning:
         """What is learned from them."""
-        runtime = self.config.runtime
         return Learning(
             self.phases,
             update=UPDATES[self.config.optimizer.name],
             reference=reference_of(self.config.reference, self.models),
-            micro_batch_tokens=runtime.micro_batch_tokens,
-            loss_form=runtime.loss,
+            micro_batch_tokens=self.micro_batch_tokens,
+            loss_form=self.config.runtime.loss,
         )
 
     def _shared_by_models(self, *, with_reference: bool, student: LanguageModel | None = None) -> Vocabulary:

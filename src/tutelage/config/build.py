@@ -14,7 +14,7 @@ from pathlib import Path
 from tutelage.config.assembly import RunAssembly
 from tutelage.config.consistency import check_runtime
 from tutelage.config.load import settings_of, to_toml
-from tutelage.config.resuming import Beginning, beginning_of
+from tutelage.config.resuming import Beginning, beginning_of, with_micro_batch
 from tutelage.config.schema import RunConfig
 from tutelage.config.serving import check_sampler, check_teacher_server, make_hosted_engine
 from tutelage.errors import ConfigurationError
@@ -64,11 +64,17 @@ def _run_from(beginning: Beginning, runtime: LocalRuntime) -> Run:
     if parts.offline_answers is None and parts.config.data.scores is not None:
         messages.append("data.scores is set, but no policy is 'offline', so it is ignored")
     inputs.add(parts.data_inputs())
+    micro_batch_tokens = parts.micro_batch_tokens  # before weights are loaded: of a GPU's memory, what is free decides
+    if parts.config.runtime.micro_batch_tokens is None:
+        messages.append(
+            f"runtime.micro_batch_tokens is left out: {micro_batch_tokens}, by the free memory of the GPU; the run "
+            "keeps it when it is resumed"
+        )
     hashes = parts.model_hashes()
     engine = _checked_engine(parts)
     inputs.add(hashes.inputs(parts.models.vocabulary))
     messages += [f"accepted, and noted in {beginning.folder.path / FINGERPRINTS}: {line}" for line in inputs.accepted]
-    config, logging = parts.dated_config, parts.config.logging
+    config, logging = with_micro_batch(parts.dated_config, micro_batch_tokens), parts.config.logging
     return Run(
         source=replace(parts.source, engine=engine),
         learning=parts.learning,

@@ -13,13 +13,14 @@ from tutelage.config.fingerprints import Inputs
 from tutelage.config.load import load_config, settings_of, to_toml
 from tutelage.config.places import is_path_of_content
 from tutelage.config.schema import RunConfig
+from tutelage.config.source import read_table
 from tutelage.errors import CheckpointError, ConfigurationError, OutputExistsError
 from tutelage.files import write_whole
 from tutelage.runtime import LocalRuntime
 from tutelage.training import RunFolder, find_resumable, read_state
 from tutelage.training.run_files import CONFIG, FINGERPRINTS
 
-__all__ = ["Beginning", "beginning_of", "check_writable"]
+__all__ = ["Beginning", "beginning_of", "check_writable", "with_micro_batch"]
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,7 @@ def beginning_of(
     """
     if resume:
         config = dated(config, runtime.from_first(lambda: date_of_run(folder.path)))
+        config = _with_recorded_micro_batch(config, runtime.from_first(lambda: _recorded_micro_batch(folder.path)))
     checkpoint, messages = runtime.from_first(lambda: _first_checkpoint(config, folder, resume))
     before, remarks = runtime.from_first(lambda: _recorded_inputs(folder, resume))
     inputs = Inputs(runtime, before, accept)
@@ -83,6 +85,27 @@ def beginning_of(
             "all machines of the run share."
         )
     return Beginning(config, folder, resume, checkpoint, inputs, [*messages, *remarks])
+
+
+def with_micro_batch(config: RunConfig, tokens: int) -> RunConfig:
+    """The configuration with the tokens of a micro-batch, so that a resumed run cuts, and rounds, its sums alike."""
+    runtime = config.runtime.model_copy(update={"micro_batch_tokens": tokens})
+    return config if runtime == config.runtime else config.model_copy(update={"runtime": runtime})
+
+
+def _with_recorded_micro_batch(config: RunConfig, tokens: int | None) -> RunConfig:
+    """What the run has written down, unless the run file names another number."""
+    return config if tokens is None or config.runtime.names_micro_batch else with_micro_batch(config, tokens)
+
+
+def _recorded_micro_batch(folder: Path) -> int | None:
+    """The tokens of a micro-batch in the configuration of the run that a folder holds; None without a run."""
+    try:
+        runtime = read_table(folder / CONFIG).get("runtime")
+    except (OSError, ConfigurationError):  # no run, or a broken one: refused elsewhere
+        return None
+    tokens = runtime.get("micro_batch_tokens") if isinstance(runtime, dict) else None
+    return tokens if isinstance(tokens, int) and tokens > 0 else None
 
 
 def _first_checkpoint(config: RunConfig, folder: RunFolder, resume: bool) -> tuple[Path | None, list[str]]:

@@ -11,6 +11,7 @@ from dataclasses import replace
 from datetime import date, datetime
 from typing import Annotated, Any, Literal, Self
 
+import torch
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -311,11 +312,14 @@ class EvaluationConfig(Section):
 
 
 class RuntimeConfig(Section):
-    """[runtime]: where it runs."""
+    """[runtime]: where it runs.
+
+    `micro_batch_tokens` stays None only where it is chosen by a GPU's free memory, see `config.step_memory`.
+    """
 
     device: str = LocalRuntime.device
     threads: int | None = Field(default=None, ge=1, le=MAX_THREADS)
-    micro_batch_tokens: int = Field(default=MICRO_BATCH_TOKENS, ge=1)
+    micro_batch_tokens: int | None = Field(default=None, ge=1)
     strategy: Literal["ddp", "fsdp2"] = "ddp"
     shard_teacher: bool = False
     timeout_seconds: Seconds = 1800
@@ -323,6 +327,26 @@ class RuntimeConfig(Section):
     gradient_checkpointing: bool = False
     compile: bool = False
     loss: Literal["auto", "chunked", "tiled", "recomputed"] = DEFAULT_LOSS_FORM
+
+    @model_validator(mode="before")
+    @classmethod
+    def _auto_is_left_out(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or values.get("micro_batch_tokens") != "auto":
+            return values
+        return {name: value for name, value in values.items() if name != "micro_batch_tokens"}
+
+    @model_validator(mode="after")
+    def _is_fixed_without_a_gpu(self) -> Self:
+        runs_on_gpu = torch.cuda.is_available() and self.device.split(":")[0] in ("auto", "cuda")
+        if self.micro_batch_tokens is None and not runs_on_gpu:
+            # Not by assignment, after which it would count as named.
+            self.__dict__["micro_batch_tokens"] = MICRO_BATCH_TOKENS
+        return self
+
+    @property
+    def names_micro_batch(self) -> bool:
+        """Whether the run file names the tokens of a micro-batch."""
+        return "micro_batch_tokens" in self.model_fields_set
 
 
 class LoggingConfig(Section):
@@ -386,7 +410,7 @@ class RunConfig(Section):
     optimizer: SerializeAsAny[OptimizerSettings] = OptimizerSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
     evaluation: EvaluationConfig = EvaluationConfig()
-    runtime: RuntimeConfig = RuntimeConfig()
+    runtime: RuntimeConfig = Field(default_factory=RuntimeConfig)
     logging: LoggingConfig = LoggingConfig()
 
     @field_validator("optimizer", mode="before")

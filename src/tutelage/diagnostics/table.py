@@ -47,6 +47,7 @@ METRICS: dict[str, Metric] = {
     "teacher_support_auroc": Metric("share", "AUROC of mean log q - log p as a score for correct rollouts"),
     "vllm_logprob_mismatch": Metric("nats/token", "mean |log mu of vLLM - log mu as we read it| of the sampled tokens"),
     "vllm_logprob_mismatch_max": Metric("nats", "the largest of these differences in the step"),
+    "memory_gib": Metric("GiB", "most memory that torch held on the GPU during the step"),
     # From here on: every `logging.diagnostics_every` steps, see `diagnostics.details`.
     **{
         f"{name}_at_{first}": Metric("nats", f"mean {what} from place {first} of the answers to the next stretch")

@@ -56,7 +56,7 @@ def own_teacher(run: RunAssembly) -> Finding:
     objective = Objective(
         engine.models,
         Recipe(Student(), TARGETS["teacher"](), (ReverseKL(top_k=size),)),
-        config.runtime.micro_batch_tokens,
+        run.micro_batch_tokens,
     )
     batch = objective.backward(Batch(rollouts))
     student.module.zero_grad(set_to_none=True)

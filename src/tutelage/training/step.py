@@ -12,6 +12,7 @@ from tutelage.training.checkpoint_files import TrainerState
 from tutelage.training.collect import Stopwatch, collect
 from tutelage.training.interruption import Interruption
 from tutelage.training.observer import Observer
+from tutelage.training.peak_memory import PeakMemory
 from tutelage.training.phases import phase_at
 from tutelage.training.run import Run
 from tutelage.training.step_records import metric_record, sample_records, step_metrics
@@ -29,14 +30,14 @@ def take_step(run: Run, update: Update, state: TrainerState, observer: Observer,
       NonFiniteError: a loss, a gradient or a weight is NaN or infinite.
     """
     step, phase = state.step, phase_at(run.learning.phases, state.step)
-    recipe, watch = phase.recipe_at(step), Stopwatch()
+    recipe, watch, peak = phase.recipe_at(step), Stopwatch(), PeakMemory(run.source.runtime.device)
     pending = update.prepare(step, recipe, partial(collect, run.source, step, recipe, watch, interruption.map_shards))
     # Weights, step, reference and files move together: a signal that comes now is raised when all have.
     with interruption.protected():
         numbers = update.commit(pending)
         watch.lap("update")
         batch = pending.batch
-        metrics = step_metrics(batch, recipe.policy, numbers, watch.seconds)
+        metrics = step_metrics(batch, recipe.policy, numbers, watch.seconds) | peak.metrics()
         if run.logs.diagnostics_every > 0 and step % run.logs.diagnostics_every == 0:
             metrics |= detail_metrics(batch.rollouts)
         correct = [reward > 0 for reward in batch.rewards["correct"].tolist()] if "correct" in batch.rewards else None

@@ -22,6 +22,7 @@ from tutelage.demo import problem_lines, student_path, teacher_path
 from tutelage.doctor import CHEAP, COSTLY, Finding, Verdict, budget, early_warnings, examine, trial
 from tutelage.models import both_readings, load_language_model, load_tokenizer
 from tutelage.rollout import reading
+from tutelage.rollout.decoding import MAX_DRAFT_LENGTH
 
 END_OF_TEXT, IM_END = 256, 258
 OPENING = "{{- '<|im_start|>assistant\n' -}}"
@@ -368,7 +369,7 @@ def test_what_can_be_forecast_exactly_is(run: Callable[..., RunConfig]) -> None:
     assert update["moments"] == sum(value.numel() * value.element_size() for value in moments)
     assert update["gradients"] == sum(p.grad.nbytes for p in models.student.module.parameters())
     longest = max(len(prompt.student_tokens) for prompt in parts.prompts.prompts)
-    slots = 6 * (longest + 10 + budget.MAX_DRAFT_LENGTH)
+    slots = 6 * (longest + 10 + MAX_DRAFT_LENGTH)
     cache = models.student.cache_bytes_per_slot + models.teacher.cache_bytes_per_slot
     assert needed["rollout"]["caches"] == slots * cache
     assert budget.forecast(assembly(run("policy=student")))["rollout"]["caches"] < slots * cache
@@ -389,7 +390,7 @@ def test_the_forecast_knows_adapters_and_precision(run: Callable[..., RunConfig]
     checkpointed = budget.forecast(assembly(run("runtime.gradient_checkpointing=true")))["update"]
     assert checkpointed["activations"] < 0.7 * plain["activations"]
     autocast = budget.forecast(assembly(run("runtime.autocast=bfloat16")))
-    assert autocast["update"]["activations"] == plain["activations"] / 2
+    assert plain["activations"] / 2 < autocast["update"]["activations"] < plain["activations"]
     assert autocast["rollout"]["weights in bfloat16"] == plain["student"] / 2
 
 

@@ -1,0 +1,318 @@
+"""How much memory does a training step take?  From the models' shapes alone, before any weight is loaded.
+
+Weights, gradients, AdamW's two moments and full caches are exact. What backward needs is counted as our own forward
+leaves it behind (`activation_bytes`); the module's own forward leaves about as much. Logits and the gradients that the
+loss holds are those of the form that the loss will be computed in. benchmarks/step_memory.py compares the sum with what
+a step really takes.
+
+Axis letters: N tokens, E width of the stream between the layers, Q all query heads, K all key heads, I inner width of
+the feed-forward part, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from tutelage.config.models import as_it_starts, load_meta_model
+from tutelage.config.schema import RunConfig
+from tutelage.errors import ConfigurationError
+from tutelage.kernels import Tiling
+from tutelage.losses import FULL_VOCABULARY
+from tutelage.models import LanguageModel, Vocabulary
+from tutelage.rollout.decoding import MAX_DRAFT_LENGTH
+from tutelage.rollout.engines.paired import CACHE_SHARE
+from tutelage.rollout.reading import tokens_per_chunk
+from tutelage.training import MICRO_BATCH_TOKENS, Phase, Recipe
+from tutelage.training.forms import chosen_form
+from tutelage.types import Prompt
+
+__all__ = ["GIB", "StepMemory", "activation_bytes", "free_bytes", "machine_bytes", "trained_bytes"]
+
+GIB = 2**30
+LIVE_LOGITS = 5  # float32 copies of a chunk's logits that are alive at once in the backward pass
+LIVE_TILES = 6  # the same of a tile
+QUANTISED_BITS = 4.5  # of a weight in NF4 with its share of the quantised scales, rounded up
+LIVE_BLEND = 6  # float64-sized rows of both models while a policy picks a token
+# Share of the free memory that a chosen micro-batch may fill: the forecast is one, and torch's allocator leaves gaps.
+SHARE_TO_FILL = 0.8
+MIN_MICRO_BATCH = 1024
+
+
+@dataclass(frozen=True)
+class StepMemory:
+    """What one process needs at the height of each part of a training step.
+
+    Of several processes it is one: it has its share of a step's answers; under "fsdp2" its part of gradients, moments
+    and the weights that learn, beside a whole copy that decodes; of a sharded teacher its part of the layers.
+
+    Fields:
+      config: of the run.
+      meta_models: every model without its weights, by its key in the run file.
+      phases: the recipes.
+      prompts: of the training data.
+      vocabulary: the shared one.
+      device: where it runs.
+      needs_reference: some phase compares with a third model.
+      num_processes: how many share the run.
+    """
+
+    config: RunConfig
+    meta_models: Mapping[str, LanguageModel]
+    phases: Sequence[Phase]
+    prompts: Sequence[Prompt]
+    vocabulary: Vocabulary
+    device: str
+    needs_reference: bool = False
+    num_processes: int = 1
+
+    def forecast(self, micro_batch_tokens: int) -> dict[str, dict[str, int]]:
+        """Part of a step -> what takes memory then -> bytes.
+
+        With an adapter, gradients and moments are its own; quantised weights are taken at 4.5 bits, scales included.
+        """
+        return {"rollout": self._rollout(), "scoring": self._scoring(), "update": self.update(micro_batch_tokens)}
+
+    def fitting_micro_batch(self, num_bytes: int) -> int:
+        """Most tokens of one forward and backward whose update fits into so many bytes: a power of two.
+
+        16,384 at most, since more make no GPU faster, and 1,024 at least, since below that the weights are what does
+        not fit.
+        """
+        tokens = MICRO_BATCH_TOKENS
+        while tokens > MIN_MICRO_BATCH and sum(self.update(tokens).values()) > SHARE_TO_FILL * num_bytes:
+            tokens //= 2
+        return tokens
+
+    def update(self, micro_batch_tokens: int) -> dict[str, int]:
+        """What takes memory at the height of the update: when the loss of a micro-batch is taken."""
+        tokens = self._at_once(micro_batch_tokens)
+        losses = [self._loss(phase.recipe, self._responses_in(tokens)) for phase in self.phases]
+        return {
+            **self._resident(),
+            **self._narrow_weights(),
+            "gradients": self._learned_here(),
+            "activations": activation_bytes(
+                self._student, tokens, checkpoints=self.config.runtime.gradient_checkpointing
+            ),
+            **max(losses, key=lambda parts: sum(parts.values())),
+        }
+
+    def _rollout(self) -> dict[str, int]:
+        rollout, student = self.config.rollout, self._student
+        rows = min(rollout.max_rows, self._num_answers)
+        asks_teacher = any(phase.recipe.policy.needs_teacher for phase in self.phases)
+        decoding = [student, *(self._teachers if asks_teacher else ())]
+        slot = sum(model.cache_bytes_per_slot for model in decoding)
+        caches = rows * (self._longest + MAX_DRAFT_LENGTH) * slot
+        if rollout.cache_gib is not None:
+            caches = min(caches, int(rollout.cache_gib * GIB))
+        elif self.device.startswith("cuda"):
+            caches = min(caches, int(CACHE_SHARE * machine_bytes(self.device)))
+        logits = rows * self.vocabulary.size * 8 * LIVE_BLEND
+        return {**self._resident(), **self._narrow_weights(), "caches": caches, "logits": logits}
+
+    def _scoring(self) -> dict[str, int]:
+        scored = self._at_once(self.config.rollout.score_tokens)
+        # Without a teacher here, the student reads again.
+        largest = max(self._teachers, key=_layer_numbers, default=self._student)
+        activations = scored * _layer_numbers(largest) * largest.module.dtype.itemsize
+        return {**self._resident(), "activations": activations, "logits": self._chunk_bytes(scored)}
+
+    def _resident(self) -> dict[str, int]:
+        """What is there throughout."""
+        config, models = self.config, dict(self._local_models)
+        student, teacher = models.pop("student"), models.pop("teacher", None)
+        if self.needs_reference and "reference" not in models and student.trainable.changes_backbone:
+            # A copy of the student; that of an adapter is the same backbone.
+            models["reference"] = load_meta_model(as_it_starts(config), None)
+        learned = self._learned_here()
+        is_cut = learned < trained_bytes(student)
+        own = _weights(student, config.student.quantization) + (learned if is_cut else 0)
+        others = sum(map(_weights, models.values()))
+        if teacher is not None:
+            others += _weights_here(teacher, self.num_processes if config.runtime.shard_teacher else 1)
+        return {"student": own, "teacher": others, "moments": 2 * learned}
+
+    def _narrow_weights(self) -> dict[str, int]:
+        """Copies of wider weights in the type of autocast, which are made once per rollout and once per update."""
+        student = self._student
+        narrow = student.autocast
+        if narrow is None or student.module.dtype.itemsize <= narrow.itemsize:
+            return {}
+        return {"weights in bfloat16": _weights(student) * narrow.itemsize // student.module.dtype.itemsize}
+
+    def _loss(self, recipe: Recipe, tokens: int) -> dict[str, int]:
+        """What the loss of so many response tokens holds beside the activations, in the form that it will have."""
+        student = self._student
+        width, size = int(student.config.hidden_size), self.vocabulary.size
+        narrow = _product_bytes(student)
+        wide = max(4, narrow)
+        head = student.padded_vocabulary_size * width * wide if student.trainable.changes_backbone else 0
+        form = self._form(recipe, tokens)
+        if form == "chunked":
+            return {"logits": self._chunk_bytes(tokens), "gradient of the head": head}
+        # A tensor of the right length without any memory, which tells the device.
+        like_N1 = torch.empty(1, 1, device="cpu" if self.device == "cpu" else "meta").expand(tokens, 1)
+        reads_teacher = recipe.asks_whole_teacher and self._teachers
+        hidden = tokens * width * wide
+        entry_bytes = narrow
+        if reads_teacher:
+            teacher = max(self._teachers, key=lambda model: int(model.config.hidden_size))
+            entry_bytes += max(4, narrow, teacher.module.dtype.itemsize)
+            hidden += tokens * int(teacher.config.hidden_size) * teacher.module.dtype.itemsize
+        tiling = Tiling.fitting(self.vocabulary.view(like_N1.device), like_N1, entry_bytes, keeps=form == "tiled")
+        kept = tiling.tokens * size * entry_bytes if form == "tiled" else 0
+        logits = kept + tiling.tokens * tiling.vocabulary * 4 * LIVE_TILES
+        return {"logits": logits, "gradient of the head": head, "gradient of hidden states": hidden}
+
+    def _form(self, recipe: Recipe, tokens: int) -> str:
+        is_one_chunk = tokens <= tokens_per_chunk(self.vocabulary)
+        wanted = self.config.runtime.loss
+        asked = self._teachers if recipe.windows == [FULL_VOCABULARY] else []
+        try:
+            return chosen_form(wanted, recipe, self._student, asked, is_one_chunk=is_one_chunk)
+        except ConfigurationError:  # refused where the run is put together
+            return "chunked"
+
+    @property
+    def _student(self) -> LanguageModel:
+        return self.meta_models["student"]
+
+    @property
+    def _local_models(self) -> dict[str, LanguageModel]:
+        """All models but a teacher whose memory is another machine's."""
+        is_served = self.config.teacher.server is not None
+        return {name: model for name, model in self.meta_models.items() if not (is_served and name == "teacher")}
+
+    @property
+    def _teachers(self) -> list[LanguageModel]:
+        return [model for name, model in self._local_models.items() if name.startswith("teacher")]
+
+    def _learned_here(self) -> int:
+        """Bytes of the weights whose gradients and moments this process holds."""
+        num_parts = self.num_processes if self.config.runtime.strategy == "fsdp2" else 1
+        return -(-trained_bytes(self._student) // num_parts)
+
+    @property
+    def _longest(self) -> int:
+        """Tokens of the longest prompt with the longest answer."""
+        prompts = (max(len(prompt.student_tokens), len(prompt.teacher_tokens or ())) for prompt in self.prompts)
+        return max(prompts) + self.config.rollout.max_new_tokens
+
+    @property
+    def _num_answers(self) -> int:
+        rollout = self.config.rollout
+        return -(-rollout.prompts_per_step // self.num_processes) * rollout.samples_per_prompt
+
+    def _at_once(self, limit: int) -> int:
+        """Most tokens of one forward; a single answer is never torn apart."""
+        return min(self._num_answers * self._longest, max(limit, self._longest))
+
+    def _responses_in(self, tokens: int) -> int:
+        """Most response tokens among so many of a micro-batch, in which the answers to a prompt share its reading."""
+        prompt = min(len(prompt.student_tokens) for prompt in self.prompts)
+        answers = self.config.rollout.samples_per_prompt * self.config.rollout.max_new_tokens
+        return -(-tokens * answers // (prompt + answers))
+
+    def _chunk_bytes(self, tokens: int) -> int:
+        return min(tokens, tokens_per_chunk(self.vocabulary)) * self.vocabulary.size * 4 * LIVE_LOGITS
+
+
+def activation_bytes(student: LanguageModel, num_tokens: int, *, checkpoints: bool = False) -> int:
+    """What a forward over whole sequences leaves behind for its backward, and one layer's gradients on the way back.
+
+    With b bytes of a number in matrix products, s in the stream between the layers and n = max(4, s) in norms, a token
+    leaves in one layer
+
+        norms before attention and feed-forward   2 n E, and 2 b E where products are narrower than norms
+        what the projections read                 2 b E; of autocast, which copies once for each of them, 5 b E
+        queries, keys, values                     3 b Q + 2 b K: as attention reads them, its output in both orders
+        norms of queries and keys                 n (Q + K), and b (Q + K) where products are narrower; only Qwen3
+        the feed-forward part                     4 b I
+
+    Args:
+      checkpoints: only every layer's input is kept, and one layer at a time computed again.
+    """
+    config = student.config
+    width, inner = int(config.hidden_size), int(getattr(config, "intermediate_size", 4 * config.hidden_size))
+    num_heads = int(config.num_attention_heads)
+    head_size = int(getattr(config, "head_dim", None) or width // num_heads)
+    queries, keys = num_heads * head_size, int(getattr(config, "num_key_value_heads", None) or num_heads) * head_size
+    b, s = _product_bytes(student), int(student.module.dtype.itemsize)
+    n = max(4, s)
+    is_autocast = b < s
+    of_norm = n + (b if s < n else 0)  # autocast leaves norms in the stream's type
+    per_layer = 2 * of_norm * width + (5 if is_autocast else 2) * b * width
+    per_layer += b * (3 * queries + 2 * keys + 4 * inner)
+    if _norms_heads(student):
+        per_layer += (n + (b if b < n else 0)) * (queries + keys)
+    num_layers = int(config.num_hidden_layers)
+    kept = num_layers * s * width if checkpoints else num_layers * per_layer
+    return num_tokens * (kept + per_layer)
+
+
+def trained_bytes(student: LanguageModel) -> int:
+    """Bytes of the weights that learn."""
+    return _size_of(student.trainable.parameters().values())
+
+
+def machine_bytes(device: str) -> int:
+    """Memory of an accelerator; of the machine, or of the container where that is less, on a CPU."""
+    if device.startswith("cuda"):
+        return int(torch.cuda.get_device_properties(torch.device(device)).total_memory)
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 2**62
+    limit = Path("/sys/fs/cgroup/memory.max")
+    text = limit.read_text().strip() if limit.is_file() else "max"
+    return min(there, int(text)) if text.isdigit() else there
+
+
+def free_bytes(device: str) -> int:
+    """What of a GPU's memory nobody has taken yet."""
+    return int(torch.cuda.mem_get_info(torch.device(device))[0])
+
+
+def _product_bytes(student: LanguageModel) -> int:
+    """Bytes of a number in the student's matrix products."""
+    dtype: torch.dtype = student.autocast or student.module.dtype
+    return dtype.itemsize
+
+
+def _norms_heads(model: LanguageModel) -> bool:
+    """Queries and keys are normalised, as in Qwen3."""
+    layers = getattr(model.module.base_model, "layers", None) or [None]
+    return getattr(getattr(layers[0], "self_attn", None), "q_norm", None) is not None
+
+
+def _layer_numbers(model: LanguageModel) -> int:
+    """Numbers that are alive at once of one token in one layer while it is read without a gradient, roughly."""
+    config = model.config
+    return 10 * int(config.hidden_size) + 4 * int(getattr(config, "intermediate_size", 4 * config.hidden_size))
+
+
+def _weights(model: LanguageModel, quantization: str | None = None) -> int:
+    """Bytes of all weights; of quantised ones, matrices but for embeddings and head, and what learns is left alone."""
+    named, learning = dict(model.module.named_parameters()), model.trainable.parameters()
+    quantised = [
+        weight
+        for name, weight in named.items()
+        if quantization is not None and weight.ndim == 2 and ".layers." in f".{name}" and name not in learning
+    ]
+    full = _size_of(named.values()) - _size_of(quantised)
+    return full + int(sum(weight.numel() for weight in quantised) * QUANTISED_BITS / 8)
+
+
+def _weights_here(model: LanguageModel, num_parts: int) -> int:
+    """Bytes of a model whose layers are in so many parts, of which one is here; embedding and head are whole."""
+    ends = (model.module.get_input_embeddings().weight, model.module.get_output_embeddings().weight)
+    whole = _size_of({id(weight): weight for weight in ends}.values())
+    return whole + -(-(_weights(model) - whole) // num_parts)
+
+
+def _size_of(weights: Iterable[Tensor]) -> int:
+    return sum(weight.numel() * weight.element_size() for weight in weights)
