@@ -30,6 +30,7 @@ __all__ = [
     "kl_divergence",
     "log_linear",
     "normalise",
+    "residual_logprobs",
     "sample",
     "tail_logprobs",
     "temper",
@@ -390,6 +391,12 @@ def tail_logprobs(logprobs_BV: Tensor, support_ids_BK: Tensor) -> Tensor:
     # The gradient of log Σ over nothing is NaN, and would reach every parameter: such rows sum over zeros instead.
     tail_B = rest_BV.masked_fill(is_empty_B.unsqueeze(-1), 0).logsumexp(-1)
     return tail_B.masked_fill(is_empty_B, -math.inf)
+
+
+def residual_logprobs(student_logprobs_BV: Tensor, behaviour_logprobs_BV: Tensor) -> Tensor:
+    """log (mu - p)+, not normalised, in float64: what is left of mu once p's share of it is taken. NaN stays NaN."""
+    gain_BV = behaviour_logprobs_BV.double().exp() - student_logprobs_BV.double().exp()
+    return gain_BV.clamp_min(0).log()
 
 
 @torch.no_grad()

@@ -14,13 +14,16 @@ import torch
 from torch import Tensor
 
 from tests.unit.test_distributions import RADII, related_rows
+from tutelage.distributions import geometric_blend, normalise, sample
 from tutelage.kernels import BlendPoint, reference
+from tutelage.policies import Behaviour
+from tutelage.rollout.decoding.drafts import judge_drafts
 
 # Blends, KLs and log masses: float32 sums of up to a vocabulary, and exponentials of a GPU's approximate kind.
 RELATIVE = 2e-5
 LOG_MASS = 1e-5
 
-# Scores closer than rounding may swap two tokens, once in some 100,000 draws.
+# A draw closer than rounding to the boundary of two tokens may tip, once in some 100,000 draws.
 TIES_ALLOWED = 1e-3
 
 
@@ -79,15 +82,45 @@ def assert_agree(name: str, student: Tensor, teacher: Tensor, radii: Tensor, rep
         )
     # Each to its own blend: where the logits are far apart, a blend that differs by rounding has another log mass.
     torch.testing.assert_close(log_norm(point), log_norm(expected), rtol=RELATIVE, atol=LOG_MASS, equal_nan=True)
-    uniforms = torch.rand(repeats * len(radii), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    uniforms, keeps = torch.rand(2, repeats * len(radii), generator=torch.Generator().manual_seed(1)).double()
     rows = [part.repeat_interleave(repeats, 0) for part in (student, teacher)]
     points = BlendPoint(*(part.repeat_interleave(repeats) for part in expected))
-    uniforms = uniforms.to(student.device)
+    uniforms, keeps = uniforms.to(student.device), keeps.to(student.device)
     for draw in ("draw_blend", "draw_residual"):
         tokens = getattr(triton_kernels, draw)(*rows, points, uniforms)
-        wanted = getattr(reference, draw)(*rows, points, uniforms)
-        share = (tokens != wanted).double().mean().item()
-        assert share <= TIES_ALLOWED, f"{name}, {draw}: {share:.2%} of the tokens differ"
+        assert_same_tokens(f"{name}, {draw}", tokens, getattr(reference, draw)(*rows, points, uniforms))
+    drafts = triton_kernels.draw(rows[0], uniforms)
+    assert_same_tokens(f"{name}, draw", drafts, sample(rows[0], uniforms))
+    assert_judges_alike(name, *rows, radii.repeat_interleave(repeats), drafts.clamp_min(0), keeps)
+
+
+def assert_judges_alike(
+    name: str, student: Tensor, teacher: Tensor, radii: Tensor, drafts: Tensor, keeps: Tensor
+) -> None:
+    """The fused program against the rule in plain torch, on drafts of one token, and with keeps that refuse most."""
+    from tutelage.kernels import triton_kernels
+
+    for keeps_here in (keeps, 1 - keeps / 100):
+        point, judged = triton_kernels.judge(student, teacher, radii, drafts, keeps_here)
+        # Where nothing but rounding is gained by the blend, whether a draft stays is rounding, too.
+        counts = (point.kl_to_student_B > 1e-9) | point.kl_to_student_B.isnan() | (radii == 0)
+        behaviour = Behaviour(plain_blend(student, teacher, point)[:, None])
+        wanted = judge_drafts(Behaviour(normalise(student)[:, None]), behaviour, drafts[:, None], keeps_here[:, None])
+        tokens = torch.where(judged.is_kept_B, drafts, judged.replacements_B)
+        assert_same_tokens(f"{name}, judge", tokens[counts], wanted.tokens_BL[counts, 0])
+        assert_same_tokens(f"{name}, judged", judged.is_kept_B[counts], ~wanted.replaced_BL[counts, 0])
+
+
+def plain_blend(student: Tensor, teacher: Tensor, point: BlendPoint) -> Tensor:
+    """log mu, in float64 and narrowed, from whole rows."""
+    blended = geometric_blend(normalise(student.double()), normalise(teacher.double()), point.blend_B)
+    return blended.to(torch.promote_types(student.dtype, torch.float32))
+
+
+def assert_same_tokens(name: str, tokens: Tensor, wanted: Tensor) -> None:
+    """But for ties within rounding."""
+    share = (tokens != wanted).double().mean().item()
+    assert not share > TIES_ALLOWED, f"{name}: {share:.2%} differ"
 
 
 def log_norm(point: BlendPoint) -> Tensor:

@@ -3,38 +3,25 @@
 The sums run in float64 (float32 where a device has none), which costs twice a float32 exponential and makes the plain
 formulas exact enough for the smallest radius. Temporaries hold `PIECE_ENTRIES_*` entries, whatever the batch.
 
-Axis letters: B rows, V vocabulary, N entries of a piece, G blends tried in one read. p is the student, q the teacher.
+Axis letters: B rows, V vocabulary, N entries of a piece. p is the student, q the teacher.
 """
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from tutelage.distributions import NO_TOKEN, widest_dtype
-from tutelage.kernels.noise import TILE, exponentials, keys
+from tutelage.distributions import geometric_blend, normalise, residual_logprobs, sample, widest_dtype
 from tutelage.kernels.solve import BlendPoint, Ends, solve, whole_and_price
 
-__all__ = [
-    "PURPOSE_BLEND",
-    "PURPOSE_RESIDUAL",
-    "blend_point",
-    "draw_blend",
-    "draw_residual",
-    "draw_terms",
-    "work_dtype",
-]
+__all__ = ["blend_point", "draw", "draw_blend", "draw_residual", "work_dtype"]
 
 # Entries that are worked on at a time. On a CPU fewer would sit closer to the core, but the calls would cost more than
 # that saves (measured from 2^14 to 2^18); elsewhere enough to keep the device busy.
 PIECE_ENTRIES_CPU = 2**18
 PIECE_ENTRIES_ELSEWHERE = 2**23
-
-# The two draws of one uniform number must not share their noise.
-PURPOSE_BLEND, PURPOSE_RESIDUAL = 0, 1
 
 LOWEST_PEAK = -1e30
 """Stands for the peak of a piece without any possible token: finite, so that no weight relative to it is NaN."""
@@ -52,22 +39,42 @@ def blend_point(student_logits_BV: Tensor, teacher_logits_BV: Tensor, radius_B: 
 
 
 def draw_blend(student_logits_BV: Tensor, teacher_logits_BV: Tensor, point: BlendPoint, uniforms_B: Tensor) -> Tensor:
-    """One token per row from mu, by Gumbel-max; see `tutelage.kernels.draw_blend`."""
-    return _draw(student_logits_BV, teacher_logits_BV, point, uniforms_B, PURPOSE_BLEND)
+    """One token per row from mu; see `tutelage.kernels.draw_blend`."""
+    return torch.cat(
+        [
+            sample(_blended(student_logits_BV, teacher_logits_BV, point, rows)[1], uniforms_B[rows])
+            for rows in _row_groups(student_logits_BV)
+        ]
+    )
 
 
 def draw_residual(
     student_logits_BV: Tensor, teacher_logits_BV: Tensor, point: BlendPoint, uniforms_B: Tensor
 ) -> Tensor:
-    """One token per row from (mu - p)+ normalised, by Gumbel-max; see `tutelage.kernels.draw_residual`."""
-    return _draw(student_logits_BV, teacher_logits_BV, point, uniforms_B, PURPOSE_RESIDUAL)
+    """One token per row from (mu - p)+ normalised; see `tutelage.kernels.draw_residual`."""
+    return torch.cat(
+        [
+            sample(residual_logprobs(*_blended(student_logits_BV, teacher_logits_BV, point, rows)), uniforms_B[rows])
+            for rows in _row_groups(student_logits_BV)
+        ]
+    )
+
+
+def draw(log_weights_BV: Tensor, uniforms_B: Tensor) -> Tensor:
+    """One token per row from weights; see `tutelage.kernels.draw`."""
+    return sample(log_weights_BV, uniforms_B)
+
+
+def _blended(
+    student_logits_BV: Tensor, teacher_logits_BV: Tensor, point: BlendPoint, rows: slice
+) -> tuple[Tensor, Tensor]:
+    """log p and log mu of some rows."""
+    student_BV, teacher_BV = normalise(student_logits_BV[rows]), normalise(teacher_logits_BV[rows])
+    return student_BV, geometric_blend(student_BV, teacher_BV, point.blend_B[rows])
 
 
 class _TorchReader:
     """Rows [B, V] that `solve` reads piece by piece."""
-
-    num_blends = 1  # on a CPU a read costs little beside an exponential
-    can_look = True  # this is not the path for a device that must not be waited for
 
     def __init__(self, student_BV: Tensor, teacher_BV: Tensor) -> None:
         self.student_BV, self.teacher_BV = student_BV, teacher_BV
@@ -79,18 +86,18 @@ class _TorchReader:
         parts = [self._ends_of(rows) for rows in _row_groups(self.student_BV)]
         return Ends(*(torch.cat(fields, -1) for fields in zip(*parts, strict=True)))
 
-    def tilts(self, ends: Ends, blend_BG: Tensor, is_open_B: Tensor) -> Tensor:
+    def tilts(self, ends: Ends, blend_B: Tensor, is_open_B: Tensor) -> Tensor:
         """L, L', L'' and spent of the open rows; zeros for the others."""
-        known_3B = torch.stack([blend_BG[:, 0], ends.mean_2B[0], ends.log_mass_2B[0]])
+        known_3B = torch.stack([blend_B, ends.mean_2B[0], ends.log_mass_2B[0]])
         if bool(is_open_B.all()):
             groups = _row_groups(self.student_BV)
-            return torch.cat([self._tilts_of(rows, known_3B[:, rows]) for rows in groups], 1)[..., None]
+            return torch.cat([self._tilts_of(rows, known_3B[:, rows]) for rows in groups], 1)
         tilts_4B = known_3B.new_zeros(4, len(is_open_B))
         open_rows = is_open_B.nonzero().squeeze(1)
         for group in _row_groups(self.student_BV, len(open_rows)):
             rows = open_rows[group]
             tilts_4B[:, rows] = self._tilts_of(rows, known_3B[:, rows])
-        return tilts_4B[..., None]
+        return tilts_4B
 
     def _ends_of(self, rows: slice) -> Ends:
         student, teacher = _Sum(4), _Sum(3)
@@ -209,74 +216,6 @@ def _peak(values_BN: Tensor) -> Tensor:
     return values_BN.amax(1, keepdim=True).clamp_min_(LOWEST_PEAK)
 
 
-def _draw(
-    student_logits_BV: Tensor, teacher_logits_BV: Tensor, point: BlendPoint, uniforms_B: Tensor, purpose: int
-) -> Tensor:
-    """The token with the largest log weight minus log exponential: Gumbel-max, in one read of the rows."""
-    dtype = work_dtype(student_logits_BV, teacher_logits_BV)
-    keys_B, terms = keys(uniforms_B), draw_terms(point, dtype)
-    vocabulary_size = student_logits_BV.shape[1]
-    tokens_B = torch.full(keys_B.shape, NO_TOKEN, device=keys_B.device)
-    for rows in _row_groups(student_logits_BV):
-        terms_here = DrawTerms(*(term[rows] for term in terms))
-        best_B = torch.full_like(terms_here.norm, -math.inf)
-        for piece in _pieces(student_logits_BV):
-            num_tokens = min(piece.stop, vocabulary_size) - piece.start
-            student_BN = student_logits_BV[rows, piece].to(dtype, copy=True)
-            teacher_BN = teacher_logits_BV[rows, piece].to(dtype, copy=True)
-            score_BN = _log_weights(student_BN, teacher_BN, terms_here, purpose)
-            score_BN.sub_(exponentials(keys_B[rows], piece.start, num_tokens, purpose, dtype).log_())
-            value_B, place_B = score_BN.max(1)
-            is_better_B = value_B > best_B  # strictly: of equal scores the first one wins, and -inf never does
-            best_B = torch.where(is_better_B, value_B, best_B)
-            tokens_B[rows] = torch.where(is_better_B, place_B + piece.start, tokens_B[rows])
-    # A NaN anywhere in a row shows in the masses of its point.
-    return tokens_B.masked_fill_(point.blend_log_mass_B.isnan(), NO_TOKEN)
-
-
-class DrawTerms(NamedTuple):
-    """What a draw needs of a point, in the type it computes in; masses in two halves, as logits may sit around 5000.
-
-    log p = s - head - rest,   log mu = (1-b) log p + b log q - norm:   norm is small, whatever the offsets are.
-    """
-
-    student_head: Tensor
-    student_rest: Tensor
-    teacher_head: Tensor
-    teacher_rest: Tensor
-    student_share: Tensor
-    teacher_share: Tensor
-    norm: Tensor
-
-
-def draw_terms(point: BlendPoint, dtype: torch.dtype) -> DrawTerms:
-    """The terms, each [B]."""
-    blend_B, masses = point.blend_B, (point.student_log_mass_B, point.teacher_log_mass_B)
-    heads = [mass_B.to(dtype) for mass_B in masses]
-    rests = [(mass_B - head_B).to(dtype) for mass_B, head_B in zip(masses, heads, strict=True)]
-    between_B = torch.where(blend_B == 0, masses[0], torch.where(blend_B == 1, masses[1], torch.lerp(*masses, blend_B)))
-    norm_B = (point.blend_log_mass_B - between_B).to(dtype)
-    return DrawTerms(heads[0], rests[0], heads[1], rests[1], (1 - blend_B).to(dtype), blend_B.to(dtype), norm_B)
-
-
-def _log_weights(student_BN: Tensor, teacher_BN: Tensor, terms: DrawTerms, purpose: int) -> Tensor:
-    """log mu up to the norm, or log (mu - p)+; the inputs are used up."""
-    terms_B1 = DrawTerms(*(term[:, None] for term in terms))
-    student_BN.sub_(terms_B1.student_head).sub_(terms_B1.student_rest)
-    teacher_BN.sub_(terms_B1.teacher_head).sub_(terms_B1.teacher_rest)
-    # At an end of the path the other side has no say, and 0 * -inf must not be formed.
-    student_part_BN = (student_BN * terms_B1.student_share).masked_fill_(terms_B1.student_share == 0, 0)
-    log_blend_BN = (teacher_BN * terms_B1.teacher_share).masked_fill_(terms_B1.teacher_share == 0, 0)
-    log_blend_BN.add_(student_part_BN)
-    if purpose == PURPOSE_BLEND:
-        return log_blend_BN
-    # log (mu - p) = log mu + log(1 - p/mu) keeps its digits where mu is close to p, and where p is 0.
-    log_ratio_BN = teacher_BN.sub_(student_BN).mul_(terms_B1.teacher_share).sub_(terms_B1.norm)
-    is_gained_BN = log_ratio_BN > 0  # False for the NaN of 0 * inf, as it should be: at share 0 nothing is gained
-    gain_BN = log_ratio_BN.neg_().expm1_().neg_().log_()
-    return log_blend_BN.add_(gain_BN).masked_fill_(~is_gained_BN, -math.inf)
-
-
 def work_dtype(student: Tensor, teacher: Tensor) -> torch.dtype:
     """float32, or what is wider."""
     return torch.promote_types(torch.promote_types(student.dtype, teacher.dtype), torch.float32)
@@ -294,6 +233,5 @@ def _row_groups(logits_BV: Tensor, num_rows: int | None = None) -> list[slice]:
 
 
 def _pieces(logits_BV: Tensor) -> list[slice]:
-    """Consecutive stretches of the vocabulary, whole tiles of noise each."""
-    size = max(TILE, _entries(logits_BV) // TILE * TILE)
-    return [slice(first, first + size) for first in range(0, logits_BV.shape[1], size)]
+    """Consecutive stretches of the vocabulary."""
+    return [slice(first, first + _entries(logits_BV)) for first in range(0, logits_BV.shape[1], _entries(logits_BV))]

@@ -14,9 +14,17 @@ from torch import Tensor
 from tutelage.distributions import widest_dtype
 from tutelage.errors import ConfigurationError, VocabularyMismatchError
 from tutelage.kernels import reference
-from tutelage.kernels.solve import BlendPoint
+from tutelage.kernels.solve import BlendPoint, Judged
 
-__all__ = ["blend_point", "draw_blend", "draw_residual", "sample_trust_region"]
+__all__ = [
+    "blend_point",
+    "draw",
+    "draw_blend",
+    "draw_residual",
+    "has_kernels",
+    "judge_trust_region",
+    "sample_trust_region",
+]
 
 
 @torch.no_grad()
@@ -42,17 +50,7 @@ def blend_point(student_logits_BV: Tensor, teacher_logits_BV: Tensor, kl_radius:
     """
     _check_same_shape(student_logits_BV, teacher_logits_BV)
     *leading, vocabulary_size = student_logits_BV.shape
-    device = student_logits_BV.device
-    wide = widest_dtype(device)
-    if isinstance(kl_radius, Tensor):
-        radius_B = kl_radius.to(device, wide).expand(leading).reshape(-1)
-    else:
-        if not kl_radius >= 0:
-            raise ConfigurationError(
-                f"kl_radius is {kl_radius:g}; a KL radius is a number of nats and cannot be negative or NaN. "
-                "Use 0 for pure student rollouts."
-            )
-        radius_B = torch.full(leading, kl_radius, dtype=wide, device=device).reshape(-1)
+    radius_B = _radius_of_rows(kl_radius, student_logits_BV)
     point = _backend(student_logits_BV).blend_point(
         student_logits_BV.reshape(-1, vocabulary_size), teacher_logits_BV.reshape(-1, vocabulary_size), radius_B
     )
@@ -61,11 +59,9 @@ def blend_point(student_logits_BV: Tensor, teacher_logits_BV: Tensor, kl_radius:
 
 @torch.no_grad()
 def draw_blend(student_logits_BV: Tensor, teacher_logits_BV: Tensor, point: BlendPoint, uniforms_B: Tensor) -> Tensor:
-    """One token per row from mu, in one read of the rows.
+    """One token per row from mu, drawn as by `distributions.sample`.
 
-    argmax_v log mu(v) - log E_v with independent standard exponential E_v (Gumbel-max). The E_v are a pure function of
-    the row's uniform number and v, so the same uniform gives the same token on every backend, but for a tie within
-    rounding.
+    The same uniform gives the same token on every backend, but for rounding.
 
     Args:
       student_logits_BV, teacher_logits_BV: as for `blend_point`.
@@ -83,7 +79,7 @@ def draw_residual(
 ) -> Tensor:
     """One token per row from (mu - p)+ normalised: what replaces a refused draft token (speculative decoding).
 
-    Drawn as in `draw_blend`, with noise of its own: the same uniform may serve both.
+    Drawn as in `draw_blend`.
 
     Args:
       student_logits_BV, teacher_logits_BV, point, uniforms_B: as for `draw_blend`.
@@ -91,6 +87,50 @@ def draw_residual(
       tokens_B: int64, only tokens with mu > p. Rows where there is none (mu = p), and broken rows, give NO_TOKEN.
     """
     return _drawn("draw_residual", student_logits_BV, teacher_logits_BV, point, uniforms_B)
+
+
+@torch.no_grad()
+def draw(log_weights_BV: Tensor, uniforms_B: Tensor) -> Tensor:
+    """One token per row from weights, as `distributions.sample` draws it; the same token, but for rounding.
+
+    Args:
+      log_weights_BV: need not be normalised; -inf allowed.
+      uniforms_B: float64 in [0, 1).
+    Returns:
+      tokens_B: int64, never a token of probability 0. Rows without any mass, or with a NaN, give NO_TOKEN.
+    """
+    vocabulary_size = log_weights_BV.shape[-1]
+    tokens_B: Tensor = _backend(log_weights_BV).draw(
+        log_weights_BV.reshape(-1, vocabulary_size), uniforms_B.reshape(-1)
+    )
+    return tokens_B.reshape(uniforms_B.shape)
+
+
+@torch.no_grad()
+def judge_trust_region(
+    student_logits_BV: Tensor, teacher_logits_BV: Tensor, kl_radius: float, drafts_B: Tensor, keeps_B: Tensor
+) -> tuple[BlendPoint, Judged]:
+    """Solve, judge one draft per row, and draw what replaces it, in one program per row.
+
+    The draft v stays if u < mu(v) / p(v). Otherwise u, which is then uniform on [mu/p, 1), is rescaled to [0, 1) and
+    draws from (mu - p)+; where that is empty, because mu = p up to rounding, the draft was right.
+
+    Args:
+      student_logits_BV, teacher_logits_BV, kl_radius: as for `blend_point`, on a device that `has_kernels`.
+      drafts_B: drawn from p.
+      keeps_B: u, uniform in [0, 1), independent of the drafts.
+    """
+    assert has_kernels(student_logits_BV.device)
+    _check_same_shape(student_logits_BV, teacher_logits_BV)
+    *leading, vocabulary_size = student_logits_BV.shape
+    point, judged = _backend(student_logits_BV).judge(
+        student_logits_BV.reshape(-1, vocabulary_size),
+        teacher_logits_BV.reshape(-1, vocabulary_size),
+        _radius_of_rows(kl_radius, student_logits_BV),
+        drafts_B.reshape(-1),
+        keeps_B.reshape(-1),
+    )
+    return BlendPoint(*(field.reshape(leading) for field in point)), Judged(*(each.reshape(leading) for each in judged))
 
 
 @torch.no_grad()
@@ -134,13 +174,32 @@ def _drawn(
     return tokens_B.reshape(leading)
 
 
+def has_kernels(device: torch.device) -> bool:
+    """Rows are read by Triton kernels there. Triton is optional, so it is looked for where it is used."""
+    return device.type == "cuda" and importlib.util.find_spec("triton") is not None
+
+
 def _backend(logits: Tensor) -> ModuleType:
-    """The backend for a device: Triton is optional, so it is looked for where it is used."""
-    if logits.device.type == "cuda" and importlib.util.find_spec("triton") is not None:
+    """The backend for a device."""
+    if has_kernels(logits.device):
         from tutelage.kernels import triton_kernels
 
         return triton_kernels
     return reference
+
+
+def _radius_of_rows(kl_radius: Tensor | float, logits_BV: Tensor) -> Tensor:
+    """One radius for each row, flat; a number is checked."""
+    leading, device = logits_BV.shape[:-1], logits_BV.device
+    wide = widest_dtype(device)
+    if isinstance(kl_radius, Tensor):
+        return kl_radius.to(device, wide).expand(leading).reshape(-1)
+    if not kl_radius >= 0:
+        raise ConfigurationError(
+            f"kl_radius is {kl_radius:g}; a KL radius is a number of nats and cannot be negative or NaN. "
+            "Use 0 for pure student rollouts."
+        )
+    return torch.full(leading, kl_radius, dtype=wide, device=device).reshape(-1)
 
 
 def _check_same_shape(student_logits_BV: Tensor, teacher_logits_BV: Tensor) -> None:

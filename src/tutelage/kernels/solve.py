@@ -8,11 +8,12 @@ normalised for them. With raw logits s of the student, t of the teacher, r = t -
     KL(mu_b || p)   = price + spent(b),   price = -log p(S)
     spent(b) = KL(mu_b || p_S) = b L'(b) - L(b) + L(0),   spent'(b) = b L''(b)
 
-A backend reads the rows once for the two ends of the path (`Ends`), then once for every set of blends that is tried.
-Here those numbers are turned into the next blends to try, so that two or three reads are enough: the blend
-is nearly a straight line in sqrt(2 spent), whose slopes are known wherever the path has been looked at.
+A backend reads the rows once for the two ends of the path (`Ends`), then once for every blend that is tried. Here
+those numbers are turned into the next blend to try, so that two or three reads are enough: the blend is nearly a
+straight line in sqrt(2 spent), whose slopes are known wherever the path has been looked at. `triton_kernels` does the
+same in one program per row.
 
-Axis letters: B rows, G blends tried in one read, F fields of a point.
+Axis letters: B rows, F fields of a point.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-__all__ = ["BlendPoint", "Ends", "LogitReader", "solve", "whole_and_price"]
+__all__ = ["BlendPoint", "Ends", "Judged", "LogitReader", "solve", "whole_and_price"]
 
 # A blend that was tried is accepted when the radius is this near, both in log KL and in log blend. One Newton step from
 # there, which needs no read, leaves an error of its square times the curvature, a few 1e-5: the promise is 1e-3.
@@ -40,9 +41,6 @@ TRUSTING_ROUNDS = 3
 
 # Only rows whose logits spread over hundreds come near it; if one met it, its last feasible blend would stand.
 MAX_ROUNDS = 48
-
-# Half-widths, relative to the guess, of the cluster of blends that a read of several tries around it.
-CLUSTER = (0.04, 0.004, 0.0004)
 
 
 class BlendPoint(NamedTuple):
@@ -71,6 +69,18 @@ class BlendPoint(NamedTuple):
         return log_weights_B - self.blend_log_mass_B
 
 
+class Judged(NamedTuple):
+    """What is known of drafts where each is judged by itself.
+
+    Fields:
+      is_kept_B: the draft stays if all before it do.
+      replacements_B: what stands there otherwise; undefined where the draft is kept. NO_TOKEN where mu is NaN.
+    """
+
+    is_kept_B: Tensor
+    replacements_B: Tensor
+
+
 class Ends(NamedTuple):
     """What one read of the rows tells of the two ends of the path.
 
@@ -93,25 +103,17 @@ class Ends(NamedTuple):
 
 
 class LogitReader(Protocol):
-    """A batch of logit rows that a backend can read.
-
-    Fields:
-      num_blends: how many blends one `tilts` tries.
-      can_look: the host may ask the device for a number without waiting.
-    """
-
-    num_blends: int
-    can_look: bool
+    """A batch of logit rows that a backend can read."""
 
     def ends(self) -> Ends:
         """One read: both ends of the path."""
 
-    def tilts(self, ends: Ends, blend_BG: Tensor, is_open_B: Tensor) -> Tensor:
-        """One read of the open rows: L, L', L'' and spent, stacked as [4, B, G]; anything for the other rows."""
+    def tilts(self, ends: Ends, blend_B: Tensor, is_open_B: Tensor) -> Tensor:
+        """One read of the open rows: L, L', L'' and spent, stacked as [4, B]; anything for the other rows."""
 
 
 class _Points:
-    """Points of the path, [F, B] or [F, B, G]: stacked, so that choosing among them is one operation."""
+    """Points of the path, [F, B]: stacked, so that choosing among them is one operation."""
 
     def __init__(self, fields: Tensor) -> None:
         self.fields = fields
@@ -141,14 +143,13 @@ class _Points:
         return _Points(torch.where(condition, self.fields, other.fields))
 
 
-def solve(reader: LogitReader, radius_B: Tensor, resolution: torch.dtype, num_rounds: int = MAX_ROUNDS) -> BlendPoint:
+def solve(reader: LogitReader, radius_B: Tensor, resolution: torch.dtype) -> BlendPoint:
     """Largest blend with KL(mu_b || p) <= radius, row by row; limits as in `distributions.trust_region_blend`.
 
     Args:
       reader: how to read the logits.
       radius_B: nats, not negative, in the type of the sums.
       resolution: type in which a blend below 1 must stay below 1.
-      num_rounds: most reads after the first.
     Returns:
       BlendPoint in the type of `radius_B`.
     """
@@ -162,13 +163,6 @@ def solve(reader: LogitReader, radius_B: Tensor, resolution: torch.dtype, num_ro
     is_open_B = is_sound_B & (radius_B > 0) & (budget_B > 0)
     guess_B = _first_guess(target_B, low, high, ends.third_B)
 
-    tried = None
-    if reader.num_blends > 1:
-        end_B1 = high.blend[:, None]
-        # The teacher's end was read with sums that lose small differences: look at it again beside the first guess.
-        blend_BG = torch.cat([_cluster(guess_B, low, high, reader.num_blends - 1, 0, resolution), end_B1], 1)
-        tried = _try(reader, ends, blend_BG, is_open_B)
-        high = _Points(tried.fields[..., -1])
     end = high
     is_end_in_reach_B = is_open_B & (end.spent <= budget_B + END_TOLERANCE * finite_radius_B)
     is_at_end_B = (is_end_in_reach_B & ~ends.student_misses_B) | (is_sound_B & (radius_B == math.inf))
@@ -177,16 +171,16 @@ def solve(reader: LogitReader, radius_B: Tensor, resolution: torch.dtype, num_ro
 
     found = nearest = low
     step_B = shift_B = torch.zeros_like(radius_B)
-    for round_number in range(num_rounds):
-        if reader.can_look and not bool(is_open_B.any()):
+    for round_number in range(MAX_ROUNDS):
+        if not bool(is_open_B.any()):
             break
         if round_number:
             guess_B = _next_guess(target_B, low, high, nearest, shift_B, round_number)
-        if tried is None:
-            blend_BG = _cluster(guess_B, low, high, reader.num_blends, round_number, resolution)
-            tried = _try(reader, ends, blend_BG, is_open_B)
-        low, high = _narrowed(tried, low, high, budget_B, is_open_B)
-        tried = None
+        # Rounded to the type that rows are computed in: the point that is found is that of the blend that was tried.
+        blend_B = guess_B.to(resolution).to(guess_B.dtype)
+        tried = _Points(torch.cat([blend_B[None], reader.tilts(ends, blend_B, is_open_B)]))
+        is_feasible_B = tried.spent <= budget_B  # False for a NaN
+        low, high = tried.where(is_open_B & is_feasible_B, low), tried.where(is_open_B & ~is_feasible_B, high)
         nearest, shift_B, is_near_B = _nearest(low, high, budget_B)
         found = nearest.where(is_open_B & is_near_B, low.where(is_open_B, found))
         step_B = torch.where(is_open_B & is_near_B, shift_B, step_B)
@@ -225,29 +219,6 @@ def _path_ends(ends: Ends) -> tuple[_Points, _Points]:
     spent_2B = (ends.mean_2B + ends.log_mass_2B[0] - ends.log_mass_2B).clamp_min_(0) * blend_2B
     fields = torch.stack([blend_2B, ends.log_mass_2B, ends.mean_2B, ends.variance_2B, spent_2B])
     return _Points(fields[:, 0]), _Points(fields[:, 1])
-
-
-def _try(reader: LogitReader, ends: Ends, blend_BG: Tensor, is_open_B: Tensor) -> _Points:
-    return _Points(torch.cat([blend_BG[None], reader.tilts(ends, blend_BG, is_open_B)]))
-
-
-def _narrowed(
-    tried: _Points, low: _Points, high: _Points, budget_B: Tensor, is_open_B: Tensor
-) -> tuple[_Points, _Points]:
-    """The tightest bracket: the largest feasible and the smallest infeasible blend. A NaN is infeasible."""
-    is_feasible_BG = tried.spent <= budget_B[:, None]
-    if tried.blend.shape[1] == 1:
-        only, is_feasible_B = _Points(tried.fields.squeeze(2)), is_feasible_BG.squeeze(1)
-        return only.where(is_open_B & is_feasible_B, low), only.where(is_open_B & ~is_feasible_B, high)
-    low_place_B = torch.where(is_feasible_BG, tried.blend, -1).argmax(1)
-    high_place_B = torch.where(is_feasible_BG, 2, tried.blend).argmin(1)
-    new_low, new_high = (
-        _Points(tried.fields.gather(2, place_B.expand(len(tried.fields), -1)[..., None]).squeeze(2))
-        for place_B in (low_place_B, high_place_B)
-    )
-    is_higher_B = is_open_B & is_feasible_BG.any(1) & (new_low.blend > low.blend)
-    is_lower_B = is_open_B & ~is_feasible_BG.all(1) & (new_high.blend < high.blend)
-    return new_low.where(is_higher_B, low), new_high.where(is_lower_B, high)
 
 
 def _nearest(low: _Points, high: _Points, budget_B: Tensor) -> tuple[_Points, Tensor, Tensor]:
@@ -302,26 +273,6 @@ def _next_guess(
     newton_B = nearest.blend * shift_B.exp()
     guess_B = torch.where((newton_B > low_blend_B) & (newton_B < high_blend_B), newton_B, middle_B)
     return torch.where((hermite_B > low_blend_B) & (hermite_B < high_blend_B), hermite_B, guess_B)
-
-
-def _cluster(
-    guess_B: Tensor, low: _Points, high: _Points, num_blends: int, round_number: int, resolution: torch.dtype
-) -> Tensor:
-    """The guess; with more than one blend also some around it, and some that shrink the bracket if it is far off.
-
-    Rounded to the type that a backend may compute in: the point it reports is that of the blend it was asked for.
-    """
-    blend_BG = guess_B[:, None]
-    if num_blends > 1:
-        width = CLUSTER[min(round_number, len(CLUSTER) - 1)]
-        num_around = min(num_blends, 3)
-        around = torch.arange(num_around, dtype=guess_B.dtype, device=guess_B.device)
-        shares = torch.arange(1, num_blends - num_around + 1, dtype=guess_B.dtype, device=guess_B.device)
-        first_B1 = torch.where(low.blend > 0, low.blend, guess_B / 4)[:, None]
-        spread_BG = first_B1 * (high.blend[:, None] / first_B1) ** (shares / (num_blends - num_around + 1))
-        blend_BG = torch.cat([blend_BG * (1 + width * (around - num_around // 2)), spread_BG], 1)
-        blend_BG = torch.minimum(torch.maximum(blend_BG, low.blend[:, None]), high.blend[:, None])
-    return blend_BG.to(resolution).to(guess_B.dtype)
 
 
 def whole_and_price(shared_B: Tensor, lost_B: Tensor) -> tuple[Tensor, Tensor]:

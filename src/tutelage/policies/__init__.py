@@ -4,7 +4,7 @@ A policy turns the next-token distributions of student and teacher into the one 
 one: a file beside the others, a line in `POLICIES`, a line in `tests/contracts/test_policies.py`.
 """
 
-from tutelage.policies.base import Behaviour, Policy
+from tutelage.policies.base import Behaviour, Policy, Softmax
 from tutelage.policies.fixed_blend import FixedBlend
 from tutelage.policies.interleaved import Interleaved
 from tutelage.policies.mixture import Mixture
@@ -24,6 +24,7 @@ __all__ = [
     "Offline",
     "Policy",
     "Proposal",
+    "Softmax",
     "Student",
     "Teacher",
     "TeacherPrefix",

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from functools import cached_property
+from typing import Any, ClassVar
 
 from torch import Tensor
 
-from tutelage.distributions import gather_logprobs
+from tutelage.distributions import gather_logprobs, normalise
 from tutelage.errors import ConfigurationError
+from tutelage.kernels import Judged, draw, has_kernels
 from tutelage.schedules import Schedule, as_schedule, at_step, plain_number
 
-__all__ = ["Behaviour", "Policy", "check_not_negative", "check_share", "check_teacher", "plain_number"]
+__all__ = ["Behaviour", "Policy", "Softmax", "check_not_negative", "check_share", "check_teacher", "plain_number"]
 
 
 class Behaviour:
@@ -28,7 +30,7 @@ class Behaviour:
         "blend", the teacher's share in [0, 1], and "kl_to_student", KL(mu || p) in nats.
 
     Judging drafts needs the probability of one token per row, and whole rows only where a draft is refused. A policy
-    that can compute the former without the latter overrides both methods.
+    that can compute the former without the latter overrides the methods.
     """
 
     def __init__(self, logprobs_BV: Tensor, diagnostics: dict[str, Tensor] | None = None) -> None:
@@ -43,9 +45,37 @@ class Behaviour:
         """log mu of one given token per row, [B]."""
         return gather_logprobs(self.logprobs_BV, tokens_B)
 
-    def rows(self, index: tuple[Tensor, ...]) -> Tensor:
+    def rows(self, index: tuple[Any, ...]) -> Tensor:
         """log mu of R rows, [R, V], named by their places in the leading axes."""
         return self.logprobs_BV[index]
+
+    def draw(self, uniforms_B: Tensor) -> Tensor:
+        """A token per row, as `distributions.sample` draws it."""
+        return draw(self.logprobs_BV, uniforms_B)
+
+    def judged(self, drafts_B: Tensor, keeps_B: Tensor) -> Judged | None:
+        """What a kernel says of one draft per row, see `kernels.judge_trust_region`; None = there is no kernel."""
+        return None
+
+
+class Softmax(Behaviour):
+    """What logits stand for; whole rows are normalised when they are asked for."""
+
+    def __init__(self, logits_BV: Tensor) -> None:
+        self.logits_BV = logits_BV
+        self.diagnostics = {}
+
+    @cached_property
+    def logprobs_BV(self) -> Tensor:
+        return normalise(self.logits_BV)
+
+    def rows(self, index: tuple[Any, ...]) -> Tensor:
+        is_known = "logprobs_BV" in self.__dict__
+        return self.logprobs_BV[index] if is_known else normalise(self.logits_BV[index])
+
+    def draw(self, uniforms_B: Tensor) -> Tensor:
+        is_read_once = has_kernels(self.logits_BV.device)
+        return draw(self.logits_BV if is_read_once else self.logprobs_BV, uniforms_B)
 
 
 @dataclass(frozen=True)

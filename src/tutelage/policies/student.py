@@ -6,8 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from tutelage.distributions import normalise
-from tutelage.policies.base import Behaviour, Policy
+from tutelage.policies.base import Behaviour, Policy, Softmax
 
 __all__ = ["Student"]
 
@@ -21,4 +20,4 @@ class Student(Policy):
         return False
 
     def __call__(self, student_logits_BV: Tensor, teacher_logits_BV: Tensor | None = None) -> Behaviour:
-        return Behaviour(normalise(student_logits_BV))
+        return Softmax(student_logits_BV)

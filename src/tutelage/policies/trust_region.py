@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tutelage.distributions import gather_logprobs, geometric_blend, normalise
-from tutelage.kernels import blend_point
+from tutelage.kernels import BlendPoint, Judged, blend_point, draw_blend, has_kernels, judge_trust_region
 from tutelage.policies.base import Behaviour, Policy, check_not_negative, check_teacher, plain_number
 from tutelage.policies.student import Student
 from tutelage.schedules import Schedule, as_schedule
@@ -55,16 +55,26 @@ class TrustRegion(Policy):
 
 
 class _Blended(Behaviour):
-    """A geometric blend, kept as its point between two rows of logits; whole rows are made when they are asked for."""
+    """A geometric blend, kept as its point between two rows of logits; whole rows are made when they are asked for.
+
+    Where there are kernels the point is found when it is asked for, or together with a judgement of drafts.
+    """
 
     def __init__(self, student_logits_BV: Tensor, teacher_logits_BV: Tensor, kl_radius: float) -> None:
         self.student_logits_BV, self.teacher_logits_BV = student_logits_BV, teacher_logits_BV
-        self.point = blend_point(student_logits_BV, teacher_logits_BV, kl_radius)
-        dtype = torch.promote_types(student_logits_BV.dtype, torch.float32)
-        self.diagnostics = {
-            "blend": self.point.blend_B.to(dtype),
-            "kl_to_student": self.point.kl_to_student_B.to(dtype),
-        }
+        self.kl_radius = kl_radius
+        self._point: BlendPoint | None = None
+
+    @property
+    def point(self) -> BlendPoint:
+        if self._point is None:
+            self._point = blend_point(self.student_logits_BV, self.teacher_logits_BV, self.kl_radius)
+        return self._point
+
+    @cached_property
+    def diagnostics(self) -> dict[str, Tensor]:  # type: ignore[override]
+        dtype = torch.promote_types(self.student_logits_BV.dtype, torch.float32)
+        return {"blend": self.point.blend_B.to(dtype), "kl_to_student": self.point.kl_to_student_B.to(dtype)}
 
     @cached_property
     def logprobs_BV(self) -> Tensor:
@@ -81,3 +91,14 @@ class _Blended(Behaviour):
             normalise(logits[index]) for logits in (self.student_logits_BV, self.teacher_logits_BV)
         )
         return geometric_blend(student_RV, teacher_RV, self.point.blend_B[index])
+
+    def draw(self, uniforms_B: Tensor) -> Tensor:
+        return draw_blend(self.student_logits_BV, self.teacher_logits_BV, self.point, uniforms_B)
+
+    def judged(self, drafts_B: Tensor, keeps_B: Tensor) -> Judged | None:
+        if not has_kernels(self.student_logits_BV.device):
+            return None
+        self._point, judged = judge_trust_region(
+            self.student_logits_BV, self.teacher_logits_BV, self.kl_radius, drafts_B, keeps_B
+        )
+        return judged

@@ -80,17 +80,6 @@ def test_small_probabilities_are_drawn_as_often_as_they_should_be() -> None:
     assert abs(others.mean().item() / vocabulary - 0.5) < 5 / math.sqrt(12 * len(others))
 
 
-def test_one_uniform_may_serve_both_draws() -> None:
-    """The two draws share a key, not their noise: the joint law is the product."""
-    (student,), (teacher,) = related_rows(1, 5, 1.5)
-    *rows, points, mu, p = many(student, teacher, 0.3)
-    residual = (mu - p).clamp_min(0)
-    pairs = kernels.draw_blend(*rows, points, uniforms(DRAWS)) * 5 + kernels.draw_residual(
-        *rows, points, uniforms(DRAWS)
-    )
-    assert excess(pairs, torch.outer(mu, residual / residual.sum()).flatten()) < 6
-
-
 def test_pieces_draw_the_same_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     student, teacher = related_rows(40, 2000, 2.0)
     point = kernels.blend_point(student, teacher, 0.05)
@@ -156,12 +145,3 @@ def test_philox_matches_the_published_vectors() -> None:
     assert words(counter, *key) == [0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1]
     ones = 0xFFFFFFFF
     assert words([ones] * 4, ones, ones) == [0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD]
-
-
-def test_exponentials_are_standard_and_positive() -> None:
-    drawn = noise.exponentials(noise.keys(uniforms(200)), 0, 5000, 0, torch.float32).double()
-    assert drawn.min() > 0 and drawn.isfinite().all()
-    ordered = drawn.flatten().sort().values
-    expected = -torch.expm1(-ordered)
-    distance = (expected - torch.arange(1, len(ordered) + 1) / len(ordered)).abs().max()
-    assert distance * math.sqrt(len(ordered)) < 2.0  # Kolmogorov: 1e-3 of samples exceed 1.95

@@ -14,10 +14,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tutelage.distributions import NO_TOKEN, sample
+from tutelage.distributions import NO_TOKEN, residual_logprobs
+from tutelage.kernels import draw
 from tutelage.policies import Behaviour
 
-__all__ = ["Verdict", "judge_drafts", "residual_logprobs"]
+__all__ = ["Verdict", "judge_drafts"]
 
 
 class Verdict(NamedTuple):
@@ -55,28 +56,31 @@ def judge_drafts(student: Behaviour, behaviour: Behaviour, drafts_BL: Tensor, ke
     """
     length = drafts_BL.shape[1]
     drafts_BL = drafts_BL.clamp_min(0)  # a place without a draft has NaN on both sides, and is refused below
+    judged = behaviour.judged(drafts_BL, keeps_BL)
+    if judged is not None:
+        num_kept_B = judged.is_kept_B.long().cumprod(-1).sum(-1)
+        replaced_BL = torch.arange(length, device=drafts_BL.device) == num_kept_B[:, None]
+        tokens_BL = torch.where(replaced_BL, judged.replacements_B, drafts_BL)
+        return Verdict(tokens_BL, (num_kept_B + 1).clamp_max(length), replaced_BL)
+
     log_ratio_BL = behaviour.logprobs_of(drafts_BL) - student.logprobs_of(drafts_BL)
     keep_probs_BL = log_ratio_BL.double().exp()
     # u < 1, so a ratio of exactly 1 always keeps; u >= 0, so a ratio of 0 never does, and neither does NaN.
     is_kept_BL = keeps_BL < keep_probs_BL
     num_kept_B = is_kept_BL.long().cumprod(-1).sum(-1)
-    rows_R = (num_kept_B < length).nonzero()[:, 0]
-    places_R = num_kept_B[rows_R]
+    rows_R = torch.arange(len(num_kept_B), device=num_kept_B.device)
+    if rows_R.device.type == "cpu":  # elsewhere the host would have to wait to learn which rows have a refused draft
+        rows_R = rows_R[num_kept_B < length]
+    is_refused_R, places_R = num_kept_B[rows_R] < length, num_kept_B[rows_R].clamp_max(length - 1)
 
     residual_RV = residual_logprobs(student.rows((rows_R, places_R)), behaviour.rows((rows_R, places_R)))
     keep_probs_R = keep_probs_BL[rows_R, places_R]
-    drawn_R = sample(residual_RV, (keeps_BL[rows_R, places_R] - keep_probs_R) / (1 - keep_probs_R))
+    drawn_R = draw(residual_RV, (keeps_BL[rows_R, places_R] - keep_probs_R) / (1 - keep_probs_R))
     # Two equal distributions may differ in their last bit, and leave nothing to draw from: then the draft was right.
     is_rounding_R = (drawn_R == NO_TOKEN) & (residual_RV.amax(-1) == -torch.inf)
-    drawn_R = torch.where(is_rounding_R, drafts_BL[rows_R, places_R], drawn_R)
+    drawn_R = torch.where(is_refused_R & ~is_rounding_R, drawn_R, drafts_BL[rows_R, places_R])
 
     tokens_BL, replaced_BL = drafts_BL.clone(), torch.zeros_like(is_kept_BL)
     tokens_BL[rows_R, places_R] = drawn_R
-    replaced_BL[rows_R, places_R] = True
+    replaced_BL[rows_R, places_R] = is_refused_R
     return Verdict(tokens_BL, (num_kept_B + 1).clamp_max(length), replaced_BL)
-
-
-def residual_logprobs(student_logprobs_BV: Tensor, behaviour_logprobs_BV: Tensor) -> Tensor:
-    """log (mu - p)+, not normalised, in float64: what is left of mu once p's share of it is taken. NaN stays NaN."""
-    gain_BV = behaviour_logprobs_BV.double().exp() - student_logprobs_BV.double().exp()
-    return gain_BV.clamp_min(0).log()

@@ -22,10 +22,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tutelage.distributions import NO_TOKEN, gather_logprobs, normalise, sample
+from tutelage.distributions import NO_TOKEN, gather_logprobs, normalise
 from tutelage.errors import NonFiniteError
+from tutelage.kernels import draw
 from tutelage.models import LanguageModel, Vocabulary
-from tutelage.policies import Behaviour, Policy, Student
+from tutelage.policies import Policy, Softmax, Student
 from tutelage.rollout.decoding import drafts
 from tutelage.rollout.decoding.decoder import Decoder
 from tutelage.rollout.decoding.draft_length import DraftLength
@@ -138,10 +139,10 @@ class Decoding:
         positions_BL = (self.produced_B[:, None] + torch.arange(length)).to(self.device)
         behaviour = self.policy.propose(student_logits_BLV, teacher_logits_BLV, positions_BL)
         # Bitwise the same for the student itself, and one pass over the vocabulary less.
-        student = behaviour if isinstance(self.policy, Student) else Behaviour(normalise(student_logits_BLV))
+        student = behaviour if isinstance(self.policy, Student) else Softmax(student_logits_BLV)
         replaced_BL = None
         if self.draft_length is None:
-            tokens_BL = sample(behaviour.logprobs_BV, draws_BL)
+            tokens_BL = behaviour.draw(draws_BL)
             lengths_B = torch.ones(num_rows, dtype=torch.int64)
         else:
             tokens_BL, lengths_B, replaced_BL = drafts.judge_drafts(student, behaviour, drafts_BL, keeps_BL)
@@ -185,7 +186,7 @@ class Decoding:
             logits.append(self.student.read(tokens_B[:, None], ahead=place))
             if self.draft_length is not None:
                 # NO_TOKEN, where the student's logits are NaN, is refused once it is known to stand.
-                tokens_B = sample(logits[-1][:, 0], draws_BL[:, place]).clamp_min(0)
+                tokens_B = draw(logits[-1][:, 0], draws_BL[:, place]).clamp_min(0)
             drawn.append(tokens_B)
         return torch.cat(logits, dim=1), torch.stack(drawn, dim=1)
 
