@@ -75,7 +75,7 @@ def complaints(source: str, module: str, is_package: bool = False) -> list[str]:
         part = below.split(".")[0]
         where = f"{module}:{line} imports {name}"
         if own not in HOMES.get(top, {own}):
-            found.append(f"{where}; {top} belongs to {', '.join(sorted(HOMES[top])) or 'nobody yet'}")
+            found.append(f"{where}; {top} belongs to {', '.join(sorted(HOMES[top])) or 'no folder yet'}")
         if top != "tutelage" or part in (own, "__version__"):
             continue
         if part not in RANK:

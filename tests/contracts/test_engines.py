@@ -46,7 +46,7 @@ class OurSampler:
     folders: list[Path] = field(default_factory=list)
 
     def check(self, prompt: Sequence[int], num_tokens: int) -> None:
-        """There is nobody to ask."""
+        """There is no server to ask."""
 
     def load(self, folder: Path) -> None:
         self.folders.append(folder)

@@ -162,14 +162,14 @@ RUN = {
     "unknown verifier": (["data.verifier=maths"], ["data.verifier is 'maths'", "Did you mean 'math'?"]),
     "verifier not there": (["data.verifier=no_such_module:check"], ["no_such_module:check", "cannot be loaded"]),
     "verifier's function not there": (["data.verifier=json:check"], ["json:check", "cannot be loaded"]),
-    "nobody to judge": (["data.verifier="], ["data.verifier is empty", "evaluation.sets", "'math'"]),
+    "nothing to judge with": (["data.verifier="], ["data.verifier is empty", "evaluation.sets", "'math'"]),
     "unknown metric": (["checkpoint.best_metric=accuracy"], ["best_metric is 'accuracy'", "pass_at_1"]),
     "missing problems": (["evaluation.sets=none.jsonl"], ["none.jsonl is not there"]),
     "support too small": (
         ["rollout.support_size=8"],
         ["rollout.support_size is 8", "divergence.top_k = 16", "at least that"],
     ),
-    "nobody to compare with": (
+    "nothing to compare with": (
         ["divergence.name=sampled_reverse_kl", "divergence.baseline=leave_one_out", "rollout.samples_per_prompt=1"],
         ["rollout.samples_per_prompt is 1", "compares answers to one prompt", "at least 2"],
     ),

@@ -108,7 +108,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
 
 
 MOMENTS: dict[str, Patch] = {
-    "an evaluation was on file, and its samples?": traced(RunFolder, "append", 1, before=False),
+    "an evaluation was recorded, and its samples?": traced(RunFolder, "append", 1, before=False),
     "samples of an evaluation were written, and its result not": traced(RunFolder, "write_samples", 1, before=False),
     "an update was made and not yet filed": traced(GradientUpdate, "commit", 2, before=False),
     "half a checkpoint was written": half_a_checkpoint,

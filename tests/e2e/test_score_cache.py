@@ -80,7 +80,7 @@ def test_no_teacher_is_loaded_and_a_resumed_run_leaves_the_same_bytes(
     assert first.read_bytes() == second.read_bytes()
     for line in straight:
         assert line["loss"] > 0 and line["grad_norm"] > 0 and line["teacher_logprob"] < 0
-        assert not {"logprob_mismatch", "behaviour_logprob", "student_logprob"} & set(line), "nobody knows them"
+        assert not {"logprob_mismatch", "behaviour_logprob", "student_logprob"} & set(line), "they are not known"
     generation = json.loads((tmp_path / "straight/checkpoints/step-000003/generation_config.json").read_text())
     assert generation["eos_token_id"] == [256, 258], "the vocabulary is the one shared with the absent teacher"
 

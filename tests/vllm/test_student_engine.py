@@ -22,7 +22,7 @@ from tutelage.rollout.reading import response_hidden
 from tutelage.rollout.samplers import LocalVLLM
 from tutelage.types import Prompt, Rollout
 
-# Rounding of float32 in other orders; measured 2e-6 in the mean and 1e-5 at most.
+# Rounding of float32 in other orders; measured 2e-6 on average and 1e-5 at most.
 SETTINGS = HostedSettings(dtype="float32", memory_share=0.2, tolerance=1e-4, tolerance_max=1e-3)
 ROUNDING = 1e-4
 

@@ -242,7 +242,7 @@ class RunAssembly:
 
     @cached_property
     def engine(self) -> Engine:
-        """What makes answers here: the models, or nobody where answers are recorded."""
+        """What makes answers here: the models, after recorded answers, if some phase learns from these."""
         offline = self.offline_answers if self.learns else None
         return self.paired_engine if offline is None else Engines([offline, self.paired_engine])
 

@@ -18,7 +18,7 @@ from tutelage.types import Fact
 
 __all__ = ["CIRCUMSTANCES", "USES", "Circumstance", "Need", "check_facts", "facts_offered", "needs_of"]
 
-# What a part does that needs a fact, said of the part.
+# What a part that needs a fact does with it, for messages.
 USES: Mapping[Fact, str] = {
     Fact.behaviour_token: "weighs tokens by the probability that they were sampled with",
     Fact.student_token: "asks how probable each token was to the student at the rollout",
@@ -80,7 +80,7 @@ class Circumstance:
 _NOT_ASKED = "but the policy is 'offline', and the student was not asked"
 _WROTE_TOP = "but the policy is 'offline', and the teacher wrote down its own most probable tokens"
 _NOT_READ = "which has not read the answers that the policy 'offline' takes"
-_TELLS_TOP = "but a teacher server tells nothing but its own most probable tokens"
+_TELLS_TOP = "but a teacher server reports only its own most probable tokens"
 _TOP_REMEDY = "Use {need.key}.support = 'teacher_top_k' with a divergence such as forward_kl, or sampled_nll."
 
 CIRCUMSTANCES: Mapping[str, Circumstance] = {

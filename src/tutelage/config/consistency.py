@@ -103,7 +103,7 @@ def _check_student(student: StudentConfig, autocast: str | None, device: str) ->
 
 
 def _check_judgeable(config: RunConfig) -> None:
-    """Refuse evaluations that nothing can judge, or whose best one nothing could tell."""
+    """Refuse evaluations that cannot be judged, or of which the best could not be found."""
     if not config.data.verifier:
         raise ConfigurationError(
             "data.verifier is empty, but evaluation.sets asks for answers to be judged. Set data.verifier = 'math'."

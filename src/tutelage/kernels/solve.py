@@ -82,7 +82,7 @@ class Judged(NamedTuple):
 
 
 class Ends(NamedTuple):
-    """What one read of the rows tells of the two ends of the path.
+    """What one read of the rows gives about the two ends of the path.
 
     Fields:
       student_log_mass_B, teacher_log_mass_B: log Σ exp over the whole row; NaN for a row without mass.

@@ -1,4 +1,4 @@
-"""Answers that a teacher has read, in a folder: what it said of every token, written once and read by many runs.
+"""Answers that a teacher has read, in a folder: its scores of every token, written once and read by many runs.
 
     FOLDER/
       manifest.json         what the scores depend on: models, tokenizer, templates, stop ids, K; and how many there are

@@ -134,7 +134,7 @@ def shard_frozen(model: LanguageModel, mesh: Any) -> LanguageModel:
 class JointReading:
     """Runs the forwards of a sharded teacher in all processes at the same time.
 
-    How many forwards a process needs depends on its answers. Before each one, the processes tell each other who needs
+    How many forwards a process needs depends on its answers. Before each one, the processes exchange which of them need
     it. A process that has finished its share takes part in the others' forwards until no process needs one.
     """
 

@@ -125,7 +125,7 @@ def render_all(
           teacher is not among them is read by the student alone.
         max_prompt_tokens: longest prompt that is kept, on either side.
         style: None = as the models' templates have it.
-        clock: what templates are told when they ask for the date; None = now.
+        clock: the date for templates that ask for it; None = now.
         max_characters: a longer text is dropped before it is tokenised; None = `max_prompt_characters`.
     Returns:
         `teacher_tokens` of a prompt is None where the teacher reads the same ids as the student.

@@ -31,7 +31,7 @@ SHORTEST_SPECIAL = 3  # characters; a special token such as "!" stands in any te
 
 
 class PromptWarning(UserWarning):
-    """What a model reads is not what was written, as far as that can be told."""
+    """What a model reads is not what was written, as far as that can be seen."""
 
 
 def max_prompt_characters(tokenizers: Iterable[PreTrainedTokenizerBase | None], max_tokens: int) -> int:
@@ -62,7 +62,7 @@ class PromptReader:
       use_chat_template: None = if the tokenizer has one.
       chat_template_kwargs: handed to the template, such as {"enable_thinking": False} for Qwen3.
       chat_template: which one, of a tokenizer with several.
-      clock: what templates are told when they ask for the date.
+      clock: the date for templates that ask for it.
       keywords_key: configuration key of `chat_template_kwargs`, for messages.
     """
 

@@ -115,7 +115,7 @@ class ChatTemplate:
       tokenizer: whose template it is.
       text: the template.
       keywords: handed to it.
-      clock: what it is told when it asks for the date.
+      clock: the date, if it asks for it.
     """
 
     tokenizer: PreTrainedTokenizerBase

@@ -13,7 +13,7 @@ __all__ = ["evaluate_if_due"]
 
 
 def evaluate_if_due(run: Run, state: TrainerState, observer: Observer, interruption: Interruption) -> bool:
-    """Evaluate the present weights unless that is recorded already; tells whether they are the best so far."""
+    """Evaluate the present weights unless that is recorded already; return whether they are the best so far."""
     if not run.evaluation.is_due(state.step, run.num_steps):
         return False
     records = run.runtime.from_first(lambda: run.folder.read("evaluations.jsonl"))

@@ -83,7 +83,7 @@ class Objective:
 
         The weights are 1 unless the weighting says otherwise: a mean over all response tokens of the global batch. The
         stop token counts like any other, and no token follows it. Weights and advantages are decided over the whole
-        batch, whoever adds a rollout's gradient.
+        batch, whichever process adds a rollout's gradient.
 
         Args:
           batch: the global one; `batch.own` is this process's part of it.

@@ -132,7 +132,7 @@ class Run:
       folder: where its files go.
       label, trackers: what it is called, and on which trackers it is shown, see `trackers.chosen_trackers`.
       start: where it begins.
-      messages: what to tell the user before it does.
+      messages: for the user, shown before it begins.
     """
 
     source: BatchSource

@@ -26,7 +26,7 @@ def take_step(run: Run, update: Update, state: TrainerState, observer: Observer,
     """Make the update that leads from `state.step` to the next one, and move `state` on.
 
     Raises:
-      RunInterrupted, ServerError: nothing of the step is kept once the update has been told to `abandon` it.
+      RunInterrupted, ServerError: nothing of the step is kept once the update was made to `abandon` it.
       NonFiniteError: a loss, a gradient or a weight is NaN or infinite.
     """
     step, phase = state.step, phase_at(run.learning.phases, state.step)

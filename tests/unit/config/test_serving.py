@@ -51,7 +51,7 @@ def config_of(home: Path, *overrides: str) -> Any:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["policy=student"], r"divergence\.support is 'student_top_k', but a teacher server tells nothing but its own"),
+        (["policy=student"], r"divergence\.support is 'student_top_k', but a teacher server reports only its own"),
         ([], r"the policy TrustRegion\(.*\) asks the teacher at every token, and a server reads finished answers only"),
         ([*OPD, "weighting=tip"], r"the weighting Tip\(.*\) compares both models on the student's"),
         ([*OPD, "teacher.routes.code=elsewhere"], r"teacher\.server is set beside teacher\.experts or teacher\.routes"),

@@ -1,4 +1,4 @@
-"""Several models with one voice: what they say together, and that engine, scoring and loss hear the same."""
+"""Several models as one teacher: their distribution, and that engine, scoring and loss all see the same one."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def engine() -> PairedEngine:
 
 
 def naive(engine: PairedEngine, rollout: Rollout) -> Tensor:
-    """log q of the fused teacher behind each prefix, from plain whole forwards and the formula."""
+    """log q of the fused teacher after each prefix, from plain whole forwards and the formula."""
     total = 0.0
     for member, weight in zip(engine.teacher.members, (1.0, 0.8, -0.8), strict=True):
         prompt = rollout.tokens_for_teacher

@@ -22,7 +22,7 @@ from tutelage.models.module_forward import ModuleForward
 
 
 def decode_one_by_one(model: LanguageModel, sequences: list[list[int]], split: int) -> list[torch.Tensor]:
-    """Logits behind every single token that is fed after a prefill of each row's own length."""
+    """Logits after every single token that is fed after a prefill of each row's own length."""
     lengths = torch.tensor([min(split + row, len(s) - 1) for row, s in enumerate(sequences)])
     cache = model.prefill([s[:n] for s, n in zip(sequences, lengths.tolist(), strict=True)])
     logits: list[list[torch.Tensor]] = [[] for _ in sequences]

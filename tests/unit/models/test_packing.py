@@ -36,7 +36,7 @@ def test_every_token_is_moved_into_the_blocks_and_back() -> None:
 
 
 def test_a_move_sums_the_gradients_of_all_real_copies() -> None:
-    """Shared tokens are copied once per sequence; the filling behind a row's end is nobody's."""
+    """Shared tokens are copied once per sequence; the filling after a row's end belongs to none."""
     sequences = [[1, 2, 3, 9, 9, 9], [1, 2, 3, 8], [5, 6]]
     layout = pack(sequences, [3, 3, 1], CPU).layout
     states = torch.randn(9, 1, 2, dtype=torch.float64, requires_grad=True)

@@ -1,4 +1,4 @@
-"""What one process hears of another, through a store of this process."""
+"""What one process learns of another, through a store of this process."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_a_wish_to_stop_reaches_the_others() -> None:
 
 
 def test_a_wish_to_stop_belongs_to_its_run() -> None:
-    """One that is heard late stops no later run; one that comes early waits until its run has begun here."""
+    """One that arrives late stops no later run; one that arrives early waits until its run has begun here."""
     first, second = pair()
     rung: list[str | None] = []
     first.request_stop("of the run before")
@@ -87,7 +87,7 @@ def test_silence_is_a_loss(monkeypatch: pytest.MonkeyPatch) -> None:
     second._stopping.set()  # as if it had been killed
     until(lambda: first.lost)
     assert first.lost is not None and first.lost.startswith("rank 1 of 2 has given no sign of life")
-    first.stop("")  # and waits for nobody who is gone
+    first.stop("")  # and waits for no process that is gone
 
 
 def test_a_store_that_does_not_answer_is_a_loss_and_keeps_nobody(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,7 +46,7 @@ def backward(models: ModelSet, rollouts: list[Rollout], target: TargetRule, dive
 
 
 def naive_logprobs(models: ModelSet, rollout: Rollout, reads: str) -> list[Tensor]:
-    """log p, log q and log r behind each prefix, from plain whole forwards."""
+    """log p, log q and log r after each prefix, from plain whole forwards."""
     of_reference = rollout.tokens_for_teacher if reads == "teacher" else rollout.prompt_tokens
     prompts = (rollout.prompt_tokens, rollout.tokens_for_teacher, of_reference)
     found = []

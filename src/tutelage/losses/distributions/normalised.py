@@ -1,4 +1,4 @@
-"""The target's favourite and the rest apart, the rest rescaled, so that neither hides the other."""
+"""The target's most probable event and the rest as two terms, the rest rescaled, so that neither hides the other."""
 
 from __future__ import annotations
 

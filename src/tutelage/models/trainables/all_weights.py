@@ -1,4 +1,4 @@
-"""Every weight of the model learns; also the natural answer for a model that nobody trains."""
+"""Every weight of the model learns; also the member of every model that is not trained."""
 
 from __future__ import annotations
 

@@ -240,7 +240,7 @@ class Decoding:
         return [self.student] if self.teacher is None else [self.student, self.teacher]
 
     def _now(self) -> float:
-        """The clock, once what was asked of the device is done; only where somebody reads it."""
+        """The clock, once what was asked of the device is done; only where it is read."""
         is_timed = self.draft_length is not None and self.draft_length.costs.is_measured
         if is_timed and self.device.type == "cuda":
             torch.cuda.synchronize(self.device)

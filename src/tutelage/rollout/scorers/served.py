@@ -1,6 +1,6 @@
 """A teacher that is a server: it reads finished answers and says which tokens it would have found most probable.
 
-A server tells log-probabilities of a few tokens per place, not of all. What it tells is enough for a divergence on the
+A server reports log-probabilities of a few tokens per place, not of all. That is enough for a divergence on the
 teacher's own top K with the rest of its mass as one more event, and for losses on sampled tokens. No teacher is loaded.
 """
 
@@ -106,7 +106,7 @@ class ServedScorer:
         """Copies of the rollouts with what the teacher said of each token and its top K, in the same order.
 
         Args:
-          keep_hidden: of no effect, since a server tells no hidden states.
+          keep_hidden: of no effect, since a server has no hidden states to give.
         Raises:
           ServerError: no answer within the bounds, or one that lacks something.
         """

@@ -21,7 +21,7 @@ from urllib.request import HTTPHandler, HTTPSHandler, OpenerDirector, ProxyHandl
 __all__ = ["Bounds", "Reply", "TooLargeError", "exchange"]
 
 PIECE_BYTES = 2**16  # read at once, so that an announced length reserves no memory
-MAX_ERROR_BYTES = 2**16  # of what is said beside an error
+MAX_ERROR_BYTES = 2**16  # of an error's body
 MAX_HEADER_BYTES = 2**18
 MAX_READ_SECONDS = 0.5  # between two looks at whether the answer is still needed
 

@@ -79,7 +79,7 @@ class Server:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "url", address_of(self.url, self.key))
-        # 10^9 seconds: more than a socket can be told to wait
+        # 10^9 seconds: more than a socket can wait
         if not 0 < self.timeout_seconds < 1e9 or self.retries < 0:
             raise ConfigurationError(
                 f"timeout_seconds is {self.timeout_seconds:g} and retries {self.retries} for {self.key}; expected "

@@ -1,4 +1,4 @@
-"""A sampler that is our own student behind HTTP: what is sent, and what is made of its answers."""
+"""A sampler that is our own student on a server: what is sent, and what becomes of its answers."""
 
 from __future__ import annotations
 

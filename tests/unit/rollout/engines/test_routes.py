@@ -1,4 +1,4 @@
-"""Several teachers, each for the prompts that name it: nobody else's tokens change."""
+"""Several teachers, each for the prompts that name it: the tokens of all other prompts stay."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A teacher behind HTTP: what it tells is what it would say here, and a server that is no teacher is refused."""
+"""A served teacher: its scores are those of the same model here, and a server that is no teacher is refused."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tutelage.types import Prompt
 
 
 def test_a_served_teacher_tells_what_a_local_one_would(play: Callable[[Answer], Fake]) -> None:
-    """Its own top K behind every token, both stop ids as one event, and the sampled tokens' log-probabilities."""
+    """Its own top K after every token, both stop ids as one event, and the sampled tokens' log-probabilities."""
     models = pair()
     teacher, vocabulary = models.teachers[None], models.vocabulary
     local = PairedEngine(models.student, teacher, vocabulary=vocabulary, support_size=4)
