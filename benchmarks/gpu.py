@@ -51,11 +51,10 @@ from random_models import (
     random_prompts,
 )
 from tutelage.demo import make_problems, student_path
-from tutelage.distributions import normalise
 from tutelage.errors import in_short
 from tutelage.models import LanguageModel, load_tokenizer
 from tutelage.models.steps import STEPS
-from tutelage.policies import Behaviour, Policy, Student, TrustRegion
+from tutelage.policies import Policy, Student, TrustRegion
 from tutelage.rollout import Limits, PairedEngine
 from tutelage.rollout.decoding import drafts
 
@@ -459,10 +458,10 @@ def solve(bench: Bench) -> None:
 
     def judged() -> Any:
         behaviour = policy.propose(student_BLV, teacher_BLV, places_BL)
-        return drafts.judge_drafts(Behaviour(normalise(student_BLV)), behaviour, drafts_BL, keeps_BL)
+        return drafts.judge_drafts(Student().propose(student_BLV, None, places_BL), behaviour, drafts_BL, keeps_BL)
 
     bench.figure("solve", 1e3 * bench.median(judged))
-    taken = 1e3 * bench.median(lambda: policy.propose(student_BLV, teacher_BLV, places_BL))
+    taken = 1e3 * bench.median(lambda: policy.propose(student_BLV, teacher_BLV, places_BL).diagnostics)
     bench.detail("the solve alone", taken, f"{taken:.2f} ms")
 
 

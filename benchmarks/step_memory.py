@@ -2,8 +2,8 @@
 
     python benchmarks/step_memory.py [--tokens 2048] [--json FILE]
 
-Random Qwen3 models of width 512 with 8 layers and 32,000 words on a CPU, one update each in a process of its own, the
-second, when AdamW's moments are there. Measured is the peak of its resident memory, beyond what it held before there
+Random Qwen3 models of width 512 with 8 layers and 32,000 words on a CPU, one update each in a process of its own, with
+AdamW's moments there. Measured is the peak of its resident memory, beyond what it held before there
 were models; forecast is what `config.step_memory` says of it, by which `tutelage doctor` speaks and a GPU's micro-batch
 is chosen. Several settings of precision, checkpointing and form of the loss. `gpu.py` makes the same comparison
 with what torch counts on a GPU.
@@ -68,8 +68,8 @@ def main() -> None:
         loss = sum(size for part, size in parts.items() if part == "logits" or part.startswith("gradient "))
         sizes = (sum(parts.values()), parts["activations"], loss, found["measured"])
         shown.add_row(name, *(f"{size / GIB:.2f}" for size in sizes), f"{found['ratio']:.2f}")
+        write_json(options.json, {"machine": facts, "tokens": options.tokens, "results": results})
     console.print(shown)
-    write_json(options.json, {"machine": facts, "tokens": options.tokens, "results": results})
 
 
 def measured(overrides: tuple[str, ...], tokens: int) -> dict[str, Any]:
@@ -83,7 +83,11 @@ def measured(overrides: tuple[str, ...], tokens: int) -> dict[str, Any]:
     models = LanguageModel(student, name="student", autocast=autocast), LanguageModel(teacher, name="teacher")
     step = RandomStep(*models, prompts, [*sizes, *overrides])
     batch = collect(step.source, 0, step.recipe, Stopwatch())
-    step.update.commit(step.update.prepare(0, step.recipe, lambda: batch))
+    # AdamW's moments are there from the first update on.
+    for weight in student.parameters():
+        weight.grad = torch.zeros_like(weight)
+    step.update.optimizer.step()
+    step.update.abandon()
     reset_peak(False)
     step.update.prepare(1, step.recipe, lambda: batch)
     return {"forecast": step.memory.update(tokens), "measured": peak(False) - before}
