@@ -146,10 +146,15 @@ class RandomStep:
             align(student, teacher),
             device,
         )
-        named = config.runtime.micro_batch_tokens
-        self.micro_batch_tokens = self.memory.fitting_micro_batch(free_bytes(device)) if named is None else named
+        self.micro_batch_tokens = config.runtime.micro_batch_tokens or self._fitting(student, teacher)
         self.learning = Learning(phases, micro_batch_tokens=self.micro_batch_tokens, loss_form=config.runtime.loss)
         self.update = self.learning.update_for(self.source)
+
+    def _fitting(self, *models: LanguageModel) -> int:
+        """What a run would choose, whose models are not there yet when it does."""
+        weights = [weight for model in models for weight in model.module.parameters()]
+        there = sum(weight.nbytes for weight in weights)
+        return self.memory.fitting_micro_batch(free_bytes(self.runtime.device) + there)
 
     def __call__(self, step: int) -> Measurement:
         """Take one step: seconds of its parts, tokens of its answers, and a GPU's peak memory."""

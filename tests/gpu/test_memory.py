@@ -102,4 +102,4 @@ def test_the_forecast_is_near_what_torch_counts(overrides: list[str], random_mod
     step(0)
     counted = step(1)["memory_gib"] * 2**30 - before
     forecast = max(sum(parts.values()) for parts in step.memory.forecast(tokens).values())
-    assert 0.75 < counted / forecast < 1.2
+    assert 0.65 < counted / forecast < 1.2
