@@ -16,7 +16,7 @@ from torch import Tensor
 from tests.contracts.test_divergences import MEMBERS, ON_SAMPLED, SUPPORTS, WITH_FROZEN_WEIGHT
 from tests.contracts.test_targets import MEMBERS as TARGETS
 from tests.contracts.test_weightings import MEMBERS as WEIGHTINGS
-from tests.contracts.test_weightings import make_rollouts
+from tests.support.rollouts import make_rollouts
 from tutelage.distributions import normalise
 from tutelage.divergences import (
     AlphaDivergence,

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tests.support.quick_run import metrics_of
-from tests.support.rollouts import rollout_of
+from tests.support.rollouts import make_rollouts
 from tests.support.tiny_run import write_run_file
 from tutelage.errors import ConfigurationError
 from tutelage.types import Batch, Rollout
@@ -42,36 +42,6 @@ IMPOSSIBLE = [
 ]
 
 every_member = pytest.mark.parametrize("weighting", MEMBERS, ids=repr)
-
-
-def make_rollouts(seed: int = 0, lengths: tuple[int, ...] = (7, 1, 12, 5)) -> list[Rollout]:
-    """Records as the engine keeps them, of random models with 9 tokens and a support of 4."""
-    generator = torch.Generator().manual_seed(seed)
-    rollouts = []
-    for i, length in enumerate(lengths):
-        student, teacher = (2 * torch.randn(2, length, 9, generator=generator)).log_softmax(-1)
-        tokens = torch.multinomial(student.exp(), 1, generator=generator)
-        kept = student.topk(4)
-        rollouts.append(
-            rollout_of(
-                [0],
-                tokens[:, 0].tolist(),
-                student.gather(1, tokens)[:, 0],
-                student.gather(1, tokens)[:, 0],
-                {
-                    "student.entropy_T": -(student.exp() * student).sum(-1),
-                    "student.support_logprobs_TK": kept.values,
-                    "teacher.logprobs_T": teacher.gather(1, tokens)[:, 0],
-                    "teacher.entropy_T": -(teacher.exp() * teacher).sum(-1),
-                    "teacher.support_logprobs_TK": teacher.gather(1, kept.indices),
-                    "teacher.tail_logprobs_T": teacher.scatter(1, kept.indices, -math.inf).logsumexp(-1),
-                    "support_ids": kept.indices.int(),
-                },
-                prompt_index=i // 2,
-                sample_index=i % 2,
-            )
-        )
-    return rollouts
 
 
 def weigh(weighting: Weighting, rollouts: list[Rollout], uniforms: Tensor | None = None) -> Tensor:

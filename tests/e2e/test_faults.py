@@ -5,45 +5,20 @@ from __future__ import annotations
 import os
 import resource
 import signal
-import sys
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
 
+from tests.support.commands import SHORT, Patch, command, exit_code
 from tests.support.tiny_run import write_run_file
-from tutelage import cli
 from tutelage.config import build_run, load_config
 from tutelage.training import Checkpoints, GradientUpdate, Observer, RunFolder, checkpoint, train
-
-# As short as a run can be that evaluates, saves and drops checkpoints on the way.
-SHORT = ["steps=3", "checkpoint.every=1", "checkpoint.keep_last=1", "evaluation.every=1", "evaluation.num_samples=1"]
-
-Patch = Callable[[pytest.MonkeyPatch], None]
 
 
 def run(path: Path, *, resume: bool = False) -> None:
     train(build_run(load_config(path, SHORT), resume=resume), Observer())
-
-
-def exit_code(action: Callable[[], object], patch: Patch) -> int:
-    """How `action` ends in a process of its own in which `patch` sets the trap; negative = the signal that ended it."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of Python 3.12, about threads, of which the child has one
-        child = os.fork()
-    if child == 0:
-        code = 99
-        try:
-            patch(pytest.MonkeyPatch())
-            action()
-            code = 0
-        except SystemExit as leaving:
-            code = int(leaving.code or 0)
-        finally:
-            os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def is_killed(action: Callable[[], object], patch: Patch) -> bool:
@@ -139,13 +114,6 @@ def test_a_run_killed_while_its_folder_is_made_starts_again(undisturbed: dict[st
     assert not (tmp_path / "run").exists(), "a folder without a run would be refused with --resume and without"
     run(path)
     assert snapshot(tmp_path / "run") == undisturbed
-
-
-def command(path: Path, said: Path, *arguments: str) -> None:
-    """`tutelage train`, with what it says on stderr in a file."""
-    sys.argv = ["tutelage", "train", str(path), *(word for item in SHORT for word in ("--set", item)), *arguments]
-    with said.open("w") as sys.stderr:
-        cli.main()
 
 
 @pytest.mark.parametrize(

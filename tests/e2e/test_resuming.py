@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from tests.e2e.test_faults import command, exit_code
+from tests.support.commands import command, exit_code
 from tests.support.quick_run import QUICK, StopAt
 from tests.support.tiny_run import write_run_file
 from tutelage.config import build_run, fingerprints, load_config

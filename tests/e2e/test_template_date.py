@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from tests.support.findings import found
 from tests.support.tiny_run import CHAT_TEMPLATE, write_run_file
-from tests.unit.doctor.test_doctor import found
 from tutelage import cli
 from tutelage.cli.scoring import write_scores
 from tutelage.config import build_run, load_config

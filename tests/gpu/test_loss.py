@@ -7,7 +7,7 @@ import importlib.util
 import pytest
 import torch
 
-from tests.unit.kernels.test_tiled_loss import (
+from tests.support.tiled_worlds import (
     MERGED,
     TILINGS,
     World,

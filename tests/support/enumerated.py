@@ -1,16 +1,18 @@
-"""Worlds small enough to enumerate: the exact law of every answer, and a test of samples against it."""
+"""Worlds small enough to enumerate: the exact law of every answer, a test of samples against it, and a plain walk."""
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
-from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from tests.support.tiny_models import make_model
 from tutelage.models import LanguageModel, align, as_language_model
 from tutelage.policies import Policy
+from tutelage.types import Prompt
 
 Law = dict[tuple[int, ...], float]
 
@@ -27,34 +29,67 @@ def make_world(
     return as_language_model(student, "student"), as_language_model(teacher, "teacher")
 
 
-@torch.no_grad()
-def enumerated_law(
-    student: LanguageModel,
-    teacher: LanguageModel,
-    policy: Policy,
-    student_prompt: Sequence[int],
-    teacher_prompt: Sequence[int],
-    length: int,
-) -> Law:
+class NextToken:
+    """p and mu behind a prefix, by naive forwards, each asked for once."""
+
+    def __init__(self, student: LanguageModel, teacher: LanguageModel, policy: Policy, prompt: Prompt) -> None:
+        self.models = ((student, prompt.student_tokens), (teacher, prompt.teacher_tokens or prompt.student_tokens))
+        self.policy, self.vocabulary = policy, align(student, teacher)
+        self.known: dict[tuple[int, ...], tuple[list[float], list[float]]] = {}
+
+    @torch.no_grad()
+    def __call__(self, prefix: tuple[int, ...]) -> tuple[list[float], list[float]]:
+        if prefix not in self.known:
+            logits = [
+                self.vocabulary.shared_logits(model.module(input_ids=torch.tensor([[*prompt, *prefix]])).logits[:, -1])
+                for model, prompt in self.models
+            ]
+            mu = self.policy.propose(*logits, torch.tensor([len(prefix)])).logprobs_BV[0].double().exp()
+            self.known[prefix] = logits[0][0].double().softmax(-1).tolist(), (mu / mu.sum()).tolist()
+        return self.known[prefix]
+
+
+def enumerated_law(student: LanguageModel, teacher: LanguageModel, policy: Policy, prompt: Prompt, length: int) -> Law:
     """Probability of every answer of at most `length` tokens, by naive forwards over all prefixes."""
-    vocabulary = align(student, teacher)
+    following = NextToken(student, teacher, policy, prompt)
     law: Law = {}
 
     def extend(prefix: tuple[int, ...], probability: float) -> None:
-        if len(prefix) == length or (prefix and prefix[-1] == vocabulary.stop_id):
+        if len(prefix) == length or (prefix and prefix[-1] == following.vocabulary.stop_id):
             law[prefix] = probability
             return
-        logits = [
-            vocabulary.shared_logits(model.module(input_ids=torch.tensor([[*prompt, *prefix]])).logits[:, -1])
-            for model, prompt in ((student, student_prompt), (teacher, teacher_prompt))
-        ]
-        mu = policy.propose(*logits, torch.tensor([len(prefix)])).logprobs_BV[0].double().exp()
-        for token, share in enumerate((mu / mu.sum()).tolist()):
+        for token, share in enumerate(following(prefix)[1]):
             if share > 0:
                 extend((*prefix, token), probability * share)
 
     extend((), 1.0)
     return law
+
+
+def walk(following: NextToken, draws_1T: Tensor, keeps_1T: Tensor, *, is_drafted: bool) -> list[int]:
+    """One answer, token by token, from the random numbers of its places.
+
+    Args:
+      is_drafted: the student draws a token, which stays with probability min(1, mu / p), and where it does not, what mu
+        has more than p draws another; else every token is drawn from mu.
+    """
+    answer: list[int] = []
+    for draw, keep in zip(draws_1T[0].tolist(), keeps_1T[0].tolist(), strict=True):
+        p, mu = following(tuple(answer))
+        token = _inverted(p if is_drafted else mu, draw)
+        if is_drafted and keep >= mu[token] / p[token]:
+            rest = (keep - mu[token] / p[token]) / (1 - mu[token] / p[token])
+            token = _inverted([max(more - less, 0.0) for less, more in zip(p, mu, strict=True)], rest)
+        answer.append(token)
+        if token == following.vocabulary.stop_id:
+            break
+    return answer
+
+
+def _inverted(shares: list[float], uniform: float) -> int:
+    """The first token at which the shares add up to more than a part of their sum."""
+    sums = list(itertools.accumulate(shares))
+    return next(token for token, reached in enumerate(sums) if reached > uniform * sums[-1])
 
 
 def chi_square_p_value(counts: Counter[tuple[int, ...]], law: Law) -> float:

@@ -13,7 +13,7 @@ import sys
 import torch
 from torch import Tensor
 
-from tests.unit.test_distributions import RADII, related_rows
+from tests.support.rows import RADII, related_rows
 from tutelage.distributions import geometric_blend, normalise, sample
 from tutelage.kernels import BlendPoint, reference
 from tutelage.policies import Behaviour

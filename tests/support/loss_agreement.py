@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from tests.unit.kernels.test_tiled_loss import MERGED, PLAIN, World, assert_same, naive_full, tiled_full, world
+from tests.support.tiled_worlds import MERGED, PLAIN, World, assert_same, naive_full, tiled_full, world
 from tutelage.divergences import ForwardKL, JensenShannon, ReverseKL
 from tutelage.kernels import Head, Tiling, tiled_loss
 from tutelage.kernels.triton_loss import TritonTileDivergence

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tests.support.rows import INF, RADII, bisect, blend64, draw, kl64, log64, related_rows
 from tutelage import distributions
 from tutelage.distributions import (
     NO_TOKEN,
@@ -31,50 +32,10 @@ from tutelage.distributions import (
 )
 from tutelage.errors import ConfigurationError, VocabularyMismatchError
 
-INF = math.inf
-RADII = [1e-6, 1e-5, 1e-4, 0.001, 0.01, 0.05, 0.5, 5.0]
 BLEND_RELATIVE = 1e-3
 KL_RELATIVE, KL_ABSOLUTE = 1e-3, 1e-7
 
 seeded = settings(derandomize=True, deadline=None, max_examples=120)
-
-
-def draw(*shape: int, std: float = 1.0, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * std
-
-
-def related_rows(rows: int, vocabulary: int, std: float, likeness: float = 0.7, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Student and teacher logits that correlate, as those of real pairs do."""
-    student, noise = draw(2, rows, vocabulary, std=std, seed=seed)
-    return student, likeness * student + math.sqrt(1 - likeness**2) * noise
-
-
-# --- the float64 reference -------------------------------------------------------------------------------------------
-
-
-def log64(logits: Tensor) -> Tensor:
-    return logits.double().log_softmax(-1)
-
-
-def kl64(p: Tensor, q: Tensor) -> Tensor:
-    return torch.where(p == -INF, 0.0, p.exp() * (p - q)).sum(-1)
-
-
-def blend64(p: Tensor, q: Tensor, blend: Tensor) -> Tensor:
-    blend = blend.double().unsqueeze(-1)
-    between = ((1 - blend) * p + blend * q).log_softmax(-1)
-    return torch.where(blend == 0, p, torch.where(blend == 1, q, between))
-
-
-def bisect(p: Tensor, q: Tensor, radius: Tensor, iterations: int = 100) -> Tensor:
-    """Feasible end of the bracket after so many halvings. Disjoint rows are NaN inside, hence never feasible."""
-    low, high = torch.zeros_like(radius), torch.ones_like(radius)
-    for _ in range(iterations):
-        middle = (low + high) / 2
-        fits = kl64(blend64(p, q, middle), p) <= radius
-        low, high = torch.where(fits, middle, low), torch.where(fits, high, middle)
-    low = torch.where(kl64(q, p) <= radius, 1.0, low)
-    return torch.where(radius > 0, low, 0.0)
 
 
 def assert_solves(student: Tensor, teacher: Tensor, radius: float | Tensor, iterations: int = 100) -> Tensor:

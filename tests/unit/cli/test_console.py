@@ -11,7 +11,7 @@ import pytest
 from rich.table import Table
 from rich.text import Text
 
-from tests.unit.cli.test_progress import RESULT
+from tests.support.results import RESULT
 from tutelage.cli import progress
 from tutelage.cli.checkup import print_finding
 from tutelage.cli.console import TextConsole, WatchedConsole, write_in_any_encoding

@@ -9,13 +9,12 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from tests.support.results import RESULT
 from tutelage.cli import progress
-from tutelage.evaluation import EvaluationResult
 from tutelage.types import StepResult
 
 METRICS = {"loss": 0.5, "reward": 0.25, "blend_mean": 0.1, "seconds_rollout": 3.0, "seconds_update": 1.0}
 METRICS |= {"teacher_logprob": -0.75, "response_tokens": 41.0, "tokens_per_second": 900.0}
-RESULT = EvaluationResult("sums", 4, 2, 1.0, 16, 0, 0.5, (0.25, 0.75), {1: 0.5}, 0.0, 9.0, 1.5)
 
 
 def watch(observer: progress.PlainObserver, steps: int = 3) -> None:

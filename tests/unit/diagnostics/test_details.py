@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.support.rollouts import rollout_of
-from tests.unit.diagnostics.test_metrics import hand_made_rollouts
+from tests.support.rollouts import hand_made_rollouts, rollout_of
 from tutelage.diagnostics import METRICS, POSITIONS, detail_metrics, rollout_metrics
 
 

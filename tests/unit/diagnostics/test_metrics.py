@@ -5,49 +5,9 @@ import numpy as np
 import pytest
 import torch
 
-from tests.support.rollouts import rollout_of
+from tests.support.rollouts import KL_RADIUS, hand_made_rollouts, rollout_of
 from tutelage.diagnostics import METRICS, detail_metrics, rollout_metrics
 from tutelage.errors import DataError
-
-KL_RADIUS = 0.02
-
-
-def hand_made_rollouts(lengths=(1, 2, 3, 4, 5), seed=0):
-    """Rollouts with every field filled; numbers are arbitrary but of the right sign and range."""
-    generator = torch.Generator().manual_seed(seed)
-    uniform = lambda *shape: torch.rand(*shape, generator=generator)  # noqa: E731
-    rollouts = []
-    for index, length in enumerate(lengths):
-        blend = uniform(length)
-        blend[0] = float(index % 2)  # exact zeros and ones
-        student_TK, teacher_TK = (uniform(length, 3).log_softmax(-1) for _ in range(2))
-        rollouts.append(
-            rollout_of(
-                [1, 2],
-                [(3 * place) % 5 for place in range(length)],
-                -uniform(length),
-                -2 * uniform(length),
-                {
-                    "student.entropy_T": uniform(length),
-                    "student.support_logprobs_TK": student_TK[:, :2],
-                    "teacher.logprobs_T": -3 * uniform(length),
-                    "teacher.entropy_T": uniform(length),
-                    "teacher.support_logprobs_TK": teacher_TK[:, :2],
-                    "teacher.tail_logprobs_T": teacher_TK[:, 2],
-                    "reference.logprobs_T": -3 * uniform(length),
-                    "support_ids": torch.zeros(length, 2, dtype=torch.long),
-                    "support_is_shared": uniform(length, 2) < 0.6,
-                    "blend": blend,
-                    "kl_to_student": KL_RADIUS * uniform(length),
-                    "replaced": uniform(length) < 0.3,
-                    "rescored_logprobs": -uniform(length),
-                },
-                finished=index % 3 == 0,
-                prompt_index=index,
-                teacher_forwards=1 + length // 3,
-            )
-        )
-    return rollouts
 
 
 def by_numpy(rollouts, rewards):

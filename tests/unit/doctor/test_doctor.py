@@ -14,10 +14,11 @@ import torch
 from typer.testing import CliRunner
 
 from tests.support.fake_server import Fake, student_server, vllm_of
+from tests.support.findings import assembly, found
 from tests.support.tiny_run import CHAT_TEMPLATE, make_tokenizer, save_model, write_run_file
 from tutelage.cli import app
 from tutelage.cli.checkup import print_finding
-from tutelage.config import RunAssembly, RunConfig, load_config, resolve_config
+from tutelage.config import RunConfig, load_config, resolve_config
 from tutelage.demo import problem_lines, student_path, teacher_path
 from tutelage.doctor import CHEAP, COSTLY, Finding, Verdict, budget, early_warnings, examine, trial
 from tutelage.models import both_readings, load_language_model, load_tokenizer
@@ -47,15 +48,6 @@ def save(folder: Path, whose: str, **changes: Any) -> None:
     shutil.rmtree(folder / whose)
     settings = {"padded_size": 264, "stop_ids": END_OF_TEXT, "seed": 5, "max_position_embeddings": 2048}
     save_model(folder / whose, tokenizer, **(settings | changes))
-
-
-def assembly(config: RunConfig) -> RunAssembly:
-    """The run in parts, its teacher included, as `examine` looks at it."""
-    return RunAssembly(config, asks_teacher=True)
-
-
-def found(config: RunConfig, name: str) -> Finding:
-    return {**CHEAP, **COSTLY}[name](assembly(config))
 
 
 def rewrite(path: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:

@@ -293,3 +293,25 @@ def test_a_fingerprint_of_a_damaged_folder_is_one_line(folder: Path) -> None:
     text("config.json", "[]")(folder)
     with pytest.raises(ModelError, match="expected a JSON object"):
         weights_fingerprint(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda folder: (folder / "config.json").unlink(), "has no config.json"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "no weights"),
+        (lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"), "pickled weights"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"torn"), "could be loaded"),
+    ],
+)
+def test_broken_model_directories(tmp_path, spoil, message) -> None:
+    folder = save_model(tmp_path / "model", make_tokenizer(), padded_size=264, stop_ids=256, seed=0)
+    spoil(folder)
+    with pytest.raises(ModelError, match=message):
+        load_language_model(str(folder), make_tokenizer())
+
+
+def test_a_missing_directory_is_not_looked_up_on_the_hub(tmp_path) -> None:
+    for load in (load_tokenizer, lambda path: load_language_model(path, None)):
+        with pytest.raises(ModelError, match="does not exist"):
+            load(str(tmp_path / "nothing"))

@@ -5,7 +5,7 @@ from datetime import datetime
 import pytest
 from transformers.utils import chat_template_utils
 
-from tests.unit.tasks.test_chat import QUESTION, TEMPLATE, make_tokenizer, read
+from tests.support.chat import QUESTION, TEMPLATE, make_tokenizer, read
 from tutelage.errors import ConfigurationError
 from tutelage.tasks import TemplateClock, render, render_all
 

@@ -4,7 +4,7 @@ import warnings
 
 import pytest
 
-from tests.unit.tasks.test_chat import CHAT, QUESTION, TEMPLATE, make_tokenizer, read
+from tests.support.chat import CHAT, QUESTION, TEMPLATE, make_tokenizer, read
 from tutelage.errors import DataError
 from tutelage.tasks import DroppedPromptsWarning, Problem, PromptStyle, PromptWarning, readers, render, render_all
 from tutelage.tasks.readers import PromptReader

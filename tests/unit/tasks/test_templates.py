@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.unit.tasks.test_chat import CHAT, NO_SYSTEM, QUESTION, TEMPLATE, make_tokenizer, read
+from tests.support.chat import CHAT, NO_SYSTEM, QUESTION, TEMPLATE, make_tokenizer, read
 from tutelage.errors import ConfigurationError, DataError
 from tutelage.tasks import Problem, PromptStyle, closing_text, render, render_all, templates
 from tutelage.tasks.templates import comes_out

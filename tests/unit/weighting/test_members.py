@@ -5,8 +5,7 @@ import math
 import pytest
 import torch
 
-from tests.contracts.test_weightings import make_rollouts
-from tests.support.rollouts import rollout_of
+from tests.support.rollouts import make_rollouts, rollout_of
 from tutelage.types import Batch
 from tutelage.weighting import PositionDecay, Tip, Tropd, Uniform, recorded_kl
 

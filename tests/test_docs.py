@@ -49,7 +49,7 @@ from tutelage.training import UPDATES, Observer, train
 from tutelage.types import Batch, DenseTarget
 from tutelage.weighting import WEIGHTINGS
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 page = pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))

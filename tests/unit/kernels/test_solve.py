@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.unit.test_distributions import RADII, bisect, blend64, draw, kl64, log64, related_rows
+from tests.support.rows import RADII, bisect, blend64, draw, kl64, log64, related_rows
 from tutelage import kernels
 from tutelage.distributions import trust_region_blend
 from tutelage.errors import ConfigurationError, VocabularyMismatchError

@@ -1,4 +1,7 @@
-"""On a world small enough to enumerate, lock-step decoding samples exactly the product of mu."""
+"""On a world small enough to enumerate, lock-step decoding samples exactly the product of mu.
+
+The engine does token for token what a plain walk does that draws from mu, and samples of it follow the enumerated law.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from collections import Counter
 import pytest
 import torch
 
-from tests.support.enumerated import chi_square_p_value, enumerated_law, make_world
+from tests.support.enumerated import NextToken, chi_square_p_value, enumerated_law, make_world, walk
 from tests.support.tiny_models import make_model
 from tutelage.policies import (
     FixedBlend,
@@ -22,11 +25,12 @@ from tutelage.policies import (
     Temperature,
     TrustRegion,
 )
-from tutelage.rollout import Limits, PairedEngine
+from tutelage.rollout import Limits, PairedEngine, uniforms
 from tutelage.types import Prompt
 
 LENGTH, STOP = 3, 5
-NUM_SAMPLES = 20_000
+NUM_SAMPLES = 10_000
+SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "intermediate_size": 16}
 
 POLICIES = [
     Student(),
@@ -52,12 +56,24 @@ def test_sequence_frequencies_are_the_product_of_mu(policy: Policy) -> None:
     )
     for number, prompt in enumerate(prompts):
         counts = Counter(tuple(r.response_tokens) for r in rollouts if r.prompt_index == number)
-        law = enumerated_law(
-            student, teacher, policy, prompt.student_tokens, prompt.teacher_tokens or prompt.student_tokens, LENGTH
-        )
+        law = enumerated_law(student, teacher, policy, prompt, LENGTH)
         assert math.isclose(sum(law.values()), 1.0, rel_tol=1e-5)
         assert len(law) > 50
         assert chi_square_p_value(counts, law) > 1e-3
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=str)
+def test_tokens_are_those_of_a_plain_walk(policy: Policy) -> None:
+    """In float64, where no rounding tips a draw: one slot, a few that are refilled, and all at once."""
+    student, teacher = make_world(dtype=torch.float64, **SMALL)
+    prompts = [Prompt([1, 2, 3]), Prompt([2], teacher_tokens=[3, 0, 1, 1])]
+    following = [NextToken(student, teacher, policy, prompt) for prompt in prompts]
+    for slots in (1, 3, 8, 18):
+        engine = PairedEngine(student, teacher, draft_length=1, limits=Limits(max_rows=slots))
+        for rollout in engine.generate(policy, prompts, max_new_tokens=7, num_samples=9, seed=3, step=5):
+            number, sample = torch.tensor([rollout.prompt_index]), torch.tensor([rollout.sample_index])
+            streams = uniforms(3, 5, number, sample, torch.arange(7))
+            assert rollout.response_tokens == walk(following[rollout.prompt_index], *streams, is_drafted=False), slots
 
 
 def test_the_chi_square_test_has_power() -> None:
@@ -71,7 +87,7 @@ def test_the_chi_square_test_has_power() -> None:
         num_samples=NUM_SAMPLES,
         records_statistics=False,
     )
-    law = enumerated_law(student, teacher, Student(), [1, 2, 3], [1, 2, 3], LENGTH)
+    law = enumerated_law(student, teacher, Student(), Prompt([1, 2, 3]), LENGTH)
     assert chi_square_p_value(Counter(tuple(r.response_tokens) for r in rollouts), law) < 1e-6
 
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.unit.test_distributions import related_rows
+from tests.support.rows import related_rows
 from tutelage import kernels
 from tutelage.distributions import NO_TOKEN, trust_region_blend
-from tutelage.kernels import BlendPoint, noise, reference
+from tutelage.kernels import BlendPoint, reference
 
 INF = math.inf
 DRAWS = 50_000
@@ -129,19 +129,3 @@ def test_sample_trust_region_reports_the_log_probability_of_its_token() -> None:
         assert tokens[0, 0] == NO_TOKEN and logprobs[0, 0].isnan()
         assert logprobs.dtype == torch.float32 and point.blend_B.shape == tokens.shape == (4, 5)
         torch.testing.assert_close(logprobs, expected, equal_nan=True, rtol=1e-5, atol=1e-5)
-
-
-def test_philox_matches_the_published_vectors() -> None:
-    """Known answers that come with Random123, the authors' implementation (Salmon et al. 2011)."""
-
-    def words(counter: list[int], key_low: int, key_high: int) -> list[int]:
-        key = key_low | (key_high << 32)
-        signed = key - 2**64 if key >= 2**63 else key
-        parts = tuple(torch.tensor([part]) for part in counter)
-        return [int(word) for word in noise.philox(parts, torch.tensor([signed]))]
-
-    assert words([0, 0, 0, 0], 0, 0) == [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]
-    counter, key = [0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344], (0xA4093822, 0x299F31D0)
-    assert words(counter, *key) == [0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1]
-    ones = 0xFFFFFFFF
-    assert words([ones] * 4, ones, ones) == [0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD]

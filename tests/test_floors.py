@@ -11,7 +11,7 @@ from benchmarks import floors
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 
 
 def known() -> dict[str, Version]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.models.test_lengths import LONG, SWITCH, longrope, phi3
+from tests.support.long_models import LONG, SWITCH, longrope, phi3
 from tutelage.config.models import context_length
 from tutelage.config.prompts import check_lengths
 from tutelage.config.schema import ModelConfig, TeacherConfig

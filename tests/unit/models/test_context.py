@@ -8,7 +8,8 @@ import pytest
 import torch
 import transformers
 
-from tests.support.tiny_models import SHAPE, make_model
+from tests.support.long_models import LONG, SWITCH, longrope, phi3
+from tests.support.tiny_models import make_model
 from tutelage.errors import DataError, UnsupportedArchitectureError
 from tutelage.models import ContextLength, LanguageModel, ModelSet, both_readings, check_servable
 from tutelage.models.caches import CacheView
@@ -16,34 +17,6 @@ from tutelage.models.context import context_length_in
 from tutelage.policies import Student, Teacher, TrustRegion
 from tutelage.rollout import Limits, LocalScorer, PairedEngine, ReferenceScorer
 from tutelage.types import Prompt
-
-SWITCH = 24
-LONG = [8.0, 4.0, 2.0, 1.5]
-
-
-def longrope(long_factor: list[float] | None = None) -> dict[str, Any]:
-    return {
-        "rope_type": "longrope",
-        "rope_theta": 10_000.0,
-        "short_factor": [1.0] * 4,
-        "long_factor": LONG if long_factor is None else long_factor,
-        "original_max_position_embeddings": SWITCH,
-        "factor": 16.0,
-    }
-
-
-def phi3(rope: dict[str, Any] | None = None, seed: int = 0, **shape: Any) -> Any:
-    """A Phi-3 whose rotary factors switch at 24 tokens; those of real ones do at 4,096."""
-    settings = {**SHAPE, "pad_token_id": 0, "vocab_size": 40, "eos_token_id": None, "sliding_window": None} | shape
-    del settings["head_dim"]
-    config = transformers.Phi3Config(
-        **settings,
-        original_max_position_embeddings=SWITCH,
-        rope_parameters=rope or longrope(),
-        tie_word_embeddings=True,
-    )
-    torch.manual_seed(seed)
-    return transformers.Phi3ForCausalLM(config).double().eval()
 
 
 def text(length: int, seed: int = 0) -> list[int]:

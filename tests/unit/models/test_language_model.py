@@ -1,0 +1,60 @@
+"""Cached decoding is the plain forward, whatever the rows' lengths."""
+
+from __future__ import annotations
+
+import torch
+
+from tests.support.tiny_models import make_model
+from tutelage.models import (
+    LanguageModel,
+    as_language_model,
+)
+
+
+def decode_one_by_one(model: LanguageModel, sequences: list[list[int]], split: int) -> list[torch.Tensor]:
+    """Logits after every single token that is fed after a prefill of each row's own length."""
+    lengths = torch.tensor([min(split + row, len(s) - 1) for row, s in enumerate(sequences)])
+    cache = model.prefill([s[:n] for s, n in zip(sequences, lengths.tolist(), strict=True)])
+    logits: list[list[torch.Tensor]] = [[] for _ in sequences]
+    for step in range(min(len(s) for s in sequences) - int(lengths.max())):
+        tokens = torch.tensor([[s[int(n) + step]] for s, n in zip(sequences, lengths, strict=True)])
+        hidden = model.hidden_cached(tokens, (lengths + step)[:, None], cache, int(lengths.max()) + step + 1)
+        for row, new in zip(logits, model.logits(hidden[:, -1]), strict=True):
+            row.append(new)
+    return [torch.stack(row) for row in logits]
+
+
+@torch.no_grad()
+def test_ragged_cached_decoding_equals_plain_forwards(architecture: str) -> None:
+    model = as_language_model(make_model(architecture, seed=4))
+    sequences = torch.randint(0, 40, (3, 14), generator=torch.Generator().manual_seed(0)).tolist()
+    for row, (sequence, cached) in enumerate(zip(sequences, decode_one_by_one(model, sequences, 3), strict=True)):
+        plain = model.module(input_ids=torch.tensor([sequence])).logits[0]
+        start = 3 + row
+        torch.testing.assert_close(cached, plain[start : start + len(cached)], rtol=1e-9, atol=1e-9)
+
+
+@torch.no_grad()
+def test_a_rolled_back_draft_leaves_no_trace(architecture: str) -> None:
+    """Several tokens are drafted in rows of different lengths, refused, and written over."""
+    model = as_language_model(make_model(architecture, seed=4))
+    tokens = torch.randint(0, 40, (2, 12), generator=torch.Generator().manual_seed(1))
+    cache = model.prefill(tokens[:, :5].tolist())
+    starts = torch.tensor([[3], [5]])
+    draft = starts + torch.arange(4)
+    model.hidden_cached(torch.full((2, 4), 39), draft, cache, 9)
+    hidden = model.hidden_cached(tokens.gather(1, draft), draft, cache, 9)
+    plain = model.module(input_ids=tokens).logits
+    expected = plain.gather(1, draft[..., None].expand(-1, -1, plain.shape[-1]))
+    torch.testing.assert_close(model.logits(hidden), expected, rtol=1e-9, atol=1e-9)
+
+
+@torch.no_grad()
+def test_cache_rows_can_be_repeated_and_dropped() -> None:
+    model = as_language_model(make_model("qwen3", seed=4))
+    tokens = torch.randint(0, 40, (2, 8), generator=torch.Generator().manual_seed(1))
+    cache = model.prefill(tokens[:, :6].tolist())
+    rows = torch.tensor([1, 1, 0])
+    cache.select(rows)
+    hidden = model.hidden_cached(tokens[rows, 6:], torch.tensor([[6, 7]]).expand(3, 2), cache, 8)
+    torch.testing.assert_close(model.logits(hidden), model.module(input_ids=tokens[rows]).logits[:, 6:])
