@@ -1,6 +1,6 @@
 """How fast are answers made, and what does asking the teacher cost?
 
-    python benchmarks/rollout.py [--only trb|student|scaling|gpu] [--trl-python PATH] [--json FILE] [--quick]
+    python benchmarks/rollout.py [--only trb|student|scaling|vocabulary|gpu] [--trl-python PATH] [--json FILE] [--quick]
         [--compile]
     python benchmarks/rollout.py --profile trb|lockstep|student [--rows 64] [--kl-radius 0.01]
 
@@ -16,6 +16,9 @@ at every token with the same probability, so lengths are geometric (mean: a quar
 limit. Tokens after an answer's stop token are never counted.
 
 scaling: tokens per second of the student and of drafting at budget 0.01, at 1 to 128 rows.
+
+vocabulary: the first table at four rows for two small random models with a real vocabulary, where drawing, solving and
+judging cost more than the models.
 
 gpu: the first table with Qwen3-1.7B and Qwen3-8B shapes and random weights in bfloat16, 1,024 new tokens. Needs CUDA
 and about 50 GB of its memory.
@@ -99,7 +102,7 @@ def main() -> None:
     """Measure what was asked for, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--only", choices=("trb", "student", "scaling", "gpu"), help="one section; default: all but gpu"
+        "--only", choices=("trb", "student", "scaling", "vocabulary", "gpu"), help="default: the first three"
     )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="a corner of the grid")
@@ -128,6 +131,7 @@ def main() -> None:
         "trb": trb_section,
         "student": student_section,
         "scaling": scaling_section,
+        "vocabulary": vocabulary_section,
         "gpu": gpu_section,
     }
     chosen = [options.only] if options.only else ["trb", "student", "scaling"]
@@ -589,6 +593,41 @@ def scaling_section(options: argparse.Namespace, console: Console) -> list[dict[
         records.append({**record, "rounds": results})
         speeds = [f"{record[name]:.0f}" for name in (STUDENT, LOCKSTEP, "auto")]
         shown.add_row(str(rows), *speeds, f"{record['over_lockstep']:.2f}", f"{record['over_student']:.2f}")
+    console.print(shown)
+    return records
+
+
+# ---------------------------------------------------------------------------------------------------- a real vocabulary
+
+
+def vocabulary_section(options: argparse.Namespace, console: Console) -> list[dict[str, Any]]:
+    """Where the policy is what costs: unrelated models whose logits are spread like real ones, 2 and 4 small layers."""
+    models = []
+    for number, (name, num_layers) in enumerate((("student", 2), ("teacher", 4))):
+        config = Qwen3Config(
+            hidden_size=128,
+            intermediate_size=256,
+            num_hidden_layers=num_layers,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=32,
+            vocab_size=QWEN3_VOCABULARY,
+            tie_word_embeddings=True,
+            eos_token_id=None,
+            bos_token_id=None,
+            pad_token_id=None,
+        )
+        torch.manual_seed(number)
+        module = Qwen3ForCausalLM(config).eval().requires_grad_(False)
+        torch.nn.init.constant_(module.model.norm.weight, 10.0)
+        module.generation_config.eos_token_id = None
+        models.append(LanguageModel(module, name=name, compile=options.compile))
+    rows, new_tokens = 4, 24 if options.quick else 48
+    seconds = [single_token_seconds(model, rows, options.clock) for model in models]
+    pair = Pair(models[0], models[1], 4, seconds[1] / seconds[0])
+    shown = trb_table(f"{QWEN3_VOCABULARY} words, two small random models, {new_tokens} new tokens")
+    prompts = [[1 + place, 2, 3, 4] for place in range(rows)]
+    records = measure_trb(pair, prompts, rows, RADII[1:2], new_tokens, options, shown)
     console.print(shown)
     return records
 

@@ -54,6 +54,11 @@ MAX_SOLVE_PASSES = 64
 SOLVE_ENTRIES_CPU = 2**19
 SOLVE_ENTRIES_ELSEWHERE = 2**24
 
+# Rows up to this length are summed entry by entry when a token is drawn, longer ones in blocks of so many entries. At
+# 152,000 that takes a fifth of the time for a row and two thirds for 64; below 8,000 it would take longer.
+SUMMED_ENTRY_BY_ENTRY = 2**13
+BLOCK_ENTRIES = 128
+
 # Stands for log 0 inside the solve. Being finite, it needs no masks: a forbidden token carries a share of it in its
 # log weight, so the weight is 0, and so is everything it is multiplied with. The share is b or 1 - b, at least 1e-16:
 # what lies beyond the second number contains the first.
@@ -414,7 +419,9 @@ def sample(logprobs_BV: Tensor, uniforms_B: Tensor) -> Tensor:
         is not a row whose draw is dropped, the caller refuses it when it reads the tokens.
     """
     wide = widest_dtype(logprobs_BV.device)
-    probs_BV = (_widened(logprobs_BV) - logprobs_BV.amax(-1, keepdim=True)).exp()
+    probs_BV = (_widened(logprobs_BV) - logprobs_BV.amax(-1, keepdim=True)).exp_()
+    if probs_BV.shape[-1] > SUMMED_ENTRY_BY_ENTRY:
+        return _sampled_by_blocks(probs_BV, uniforms_B.to(wide))
     # Zeroed where nothing can be drawn: a parallel sum may rise by rounding over a token of probability 0.
     cumulative_BV = probs_BV.cumsum(-1, dtype=wide).masked_fill_(probs_BV == 0, 0)
     total_B = cumulative_BV.amax(-1)
@@ -422,6 +429,30 @@ def sample(logprobs_BV: Tensor, uniforms_B: Tensor) -> Tensor:
     threshold_B = uniforms_B.to(wide).clamp(max=largest_uniform) * total_B
     tokens_B = (cumulative_BV > threshold_B.unsqueeze(-1)).to(torch.uint8).argmax(-1)
     return torch.where(total_B > 0, tokens_B, NO_TOKEN)
+
+
+def _sampled_by_blocks(probs_BV: Tensor, uniforms_B: Tensor) -> Tensor:
+    """As `sample` from weights: masses of blocks say in which one the token lies, and only that one is gone through.
+
+    The same sums in another order, so the same token but where u lies within 1e-15 of a boundary.
+    """
+    blocks_BPn = torch.nn.functional.pad(probs_BV, (0, -probs_BV.shape[-1] % BLOCK_ENTRIES))
+    blocks_BPn = blocks_BPn.reshape(*uniforms_B.shape, -(-probs_BV.shape[-1] // BLOCK_ENTRIES), BLOCK_ENTRIES)
+    masses_BP = blocks_BPn.sum(-1, dtype=uniforms_B.dtype)
+    cumulative_BP = masses_BP.cumsum(-1)
+    total_B = cumulative_BP[..., -1]
+    threshold_B = uniforms_B.clamp(max=1 - torch.finfo(uniforms_B.dtype).eps / 2) * total_B
+    is_beyond_BP = (cumulative_BP > threshold_B.unsqueeze(-1)) & (masses_BP > 0)
+    block_B1 = is_beyond_BP.to(torch.uint8).argmax(-1, keepdim=True)
+    rest_B1 = threshold_B.unsqueeze(-1) - (cumulative_BP - masses_BP).gather(-1, block_B1)
+    probs_Bn = blocks_BPn.gather(-2, block_B1.unsqueeze(-1).expand(*block_B1.shape, BLOCK_ENTRIES)).squeeze(-2)
+    is_possible_Bn = probs_Bn > 0
+    is_beyond_Bn = (probs_Bn.cumsum(-1, dtype=uniforms_B.dtype) > rest_B1) & is_possible_Bn
+    places_n = torch.arange(BLOCK_ENTRIES, device=probs_BV.device)
+    # Rounding may leave the last sum of a block at what is left: then its last token is meant.
+    last_B = torch.where(is_possible_Bn, places_n, 0).amax(-1)
+    place_B = torch.where(is_beyond_Bn.any(-1), is_beyond_Bn.to(torch.uint8).argmax(-1), last_B)
+    return torch.where(total_B > 0, block_B1.squeeze(-1) * BLOCK_ENTRIES + place_B, NO_TOKEN)
 
 
 def gather_logprobs(logprobs_BV: Tensor, tokens_B: Tensor) -> Tensor:

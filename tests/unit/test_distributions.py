@@ -643,6 +643,23 @@ def test_sample_matches_a_float64_reference_on_a_real_vocabulary() -> None:
     assert torch.equal(sample(logprobs.expand(24, -1), uniforms), expected)
 
 
+def test_sample_by_blocks_is_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over blocks without mass, single certain tokens, rows without mass or with a NaN, and both ends of the range."""
+    rows = draw(200, 1000, std=4.0)
+    rows[:40, 100:900] = -INF
+    rows[40:60, 1:], rows[60:80, :-1] = -INF, -INF
+    rows[80], rows[81, 5] = -INF, math.nan
+    uniforms = torch.rand(200, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    uniforms[::10], uniforms[1::10] = 0.0, math.nextafter(1, 0)
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        expected = sample(rows.to(dtype), uniforms)
+        with monkeypatch.context() as patch:
+            patch.setattr(distributions, "SUMMED_ENTRY_BY_ENTRY", 0)
+            assert torch.equal(sample(rows.to(dtype), uniforms), expected)
+            assert torch.equal(sample(rows.reshape(2, 100, -1).to(dtype), uniforms.reshape(2, 100)).flatten(), expected)
+            assert sample(rows[:0], uniforms[:0]).shape == (0,)
+
+
 def test_sample_survives_a_cumulative_sum_that_is_not_monotone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Parallel sums round each entry on its own: they may rise over an impossible token, fall over a possible one."""
     wobbly = torch.tensor([[1e-17, 0.5, 0.5 + 1e-16, 0.4999999999999999, 1.0, 1.0 + 3e-16]], dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""The draws have the laws they promise, by a chi-square test that notices the wrong law; and the noise is Philox."""
+"""The draws have the laws they promise, by a chi-square test that notices the wrong law; Philox is Philox."""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ import pytest
 from tests.support.enumerated import make_world
 from tests.support.tiny_models import make_model
 from tutelage.errors import ConfigurationError
+from tutelage.models import LanguageModel
 from tutelage.rollout import PairedEngine
 from tutelage.rollout.decoding.draft_length import Continuation, Costs, DraftLength
 
@@ -75,6 +76,17 @@ class TestDraftLength:
         self.given(costs, student=1.0, teacher=20.0, per_token=0.0)
         assert [costs.of_round(8, length) for length in range(1, 17)] == before
         assert costs.untried(8) == []
+
+    def test_a_large_vocabulary_makes_a_token_dear_and_drafts_short(self) -> None:
+        """Refused drafts were drawn and judged in vain; a few hundred words count as overhead of the layers."""
+        costs = []
+        for size in (10, 1000, 150_000):
+            student, teacher = (LanguageModel(make_model("qwen3", vocab_size=size, seed=seed)) for seed in (0, 1))
+            costs.append(Costs(student, teacher, is_measured=False))
+        assert [each._student.judging_cost(8) for each in costs[:2]] == [0, 0]
+        few, _, many = (self.choice(each, 0.9) for each in costs)
+        assert many < few
+        assert costs[2].of_round(8, 8) > 8 * costs[2]._student.judging_cost(8) > 0.5 * costs[2].of_round(8, 8)
 
     def test_the_share_follows_what_happens(self) -> None:
         continuation = Continuation()
