@@ -4,10 +4,10 @@
     python benchmarks/same_numbers.py v0.1.0 --only trb lora --keep numbers
 
 Every recipe on the packaged pair for two steps (those with phases among them), and runs with routes, with an
-evaluation, in float64, resumed, and shared by two processes. Both trees read the run files of the base commit, in the
-same interpreter, one thread each, side by side. Compared are metrics and evaluations without their seconds, samples
-with their tokens' text, learned weights and the optimizer's moments. Exit code 1 if a number differs or is gone; what
-the working tree writes in addition is listed and is no difference.
+evaluation, in float64, under autocast, resumed, and shared by two processes. Both trees read the run files of the base
+commit, in the same interpreter, one thread each, side by side. Compared are metrics and evaluations without their
+seconds, samples with their tokens' text, learned weights and the optimizer's moments. Exit code 1 if a number differs
+or is gone; what the working tree writes in addition is listed and is no difference.
 """
 
 from __future__ import annotations
@@ -63,6 +63,8 @@ def jobs_of(recipes: Path, files: Path) -> list[Job]:
         Job("float64, evaluated", "trb", ("student.dtype=float64", "teacher.dtype=float64", "evaluation.every=1")),
         Job("chunked loss", "opd", ("runtime.loss=chunked", "divergence.support=full")),
         Job("tiled loss", "opd", ("runtime.loss=tiled", "divergence.support=full")),
+        Job("autocast", "trb", ("runtime.autocast=bfloat16",)),
+        Job("autocast, adapter", "lora", ("runtime.autocast=bfloat16",)),
         Job("resumed", "trb", steps_before_resuming=1),
         Job("resumed adapter", "lora", steps_before_resuming=1),
         Job("resumed past self", "opd", PAST_SELF, steps_before_resuming=1),

@@ -97,4 +97,5 @@ def test_a_model_runs_the_step_of_the_table(monkeypatch: pytest.MonkeyPatch) -> 
 def test_rounding_up_loses_no_slot(kind: type[DecodeStep]) -> None:
     step = kind(LanguageModel(make_model("qwen3"))._forward)
     for num_slots in (0, 1, 63, 64, 65, 1000):
-        assert num_slots <= step.slots(num_slots) == step.slots(step.slots(num_slots)) <= num_slots + 64
+        bound = num_slots + max(64, num_slots / 4)
+        assert num_slots <= step.slots(num_slots) == step.slots(step.slots(num_slots)) <= bound

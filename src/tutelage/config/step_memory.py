@@ -25,6 +25,8 @@ from tutelage.errors import ConfigurationError
 from tutelage.kernels import Tiling
 from tutelage.losses import FULL_VOCABULARY
 from tutelage.models import LanguageModel, Vocabulary
+from tutelage.models.narrowed import narrowed_bytes
+from tutelage.models.steps.graphed import KEPT_SHARE
 from tutelage.rollout.decoding import MAX_DRAFT_LENGTH
 from tutelage.rollout.engines.paired import CACHE_SHARE
 from tutelage.rollout.reading import tokens_per_chunk
@@ -95,6 +97,7 @@ class StepMemory:
         losses = [self._loss(phase.recipe, self._responses_in(tokens)) for phase in self.phases]
         return {
             **self._resident(),
+            **self._kept_caches(),
             **self._narrow_weights(),
             "gradients": self._learned_here(),
             "activations": activation_bytes(
@@ -104,25 +107,40 @@ class StepMemory:
         }
 
     def _rollout(self) -> dict[str, int]:
-        rollout, student = self.config.rollout, self._student
+        rows = min(self.config.rollout.max_rows, self._num_answers)
+        caches, logits = self._caches(), rows * self.vocabulary.size * 8 * LIVE_BLEND
+        return {**self._resident(), "caches": caches, "logits": logits}
+
+    def _caches(self) -> int:
+        """Keys and values of as many answers as are decoded at once, at their longest."""
+        rollout = self.config.rollout
         rows = min(rollout.max_rows, self._num_answers)
-        asks_teacher = any(phase.recipe.policy.needs_teacher for phase in self.phases)
-        decoding = [student, *(self._teachers if asks_teacher else ())]
-        slot = sum(model.cache_bytes_per_slot for model in decoding)
+        slot = sum(model.cache_bytes_per_slot for model in self._decoding)
         caches = rows * (self._longest + MAX_DRAFT_LENGTH) * slot
         if rollout.cache_gib is not None:
-            caches = min(caches, int(rollout.cache_gib * GIB))
-        elif self.device.startswith("cuda"):
-            caches = min(caches, int(CACHE_SHARE * machine_bytes(self.device)))
-        logits = rows * self.vocabulary.size * 8 * LIVE_BLEND
-        return {**self._resident(), **self._narrow_weights(), "caches": caches, "logits": logits}
+            return min(caches, int(rollout.cache_gib * GIB))
+        if self.device.startswith("cuda"):
+            return min(caches, int(CACHE_SHARE * machine_bytes(self.device)))
+        return caches
+
+    def _kept_caches(self) -> dict[str, int]:
+        """What captured decode steps work on, from one rollout to the next."""
+        if not self.device.startswith("cuda"):
+            return {}
+        most = len(self._decoding) * int(KEPT_SHARE * machine_bytes(self.device))
+        return {"kept caches": min(self._caches(), most)}
 
     def _scoring(self) -> dict[str, int]:
         scored = self._at_once(self.config.rollout.score_tokens)
         # Without a teacher here, the student reads again.
         largest = max(self._teachers, key=_layer_numbers, default=self._student)
         activations = scored * _layer_numbers(largest) * largest.module.dtype.itemsize
-        return {**self._resident(), "activations": activations, "logits": self._chunk_bytes(scored)}
+        return {
+            **self._resident(),
+            **self._kept_caches(),
+            "activations": activations,
+            "logits": self._chunk_bytes(scored),
+        }
 
     def _resident(self) -> dict[str, int]:
         """What is there throughout."""
@@ -137,10 +155,13 @@ class StepMemory:
         others = sum(map(_weights, models.values()))
         if teacher is not None:
             others += _weights_here(teacher, self.num_processes if config.runtime.shard_teacher else 1)
-        return {"student": own, "teacher": others, "moments": 2 * learned}
+        resident = {"student": own, "teacher": others, "moments": 2 * learned}
+        if student.autocast is not None:
+            resident["weights to decode from"] = narrowed_bytes(student.module, student.autocast)
+        return resident
 
     def _narrow_weights(self) -> dict[str, int]:
-        """Copies of wider weights in the type of autocast, which are made once per rollout and once per update."""
+        """Copies of wider weights in the type of autocast, which PyTorch makes once per update."""
         student = self._student
         narrow = student.autocast
         if narrow is None or student.module.dtype.itemsize <= narrow.itemsize:
@@ -193,6 +214,12 @@ class StepMemory:
     @property
     def _teachers(self) -> list[LanguageModel]:
         return [model for name, model in self._local_models.items() if name.startswith("teacher")]
+
+    @property
+    def _decoding(self) -> list[LanguageModel]:
+        """The models that decode answers."""
+        asks_teacher = any(phase.recipe.policy.needs_teacher for phase in self.phases)
+        return [self._student, *(self._teachers if asks_teacher else ())]
 
     def _learned_here(self) -> int:
         """Bytes of the weights whose gradients and moments this process holds."""

@@ -7,6 +7,7 @@ or the module's (`models.forward`); while answers are decoded, one of `models.st
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -22,6 +23,8 @@ from tutelage.models.context import ContextLength, context_length_in
 from tutelage.models.forward import Forward
 from tutelage.models.llama_forward import LlamaForward
 from tutelage.models.module_forward import ModuleForward
+from tutelage.models.narrowed import NarrowedModel
+from tutelage.models.quantised import is_quantised
 from tutelage.models.steps import STEPS, DecodeStep
 from tutelage.models.trainables import AllWeights, Trainable
 
@@ -39,11 +42,14 @@ class LanguageModel:
       name: what to call it in messages.
       fast_forward: use our own forward where it knows the architecture; False = always the module's. The module's is
         also used while the module checkpoints gradients, drops attention out, or uses a flash or flex kernel.
-      compile: decode through `torch.compile` (on CUDA with CUDA graphs); needs our own forward.
+      compile: decode through `torch.compile`; needs our own forward. On CUDA, where steps are captured anyway, it is
+        not used.
       trainable: what of it learns when it is trained; left out = all weights.
       autocast: type in which matrix products are computed, whatever the weights' own; None = the weights' own.
       checkpoints_gradient: keep each layer's input only, and compute the layer again in backward.
       compiles_update: read whole sequences through `torch.compile` where there is a gradient; needs our own forward.
+      decode_step: how decode steps are run, by its name in `STEPS`; None = captured on CUDA where our own forward knows
+        the model, compiled if `compile`, or else as it is written.
     """
 
     module: Any
@@ -56,10 +62,15 @@ class LanguageModel:
     autocast: torch.dtype | None = None
     checkpoints_gradient: bool = False
     compiles_update: bool = False
+    decode_step: str | None = None
     _head: nn.Module = field(init=False, repr=False)
     _own_forward: LlamaForward | None = field(init=False, repr=False)
     _module_forward: ModuleForward = field(init=False, repr=False)
     _steps: dict[tuple[str, Forward], DecodeStep] = field(init=False, repr=False, default_factory=dict)
+    # Copies of the weights in the type of `autocast`, and whether they are those of now.
+    _narrowed: NarrowedModel | None = field(init=False, repr=False, default=None)
+    _is_narrowed: bool = field(init=False, repr=False, default=False)
+    _is_uncaptured: bool = field(init=False, repr=False, default=False)
 
     def __post_init__(self) -> None:
         head = self.module.get_output_embeddings()
@@ -112,7 +123,7 @@ class LanguageModel:
         Raises:
           ConfigurationError: `compile` is on and they would not.
         """
-        return self._forward is self._own_forward
+        return self._forward is not self._module_forward
 
     @property
     def cache_bytes_per_slot(self) -> int:
@@ -148,6 +159,12 @@ class LanguageModel:
                 "its layers. Set runtime.gradient_checkpointing = false."
             )
         _ = self.uses_fast_forward  # asks for our own forward, where it is needed
+        if self.compile and self.device.type == "cuda":
+            warnings.warn(
+                "rollout.compile has no effect on CUDA, where decode steps are captured in CUDA graphs and nothing is "
+                "compiled. Drop it.",
+                stacklevel=2,
+            )
 
     def trainable_state(self) -> dict[str, Tensor]:
         """The values of what learns, by name: the tensors themselves, see `Trainable.state`."""
@@ -165,14 +182,32 @@ class LanguageModel:
     def weights_fixed(self) -> Iterator[None]:
         """Promise that no weight changes inside, as while answers are decoded; what is computed from weights is kept.
 
-        That is their copies in the type of `autocast`, and the norms of DoRA.
+        That is their copies in the type of `autocast`, and the norms of DoRA. The copies stay in memory afterwards.
         """
         with ExitStack() as stack:
             if self.autocast is not None:
                 # PyTorch drops its copies at the end of the outermost context, also of one that casts nothing.
                 stack.enter_context(torch.autocast(self.device.type, enabled=False))
+                if self.uses_fast_forward and self.trainable.only_multiplies:
+                    stack.enter_context(self._decoding_from_copies(self.autocast))
             stack.enter_context(self.trainable.weights_fixed())
             yield
+
+    @property
+    def _copies(self) -> NarrowedModel | None:
+        """The weights in the type of `autocast`, where they are as of now; they have no gradient."""
+        return self._narrowed if self._is_narrowed and not torch.is_grad_enabled() else None
+
+    @contextmanager
+    def _decoding_from_copies(self, dtype: torch.dtype) -> Iterator[None]:
+        if self._narrowed is None:
+            self._narrowed = NarrowedModel(self.module.base_model, self.config, self._head, dtype)
+        self._narrowed.refresh()
+        was_narrowed, self._is_narrowed = self._is_narrowed, True
+        try:
+            yield
+        finally:
+            self._is_narrowed = was_narrowed
 
     def _precision(self) -> AbstractContextManager[Any]:
         """The context that matrix products of this model are computed in."""
@@ -255,7 +290,28 @@ class LanguageModel:
     @property
     def _step_name(self) -> str:
         """How decode steps are run, by its name in `STEPS`."""
-        return "compiled" if self.compile else "eager"
+        if self.decode_step is not None:
+            return self.decode_step
+        if self.device.type != "cuda":
+            return "compiled" if self.compile else "eager"
+        if not self.uses_fast_forward:
+            return self._uncaptured(f"{type(self.module).__name__} computes through its own forward")
+        if not self.trainable.only_multiplies:
+            return self._uncaptured("its adapter keeps numbers that follow from weights")
+        if is_quantised(self.module):
+            return self._uncaptured("its weights are quantised")
+        # Captured, autocast would convert all weights at every step.
+        return "graphed" if self.autocast is None or self._is_narrowed else "eager"
+
+    def _uncaptured(self, reason: str) -> str:
+        if not self._is_uncaptured:
+            self._is_uncaptured = True
+            warnings.warn(
+                f"decode steps of {self.name} are not captured in CUDA graphs, so they take several times as long: "
+                f"{reason}.",
+                stacklevel=2,
+            )
+        return "eager"
 
     def _step(self, name: str) -> DecodeStep:
         key = name, self._forward
@@ -267,7 +323,7 @@ class LanguageModel:
     def _forward(self) -> Forward:
         """Our own forward where it is wanted, knows the architecture and does what is asked; or the module's."""
         if self.fast_forward and self._own_forward is not None and self._own_forward.is_usable:
-            return self._own_forward
+            return self._own_forward if self._copies is None else self._copies.forward
         if self.compile or self.compiles_update:
             key = "rollout.compile" if self.compile else "runtime.compile"
             raise ConfigurationError(
@@ -280,7 +336,8 @@ class LanguageModel:
     def logits(self, hidden: Tensor) -> Tensor:
         """Head and final soft-capping: [..., D] -> [..., padded V], in the model's type, or that of `autocast`."""
         with self._precision():
-            return softcapped(self._head(hidden), self._softcap)
+            head = self._head if self._copies is None else self._copies.head
+            return softcapped(head(hidden), self._softcap)
 
     @property
     def has_plain_head(self) -> bool:

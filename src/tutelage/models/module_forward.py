@@ -32,6 +32,10 @@ class ModuleForward:
     def prepare(self, num_positions: int) -> None:
         """Nothing."""
 
+    def tensors(self) -> list[Tensor]:
+        """See `Forward`."""
+        return list(self.module.base_model.parameters())
+
     def decode(self, tokens_BT: Tensor, positions_BT: Tensor, cache: KVCache, num_visible: int) -> Tensor:
         """See `Forward`."""
         view = cache.begin(positions_BT, num_visible)

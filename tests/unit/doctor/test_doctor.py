@@ -383,7 +383,9 @@ def test_the_forecast_knows_adapters_and_precision(run: Callable[..., RunConfig]
     assert checkpointed["activations"] < 0.7 * plain["activations"]
     autocast = budget.forecast(assembly(run("runtime.autocast=bfloat16")))
     assert plain["activations"] / 2 < autocast["update"]["activations"] < plain["activations"]
-    assert autocast["rollout"]["weights in bfloat16"] == plain["student"] / 2
+    for phase in autocast.values():  # all but the norms; they stay from one rollout to the next
+        assert 0.9 * plain["student"] / 2 < phase["weights to decode from"] < plain["student"] / 2
+    assert autocast["update"]["weights in bfloat16"] == plain["student"] / 2
 
 
 def test_the_forecast_of_one_of_several_processes(run: Callable[..., RunConfig]) -> None:

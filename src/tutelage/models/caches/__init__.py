@@ -1,11 +1,13 @@
 """Where do keys and values lie while answers are decoded?"""
 
 from tutelage.models.caches.base import CachedRows, CacheView, KVCache
-from tutelage.models.caches.contiguous import ContiguousCache
+from tutelage.models.caches.contiguous import ContiguousCache, Memory
+from tutelage.models.caches.fixed import FixedCache
 from tutelage.models.caches.joint import JointCache
 
 CACHES: dict[str, type[KVCache]] = {
     "contiguous": ContiguousCache,
+    "fixed": FixedCache,
 }
 
-__all__ = ["CACHES", "CacheView", "CachedRows", "ContiguousCache", "JointCache", "KVCache"]
+__all__ = ["CACHES", "CacheView", "CachedRows", "ContiguousCache", "FixedCache", "JointCache", "KVCache", "Memory"]

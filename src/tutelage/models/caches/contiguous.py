@@ -8,14 +8,34 @@ Left out on purpose: paging, quantisation and offloading.
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Sequence
+from typing import Any
+
 from torch import Tensor
 
 from tutelage.models.caches.base import CachedRows, KVCache
 
-__all__ = ["ContiguousCache"]
+__all__ = ["ContiguousCache", "Memory"]
 
 # A full cache grows by this factor, so that a long answer costs a handful of copies, not one per token.
 GROWTH = 1.5
+
+
+class Memory:
+    """Keys and values of all layers.
+
+    Fields:
+      layers: (keys, values) [rows, H, slots, D] of each layer; empty for a layer that has no memory yet.
+      made: what was made for these very tensors, such as captured steps. Larger memory is another `Memory`.
+    """
+
+    def __init__(self, layers: Sequence[tuple[Tensor, ...]]) -> None:
+        self.layers = list(layers)
+        self.made: dict[Hashable, Any] = {}
+
+    def tensors(self) -> list[Tensor]:
+        """All keys and values."""
+        return [states for layer in self.layers for states in layer]
 
 
 class ContiguousCache(KVCache):
@@ -23,14 +43,17 @@ class ContiguousCache(KVCache):
 
     def __init__(self, num_layers: int, num_rows: int, capacity: int, max_capacity: int | None = None) -> None:
         super().__init__(num_layers, num_rows, capacity, max_capacity)
-        # Empty for a layer that has no memory yet.
-        self._layers: list[tuple[Tensor, ...]] = [()] * num_layers
+        self.memory = Memory([()] * num_layers)
 
     def allocate(self, num_heads: int, head_size: int, like: Tensor) -> None:
         """See `KVCache`."""
-        self._layers = [
-            (self._zeros(num_heads, head_size, like), self._zeros(num_heads, head_size, like)) for _ in self._layers
-        ]
+        self.memory = Memory(
+            [(self._zeros(num_heads, head_size, like), self._zeros(num_heads, head_size, like)) for _ in self._layers]
+        )
+
+    @property
+    def _layers(self) -> list[tuple[Tensor, ...]]:
+        return self.memory.layers
 
     def _zeros(self, num_heads: int, head_size: int, like: Tensor) -> Tensor:
         # Not empty memory: a masked slot still gets weight 0, and 0 · NaN would be NaN.
@@ -38,7 +61,7 @@ class ContiguousCache(KVCache):
 
     def tensors(self) -> list[Tensor]:
         """See `KVCache`."""
-        return [states for layer in self._layers for states in layer]
+        return self.memory.tensors()
 
     def reserve(self, capacity: int) -> None:
         """See `KVCache`."""
@@ -46,7 +69,7 @@ class ContiguousCache(KVCache):
             return
         grown = int(self.capacity * GROWTH)
         self.capacity = max(capacity, grown if self.max_capacity is None else min(grown, self.max_capacity))
-        self._layers = [tuple(map(self._grown, layer)) for layer in self._layers]
+        self.memory = Memory([tuple(map(self._grown, layer)) for layer in self._layers])
 
     def _grown(self, states: Tensor) -> Tensor:
         grown = self._zeros(states.shape[1], states.shape[3], states)
@@ -68,7 +91,7 @@ class ContiguousCache(KVCache):
 
     def select(self, rows_B: Tensor) -> None:
         """See `CachedRows`."""
-        self._layers = [tuple(states.index_select(0, rows_B) for states in layer) for layer in self._layers]
+        self.memory = Memory([tuple(states.index_select(0, rows_B) for states in layer) for layer in self._layers])
         self.num_rows = len(rows_B)
 
     def copy_rows(self, source: CachedRows, source_rows_R: Tensor, rows_R: Tensor) -> None:

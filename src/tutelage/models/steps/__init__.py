@@ -3,10 +3,12 @@
 from tutelage.models.steps.base import DecodeStep
 from tutelage.models.steps.compiled import CompiledStep
 from tutelage.models.steps.eager import EagerStep
+from tutelage.models.steps.graphed import GraphedStep
 
 STEPS: dict[str, type[DecodeStep]] = {
     "eager": EagerStep,
     "compiled": CompiledStep,
+    "graphed": GraphedStep,
 }
 
-__all__ = ["STEPS", "CompiledStep", "DecodeStep", "EagerStep"]
+__all__ = ["STEPS", "CompiledStep", "DecodeStep", "EagerStep", "GraphedStep"]

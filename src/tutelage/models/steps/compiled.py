@@ -1,11 +1,11 @@
-"""The decode step through `torch.compile`: few shapes, fixed memory, no Python between the kernels.
+"""The decode step through `torch.compile`: no Python between the kernels of a CPU.
 
-How far rows are filled changes at every step. On a CPU one compilation serves all shapes, apart from those with a
-single row or a single new token: four in all, 30 seconds for a model of three layers. A step of the embedded student
-then takes half the time at 1 and 8 rows, nine tenths at 64. CUDA graphs are recorded for each shape, so there the
-filled part is rounded up to a bucket, and only (rows, new tokens, bucket, capacity) tell shapes apart.
+How far rows are filled changes at every step. One compilation serves all shapes, apart from those with a single row or
+a single new token: four in all, 30 seconds for a model of three layers. A step of the embedded student then takes half
+the time at 1 and 8 rows, nine tenths at 64.
 
-Left out on purpose: prefill and whole sequences, whose shapes never repeat.
+Left out on purpose: CUDA, where a compilation for each shape took minutes and captured graphs take milliseconds
+(`GraphedStep`); prefill and whole sequences, whose shapes never repeat.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ MIN_POSITIONS = 2048
 
 
 class CompiledStep(DecodeStep):
-    """`forward.decode`, compiled; on CUDA with its CUDA graphs."""
+    """`forward.decode`, compiled for shapes of any size."""
 
     def __init__(self, forward: Forward) -> None:
         super().__init__(forward)
@@ -42,15 +42,8 @@ class CompiledStep(DecodeStep):
 
     def run(self, tokens_BT: Tensor, positions_BT: Tensor, cache: KVCache, num_visible: int) -> Tensor:
         """See `DecodeStep`."""
-        uses_graphs = tokens_BT.is_cuda
         if self._decode is None:
-            mode = "reduce-overhead" if uses_graphs else None
-            self._decode = torch.compile(self.forward.decode, dynamic=not uses_graphs, fullgraph=True, mode=mode)
-        if uses_graphs:
-            for tensor in cache.tensors():
-                torch._dynamo.mark_static_address(tensor)
-            torch.compiler.cudagraph_mark_step_begin()
+            self._decode = torch.compile(self.forward.decode, dynamic=True, fullgraph=True)
         with torch._dynamo.config.patch(recompile_limit=MAX_SHAPES, accumulated_recompile_limit=4 * MAX_SHAPES):
             hidden_BTE: Tensor = self._decode(tokens_BT, positions_BT, cache, num_visible)
-        # A graph's output is overwritten by its next replay.
-        return hidden_BTE.clone() if uses_graphs else hidden_BTE
+        return hidden_BTE

@@ -79,6 +79,14 @@ class Trainable(ABC):
         for name, weight in self.parameters().items():
             weight.data = state[name]
 
+    @property
+    def only_multiplies(self) -> bool:
+        """Whether weights are factors of products and nothing else is made of them.
+
+        A forward may then use rounded copies where products are rounded, and be captured as a whole.
+        """
+        return True
+
     def weights_fixed(self) -> AbstractContextManager[Any]:
         """Promise that no weight changes inside, so that what is computed from weights may be kept."""
         return nullcontext()

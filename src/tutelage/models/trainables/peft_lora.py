@@ -125,6 +125,10 @@ class PeftLora(Trainable):
         """Whether each forward computes norms of whole weights."""
         return bool(self.tuner.peft_config[NAME].use_dora)
 
+    @property
+    def only_multiplies(self) -> bool:
+        return not self.is_dora
+
     @contextmanager
     def weights_fixed(self) -> Iterator[None]:
         """Promise that no weight changes inside: DoRA then computes its norms once and not in every forward."""

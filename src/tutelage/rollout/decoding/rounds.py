@@ -104,10 +104,6 @@ class Decoding:
 
     def run(self) -> list[Rollout]:
         """Decode everything."""
-        with self.student.model.weights_fixed():
-            return self._run()
-
-    def _run(self) -> list[Rollout]:
         while self.num_started < self.request.num_rollouts or bool(self.is_alive_B.any()):
             num_finished = len(self.is_alive_B) - int(self.is_alive_B.sum())
             if num_finished >= max(1, SHARE_WORTH_MOVING * len(self.is_alive_B)):

@@ -186,4 +186,5 @@ class PairedEngine:
             prefill_tokens=self.limits.score_tokens,
             draft_length=None if teacher is None else self._draft_lengths.for_call(name),
         )
-        return Decoding(self.student, teacher, self.vocabulary, policy, request, settings).run()
+        with self.student.weights_fixed():
+            return Decoding(self.student, teacher, self.vocabulary, policy, request, settings).run()

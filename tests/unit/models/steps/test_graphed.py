@@ -1,0 +1,218 @@
+"""The captured decode step, without CUDA: the same places and shapes, and the function called in place of a replay."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import weakref
+
+import pytest
+import torch
+
+from tests.support.graph_agreement import CHANGES, PROMPTS, answers, assert_agree, model, shapes_of, step_of
+from tests.support.tiny_models import make_model
+from tutelage.models import FixedFusion, FusedTeacher, LanguageModel
+from tutelage.models.steps import graphed
+from tutelage.policies import Student, TrustRegion
+
+
+@pytest.mark.parametrize("name", ["qwen3", "llama"])
+def test_the_student_alone(name: str) -> None:
+    """Refills, rows that are dropped, caches that grow."""
+    student = model(name, 0, "cpu")
+    assert_agree(student)
+    shapes = shapes_of(student)
+    assert {rows for rows, _, _ in shapes} == {4}, "fewer rows than 8 are not worth a graph of their own"
+    assert {new for _, new, _ in shapes} == {1} and {slots for _, _, slots in shapes} == {64, 128}
+
+
+@pytest.mark.parametrize("draft_length", [1, 3, 5])
+def test_drafts_that_are_rolled_back(draft_length: int) -> None:
+    student, teacher = model("qwen3", 0, "cpu"), model("llama", 1, "cpu")
+    assert_agree(student, teacher, draft_length=draft_length)
+    assert {new for _, new, _ in shapes_of(teacher)} <= {1, 2, 4, 6}
+    assert max(new for _, new, _ in shapes_of(teacher)) == {1: 1, 3: 4, 5: 6}[draft_length]
+
+
+def test_rows_are_powers_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graphed, "MIN_ROWS", 1)
+    student = model("qwen3", 0, "cpu")
+    assert_agree(student, max_rows=10)
+    rows = {rows for rows, _, _ in shapes_of(student)}
+    assert {10, 4, 2, 1} <= rows <= {10, 8, 4, 2, 1}
+
+
+def test_members_of_a_fused_teacher_are_captured_each() -> None:
+    members = [model("qwen3", seed, "cpu") for seed in (1, 2)]
+    assert_agree(model("qwen3", 0, "cpu"), FusedTeacher(members, FixedFusion((0.5, 0.5))), draft_length=2)
+    assert all(shapes_of(member) for member in members)
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
+def test_weights_that_change(change) -> None:
+    """In place they are seen; where they have moved, all is captured again."""
+    student = model("qwen3", 0, "cpu")
+    before = [rollout.response_tokens for rollout in answers(student, None, Student())]
+    spare = step_of(student)._spare
+    assert spare is not None
+    captured = spare.made[graphed.REPLAYS]
+    change(student)
+    assert_agree(student)
+    assert before != [rollout.response_tokens for rollout in answers(student, None, Student())]
+    assert (spare.made[graphed.REPLAYS] is captured) == (change is CHANGES["in place"])
+
+
+def test_the_next_rollout_takes_over_memory_and_graphs() -> None:
+    student = model("qwen3", 0, "cpu")
+    answers(student, None, Student())
+    spare = step_of(student)._spare
+    assert spare is not None
+    captured, places = dict(spare.made[graphed.REPLAYS].replays), [tensor.data_ptr() for tensor in spare.tensors()]
+    answers(student, None, Student())
+    answers(student, None, Student(), max_rows=2, max_new_tokens=5)
+    assert step_of(student)._spare is spare and [tensor.data_ptr() for tensor in spare.tensors()] == places
+    again = spare.made[graphed.REPLAYS].replays
+    assert captured.items() <= again.items() and {shape[0] for shape in again.keys() - captured.keys()} <= {4}
+    answers(student, None, Student(), max_rows=6)  # does not fit
+    assert step_of(student)._spare is not spare
+    assert_agree(student)
+
+
+def test_what_a_rollout_left_does_not_reach_the_next() -> None:
+    """A masked slot has weight 0, and 0 · NaN would be NaN."""
+    student = model("qwen3", 0, "cpu")
+    expected = [rollout.response_tokens for rollout in answers(student, None, Student())]
+    spare = step_of(student)._spare
+    assert spare is not None
+    for states in spare.tensors():
+        states.fill_(float("nan"))
+    assert expected == [rollout.response_tokens for rollout in answers(student, None, Student())]
+
+
+def test_too_much_memory_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    student = model("qwen3", 0, "cpu")
+    monkeypatch.setattr(graphed, "kept_bytes", lambda device: 1000)
+    assert_agree(student)
+    assert step_of(student)._spare is None
+    monkeypatch.undo()
+    answers(student, None, Student())
+    memory = weakref.ref(step_of(student)._spare)
+    assert memory() is not None
+    del student
+    gc.collect()
+    assert memory() is None
+
+
+def test_a_table_of_rotations_that_grows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graphed, "MIN_POSITIONS", 8)
+    student = model("qwen3", 0, "cpu")
+    student._own_forward.rotations(1)
+    answers(student, None, Student(), max_new_tokens=4)
+    spare = step_of(student)._spare
+    assert spare is not None
+    captured = spare.made[graphed.REPLAYS]
+    student._own_forward.rotations(1000)
+    assert_agree(student, max_new_tokens=4)
+    assert spare.made[graphed.REPLAYS] is not captured
+
+
+def test_two_models_take_turns() -> None:
+    first, second, teacher = (model("qwen3", seed, "cpu") for seed in (0, 1, 2))
+    for _ in range(2):
+        for student in (first, second):
+            assert_agree(student)
+            assert_agree(student, teacher, draft_length=2)
+
+
+def test_a_cache_of_another_step_is_worked_on_as_it_is() -> None:
+    student = LanguageModel(make_model("qwen3"))
+    with torch.no_grad():
+        cache = student.prefill(PROMPTS)
+        student.decode_step = "graphed"
+        tokens_B1, positions_B1 = torch.tensor([[5]] * 5), torch.tensor([[len(prompt)] for prompt in PROMPTS])
+        found = student.hidden_cached(tokens_B1, positions_B1, cache, 7)
+        student.decode_step = None
+        expected = student.hidden_cached(tokens_B1, positions_B1, student.prefill(PROMPTS), 7)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_an_adapter_is_captured_as_it_is() -> None:
+    """Low-rank factors are weights like others; DoRA, which keeps norms of whole weights, is left eager."""
+    from tutelage.models import AdapterSettings
+    from tutelage.models.trainables.adapter_folder import Base
+
+    for method in ("lora", "dora"):
+        module = make_model("qwen3", seed=0, stop_ids=7, dtype=torch.float32)
+        adapter = AdapterSettings(method=method, rank=2).put_on(module, Base("base"), seed=0)  # type: ignore[arg-type]
+        student = LanguageModel(adapter.module, stop_ids=(7,), trainable=adapter, decode_step="graphed")
+        assert student.trainable.only_multiplies == (method == "lora")
+        if method == "lora":
+            for weight in adapter.parameters().values():
+                torch.nn.init.normal_(weight.data, std=0.1)
+            assert_agree(student)
+
+
+def test_a_policy_of_both_models_over_two_engines() -> None:
+    """Answers of one engine lie in memory that the next one takes; nothing of them is left."""
+    student, teacher = model("qwen3", 0, "cpu"), model("qwen3", 1, "cpu")
+    first = answers(student, teacher, TrustRegion(0.05), draft_length=2)
+    answers(student, None, Student(), max_rows=3)
+    again = answers(student, teacher, TrustRegion(0.05), draft_length=2)
+    assert [rollout.response_tokens for rollout in again] == [rollout.response_tokens for rollout in first]
+
+
+class Pretended:
+    """A CUDA graph, its pool and its stream without CUDA: capturing calls the function, replaying calls it again."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, problem: str = "") -> None:
+        self.log: list[str] = []
+        pretended = self
+
+        class Graph:
+            def capture_begin(self, pool: object, capture_error_mode: str) -> None:
+                pretended.log.append(f"begin {capture_error_mode}")
+
+            def capture_end(self) -> None:
+                pretended.log.append("end")
+                if problem:
+                    raise RuntimeError(problem)
+
+            def replay(self) -> None:
+                pretended.log.append("replay")
+                replay = pretended.replay
+                replay._hidden_BTE.copy_(replay._decode(replay.tokens_BT, replay.positions_BT))
+
+        class Stream:
+            def wait_stream(self, other: object) -> None: ...
+
+        monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream())
+        monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+        monkeypatch.setattr(graphed, "_pool", lambda device: None)
+        monkeypatch.setattr(graphed, "_stream", lambda device: Stream())
+        self.replay = graphed.CapturedReplay(self.decode, 4, 2, torch.device("cpu"))
+
+    def decode(self, tokens_BT: torch.Tensor, positions_BT: torch.Tensor) -> torch.Tensor:
+        self.log.append("call")
+        return (100 * tokens_BT + positions_BT)[..., None].double()
+
+
+def test_a_shape_is_called_then_captured_then_replayed(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretended = Pretended(monkeypatch)
+    results = []
+    for number in range(4):
+        tokens_BT, positions_BT = torch.full((3, 1), number), torch.arange(3)[:, None]
+        results.append(pretended.replay(tokens_BT, positions_BT))
+    for number, result in enumerate(results):  # each a copy, which no later replay writes over
+        assert result.tolist() == [[[100.0 * number + row]] for row in range(3)]
+    assert pretended.log == ["call", "begin thread_local", "call", "end", *["replay", "call"] * 3]
+
+
+def test_a_capture_that_fails_leaves_the_step_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretended = Pretended(monkeypatch, "operation not permitted")
+    place = torch.zeros(1, 1, dtype=torch.int64)
+    assert pretended.replay(place + 1, place).item() == 100
+    with pytest.warns(UserWarning, match="was not captured, so it is slower: operation not permitted"):
+        assert pretended.replay(place + 2, place).item() == 200
+    assert pretended.replay(place + 3, place).item() == 300
+    assert pretended.log == ["call", "begin thread_local", "call", "end", "call", "call"]
