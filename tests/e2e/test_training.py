@@ -137,18 +137,17 @@ def test_three_steps_and_three_more_equal_six(finished: Path, tmp_path: Path, nu
 def test_an_interrupt_in_the_middle_of_a_rollout_saves_the_step_before(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tutelage.rollout.decoding import rounds
+    from tutelage.rollout.decoding.decoder import Decoder
 
-    path, calls = write_run_file(tmp_path), []
-    sample = rounds.sample
+    path, calls, read = write_run_file(tmp_path), [], Decoder.read
 
-    def interrupted_sample(*arguments):
+    def interrupted_read(*arguments, **settings):
         calls.append(None)
         if len(calls) == 75:
             os.kill(os.getpid(), signal.SIGTERM)
-        return sample(*arguments)
+        return read(*arguments, **settings)
 
-    monkeypatch.setattr(rounds, "sample", interrupted_sample)
+    monkeypatch.setattr(Decoder, "read", interrupted_read)
     with pytest.raises(RunInterrupted, match="the run is saved"):
         run(path)
     monkeypatch.undo()

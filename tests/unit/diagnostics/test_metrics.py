@@ -76,7 +76,7 @@ def test_every_key_is_in_the_table_and_the_table_has_no_other():
     keys = rollout_metrics(hand_made_rollouts(), kl_radius=KL_RADIUS, rewards=[0.0] * 5)
     details = detail_metrics(hand_made_rollouts(lengths=(5000, 3)))
     assert not set(keys) & set(details)
-    assert set(keys) | set(details) | {"teacher_support_auroc"} == set(METRICS)
+    assert set(keys) | set(details) | {"teacher_support_auroc", "memory_gib"} == set(METRICS)
     for unit, definition in METRICS.values():
         assert unit and definition and "\n" not in definition
 
