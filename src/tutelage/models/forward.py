@@ -27,7 +27,7 @@ class Forward(Protocol):
         """Do what `decode` needs once for texts of this length, and what must not be part of a compiled step."""
 
     def tensors(self) -> list[Tensor]:
-        """Weights and tables that `decode` reads; the weights are those that there were at the last `allocate`."""
+        """Weights and tables that `decode` reads; the weights may be looked for only once after each `allocate`."""
 
     def decode(self, tokens_BT: Tensor, positions_BT: Tensor, cache: KVCache, num_visible: int) -> Tensor:
         """Hidden states [B, T, E] of new tokens, which are written to the cache and attend to it.

@@ -50,8 +50,8 @@ class LlamaForward:
     head_size: int
     scale: float
     _tables: tuple[Tensor, Tensor] | None = field(default=None, repr=False)
-    # Looking for them takes a millisecond, so it is not done at every step.
-    _weights: list[Tensor] = field(default_factory=list, repr=False)
+    # Looking for them takes a millisecond, so it is done once for a cache, and only where a step asks.
+    _weights: list[Tensor] | None = field(default=None, repr=False)
     _compiled_parts: tuple[Any, Any] | None = field(default=None, repr=False)
 
     @classmethod
@@ -91,7 +91,7 @@ class LlamaForward:
     def allocate(self, cache: KVCache, dtype: torch.dtype | None) -> None:
         """See `Forward`."""
         cache.allocate(self.num_heads, self.head_size, self.decoder.norm.weight.new_empty(0, dtype=dtype))
-        self._weights = list(self.decoder.parameters())
+        self._weights = None
 
     def prepare(self, num_positions: int) -> None:
         """See `Forward`."""
@@ -99,6 +99,8 @@ class LlamaForward:
 
     def tensors(self) -> list[Tensor]:
         """See `Forward`."""
+        if self._weights is None:
+            self._weights = list(self.decoder.parameters())
         return [*self._weights, *self._known_rotations()]
 
     # --- decoding: rows of new tokens that look at a cache ---
