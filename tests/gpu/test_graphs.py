@@ -33,7 +33,7 @@ def no_refusals() -> Iterator[None]:
 def num_graphs(student: LanguageModel) -> int:
     """Shapes that were captured, and not only run once."""
     spare = step_of(student)._spare
-    return 0 if spare is None else sum(r._graph is not None for r in spare.made[graphed.REPLAYS].replays.values())
+    return 0 if spare is None else sum(r._graph is not None for r in spare.captured.replays.values())
 
 
 @pytest.mark.parametrize("name", ["qwen3", "llama"])

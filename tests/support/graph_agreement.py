@@ -62,7 +62,7 @@ def step_of(model: LanguageModel) -> GraphedStep:
 def shapes_of(model: LanguageModel) -> set[tuple[int, int, int]]:
     """What was captured in the last rollout and is kept."""
     spare = step_of(model)._spare
-    return set() if spare is None else {shape for known in spare.made.values() for shape in known.replays}
+    return set() if spare is None else set(spare.captured.replays)
 
 
 def changed_in_place(model: LanguageModel) -> None:

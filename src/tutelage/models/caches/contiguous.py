@@ -8,7 +8,7 @@ Left out on purpose: paging, quantisation and offloading.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -26,12 +26,12 @@ class Memory:
 
     Fields:
       layers: (keys, values) [rows, H, slots, D] of each layer; empty for a layer that has no memory yet.
-      made: what was made for these very tensors, such as captured steps. Larger memory is another `Memory`.
+      captured: what a step captured on these very tensors; None = nothing. Larger memory is another `Memory`.
     """
 
     def __init__(self, layers: Sequence[tuple[Tensor, ...]]) -> None:
         self.layers = list(layers)
-        self.made: dict[Hashable, Any] = {}
+        self.captured: Any = None
 
     def tensors(self) -> list[Tensor]:
         """All keys and values."""

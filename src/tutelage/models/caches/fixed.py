@@ -1,8 +1,8 @@
 """A contiguous cache whose memory stays where it is, since a captured step reads and writes at fixed addresses.
 
 Rows that are dropped or reordered are copied to the front of the memory. There may be memory for more rows than the
-cache has; what lies in those is garbage. What was captured is kept with the memory (`Memory.made`) until a larger one
-takes its place, and a later cache may take over the memory together with it.
+cache has; what lies in those is garbage. What was captured is kept with the memory (`Memory.captured`) until a larger
+one takes its place, and a later cache may take over the memory together with it.
 """
 
 from __future__ import annotations

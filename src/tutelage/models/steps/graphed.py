@@ -54,8 +54,6 @@ MIN_SLOTS = 64
 MIN_POSITIONS = 2048
 # Share of a device's memory up to which keys and values of a model are kept from one rollout to the next.
 KEPT_SHARE = 0.1
-# The name of what this module keeps with a cache's memory.
-REPLAYS = "replays"
 
 Decode = Callable[[Tensor, Tensor], Tensor]
 Done = TypeVar("Done")
@@ -85,7 +83,8 @@ class GraphedStep(DecodeStep):
         return cache
 
     def _keep(self, memory: Memory) -> None:
-        if memory.made and sum(states.nbytes for states in memory.tensors()) <= kept_bytes(memory.tensors()[0].device):
+        states = memory.tensors()
+        if memory.captured is not None and sum(each.nbytes for each in states) <= kept_bytes(states[0].device):
             self._spare = memory
 
     def run(self, tokens_BT: Tensor, positions_BT: Tensor, cache: KVCache, num_visible: int) -> Tensor:
@@ -103,10 +102,10 @@ class GraphedStep(DecodeStep):
         """What was captured on this memory with the weights where they are now."""
         read = self.forward.tensors()
         places = tuple(tensor.data_ptr() for tensor in read)
-        known: _Captured | None = memory.made.get(REPLAYS)
+        known: _Captured | None = memory.captured
         if known is None or known.places != places:
             # The tensors are held, so that nothing else comes to lie where a graph reads.
-            known = memory.made[REPLAYS] = _Captured(places, read)
+            known = memory.captured = _Captured(places, read)
         return known.replays
 
     def _replay(self, cache: FixedCache, num_rows: int, num_new: int, num_visible: int, device: torch.device) -> Replay:

@@ -55,11 +55,11 @@ def test_weights_that_change(change) -> None:
     before = [rollout.response_tokens for rollout in answers(student, None, Student())]
     spare = step_of(student)._spare
     assert spare is not None
-    captured = spare.made[graphed.REPLAYS]
+    captured = spare.captured
     change(student)
     assert_agree(student)
     assert before != [rollout.response_tokens for rollout in answers(student, None, Student())]
-    assert (spare.made[graphed.REPLAYS] is captured) == (change is CHANGES["in place"])
+    assert (spare.captured is captured) == (change is CHANGES["in place"])
 
 
 def test_the_next_rollout_takes_over_memory_and_graphs() -> None:
@@ -67,11 +67,11 @@ def test_the_next_rollout_takes_over_memory_and_graphs() -> None:
     answers(student, None, Student())
     spare = step_of(student)._spare
     assert spare is not None
-    captured, places = dict(spare.made[graphed.REPLAYS].replays), [tensor.data_ptr() for tensor in spare.tensors()]
+    captured, places = dict(spare.captured.replays), [tensor.data_ptr() for tensor in spare.tensors()]
     answers(student, None, Student())
     answers(student, None, Student(), max_rows=2, max_new_tokens=5)
     assert step_of(student)._spare is spare and [tensor.data_ptr() for tensor in spare.tensors()] == places
-    again = spare.made[graphed.REPLAYS].replays
+    again = spare.captured.replays
     assert captured.items() <= again.items() and {shape[0] for shape in again.keys() - captured.keys()} <= {4}
     answers(student, None, Student(), max_rows=6)  # does not fit
     assert step_of(student)._spare is not spare
@@ -110,10 +110,10 @@ def test_a_table_of_rotations_that_grows(monkeypatch: pytest.MonkeyPatch) -> Non
     answers(student, None, Student(), max_new_tokens=4)
     spare = step_of(student)._spare
     assert spare is not None
-    captured = spare.made[graphed.REPLAYS]
+    captured = spare.captured
     student._own_forward.rotations(1000)
     assert_agree(student, max_new_tokens=4)
-    assert spare.made[graphed.REPLAYS] is not captured
+    assert spare.captured is not captured
 
 
 def test_two_models_take_turns() -> None:
