@@ -14,7 +14,7 @@ from tutelage.models.language_model import LanguageModel
 from tutelage.models.quantised import is_quantised
 from tutelage.models.vocabulary import Vocabulary
 
-__all__ = ["export_model", "follow_umask", "save_student"]
+__all__ = ["export_model", "finish_folder", "save_student"]
 
 
 def save_student(
@@ -42,9 +42,7 @@ def save_student(
         student.trainable.save(folder, with_weights=with_weights)
     finally:
         student.module.generation_config = original
-    if student.tokenizer is not None:
-        student.tokenizer.save_pretrained(folder)
-    follow_umask(folder)
+    finish_folder(student, folder)
 
 
 def export_model(model: LanguageModel, dtype: torch.dtype, folder: Path) -> LanguageModel:
@@ -68,14 +66,14 @@ def export_model(model: LanguageModel, dtype: torch.dtype, folder: Path) -> Lang
     module.to(dtype)
     check_finite_weights(module, model.name)
     module.save_pretrained(folder)
-    if model.tokenizer is not None:
-        model.tokenizer.save_pretrained(folder)
-    follow_umask(folder)
+    finish_folder(model, folder)
     return LanguageModel(module, model.tokenizer, model.stop_ids, model.name)
 
 
-def follow_umask(folder: Path) -> None:
-    """Give the files of a folder that was just made the permissions of the others; safetensors are written as 0600."""
+def finish_folder(model: LanguageModel, folder: Path) -> None:
+    """Write the tokenizer beside the weights, and give all files the same permissions; safetensors come as 0600."""
+    if model.tokenizer is not None:
+        model.tokenizer.save_pretrained(folder)
     mode = folder.stat().st_mode & 0o666
     for file in folder.iterdir():
         if file.is_file():

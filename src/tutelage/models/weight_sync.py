@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tutelage.models.language_model import LanguageModel
-from tutelage.models.saving import follow_umask
+from tutelage.models.saving import finish_folder
 
 __all__ = ["save_for_serving"]
 
@@ -25,6 +25,4 @@ def save_for_serving(student: LanguageModel, folder: Path) -> None:
         student.module.save_pretrained(folder, state_dict=weights)
     finally:
         config.tie_word_embeddings = is_tied
-    if student.tokenizer is not None:
-        student.tokenizer.save_pretrained(folder)
-    follow_umask(folder)
+    finish_folder(student, folder)
