@@ -15,7 +15,11 @@ from torch import Tensor
 from tutelage.models.caches import ContiguousCache, KVCache
 from tutelage.models.forward import Forward
 
-__all__ = ["DecodeStep"]
+__all__ = ["MIN_POSITIONS", "DecodeStep"]
+
+# Positions that a step which is compiled or captured prepares its forward for at first: a table of rotations that grows
+# later costs a compilation, or moves.
+MIN_POSITIONS = 2048
 
 
 class DecodeStep(ABC):

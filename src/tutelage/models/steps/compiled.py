@@ -17,15 +17,13 @@ from torch import Tensor
 
 from tutelage.models.caches import KVCache
 from tutelage.models.forward import Forward
-from tutelage.models.steps.base import DecodeStep
+from tutelage.models.steps.base import MIN_POSITIONS, DecodeStep
 
 __all__ = ["CompiledStep"]
 
 BUCKET = 64
 # Distinct shapes before torch.compile gives up on a function and runs it plainly; its own limit is 8.
 MAX_SHAPES = 256
-# Positions that the forward is prepared for from the start; a table of rotations that grows later costs a compilation.
-MIN_POSITIONS = 2048
 
 
 class CompiledStep(DecodeStep):

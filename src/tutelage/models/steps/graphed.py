@@ -40,7 +40,7 @@ from torch import Tensor
 from tutelage.errors import in_short
 from tutelage.models.caches import FixedCache, KVCache, Memory
 from tutelage.models.forward import Forward
-from tutelage.models.steps.base import DecodeStep
+from tutelage.models.steps.base import MIN_POSITIONS, DecodeStep
 
 __all__ = ["KEPT_SHARE", "GraphedStep", "kept_bytes"]
 
@@ -50,8 +50,6 @@ MIN_ROWS = 8
 NEW_TOKENS = (1, 2, 4, 6, 8, 12, 16)
 # Slots grow by at least this many.
 MIN_SLOTS = 64
-# Positions that the forward is prepared for from the start; a table of rotations that grows later moves.
-MIN_POSITIONS = 2048
 # Share of a device's memory up to which keys and values of a model are kept from one rollout to the next.
 KEPT_SHARE = 0.1
 
