@@ -9,17 +9,22 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 
-from tests.support.graph_agreement import CHANGES, answers, assert_agree, model, shapes_of, step_of
+from tests.gpu import NEEDS_CUDA
+from tests.support.graph_agreement import (
+    CHANGES,
+    answers,
+    assert_agree,
+    assert_models_take_turns,
+    model,
+    shapes_of,
+    step_of,
+)
 from tests.support.tiny_models import make_model
 from tutelage.models import FixedFusion, FusedTeacher, LanguageModel
 from tutelage.models.steps import graphed
 from tutelage.policies import Student
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.filterwarnings("ignore::UserWarning:triton.*"),  # announcements of coming defaults
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-]
+pytestmark = NEEDS_CUDA
 
 
 @pytest.fixture(autouse=True)
@@ -68,11 +73,7 @@ def test_weights_that_change(change: Callable[[LanguageModel], None]) -> None:
 
 
 def test_two_models_take_turns_in_one_pool() -> None:
-    first, second, teacher = (model("qwen3", seed, "cuda") for seed in (0, 1, 2))
-    for _ in range(3):
-        for student in (first, second):
-            assert_agree(student)
-            assert_agree(student, teacher, draft_length=2)
+    assert_models_take_turns("cuda", 3)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

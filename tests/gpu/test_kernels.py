@@ -7,13 +7,12 @@ import importlib.util
 import pytest
 import torch
 
+from tests.gpu import NEEDS_CUDA
 from tests.support.kernel_agreement import assert_agree, cases
 from tutelage import kernels
 
 pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.filterwarnings("ignore::UserWarning:triton.*"),  # announcements of coming defaults
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+    *NEEDS_CUDA,
     pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton: pip install triton"),
 ]
 

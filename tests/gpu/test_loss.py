@@ -7,6 +7,7 @@ import importlib.util
 import pytest
 import torch
 
+from tests.gpu import NEEDS_CUDA
 from tests.support.tiled_worlds import (
     MERGED,
     TILINGS,
@@ -22,11 +23,7 @@ from tutelage.kernels import Head, Tiling
 from tutelage.kernels.tile_divergence import TileDivergence, tile_divergence_for
 from tutelage.models import Vocabulary
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.filterwarnings("ignore::UserWarning:triton.*"),  # announcements of coming defaults
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-]
+pytestmark = NEEDS_CUDA
 
 MEMBERS = [ReverseKL(), ForwardKL(), JensenShannon(), JensenShannon(target_share=0.1), SkewReverseKL()]
 

@@ -12,16 +12,13 @@ from typing import Any
 import pytest
 import torch
 
+from tests.gpu import NEEDS_CUDA
 from tests.support.tiny_run import write_run_file
 from tutelage.config import build_run, load_config
 from tutelage.models import LanguageModel
 from tutelage.training import Observer, train
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.filterwarnings("ignore::UserWarning:triton.*"),  # announcements of coming defaults
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-]
+pytestmark = NEEDS_CUDA
 
 MIB = 2**20
 

@@ -53,6 +53,15 @@ def assert_agree(student: LanguageModel, teacher: LanguageModel | None = None, *
         torch.testing.assert_close(one.student.entropy_T, other.student.entropy_T, rtol=1e-4, atol=1e-6)
 
 
+def assert_models_take_turns(device: str, num_turns: int) -> None:
+    """Two students and a teacher, alone and together, so that each finds what the others left."""
+    first, second, teacher = (model("qwen3", seed, device) for seed in (0, 1, 2))
+    for _ in range(num_turns):
+        for student in (first, second):
+            assert_agree(student)
+            assert_agree(student, teacher, draft_length=2)
+
+
 def step_of(model: LanguageModel) -> GraphedStep:
     """The captured step of our own forward."""
     found = [step for step in model._steps.values() if isinstance(step, GraphedStep)]

@@ -9,7 +9,17 @@ import weakref
 import pytest
 import torch
 
-from tests.support.graph_agreement import CHANGES, PROMPTS, answers, assert_agree, model, shapes_of, step_of
+from tests.support.adapters import adapted, shake
+from tests.support.graph_agreement import (
+    CHANGES,
+    PROMPTS,
+    answers,
+    assert_agree,
+    assert_models_take_turns,
+    model,
+    shapes_of,
+    step_of,
+)
 from tests.support.tiny_models import make_model
 from tutelage.models import FixedFusion, FusedTeacher, LanguageModel
 from tutelage.models.steps import graphed
@@ -117,11 +127,7 @@ def test_a_table_of_rotations_that_grows(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_two_models_take_turns() -> None:
-    first, second, teacher = (model("qwen3", seed, "cpu") for seed in (0, 1, 2))
-    for _ in range(2):
-        for student in (first, second):
-            assert_agree(student)
-            assert_agree(student, teacher, draft_length=2)
+    assert_models_take_turns("cpu", 2)
 
 
 def test_a_cache_of_another_step_is_worked_on_as_it_is() -> None:
@@ -138,17 +144,12 @@ def test_a_cache_of_another_step_is_worked_on_as_it_is() -> None:
 
 def test_an_adapter_is_captured_as_it_is() -> None:
     """Low-rank factors are weights like others; DoRA, which keeps norms of whole weights, is left eager."""
-    from tutelage.models import AdapterSettings
-    from tutelage.models.trainables.adapter_folder import Base
-
     for method in ("lora", "dora"):
-        module = make_model("qwen3", seed=0, stop_ids=7, dtype=torch.float32)
-        adapter = AdapterSettings(method=method, rank=2).put_on(module, Base("base"), seed=0)  # type: ignore[arg-type]
-        student = LanguageModel(adapter.module, stop_ids=(7,), trainable=adapter, decode_step="graphed")
+        student = adapted(make_model("qwen3", seed=0, stop_ids=7, dtype=torch.float32), method, rank=2, alpha=32)
+        student.stop_ids, student.decode_step = (7,), "graphed"
         assert student.trainable.only_multiplies == (method == "lora")
         if method == "lora":
-            for weight in adapter.parameters().values():
-                torch.nn.init.normal_(weight.data, std=0.1)
+            shake(student, size=0.1)
             assert_agree(student)
 
 
