@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from tests.support.adapters import SEQUENCES, logprobs
 from tests.support.quick_run import made
 from tests.support.tiny_models import make_model
 from tests.support.tiny_run import write_run_file
@@ -36,7 +37,6 @@ MEMBERS: list[TrainableSettings] = [
     AdapterSettings("dora", rank=3, alpha=6, target_modules=("q_proj", "down_proj")),
 ]
 SWITCHES = ["rollout.compile", "runtime.compile", "runtime.gradient_checkpointing"]
-SEQUENCES = [[1, 2, 3, 4, 5, 6, 7], [9], [3, 3, 1]]
 
 
 # What a member costs that is a part of the model's own weights.
@@ -68,11 +68,6 @@ def shake(model: LanguageModel, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     for weight in model.trainable.parameters().values():
         weight.data += 0.05 * torch.randn(weight.shape, generator=generator, dtype=weight.dtype)
-
-
-def logprobs(model: LanguageModel) -> Tensor:
-    with torch.no_grad():
-        return model.logits(model.hidden_packed(SEQUENCES)).log_softmax(-1)
 
 
 def loss(model: LanguageModel) -> Tensor:

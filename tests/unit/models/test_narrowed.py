@@ -6,13 +6,13 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from tests.support.adapters import adapted, shake
 from tests.support.graph_agreement import answers
 from tests.support.tiny_models import make_model
-from tutelage.models import AdapterSettings, LanguageModel
+from tutelage.models import LanguageModel
 from tutelage.models.narrowed import narrowed_bytes
-from tutelage.models.trainables.adapter_folder import Base
 from tutelage.policies import Student
 
 PROMPTS = [[1, 2, 3, 4], [5], [6, 7, 8]]
@@ -23,19 +23,18 @@ def whole(name: str = "qwen3", **shape: object) -> LanguageModel:
     return LanguageModel(module, stop_ids=(7,), autocast=torch.bfloat16)
 
 
-def adapted(method: str = "lora") -> LanguageModel:
-    module = make_model("qwen3", seed=4, dtype=torch.float32, initializer_range=0.1, stop_ids=7)
-    adapter = AdapterSettings(method=method, rank=2).put_on(module, Base("base"), seed=0)  # type: ignore[arg-type]
-    for weight in adapter.parameters().values():
-        nn.init.normal_(weight.data, std=0.1)
-    return LanguageModel(adapter.module, stop_ids=(7,), trainable=adapter, autocast=torch.bfloat16)
+def with_adapter(method: str = "lora") -> LanguageModel:
+    model = adapted(whole().module, method, rank=2, alpha=32)
+    shake(model, size=0.1)
+    model.stop_ids, model.autocast = (7,), torch.bfloat16
+    return model
 
 
 MODELS: dict[str, Callable[[], LanguageModel]] = {
     "tied": whole,
     "a head of its own": lambda: whole(tie=False),
     "biases": lambda: whole("llama", attention_bias=True, mlp_bias=True),
-    "LoRA": adapted,
+    "LoRA": with_adapter,
 }
 every_model = pytest.mark.parametrize("made", MODELS.values(), ids=MODELS.keys())
 
@@ -102,7 +101,7 @@ def test_a_gradient_is_that_of_the_weights() -> None:
 
 def test_norms_of_dora_are_those_of_the_weights() -> None:
     """They are made of whole weights, which must not be rounded."""
-    model = adapted("dora")
+    model = with_adapter("dora")
     with model.weights_fixed(), torch.no_grad():
         assert model._forward is model._own_forward and model._narrowed is None
 
