@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import reduce
 from typing import NamedTuple
 
 import torch
@@ -35,6 +36,7 @@ __all__ = [
     "tail_logprobs",
     "temper",
     "trust_region_blend",
+    "wide_dtype",
     "widest_dtype",
 ]
 
@@ -145,7 +147,7 @@ def geometric_blend(student_logprobs_BV: Tensor, teacher_logprobs_BV: Tensor, bl
     Returns:
       logprobs_BV: log mu_b. A row in which no token is allowed by both is NaN for 0 < b < 1.
     """
-    dtype = torch.promote_types(_wide_dtype(student_logprobs_BV), _wide_dtype(teacher_logprobs_BV))
+    dtype = wide_dtype(student_logprobs_BV, teacher_logprobs_BV)
     student_BV, teacher_BV = student_logprobs_BV.to(dtype), teacher_logprobs_BV.to(dtype)
     blend_B1 = torch.as_tensor(blend_B, dtype=dtype, device=student_BV.device).unsqueeze(-1)
     forbidden_BV = (student_BV == -math.inf) | (teacher_BV == -math.inf)
@@ -465,12 +467,13 @@ def _slices(length: int, size: int) -> list[slice]:
     return [slice(first, first + size) for first in range(0, max(length, 1), size)]
 
 
-def _wide_dtype(tensor: Tensor) -> torch.dtype:
-    return torch.promote_types(tensor.dtype, torch.float32)
+def wide_dtype(*tensors: Tensor) -> torch.dtype:
+    """float32, or the widest type of the tensors where that is wider."""
+    return reduce(torch.promote_types, (tensor.dtype for tensor in tensors), torch.float32)
 
 
 def _widened(tensor: Tensor) -> Tensor:
-    return tensor.to(_wide_dtype(tensor))
+    return tensor.to(wide_dtype(tensor))
 
 
 def widest_dtype(device: torch.device) -> torch.dtype:

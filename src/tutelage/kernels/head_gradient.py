@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tutelage.kernels.tiles import Head, TiledLogits, wide_dtype
+from tutelage.distributions import wide_dtype
+from tutelage.kernels.tiles import Head, TiledLogits
 
 __all__ = ["HeadGradient"]
 

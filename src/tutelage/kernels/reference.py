@@ -13,10 +13,10 @@ import math
 import torch
 from torch import Tensor
 
-from tutelage.distributions import geometric_blend, normalise, residual_logprobs, sample, widest_dtype
+from tutelage.distributions import geometric_blend, normalise, residual_logprobs, sample, wide_dtype, widest_dtype
 from tutelage.kernels.solve import BlendPoint, Ends, solve, whole_and_price
 
-__all__ = ["blend_point", "draw", "draw_blend", "draw_residual", "work_dtype"]
+__all__ = ["blend_point", "draw", "draw_blend", "draw_residual"]
 
 # Entries that are worked on at a time. On a CPU fewer would sit closer to the core, but the calls would cost more than
 # that saves (measured from 2^14 to 2^18); elsewhere enough to keep the device busy.
@@ -35,7 +35,7 @@ Tokens that both sides forbid (padding, merged stop ids) then have a ratio of 0,
 def blend_point(student_logits_BV: Tensor, teacher_logits_BV: Tensor, radius_B: Tensor) -> BlendPoint:
     """Where the trust region of each row ends; see `tutelage.kernels.blend_point`, which checks the arguments."""
     reader = _TorchReader(student_logits_BV, teacher_logits_BV)
-    return solve(reader, radius_B, work_dtype(student_logits_BV, teacher_logits_BV))
+    return solve(reader, radius_B, wide_dtype(student_logits_BV, teacher_logits_BV))
 
 
 def draw_blend(student_logits_BV: Tensor, teacher_logits_BV: Tensor, point: BlendPoint, uniforms_B: Tensor) -> Tensor:
@@ -214,11 +214,6 @@ def _is_hole(log_ratio_BN: Tensor) -> Tensor:
 
 def _peak(values_BN: Tensor) -> Tensor:
     return values_BN.amax(1, keepdim=True).clamp_min_(LOWEST_PEAK)
-
-
-def work_dtype(student: Tensor, teacher: Tensor) -> torch.dtype:
-    """float32, or what is wider."""
-    return torch.promote_types(torch.promote_types(student.dtype, teacher.dtype), torch.float32)
 
 
 def _entries(tensor: Tensor) -> int:

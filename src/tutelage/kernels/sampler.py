@@ -11,7 +11,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from tutelage.distributions import widest_dtype
+from tutelage.distributions import wide_dtype, widest_dtype
 from tutelage.errors import ConfigurationError, VocabularyMismatchError
 from tutelage.kernels import reference
 from tutelage.kernels.solve import BlendPoint, Judged
@@ -155,8 +155,7 @@ def sample_trust_region(
         for logits in (student_logits_BV, teacher_logits_BV)
     )
     logprobs_B = point.logprobs(student_B, teacher_B).masked_fill(tokens_B < 0, float("nan"))
-    dtype = torch.promote_types(torch.promote_types(student_logits_BV.dtype, teacher_logits_BV.dtype), torch.float32)
-    return tokens_B, logprobs_B.to(dtype), point
+    return tokens_B, logprobs_B.to(wide_dtype(student_logits_BV, teacher_logits_BV)), point
 
 
 def _drawn(

@@ -24,9 +24,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from tutelage.distributions import wide_dtype
 from tutelage.kernels.head_gradient import HeadGradient
 from tutelage.kernels.tile_divergence import FullDivergence, tile_divergence_for
-from tutelage.kernels.tiles import Head, TiledLogits, Tiling, VocabularyView, inside, wide_dtype, without
+from tutelage.kernels.tiles import Head, TiledLogits, Tiling, VocabularyView, inside, without
 
 __all__ = ["Events", "Sampled", "Side", "tiled_full_loss", "tiled_support_loss"]
 

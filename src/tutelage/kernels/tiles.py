@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
+from tutelage.distributions import wide_dtype
+
 __all__ = [
     "Head",
     "LogMass",
@@ -24,7 +26,6 @@ __all__ = [
     "VocabularyView",
     "inside",
     "softcapped",
-    "wide_dtype",
     "without",
 ]
 
@@ -242,11 +243,6 @@ def without(logits_nm: Tensor, ids_nK: Tensor, tile: slice) -> Tensor:
     # The smaller of what is there and -inf, for an id of this tile, or inf, for another, which changes nothing.
     bounds_nK = torch.where(is_inside_nK, float("-inf"), float("inf")).to(logits_nm)
     return logits_nm.scatter_reduce(1, places_nK, bounds_nK, "amin")
-
-
-def wide_dtype(tensor: Tensor) -> torch.dtype:
-    """float32, or the tensor's own type where that is wider."""
-    return torch.promote_types(tensor.dtype, torch.float32)
 
 
 def _widened(tensor: Tensor) -> Tensor:

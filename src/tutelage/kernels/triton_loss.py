@@ -24,7 +24,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tutelage.kernels.reference import work_dtype
+from tutelage.distributions import wide_dtype
 from tutelage.kernels.tile_divergence import TileDivergence
 from tutelage.kernels.tiles import LOWEST_PEAK, TiledLogits
 from tutelage.kernels.triton_kernels import MAX_BLOCK, NUM_WARPS, _load, _on
@@ -42,7 +42,7 @@ class TritonTiledLogits(TiledLogits):
         if without_nK is not None:
             return super().peak_and_mass(tile, without_nK)
         logits_nm = self.head_logits(tile)
-        sums_2nP = _sums_buffer(logits_nm, work_dtype(logits_nm, logits_nm))
+        sums_2nP = _sums_buffer(logits_nm, wide_dtype(logits_nm))
         _launch(
             _mass_kernel,
             self,
@@ -81,7 +81,7 @@ class TritonTileDivergence(TileDivergence):
         return gradient_nm
 
     def _dtype(self, tile: slice) -> torch.dtype:
-        return work_dtype(self.student.head_logits(tile), self.target.head_logits(tile))
+        return wide_dtype(self.student.head_logits(tile), self.target.head_logits(tile))
 
     def _launch(self, tile: slice, slope_n: Tensor, weights_n: Tensor, found: Tensor) -> None:
         share, dtype = self.divergence.jsd_share, self._dtype(tile)

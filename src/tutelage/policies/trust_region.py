@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from tutelage.distributions import gather_logprobs, geometric_blend, normalise
+from tutelage.distributions import gather_logprobs, geometric_blend, normalise, wide_dtype
 from tutelage.kernels import BlendPoint, Judged, blend_point, draw_blend, has_kernels, judge_trust_region
 from tutelage.policies.base import Behaviour, Policy, check_not_negative, check_teacher, plain_number
 from tutelage.policies.student import Student
@@ -73,7 +72,7 @@ class _Blended(Behaviour):
 
     @cached_property
     def diagnostics(self) -> dict[str, Tensor]:  # type: ignore[override]
-        dtype = torch.promote_types(self.student_logits_BV.dtype, torch.float32)
+        dtype = wide_dtype(self.student_logits_BV)
         return {"blend": self.point.blend_B.to(dtype), "kl_to_student": self.point.kl_to_student_B.to(dtype)}
 
     @cached_property
