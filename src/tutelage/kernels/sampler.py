@@ -174,7 +174,7 @@ def _drawn(
 
 
 def has_kernels(device: torch.device) -> bool:
-    """Rows are read by Triton kernels there. Triton is optional, so it is looked for where it is used."""
+    """Triton kernels compute there. Triton is optional, so it is looked for where it is used."""
     return device.type == "cuda" and importlib.util.find_spec("triton") is not None
 
 

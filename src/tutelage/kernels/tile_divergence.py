@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
+from tutelage.kernels.sampler import has_kernels
 from tutelage.kernels.tiles import LogMass, TiledLogits
 
 __all__ = ["Between", "FullDivergence", "TileDivergence", "tile_divergence_for"]
@@ -91,8 +91,8 @@ class TileDivergence:
 
 
 def tile_divergence_for(device: torch.device, jsd_share: float | None) -> type[TileDivergence]:
-    """The class that computes on tiles: Triton is optional, so it is looked for where it is used."""
-    if jsd_share is not None and device.type == "cuda" and importlib.util.find_spec("triton") is not None:
+    """The class that computes on tiles."""
+    if jsd_share is not None and has_kernels(device):
         from tutelage.kernels.triton_loss import TritonTileDivergence
 
         return TritonTileDivergence
