@@ -459,7 +459,7 @@ def _sampled_by_blocks(probs_BV: Tensor, uniforms_B: Tensor) -> Tensor:
 
 def gather_logprobs(logprobs_BV: Tensor, tokens_B: Tensor) -> Tensor:
     """Log-probability of one given token per row: [..., V], [...] -> [...]."""
-    return _widened(logprobs_BV).gather(-1, tokens_B.unsqueeze(-1)).squeeze(-1)
+    return _widened(logprobs_BV.gather(-1, tokens_B.unsqueeze(-1)).squeeze(-1))
 
 
 def _slices(length: int, size: int) -> list[slice]:

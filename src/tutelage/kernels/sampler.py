@@ -11,7 +11,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from tutelage.distributions import wide_dtype, widest_dtype
+from tutelage.distributions import gather_logprobs, wide_dtype, widest_dtype
 from tutelage.errors import ConfigurationError, VocabularyMismatchError
 from tutelage.kernels import reference
 from tutelage.kernels.solve import BlendPoint, Judged
@@ -149,10 +149,8 @@ def sample_trust_region(
     """
     point = blend_point(student_logits_BV, teacher_logits_BV, kl_radius)
     tokens_B = draw_blend(student_logits_BV, teacher_logits_BV, point, uniforms_B)
-    places_B1 = tokens_B.clamp_min(0).unsqueeze(-1)
     student_B, teacher_B = (
-        logits.gather(-1, places_B1).squeeze(-1).to(point.blend_B.dtype)
-        for logits in (student_logits_BV, teacher_logits_BV)
+        gather_logprobs(logits, tokens_B.clamp_min(0)) for logits in (student_logits_BV, teacher_logits_BV)
     )
     logprobs_B = point.logprobs(student_B, teacher_B).masked_fill(tokens_B < 0, float("nan"))
     return tokens_B, logprobs_B.to(wide_dtype(student_logits_BV, teacher_logits_BV)), point
