@@ -18,7 +18,7 @@ from tutelage.models import LanguageModel, Vocabulary
 from tutelage.rollout.limits import check_readable
 from tutelage.types import Rollout
 
-__all__ = ["Reader", "batches_by_tokens", "response_hidden", "tokens_per_chunk"]
+__all__ = ["Reader", "Statistics", "batches_by_tokens", "response_hidden", "tokens_per_chunk"]
 
 # Logits of one chunk stay below this many numbers (at 4 bytes each, 256 MiB). A handful live at once in backward.
 CHUNK_NUMBERS = 64 * 2**20

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -10,7 +10,7 @@ from torch import Tensor
 from tutelage.errors import ConfigurationError
 from tutelage.models import LanguageModel, ModelSet, Vocabulary, teacher_named
 from tutelage.rollout.decoding.statistics import reference_statistics, teacher_statistics, teacher_top_statistics
-from tutelage.rollout.reading import Reader
+from tutelage.rollout.reading import Reader, Statistics
 from tutelage.types import Rollout
 
 __all__ = ["LocalScorer", "ReferenceScorer", "TopScorer"]
@@ -37,12 +37,7 @@ class LocalScorer:
           ConfigurationError: there is no teacher, or none of a rollout's name.
           DataError: see `Reader.read`.
         """
-
-        def read(teacher: LanguageModel, own: list[Rollout]) -> list[Rollout]:
-            reader = Reader(teacher, self.vocabulary, self.max_tokens)
-            return reader.read(own, _teacher_prompts(own), teacher_statistics, keep_hidden=keep_hidden)
-
-        return _by_teacher(self.teachers, rollouts, read)
+        return _by_teacher(self, rollouts, teacher_statistics, keep_hidden=keep_hidden)
 
 
 @dataclass(frozen=True)
@@ -65,11 +60,7 @@ class TopScorer:
         def top(logprobs_NV: Tensor, tokens_N: Tensor, _: Tensor) -> dict[str, Tensor]:
             return teacher_top_statistics(logprobs_NV, tokens_N, self.top_k)
 
-        def read(teacher: LanguageModel, own: list[Rollout]) -> list[Rollout]:
-            reader = Reader(teacher, self.vocabulary, self.max_tokens)
-            return reader.read(own, _teacher_prompts(own), top, needs_support=False, keep_hidden=keep_hidden)
-
-        return _by_teacher(self.teachers, rollouts, read)
+        return _by_teacher(self, rollouts, top, needs_support=False, keep_hidden=keep_hidden)
 
 
 @dataclass(frozen=True)
@@ -107,18 +98,16 @@ def _teacher_prompts(rollouts: Sequence[Rollout]) -> list[list[int]]:
 
 
 def _by_teacher(
-    teachers: Mapping[str | None, LanguageModel],
-    rollouts: Sequence[Rollout],
-    read: Callable[[LanguageModel, list[Rollout]], list[Rollout]],
+    scorer: LocalScorer | TopScorer, rollouts: Sequence[Rollout], statistics: Statistics, **how: bool
 ) -> list[Rollout]:
-    """The rollouts as their teachers have read them, each teacher its own at once."""
-    if not teachers:
+    """The rollouts as the scorer's teachers have read them, each its own at once; `how`: as for `Reader.read`."""
+    if not scorer.teachers:
         raise ConfigurationError("scoring needs a teacher, but only a student is loaded. Load a teacher.")
     scored = list(rollouts)
     for name in dict.fromkeys(rollout.teacher_name for rollout in rollouts):
         places = [place for place, rollout in enumerate(rollouts) if rollout.teacher_name == name]
-        for place, known in zip(
-            places, read(teacher_named(teachers, name), [rollouts[i] for i in places]), strict=True
-        ):
+        own = [rollouts[place] for place in places]
+        reader = Reader(teacher_named(scorer.teachers, name), scorer.vocabulary, scorer.max_tokens)
+        for place, known in zip(places, reader.read(own, _teacher_prompts(own), statistics, **how), strict=True):
             scored[place] = known
     return scored
