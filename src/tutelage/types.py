@@ -63,6 +63,20 @@ class Prompt:
     stream: int | None = None
     teacher_name: str | None = None
 
+    @property
+    def tokens_for_teacher(self) -> Sequence[int]:
+        """What the teacher reads."""
+        return self.student_tokens if self.teacher_tokens is None else self.teacher_tokens
+
+    @property
+    def longest(self) -> int:
+        """Most tokens that one of the two reads."""
+        return max(len(self.student_tokens), len(self.tokens_for_teacher))
+
+    def stream_at(self, place: int) -> int:
+        """The random stream of the prompt at this place of its list."""
+        return place if self.stream is None else self.stream
+
 
 @dataclass(frozen=True)
 class Reading:

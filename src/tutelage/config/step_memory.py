@@ -229,8 +229,7 @@ class StepMemory:
     @property
     def _longest(self) -> int:
         """Tokens of the longest prompt with the longest answer."""
-        prompts = (max(len(prompt.student_tokens), len(prompt.teacher_tokens or ())) for prompt in self.prompts)
-        return max(prompts) + self.config.rollout.max_new_tokens
+        return max(prompt.longest for prompt in self.prompts) + self.config.rollout.max_new_tokens
 
     @property
     def _num_answers(self) -> int:

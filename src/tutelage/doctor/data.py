@@ -71,7 +71,7 @@ def lengths(run: RunAssembly) -> Finding:
     """Limits of prompts and answers against the data's lengths."""
     config, prompts = run.config, run.prompts.prompts
     tokenizer, limit = run.tokenizers.student, run.config.rollout.max_new_tokens
-    asked = [max(len(prompt.student_tokens), len(prompt.teacher_tokens or ())) for prompt in prompts]
+    asked = [prompt.longest for prompt in prompts]
     text = f"{len(prompts)} prompts of {_percentiles(asked)} tokens, limit {config.data.max_prompt_tokens}"
     solutions = _solutions(run)
     known = list(solutions.values()) or [answer for answer in run.prompts.answers if answer is not None]

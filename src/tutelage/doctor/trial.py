@@ -90,7 +90,7 @@ def own_teacher(run: RunAssembly) -> Finding:
 def _longest_text(run: RunAssembly) -> int:
     """Tokens of the longest prompt and answer that a model of the run may have to read."""
     config, prompts = run.config, run.prompts.prompts
-    asked = max(max(len(p.student_tokens), len(p.teacher_tokens or ())) for p in prompts)
+    asked = max(prompt.longest for prompt in prompts)
     sets = [len(p.student_tokens) for problems in run.evaluation_sets for p in problems.prompts]
     evaluated = max(sets, default=0) + (config.evaluation_tokens)
     return max(asked + config.rollout.max_new_tokens, evaluated if sets else 0)

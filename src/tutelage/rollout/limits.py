@@ -52,8 +52,7 @@ def check_prompts(models: ModelSet, request: Request, *, with_teacher: bool) -> 
         check_readable(models.student, prompt.student_tokens, request.max_new_tokens, f"prompt {place}")
         teacher = models.teachers.get(prompt.teacher_name) if with_teacher else None
         if teacher is not None:
-            own = prompt.student_tokens if prompt.teacher_tokens is None else prompt.teacher_tokens
-            check_readable(teacher, own, request.max_new_tokens, f"prompt {place}")
+            check_readable(teacher, prompt.tokens_for_teacher, request.max_new_tokens, f"prompt {place}")
 
 
 def check_readable(model: LanguageModel, tokens: Sequence[int], num_new: int, what: str) -> None:

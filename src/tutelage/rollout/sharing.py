@@ -31,7 +31,7 @@ def answers_to_share(engine: Engine, policy: Policy, request: Request, share: sl
       share: which prompts.
     """
     prompts = request.prompts
-    own = [p if p.stream is not None else replace(p, stream=place) for place, p in enumerate(prompts)][share]
+    own = [replace(p, stream=p.stream_at(place)) for place, p in enumerate(prompts)][share]
     made = engine.answer(policy, replace(request, prompts=own))
     return [replace(rollout, prompt_index=share.start + rollout.prompt_index) for rollout in made]
 

@@ -87,7 +87,7 @@ class Decoding:
         self.policy, self.request, self.settings, self.draft_length = policy, request, settings, draft_length
         self.device = student.device
         self.stop_id = vocabulary.stop_id
-        longest = max(max(len(p.student_tokens), len(p.teacher_tokens or ())) for p in request.prompts)
+        longest = max(prompt.longest for prompt in request.prompts)
         num_drafted = 1 if draft_length is None else min(draft_length.longest, request.max_new_tokens)
         slots = (
             longest + min(request.max_new_tokens, FIRST_SLOTS),
@@ -213,9 +213,8 @@ class Decoding:
         prompts, sources_R = self.request.prompts[first : last + 1], numbers_R - first
         self.student.start(rows_R, [p.student_tokens for p in prompts], sources_R, self.settings.prefill_tokens)
         if self.teacher is not None:
-            contexts = [p.student_tokens if p.teacher_tokens is None else p.teacher_tokens for p in prompts]
-            self.teacher.start(rows_R, contexts, sources_R, self.settings.prefill_tokens)
-        streams = [first + place if p.stream is None else p.stream for place, p in enumerate(prompts)]
+            self.teacher.start(rows_R, [p.tokens_for_teacher for p in prompts], sources_R, self.settings.prefill_tokens)
+        streams = [p.stream_at(first + place) for place, p in enumerate(prompts)]
         device_rows_R = rows_R.to(self.device)
         self.streams.start(
             device_rows_R,

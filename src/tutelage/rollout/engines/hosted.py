@@ -140,8 +140,7 @@ class HostedEngine:
             (i, prompt, sample) for i, prompt in enumerate(request.prompts) for sample in range(request.num_samples)
         ]
         seeds = [
-            derive_seed(request.seed, f"vllm/{request.step}/{i if prompt.stream is None else prompt.stream}/{sample}")
-            >> 1
+            derive_seed(request.seed, f"vllm/{request.step}/{prompt.stream_at(i)}/{sample}") >> 1
             for i, prompt, sample in asked  # 63 bits: a seed there is a signed number
         ]
         drawn = self.sampler.sample([prompt.student_tokens for _, prompt, _ in asked], seeds, params)

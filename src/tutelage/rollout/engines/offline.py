@@ -96,7 +96,7 @@ class OfflineEngine:
             places = self.places[_key(prompt)]
             chosen = list(range(request.num_samples))
             if len(places) > request.num_samples:
-                stream = torch.tensor([index if prompt.stream is None else prompt.stream])
+                stream = torch.tensor([prompt.stream_at(index)])
                 everyone = torch.arange(len(places))
                 drawn_A = uniforms(seed, request.step, stream, torch.zeros(1).long(), everyone)[0][0]
                 chosen = sorted(drawn_A.argsort()[: request.num_samples].tolist())

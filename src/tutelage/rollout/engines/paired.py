@@ -140,7 +140,7 @@ class PairedEngine:
         for name in dict.fromkeys(names):
             places = [place for place, named in enumerate(names) if named == name]
             # A prompt's stream is its place among all prompts, whichever teacher it has.
-            own = [replace(prompts[i], stream=i) if prompts[i].stream is None else prompts[i] for i in places]
+            own = [replace(prompts[i], stream=prompts[i].stream_at(i)) for i in places]
             made = self._decode(policy, name, replace(request, prompts=own))
             rollouts += [replace(rollout, prompt_index=places[rollout.prompt_index]) for rollout in made]
         return sorted(rollouts, key=lambda rollout: (rollout.prompt_index, rollout.sample_index))
@@ -161,7 +161,7 @@ class PairedEngine:
             budget = int(CACHE_SHARE * torch.cuda.get_device_properties(self.student.device).total_memory)
         if budget is None:
             return self.limits.max_rows
-        longest = max(max(len(p.student_tokens), len(p.teacher_tokens or ())) for p in prompts)
+        longest = max(prompt.longest for prompt in prompts)
         slot_bytes = self.student.cache_bytes_per_slot
         if with_teacher:
             names = {prompt.teacher_name for prompt in prompts}
