@@ -16,6 +16,9 @@ from tutelage.types import Prompt
 
 Law = dict[tuple[int, ...], float]
 
+SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "intermediate_size": 16}
+"""Shape of models that need not be large."""
+
 
 def make_world(
     seed: int = 0, vocabulary: int = 6, dtype: torch.dtype = torch.float32, **shape: Any

@@ -21,6 +21,21 @@ def related_rows(rows: int, vocabulary: int, std: float, likeness: float = 0.7, 
     return student, likeness * student + math.sqrt(1 - likeness**2) * noise
 
 
+def nearly_equal_rows() -> tuple[Tensor, Tensor]:
+    """Teachers that differ from their student by noise of 1e-6 to 1e-2."""
+    student = draw(80, 100, std=3.0)
+    noise = torch.tensor([1e-6, 1e-5, 1e-4, 1e-3, 1e-2]).repeat(16).unsqueeze(-1) * draw(80, 100, seed=1)
+    return student, student + noise
+
+
+def rows_with_one_confident_side() -> tuple[Tensor, Tensor]:
+    """Rows whose KL stays flat over most of the path, and rows where it shoots up at the end."""
+    student, teacher = related_rows(200, 17, 1.0)
+    student[:100, 3] += torch.linspace(5, 200, 100)
+    teacher[50:150, 5] += torch.linspace(5, 200, 100)
+    return student, teacher
+
+
 def log64(logits: Tensor) -> Tensor:
     return logits.double().log_softmax(-1)
 

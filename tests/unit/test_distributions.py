@@ -15,7 +15,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.support.rows import INF, RADII, bisect, blend64, draw, kl64, log64, related_rows
+from tests.support.rows import (
+    INF,
+    RADII,
+    bisect,
+    blend64,
+    draw,
+    kl64,
+    log64,
+    nearly_equal_rows,
+    related_rows,
+    rows_with_one_confident_side,
+)
 from tutelage import distributions
 from tutelage.distributions import (
     NO_TOKEN,
@@ -264,19 +275,13 @@ def test_agrees_with_bisection_in_every_type_and_at_any_offset(dtype: torch.dtyp
 
 
 def test_nearly_equal_rows() -> None:
-    student = draw(80, 100, std=3.0)
-    noise = torch.tensor([1e-6, 1e-5, 1e-4, 1e-3, 1e-2]).repeat(16).unsqueeze(-1) * draw(80, 100, seed=1)
     for radius in RADII:
-        assert_solves(student, student + noise, radius)
+        assert_solves(*nearly_equal_rows(), radius)
 
 
 def test_one_confident_side() -> None:
-    """Rows whose KL stays flat over most of the path, and rows where it shoots up at the end."""
-    student, teacher = related_rows(200, 17, 1.0)
-    student[:100, 3] += torch.linspace(5, 200, 100)
-    teacher[50:150, 5] += torch.linspace(5, 200, 100)
     for radius in RADII:
-        assert_solves(student, teacher, radius)
+        assert_solves(*rows_with_one_confident_side(), radius)
 
 
 @seeded

@@ -8,7 +8,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.support.rows import RADII, bisect, blend64, draw, kl64, log64, related_rows
+from tests.support.rows import (
+    RADII,
+    bisect,
+    blend64,
+    kl64,
+    log64,
+    nearly_equal_rows,
+    related_rows,
+    rows_with_one_confident_side,
+)
 from tutelage import kernels
 from tutelage.distributions import trust_region_blend
 from tutelage.errors import ConfigurationError, VocabularyMismatchError
@@ -73,18 +82,13 @@ def test_logits_that_spread_over_thousands() -> None:
 
 
 def test_nearly_equal_rows() -> None:
-    student = draw(80, 100, std=3.0)
-    noise = torch.tensor([1e-6, 1e-5, 1e-4, 1e-3, 1e-2]).repeat(16).unsqueeze(-1) * draw(80, 100, seed=1)
     for radius in RADII:
-        assert_solves(student, student + noise, radius)
+        assert_solves(*nearly_equal_rows(), radius)
 
 
 def test_one_confident_side() -> None:
-    student, teacher = related_rows(200, 17, 1.0)
-    student[:100, 3] += torch.linspace(5, 200, 100)
-    teacher[50:150, 5] += torch.linspace(5, 200, 100)
     for radius in RADII:
-        assert_solves(student, teacher, radius)
+        assert_solves(*rows_with_one_confident_side(), radius)
 
 
 def test_random_holes_on_both_sides() -> None:

@@ -12,7 +12,7 @@ from collections import Counter
 import pytest
 import torch
 
-from tests.support.enumerated import NextToken, chi_square_p_value, enumerated_law, make_world, walk
+from tests.support.enumerated import SMALL, NextToken, chi_square_p_value, enumerated_law, make_world, walk
 from tests.support.tiny_models import make_model
 from tutelage.policies import (
     FixedBlend,
@@ -30,7 +30,6 @@ from tutelage.types import Prompt
 
 LENGTH, STOP = 3, 5
 NUM_SAMPLES = 10_000
-SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "intermediate_size": 16}
 
 POLICIES = [
     Student(),

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.support.enumerated import Law, NextToken, chi_square_p_value, enumerated_law, make_world, walk
+from tests.support.enumerated import SMALL, Law, NextToken, chi_square_p_value, enumerated_law, make_world, walk
 from tests.support.tiny_models import make_model
 from tutelage.errors import NonFiniteError
 from tutelage.models import LanguageModel
@@ -37,7 +37,6 @@ NUM_SEQUENCES = 10_000  # enough for the wrong rules below to be found out
 # A hundred p-values are looked at; a fair engine falls below this once in a thousand runs of the suite.
 SUSPICIOUS = 1e-5
 PLACES = torch.arange(7)
-SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "intermediate_size": 16}
 
 every_policy = pytest.mark.parametrize("policy", POLICIES, ids=str)
 
