@@ -105,6 +105,12 @@ def test_a_coefficient_may_be_a_schedule_and_0_leaves_a_term_out(engine, rollout
     assert with_nothing[0] == learned(engine, batch, SampledNLL())[0]
     nothing = learned(engine, batch, loss.at(2))
     assert nothing[0] == 0 and all((gradient == 0).all() for gradient in nothing[1].values())
+    wide = ReverseKL(**FULL, coefficient=Linear(1.0, 0.0, 2))
+    for form in ("tiled", "recomputed"):  # which form there is follows from the terms that are left
+        assert learned(engine, batch, SampledNLL(), wide.at(2), form=form)[0] == pytest.approx(with_nothing[0], rel=1e-9)
+    wide = ReverseKL(**FULL, coefficient=Linear(1.0, 0.0, 2))
+    for form in ("tiled", "recomputed"):  # which form there is follows from the terms that are left
+        assert learned(engine, batch, SampledNLL(), wide.at(2), form=form)[0] == pytest.approx(with_nothing[0], rel=1e-9)
     with pytest.raises(ConfigurationError, match="loss.coefficient is inf; expected a finite number"):
         ReverseKL(coefficient=math.inf)
 

@@ -10,7 +10,7 @@ depend on how the batch is cut up, nor on how many processes share it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from tutelage.errors import EmptyBatchError
-from tutelage.losses import DistributionLoss, PairFacts, PairLoss, TokenLoss
+from tutelage.losses import DistributionLoss, Loss, PairFacts, PairLoss, TokenLoss
 from tutelage.models import ModelSet
 from tutelage.rollout.decoding.streams import derive_seed, uniforms
 from tutelage.rollout.reading import batches_by_tokens, response_hidden, tokens_per_chunk
@@ -123,14 +123,18 @@ class Objective:
         return BatchLoss(all_sum(total), num_tokens, all_sum(mismatch), total_weight / num_tokens)
 
     @property
+    def _losses(self) -> tuple[Loss, ...]:
+        """The terms of this step; 0 times infinity would be none, so a coefficient of 0 leaves a term out."""
+        return tuple(loss for loss in self.recipe.losses if loss.factor)
+
+    @property
     def _pair_losses(self) -> list[PairLoss]:
-        return [loss for loss in self.recipe.losses if isinstance(loss, PairLoss) and loss.factor]
+        return [loss for loss in self._losses if isinstance(loss, PairLoss)]
 
     @property
     def _token_terms(self) -> list[DistributionLoss | TokenLoss]:
-        """What gives a number per token; 0 times infinity would be none, so a coefficient of 0 leaves a term out."""
-        kinds = DistributionLoss | TokenLoss
-        return [loss for loss in self.recipe.losses if isinstance(loss, kinds) and loss.factor]
+        """What gives a number per token."""
+        return [loss for loss in self._losses if isinstance(loss, DistributionLoss | TokenLoss)]
 
     def _plan(self, batch: Batch) -> dict[str, Tensor]:
         """What the whole batch decides for each of its tokens, [N] each: weights, advantages, random numbers."""
@@ -206,13 +210,12 @@ class Objective:
 
     def _form(self, terms: TokenTerms, target_models: TargetModels, *, is_one_chunk: bool) -> str:
         """Which form of the loss these rollouts get: "chunked", "tiled" or "recomputed"."""
-        wide = [window for window in terms.windows if window.needs_full_target]
-        has_no_term = not (terms.losses or self._pair_losses)  # all coefficients are 0 at this step
-        if has_no_term or (wide and not target_models.must_ask(wide)):
+        wide, losses = [window for window in terms.windows if window.needs_full_target], self._losses
+        if not losses or (wide and not target_models.must_ask(wide)):
             return "chunked"
         teachers = {id(model): model for window in wide for model in target_models.teachers(window)}
-        student = self.models.student
-        return chosen_form(self.form, self.recipe, student, list(teachers.values()), is_one_chunk=is_one_chunk)
+        recipe, student = replace(self.recipe, losses=losses), self.models.student
+        return chosen_form(self.form, recipe, student, list(teachers.values()), is_one_chunk=is_one_chunk)
 
     def _on_pairs(self, batch: Batch, places: Sequence[int], logprobs_N: Tensor) -> Tensor:
         """The sum of the pair losses over the pairs whose answers are at these places."""
