@@ -254,6 +254,16 @@ class Batch:
         """Place of each token in its answer, from 0."""
         return torch.cat([torch.arange(length) for length in self.lengths])
 
+    @property
+    def units(self) -> list[tuple[int, ...]]:
+        """Places of answers that are compared with one another: those that pairs join, directly or through others."""
+        joined = {place: {place} for place in range(len(self.rollouts))}
+        for one, other in self.pairs:
+            merged = joined[one] | joined[other]
+            for place in merged:
+                joined[place] = merged
+        return list(dict.fromkeys(tuple(sorted(unit)) for unit in joined.values()))
+
     def joined(self, path: str) -> Tensor:
         """What is recorded of each token (see `Rollout.tokenwise`) over all tokens: [N] or [N, K]."""
         with_tokens = [rollout for rollout in self.rollouts if len(rollout)]

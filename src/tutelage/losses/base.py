@@ -23,7 +23,7 @@ from tutelage.advantages import Advantage
 from tutelage.errors import ConfigurationError
 from tutelage.losses.support import Support, seen_through, support_named
 from tutelage.schedules import Schedule, as_schedule, at_step, plain_number
-from tutelage.types import Batch, Fact, Target
+from tutelage.types import Fact, Target
 
 __all__ = [
     "DistributionLoss",
@@ -67,10 +67,6 @@ class Loss(ABC):
     def at(self, step: int) -> Self:
         """The term with its schedules resolved to the numbers of `step`."""
         return at_step(self, step)
-
-    def units(self, batch: Batch) -> list[tuple[int, ...]]:
-        """Places of rollouts that must share a micro-batch; each rollout stands in one unit."""
-        return [(place,) for place in range(len(batch.rollouts))]
 
 
 @dataclass(frozen=True)
@@ -210,15 +206,6 @@ class PairLoss(Loss):
     @property
     def needs(self) -> frozenset[Fact]:
         return frozenset({Fact.pair})
-
-    def units(self, batch: Batch) -> list[tuple[int, ...]]:
-        """Answers that some pair joins, directly or through others, stay together."""
-        joined = {place: {place} for place in range(len(batch.rollouts))}
-        for one, other in batch.pairs:
-            merged = joined[one] | joined[other]
-            for place in merged:
-                joined[place] = merged
-        return list(dict.fromkeys(tuple(sorted(unit)) for unit in joined.values()))
 
     @abstractmethod
     def on_pairs(self, preferred_P: Tensor, rejected_P: Tensor, facts: PairFacts) -> Tensor:

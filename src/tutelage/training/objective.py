@@ -170,22 +170,15 @@ class Objective:
         return torch.stack([drawn_BT[is_token_BT] for drawn_BT in drawn_2BT])
 
     def _micro_batches(self, batch: Batch) -> list[list[int]]:
-        """Places of the rollouts of each forward; those without tokens have none."""
-        own = range(len(batch.rollouts)) if batch.own is None else batch.own
-        places = [place for place in own if len(batch.rollouts[place])]
-        sequences = [(batch.rollouts[i].prompt_tokens, batch.rollouts[i].response_tokens) for i in places]
-        if not self._pair_losses:
-            return [[places[i] for i in each] for each in batches_by_tokens(sequences, self.micro_batch_tokens)]
-        sizes = {place: len(prompt) + len(answer) for place, (prompt, answer) in zip(places, sequences, strict=True)}
-        micro_batches: list[list[int]] = []
-        for unit in self._pair_losses[0].units(batch):
-            mine = [place for place in unit if place in sizes]
-            last = micro_batches[-1] if micro_batches else []
-            if last and sum(sizes[place] for place in [*last, *mine]) <= self.micro_batch_tokens:
-                last += mine
-            elif mine:
-                micro_batches.append(mine)
-        return micro_batches
+        """Places of the rollouts of each forward; those without tokens have none. What is compared stays together."""
+        rollouts = batch.rollouts
+        own = {place for place in (range(len(rollouts)) if batch.own is None else batch.own) if len(rollouts[place])}
+        units = [mine for unit in batch.units if (mine := [place for place in unit if place in own])]
+        # A unit, whose answers have one prompt, is a sequence with all of their tokens.
+        answers = [[token for place in unit for token in rollouts[place].response_tokens] for unit in units]
+        sequences = [(rollouts[unit[0]].prompt_tokens, answer) for unit, answer in zip(units, answers, strict=True)]
+        batches = batches_by_tokens(sequences, self.micro_batch_tokens)
+        return [[place for i in each for place in units[i]] for each in batches]
 
     def _per_token(self, rollouts: Sequence[Rollout], planned: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Values of the distribution and token losses, with a graph to the student's parameters, and log p: [N] each.
