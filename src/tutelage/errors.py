@@ -36,6 +36,7 @@ __all__ = [
     "VocabularyMismatchError",
     "WorkerLostError",
     "ZeroMassError",
+    "check_inside",
     "in_short",
     "printable",
 ]
@@ -119,3 +120,13 @@ def in_short(problem: BaseException) -> str:
 def printable(text: str) -> str:
     """A text whose characters that would act on a terminal are written out: an escape sequence as `\\x1b[31m`."""
     return UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+def check_inside(value: float, key: str, is_inside: bool, expected: str) -> None:
+    """Refuse the number of a part's field with what was expected of it; NaN is never inside.
+
+    Raises:
+      ConfigurationError: `is_inside` is false. The field is named by its full key, such as "divergence.skew".
+    """
+    if not is_inside:
+        raise ConfigurationError(f"{key} is {value:g}; expected {expected}. Leave it out for the default.")

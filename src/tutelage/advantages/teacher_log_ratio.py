@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tutelage.advantages.base import Advantage
-from tutelage.errors import ConfigurationError
+from tutelage.errors import ConfigurationError, check_inside
 from tutelage.types import Batch, Fact
 
 __all__ = ["TeacherLogRatio"]
@@ -30,10 +30,7 @@ class TeacherLogRatio(Advantage):
     leave_one_out: bool = False
 
     def __post_init__(self) -> None:
-        if not 0 <= self.discount <= 1:
-            raise ConfigurationError(
-                f"advantage.discount is {self.discount:g}; expected a share from 0 to 1. Leave it out for the default."
-            )
+        check_inside(self.discount, "advantage.discount", 0 <= self.discount <= 1, "a share from 0 to 1")
 
     @property
     def needs(self) -> frozenset[Fact]:

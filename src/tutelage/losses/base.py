@@ -20,7 +20,7 @@ from typing import ClassVar, Self
 from torch import Tensor
 
 from tutelage.advantages import Advantage
-from tutelage.errors import ConfigurationError
+from tutelage.errors import ConfigurationError, check_inside
 from tutelage.losses.support import Support, seen_through, support_named
 from tutelage.schedules import Schedule, as_schedule, at_step, plain_number
 from tutelage.types import Fact, Target
@@ -32,7 +32,6 @@ __all__ = [
     "PairLoss",
     "TokenFacts",
     "TokenLoss",
-    "check_inside",
     "check_share",
 ]
 
@@ -220,9 +219,3 @@ class PairLoss(Loss):
 def check_share(value: float, key: str) -> None:
     """Refuse a number outside [0, 1]."""
     check_inside(value, key, 0 <= value <= 1, "a share from 0 to 1")
-
-
-def check_inside(value: float, key: str, is_inside: bool, expected: str) -> None:
-    """Refuse a field with what was expected of it; NaN is never inside."""
-    if not is_inside:
-        raise ConfigurationError(f"divergence.{key} is {value:g}; expected {expected}. Leave it out for the default.")

@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 
 from tutelage.distributions import kl_divergence
-from tutelage.errors import ConfigurationError
 from tutelage.types import Batch, Fact
 
-__all__ = ["Weighting", "check_inside", "recorded_kl"]
+__all__ = ["Weighting", "recorded_kl"]
 
 # Less than this is lost when a mass is computed as 1 minus float32 probabilities.
 MIN_TAIL = 2.0**-24
@@ -75,9 +74,3 @@ def recorded_kl(batch: Batch, *, reverse: bool) -> Tensor:
     kl_N = kl_N.clamp_min(0)
     largest = float(kl_N[is_finite_N].max()) if bool(is_finite_N.any()) else 0.0
     return kl_N.masked_fill(~is_finite_N, largest or 1.0)
-
-
-def check_inside(value: float, key: str, is_inside: bool, expected: str) -> None:
-    """Refuse a field with what was expected of it; NaN is never inside."""
-    if not is_inside:
-        raise ConfigurationError(f"weighting.{key} is {value:g}; expected {expected}. Leave it out for the default.")

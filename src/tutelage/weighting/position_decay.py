@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from tutelage.errors import check_inside
 from tutelage.types import Batch
-from tutelage.weighting.base import Weighting, check_inside
+from tutelage.weighting.base import Weighting
 
 __all__ = ["PositionDecay"]
 
@@ -24,7 +25,7 @@ class PositionDecay(Weighting):
     half_life: float = 1024.0
 
     def __post_init__(self) -> None:
-        check_inside(self.half_life, "half_life", self.half_life > 0, "a number of tokens above 0")
+        check_inside(self.half_life, "weighting.half_life", self.half_life > 0, "a number of tokens above 0")
 
     def __call__(self, batch: Batch, uniforms_N: Tensor | None = None) -> Tensor:
         return (batch.positions_N * (-math.log(2) / self.half_life)).exp()

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tutelage.errors import ConfigurationError
+from tutelage.errors import ConfigurationError, check_inside
 from tutelage.types import Batch, Fact
-from tutelage.weighting.base import Weighting, check_inside, recorded_kl
+from tutelage.weighting.base import Weighting, recorded_kl
 
 __all__ = ["Tip"]
 
@@ -42,7 +42,7 @@ class Tip(Weighting):
     share: float = 0.5
 
     def __post_init__(self) -> None:
-        check_inside(self.share, "share", 0 < self.share <= 1, "a share above 0, at most 1")
+        check_inside(self.share, "weighting.share", 0 < self.share <= 1, "a share above 0, at most 1")
         if self.selector not in SELECTORS:
             raise ConfigurationError(
                 f"weighting.selector is {self.selector!r}; expected one of {', '.join(SELECTORS)}."

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from tutelage.distributions import entropy, kl_divergence
-from tutelage.losses.base import DistributionLoss, check_inside, check_share
+from tutelage.errors import check_inside
+from tutelage.losses.base import DistributionLoss, check_share
 
 __all__ = ["Balanced"]
 
@@ -32,8 +33,10 @@ class Balanced(DistributionLoss):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_share(self.forward_share, "forward_share")
-        check_inside(self.sharpness, "sharpness", 0 <= self.sharpness < math.inf, "a finite number of at least 0")
+        check_share(self.forward_share, "divergence.forward_share")
+        check_inside(
+            self.sharpness, "divergence.sharpness", 0 <= self.sharpness < math.inf, "a finite number of at least 0"
+        )
 
     def between(self, student_logprobs: Tensor, target_logprobs: Tensor) -> Tensor:
         forward = kl_divergence(target_logprobs, student_logprobs)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from tutelage.distributions import entropy, kl_divergence, normalise
-from tutelage.errors import ConfigurationError
-from tutelage.losses.base import DistributionLoss, check_inside
+from tutelage.errors import ConfigurationError, check_inside
+from tutelage.losses.base import DistributionLoss
 
 __all__ = ["EntropyAware"]
 
@@ -40,8 +40,8 @@ class EntropyAware(DistributionLoss):
     def __post_init__(self) -> None:
         super().__post_init__()
         is_inside = 0 <= self.forward_weight < math.inf
-        check_inside(self.forward_weight, "forward_weight", is_inside, "a finite number of at least 0")
-        check_inside(self.forward_top_k, "forward_top_k", self.forward_top_k >= 1, "at least 1 event")
+        check_inside(self.forward_weight, "divergence.forward_weight", is_inside, "a finite number of at least 0")
+        check_inside(self.forward_top_k, "divergence.forward_top_k", self.forward_top_k >= 1, "at least 1 event")
         if math.isnan(self.entropy_threshold):
             raise ConfigurationError("divergence.entropy_threshold is nan; expected nats. Use 0.8.")
 

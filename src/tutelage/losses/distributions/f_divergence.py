@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from tutelage.errors import ConfigurationError
-from tutelage.losses.base import DistributionLoss, check_inside
+from tutelage.errors import ConfigurationError, check_inside
+from tutelage.losses.base import DistributionLoss
 from tutelage.losses.support import FULL_VOCABULARY, Support, seen_through
 from tutelage.types import Target
 
@@ -150,7 +150,7 @@ class AlphaDivergence(DistributionLoss):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_inside(self.order, "order", math.isfinite(self.order), "a finite number")
+        check_inside(self.order, "divergence.order", math.isfinite(self.order), "a finite number")
 
     def between(self, student_logprobs: Tensor, target_logprobs: Tensor) -> Tensor:
         return _summed(_alpha(self.order), student_logprobs, target_logprobs)

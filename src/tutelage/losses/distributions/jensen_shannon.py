@@ -32,7 +32,7 @@ class JensenShannon(DistributionLoss):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_share(self.target_share, "target_share")
+        check_share(self.target_share, "divergence.target_share")
 
     @property
     def generalised_jsd_share(self) -> float:

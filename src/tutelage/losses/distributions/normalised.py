@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from tutelage.distributions import entropy, kl_divergence, temper
-from tutelage.losses.base import DistributionLoss, check_inside
+from tutelage.errors import check_inside
+from tutelage.losses.base import DistributionLoss
 
 __all__ = ["NormalisedKD"]
 
@@ -33,8 +34,10 @@ class NormalisedKD(DistributionLoss):
     def __post_init__(self) -> None:
         super().__post_init__()
         is_inside = 0 <= self.others_weight < math.inf
-        check_inside(self.others_weight, "others_weight", is_inside, "a finite number of at least 0")
-        check_inside(self.temperature, "temperature", 0 < self.temperature < math.inf, "a finite number above 0")
+        check_inside(self.others_weight, "divergence.others_weight", is_inside, "a finite number of at least 0")
+        check_inside(
+            self.temperature, "divergence.temperature", 0 < self.temperature < math.inf, "a finite number above 0"
+        )
 
     def between(self, student_logprobs: Tensor, target_logprobs: Tensor) -> Tensor:
         choice = target_logprobs.argmax(-1, keepdim=True)

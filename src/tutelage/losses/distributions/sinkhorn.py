@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from tutelage.distributions import kl_divergence, temper
-from tutelage.errors import ConfigurationError
-from tutelage.losses.base import DistributionLoss, check_inside
+from tutelage.errors import ConfigurationError, check_inside
+from tutelage.losses.base import DistributionLoss
 
 __all__ = ["Sinkhorn"]
 
@@ -51,13 +51,13 @@ class Sinkhorn(DistributionLoss):
             )
         for name in ("transport_weight", "forward_weight"):
             value = getattr(self, name)
-            check_inside(value, name, 0 <= value < math.inf, "a finite number of at least 0")
+            check_inside(value, f"divergence.{name}", 0 <= value < math.inf, "a finite number of at least 0")
         for name in ("temperature", "epsilon"):
             value = getattr(self, name)
-            check_inside(value, name, 0 < value < math.inf, "a finite number above 0")
-        check_inside(self.group_tokens, "group_tokens", self.group_tokens >= 1, "at least 1")
+            check_inside(value, f"divergence.{name}", 0 < value < math.inf, "a finite number above 0")
+        check_inside(self.group_tokens, "divergence.group_tokens", self.group_tokens >= 1, "at least 1")
         # It has long converged at the upper bound; beyond it a step would seem to hang.
-        check_inside(self.iterations, "iterations", 1 <= self.iterations <= 10_000, "from 1 to 10,000")
+        check_inside(self.iterations, "divergence.iterations", 1 <= self.iterations <= 10_000, "from 1 to 10,000")
 
     @property
     def tokens_per_group(self) -> int | None:

@@ -8,7 +8,8 @@ from typing import ClassVar
 from torch import Tensor
 
 from tutelage.distributions import arithmetic_blend, kl_divergence
-from tutelage.losses.base import DistributionLoss, check_inside
+from tutelage.errors import check_inside
+from tutelage.losses.base import DistributionLoss
 from tutelage.losses.support import FULL_VOCABULARY, Support, seen_through
 from tutelage.types import Target
 
@@ -29,7 +30,9 @@ class SkewKL(DistributionLoss):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_inside(self.skew, "skew", 0 <= self.skew < 1, "a share from 0 to below 1, where nothing is left of it")
+        check_inside(
+            self.skew, "divergence.skew", 0 <= self.skew < 1, "a share from 0 to below 1, where nothing is left of it"
+        )
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from tutelage.advantages import TeacherLogRatio
 from tutelage.distributions import kl_divergence
-from tutelage.errors import ConfigurationError
-from tutelage.losses.base import TokenFacts, check_inside, check_share
+from tutelage.errors import ConfigurationError, check_inside
+from tutelage.losses.base import TokenFacts, check_share
 from tutelage.losses.support import Support
 from tutelage.losses.tokens.windowed import WindowedTokenLoss, reweighed, score_term
 from tutelage.types import Fact
@@ -49,8 +49,8 @@ class SampledReverseKL(WindowedTokenLoss):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_share(self.discount, "discount")
-        check_inside(self.ratio_cap, "ratio_cap", self.ratio_cap > 0, "a ratio above 0")
+        check_share(self.discount, "divergence.discount")
+        check_inside(self.ratio_cap, "divergence.ratio_cap", self.ratio_cap > 0, "a ratio above 0")
         if self.baseline not in BASELINES:
             raise ConfigurationError(
                 f"divergence.baseline is {self.baseline!r}; expected one of {', '.join(BASELINES)}."

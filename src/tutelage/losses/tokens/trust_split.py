@@ -10,8 +10,8 @@ from torch import Tensor
 
 from tutelage.advantages import TeacherLogRatio
 from tutelage.distributions import kl_divergence, normalise
-from tutelage.errors import ConfigurationError
-from tutelage.losses.base import TokenFacts, check_inside
+from tutelage.errors import ConfigurationError, check_inside
+from tutelage.losses.base import TokenFacts
 from tutelage.losses.tokens.windowed import WindowedTokenLoss, reweighed, score_term
 from tutelage.types import Fact
 
@@ -53,9 +53,9 @@ class TrustSplit(WindowedTokenLoss):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_inside(self.ratio_cap, "ratio_cap", self.ratio_cap > 0, "a ratio above 0")
+        check_inside(self.ratio_cap, "divergence.ratio_cap", self.ratio_cap > 0, "a ratio above 0")
         is_inside = 0 <= self.prefix_weight < math.inf
-        check_inside(self.prefix_weight, "prefix_weight", is_inside, "a finite number of at least 0")
+        check_inside(self.prefix_weight, "divergence.prefix_weight", is_inside, "a finite number of at least 0")
         for name, known in (("acceptance", ACCEPTANCES), ("outliers", OUTLIERS)):
             if getattr(self, name) not in known:
                 raise ConfigurationError(
