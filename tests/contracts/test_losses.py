@@ -135,6 +135,9 @@ def test_losses_of_a_run_file(tmp_path) -> None:
     ):
         with pytest.raises(ConfigurationError, match=message):
             losses_from(resolve_config({**table, "loss": [wrong]}))
+    for key in ("coefficient", "beta"):  # named by the one key that the file has
+        with pytest.raises(ConfigurationError, match=rf"^divergence\.{key} is -?inf"):
+            losses_from(resolve_config({**table, "divergence": {"name": "dpo", key: math.inf}}))
     with pytest.raises(ConfigurationError, match=r"\[\[loss\]\] tables beside \[divergence\]"):
         resolve_config({**table, "loss": terms, "divergence": "reverse_kl"})
 

@@ -63,14 +63,12 @@ def losses_from(config: RunConfig) -> tuple[Loss, ...]:
     Raises:
       ConfigurationError: as of `part_from`; a value is named by the key that the run file has.
     """
-    if not config.loss:
-        return (part_from(config.divergence or {}, LOSSES, "divergence"),)
+    tables = {f"loss[{place}]": table for place, table in enumerate(config.loss)}
     terms = []
-    for place, table in enumerate(config.loss):
-        key = f"loss[{place}]"
+    for key, table in (tables or {"divergence": config.divergence or {}}).items():
         try:
             terms.append(part_from(table, LOSSES, key))
-        except ConfigurationError as problem:  # a member knows its table by the name of the short form
+        except ConfigurationError as problem:  # a member knows its table by one name, wherever it stands
             raise ConfigurationError(re.sub(r"\b(divergence|loss)\.", f"{key}.", str(problem))) from problem
     return tuple(terms)
 
