@@ -49,7 +49,7 @@ class Recipe:
     @property
     def windows(self) -> list[Support]:
         """The supports that distributions are seen through, each once."""
-        return list(dict.fromkeys(window for loss in self.losses if (window := window_of(loss)) is not None))
+        return windows_of(self.losses)
 
     @property
     def asks_whole_teacher(self) -> bool:
@@ -75,7 +75,8 @@ class Recipe:
     @property
     def min_samples_per_prompt(self) -> int:
         """How many answers to a prompt its advantages compare."""
-        return max((loss.advantage.min_samples_per_prompt for loss in token_losses(self.losses)), default=1)
+        advantages = [loss.advantage for loss in self.losses if isinstance(loss, TokenLoss)]
+        return max((advantage.min_samples_per_prompt for advantage in advantages), default=1)
 
     def at(self, step: int) -> Recipe:
         """The recipe with numbers in place of schedules."""
@@ -83,14 +84,14 @@ class Recipe:
         return Recipe(self.policy.at(step), self.target.at(step), losses, self.weighting)
 
 
-def token_losses(losses: Sequence[Loss]) -> list[TokenLoss]:
-    """The token losses among the terms."""
-    return [loss for loss in losses if isinstance(loss, TokenLoss)]
-
-
 def window_of(loss: Loss) -> Support | None:
     """The support that a loss looks through at distributions; None = it looks at none."""
     return loss.window if isinstance(loss, DistributionLoss | TokenLoss) else None
+
+
+def windows_of(losses: Sequence[Loss]) -> list[Support]:
+    """The supports that some losses look through at distributions, each once."""
+    return list(dict.fromkeys(window for loss in losses if (window := window_of(loss)) is not None))
 
 
 def _check_fits(loss: Loss, target: TargetRule) -> None:

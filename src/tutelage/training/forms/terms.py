@@ -15,6 +15,7 @@ from torch import Tensor
 from tutelage.losses import DistributionLoss, Support, TokenFacts, TokenLoss
 from tutelage.models import LanguageModel, Vocabulary
 from tutelage.targets import TargetRule
+from tutelage.training.recipe import windows_of
 from tutelage.types import Rollout
 
 __all__ = ["Events", "MicroBatch", "TokenTerms"]
@@ -67,7 +68,7 @@ class TokenTerms:
     @property
     def windows(self) -> list[Support]:
         """The supports that distributions are seen through, each once."""
-        return list(dict.fromkeys(loss.window for loss in self.losses if loss.window is not None))
+        return windows_of(self.losses)
 
     @property
     def distribution_losses(self) -> list[DistributionLoss]:
@@ -94,7 +95,7 @@ class TokenTerms:
             else loss.factor * loss.between(*seen[loss.window])
             for place, loss in enumerate(self.losses)
         ]
-        return torch.stack(values).sum(0) if len(values) > 1 else values[0]
+        return _sum(values)
 
     def compared(self, events: Events) -> tuple[Tensor, Tensor]:
         """Student and target on the same events."""
@@ -106,7 +107,7 @@ class TokenTerms:
         """The sum of the distribution losses that see the same events, [n]."""
         compared = self.compared(Events(student_nE, teacher_nE))
         values = [loss.factor * loss.between(*compared) for loss in self.distribution_losses]
-        return torch.stack(values).sum(0) if len(values) > 1 else values[0]
+        return _sum(values)
 
     def on_tokens(self, logprobs_n: Tensor, span: slice) -> Tensor:
         """The sum of the token losses, which look at no events, [n]."""
@@ -115,7 +116,7 @@ class TokenTerms:
             for place, loss in enumerate(self.losses)
             if isinstance(loss, TokenLoss)
         ]
-        return torch.stack(values).sum(0)
+        return _sum(values)
 
     def _of_tokens(
         self,
@@ -137,3 +138,8 @@ class TokenTerms:
             target_events=target,
         )
         return loss.factor * loss.on_tokens(logprobs_n, facts)
+
+
+def _sum(values: Sequence[Tensor]) -> Tensor:
+    """Term by term; one alone stays as it is, without a copy."""
+    return torch.stack(list(values)).sum(0) if len(values) > 1 else values[0]
