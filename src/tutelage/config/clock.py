@@ -9,9 +9,9 @@ from __future__ import annotations
 from datetime import datetime
 from pathlib import Path
 
+from tutelage.config.places import setting_of_run
 from tutelage.config.schema import DataConfig, RunConfig
-from tutelage.config.source import read_table
-from tutelage.errors import ConfigurationError, TutelageError
+from tutelage.errors import TutelageError
 from tutelage.rollout import ScoreCache
 from tutelage.tasks import TemplateClock
 
@@ -38,11 +38,7 @@ def with_asked_date(config: RunConfig, clock: TemplateClock) -> RunConfig:
 
 def date_of_run(folder: Path) -> str | None:
     """The date in the configuration of the run that a folder holds; None without a run, or without a date."""
-    try:
-        data = read_table(folder / "config.toml").get("data")
-    except (OSError, ConfigurationError):  # no run, or a broken one, which is refused elsewhere
-        return None
-    date = data.get(DATE) if isinstance(data, dict) else None
+    date = setting_of_run(folder, "data", DATE)
     return date if isinstance(date, str) else None
 
 

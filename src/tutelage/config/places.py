@@ -10,10 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tutelage.config.source import read_table
+from tutelage.errors import ConfigurationError
 from tutelage.training import RunFolder
 from tutelage.training.run_files import CONFIG
 
-__all__ = ["find_again", "is_path_of_content"]
+__all__ = ["find_again", "is_path_of_content", "setting_of_run"]
 
 
 def find_again(table: dict[str, Any], file: Path) -> None:
@@ -32,6 +34,15 @@ def find_again(table: dict[str, Any], file: Path) -> None:
         elsewhere = Path(started_in) / owner[key]
         if not Path(owner[key]).exists() and elsewhere.exists():
             owner[key] = str(elsewhere)
+
+
+def setting_of_run(folder: Path, table: str, key: str) -> Any:
+    """A setting in the configuration of the run that a folder holds; None without a run, or without the setting."""
+    try:
+        settings = read_table(folder / CONFIG).get(table)
+    except (OSError, ConfigurationError):  # no run, or a broken one, which is refused elsewhere
+        return None
+    return settings.get(key) if isinstance(settings, dict) else None
 
 
 def is_path_of_content(key: str) -> bool:

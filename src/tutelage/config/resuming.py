@@ -11,9 +11,8 @@ from typing import Any
 from tutelage.config.clock import date_of_run, dated
 from tutelage.config.fingerprints import Inputs
 from tutelage.config.load import load_config, settings_of, to_toml
-from tutelage.config.places import is_path_of_content
+from tutelage.config.places import is_path_of_content, setting_of_run
 from tutelage.config.schema import RunConfig
-from tutelage.config.source import read_table
 from tutelage.errors import CheckpointError, ConfigurationError, OutputExistsError
 from tutelage.files import write_whole
 from tutelage.runtime import LocalRuntime
@@ -100,11 +99,7 @@ def _with_recorded_micro_batch(config: RunConfig, tokens: int | None) -> RunConf
 
 def _recorded_micro_batch(folder: Path) -> int | None:
     """The tokens of a micro-batch in the configuration of the run that a folder holds; None without a run."""
-    try:
-        runtime = read_table(folder / CONFIG).get("runtime")
-    except (OSError, ConfigurationError):  # no run, or a broken one: refused elsewhere
-        return None
-    tokens = runtime.get("micro_batch_tokens") if isinstance(runtime, dict) else None
+    tokens = setting_of_run(folder, "runtime", "micro_batch_tokens")
     return tokens if isinstance(tokens, int) and tokens > 0 else None
 
 
