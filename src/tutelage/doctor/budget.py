@@ -13,7 +13,7 @@ from tutelage.doctor.finding import Finding, Verdict
 from tutelage.doctor.trial import seed_of
 from tutelage.training import PromptOrder, Stopwatch, collect
 
-__all__ = ["disk", "forecast", "machine_bytes", "memory", "time_per_step"]
+__all__ = ["disk", "forecast", "memory", "time_per_step"]
 
 NUM_PROMPTS = 4  # of the measured step
 TIGHT = 0.85  # share of the machine's memory above which a forecast cannot promise that a run fits

@@ -92,7 +92,7 @@ def _longest_text(run: RunAssembly) -> int:
     config, prompts = run.config, run.prompts.prompts
     asked = max(prompt.longest for prompt in prompts)
     sets = [len(p.student_tokens) for problems in run.evaluation_sets for p in problems.prompts]
-    evaluated = max(sets, default=0) + (config.evaluation_tokens)
+    evaluated = max(sets, default=0) + config.evaluation_tokens
     return max(asked + config.rollout.max_new_tokens, evaluated if sets else 0)
 
 
