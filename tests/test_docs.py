@@ -21,6 +21,7 @@ from pydantic import BaseModel
 from safetensors.torch import load_file
 from torch import Tensor
 
+from tests.support.quick_run import made
 from tests.support.rollouts import rollout_of
 from tests.support.tiny_run import write_run_file
 from tutelage.advantages import ADVANTAGES
@@ -254,7 +255,8 @@ def members_of(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], list[Any]]:
                 monkeypatch.setitem(sys.modules, module.__name__, module)
                 exec(compile(block, page, "exec", dont_inherit=True), vars(module))
                 found.append(getattr(module, names[-1]))
-                monkeypatch.setitem(TABLES[page], snake_case(names[-1]), found[-1])
+                name = snake_case(names[-1]).removesuffix("_settings")
+                monkeypatch.setitem(TABLES[page], name, found[-1])
         return found
 
     return members
@@ -342,11 +344,11 @@ def test_the_advantage_and_the_weighting_of_the_pages(members_of: Callable[[str]
         bounded(0)
 
 
-def test_the_trainable_of_the_page(
-    members_of: Callable[[str], list[Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_trainable_of_the_page(members_of: Callable[[str], list[Any]], tmp_path: Path) -> None:
     (settings,) = members_of("new-trainable.md")
-    run = run_of_a_page("new-trainable.md", tmp_path, monkeypatch)
+    learning = ["student.trainable.name=last_layers", "student.trainable.count=2"]
+    run = made(write_run_file(tmp_path, steps=1), *learning, "optimizer.warmup_steps=0")
+    train(run, Observer())
     before, after = weights_after(tmp_path)
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     layers = run.models.student.module.model.layers

@@ -15,7 +15,7 @@ from tests.support.adapters import SEQUENCES, logprobs
 from tests.support.quick_run import made
 from tests.support.tiny_models import make_model
 from tests.support.tiny_run import write_run_file
-from tutelage.errors import ModelError
+from tutelage.errors import ConfigurationError, ModelError
 from tutelage.models import (
     ALL_WEIGHTS,
     TRAINABLES,
@@ -219,11 +219,13 @@ def test_a_snapshot_stays_what_the_student_was(settings: TrainableSettings) -> N
     assert not torch.equal(logprobs(snapshot), logprobs(model)), "it was a copy"
 
 
-def test_a_new_member_is_trained_saved_and_opened(tmp_path: Path) -> None:
+def test_a_member_of_ones_own_is_found_by_name_trained_and_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A file and a line in the table: `Norms` above is all that this run knows of it."""
-    run = made(write_run_file(tmp_path), "steps=2")
+    monkeypatch.setitem(TRAINABLES, "norms", NormsSettings)
+    run = made(write_run_file(tmp_path), "steps=2", "student.trainable=norms")
     student = run.models.student
-    student.trainable = NormsSettings().put_on(student.module, Base(student.name), seed=0)
     before = copied(student.module.state_dict())
     train(run, Observer())
     checkpoint = tmp_path / "run/checkpoints/step-000002"
@@ -235,3 +237,32 @@ def test_a_new_member_is_trained_saved_and_opened(tmp_path: Path) -> None:
     opened = load_language_model(str(checkpoint), load_tokenizer(str(checkpoint)), trainable=NormsSettings())
     assert torch.equal(logprobs(opened), logprobs(student))
     assert opened.trainable.parameters().keys() == changed
+
+
+def test_what_learns_is_named_with_its_fields(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_run_file(tmp_path, steps=1)
+    by_name, in_short = (
+        made(path, f"output={tmp_path / table}", f"student.{table}.rank=3", *more)
+        for table, more in (("trainable", ["student.trainable.name=lora"]), ("adapter", []))
+    )
+    named, short = by_name.models.student.trainable_state(), in_short.models.student.trainable_state()
+    assert named.keys() == short.keys() and all(torch.equal(named[name], short[name]) for name in named)
+    train(by_name, Observer())
+    resumed = made(tmp_path / "trainable/config.toml", "steps=2", resume=True)
+    assert resumed.models.student.trainable_state().keys() == by_name.models.student.trainable_state().keys()
+
+
+def test_what_cannot_learn_is_refused_by_the_run_files_key(tmp_path: Path) -> None:
+    path = write_run_file(tmp_path)
+    for overrides, message in {
+        ("student.trainable=lorra",): r"student\.trainable\.name is 'lorra'; expected one of all_weights, lora",
+        ("student.trainable.rank=3",): r"student\.trainable\.name is None; expected one of",
+        ("student.trainable.name=lora", "student.trainable.rnk=3"): r"'student\.trainable\.rnk'\. Did you mean stud",
+        ("student.trainable.name=lora", "student.trainable.rank=0"): r"student\.trainable\.rank is 0; it must be",
+        ("student.trainable.name=lora", "student.trainable.rank=x"): r"student\.trainable\.rank is 'x'; it should be",
+        ("student.trainable=lora", "student.adapter.rank=3"): r"set beside student\.adapter, which is short for",
+        ("student.trainable=3",): r"student\.trainable is 3; it should be a table",
+    }.items():
+        with pytest.raises(ConfigurationError, match=message):
+            made(path, *overrides)
+    assert not (tmp_path / "run").exists()

@@ -81,7 +81,9 @@ def test_a_checkpoint_is_exported_evaluated_and_taken_as_a_student(tmp_path: Pat
     done = commands.invoke(app, ["generate", str(path), str(tmp_path / "samples.jsonl"), *taken])
     assert done.exit_code == 0, done.output
 
-    with pytest.raises(ConfigurationError, match=r"is an adapter, and \[student\.adapter\] asks for a second one"):
+    with pytest.raises(
+        ConfigurationError, match=r"is an adapter, which then learns, and \[student\.adapter\] asks for something"
+    ):
         made(path, *LORA, f"student={checkpoint}", f"output={tmp_path}/on")
     run = made(path, f"student={checkpoint}", "steps=2", "target.name=extrapolated", f"output={tmp_path}/on")
     train(run, Observer())

@@ -69,6 +69,7 @@ OWN = (
     "phase",
     "reference",
     "student.adapter",
+    "student.trainable",
 )
 
 

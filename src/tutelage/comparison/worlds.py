@@ -18,8 +18,9 @@ from tutelage.errors import ConfigurationError
 __all__ = ["World", "in_world", "read_world", "scaled_horizons"]
 
 # Tables that say which models, prompts and problems there are: a world's own take the place of all of the recipe's, but
-# for `student.adapter`, which stays.
+# for what learns in the student, which stays.
 REPLACED = ("student", "teacher", "teachers", "reference", "data", "evaluation")
+LEARNING = ("adapter", "trainable")  # in [student]
 NEEDED = ("student", "teacher", "data")  # of these tables
 # Tables of sizes and numbers: a world's keys go over the recipe's, the others stay.
 MERGED = ("rollout", "optimizer", "checkpoint", "runtime", "logging")
@@ -57,7 +58,7 @@ def in_world(table: Mapping[str, Any], world: World) -> tuple[dict[str, Any], li
         moved["steps"] = tables["steps"]
         changes += [f"steps {before} -> {tables['steps']}", *scaled]
     own = moved.get("student")
-    adapter = own.get("adapter") if isinstance(own, Mapping) else None
+    learning = {key: own[key] for key in LEARNING if key in own} if isinstance(own, Mapping) else {}
     for key in REPLACED:
         if key in moved and key not in tables:
             changes.append(f"{key} left out")
@@ -65,9 +66,9 @@ def in_world(table: Mapping[str, Any], world: World) -> tuple[dict[str, Any], li
         if key in tables:
             moved[key] = deepcopy(tables[key])
             changes.append(key)
-    if adapter is not None:  # what learns is part of the method; its rate is a multiple of the world's
+    if learning:  # what learns is part of the method; its rate is a multiple of the world's
         student = moved["student"]
-        moved["student"] = {**({"path": student} if isinstance(student, str) else student), "adapter": adapter}
+        moved["student"] = {**({"path": student} if isinstance(student, str) else student), **learning}
     for key in MERGED:
         for name, value in tables.get(key, {}).items():
             before = moved.setdefault(key, {}).get(name)

@@ -8,7 +8,7 @@ from dataclasses import fields
 from tutelage.config.schema import ReferenceConfig, RunConfig, StudentConfig
 from tutelage.errors import ConfigurationError
 from tutelage.evaluation import GREEDY_SUFFIX, EvaluationResult
-from tutelage.models import base_of, check_quantization, check_unquantised
+from tutelage.models import ALL_WEIGHTS, base_of, check_quantization, check_unquantised
 from tutelage.rollout import address_of
 from tutelage.runtime import LocalRuntime
 from tutelage.targets import TARGETS
@@ -33,8 +33,9 @@ def check_runtime(config: RunConfig, *, is_shared: bool) -> None:
             "runtime.shard_teacher is true, which works for a single teacher that decodes uncompiled; there are "
             "teacher.experts, teacher.routes or rollout.compile. Drop these, or runtime.shard_teacher."
         )
-    if is_shared and settings.strategy == "fsdp2" and (config.student.adapter or settings.compile):
-        key = "student.adapter" if config.student.adapter else "runtime.compile"
+    learns_apart = config.student.what_learns != ALL_WEIGHTS
+    if is_shared and settings.strategy == "fsdp2" and (learns_apart or settings.compile):
+        key = config.student.key_of_what_learns if learns_apart else "runtime.compile"
         raise ConfigurationError(
             f"runtime.strategy is 'fsdp2', which shares out all weights of a student that learns as a whole, and {key} "
             f"is set. Use runtime.strategy = 'ddp', or drop {key}."
@@ -81,10 +82,11 @@ def check_reference(reference: ReferenceConfig, recipes: Sequence[Recipe]) -> No
 
 def _check_student(student: StudentConfig, autocast: str | None, device: str) -> None:
     """Refuse a student that could not learn as its table says, before anything is loaded."""
-    if student.adapter is not None and base_of(student.path) is not None:
+    if student.what_learns != ALL_WEIGHTS and base_of(student.path) is not None:
+        key = student.key_of_what_learns
         raise ConfigurationError(
-            f"student.path {student.path!r} is an adapter, and [student.adapter] asks for a second one. Drop "
-            f"[student.adapter] to train the first one on, or merge it: tutelage export {student.path} --output DIR"
+            f"student.path {student.path!r} is an adapter, which then learns, and [{key}] asks for something else. "
+            f"Drop [{key}] to train the first one on, or merge it: tutelage export {student.path} --output DIR"
         )
     if student.dtype == "float16" and student.learns_whole:
         raise ConfigurationError(

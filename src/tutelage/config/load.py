@@ -15,7 +15,15 @@ import tomli_w
 from pydantic import BaseModel, ValidationError
 
 from tutelage.config.places import find_again
-from tutelage.config.schema import AXES, THIS, EvaluationSetConfig, PhaseConfig, RunConfig, settings_of_update
+from tutelage.config.schema import (
+    AXES,
+    THIS,
+    EvaluationSetConfig,
+    PhaseConfig,
+    RunConfig,
+    settings_of_trainable,
+    settings_of_update,
+)
 from tutelage.config.source import check_values, read_table, value_of
 from tutelage.errors import ConfigurationError
 from tutelage.paths import check_file_name, expanded_path
@@ -27,6 +35,8 @@ __all__ = ["load_config", "read_run_file", "resolve_config", "settings_of", "to_
 # Tables that may be written as one string, and the field that the string then means.
 SHORTHANDS = {"student": "path", "teacher": "path", "data": "path", "policy": "name", "target": "name"}
 SHORTHANDS |= {"divergence": "name", "weighting": "name", "reference": "path"}
+# Tables whose name says which fields they have.
+NAMED = {"optimizer": settings_of_update, "student.trainable": settings_of_trainable}
 MAX_SHOWN = 200  # letters of a wrong value in a message
 
 
@@ -170,9 +180,10 @@ def _check_known(table: Mapping[str, Any], schema: Any, prefix: str) -> None:
             raise ConfigurationError(
                 f"{prefix}{key} is {str(value).lower()}; it is not a yes-or-no setting. Give a value."
             )
-        kind = settings_of_update(value) if prefix + key == "optimizer" and isinstance(value, dict) else known[key]
-        if isinstance(value, dict) and _fields_of(kind):
-            _check_known(value, kind, f"{prefix}{key}.")
+        if isinstance(value, dict):
+            kind = NAMED[prefix + key](value) if prefix + key in NAMED else known[key]
+            if _fields_of(kind):
+                _check_known({name: inner for name, inner in value.items() if name != "name"}, kind, f"{prefix}{key}.")
 
 
 def _fields_of(schema: Any) -> dict[str, Any]:
@@ -194,6 +205,8 @@ def _explained(problem: ValidationError) -> str:
         return f"{key} is missing; a run needs it. Add it to the run file, or give --set {key}=..."
     if error["type"] == "value_error":
         message = str(error["ctx"]["error"])
+        if key in NAMED:  # a member knows its table by one name, wherever it stands
+            message = re.sub(r"^[a-z_.]+(?=\.\w+ is )", key, message)
         return key + message.removeprefix(THIS) if message.startswith(THIS) else message
     found = excerpt(error["input"], MAX_SHOWN)
     if error["type"] in ("dict_type", "model_type", "dataclass_type"):

@@ -102,7 +102,7 @@ def load_student(
     """
     student, runtime = config.student, config.runtime
     learning: dict[str, Any] = {
-        "trainable": student.trainable,
+        "trainable": student.what_learns,
         "quantization": student.quantization,
         "seed": config.seed,
     }
@@ -191,7 +191,7 @@ def load_meta_models(config: RunConfig, tokenizers: Mapping[str, Any]) -> dict[s
       ModelError: files do not fit their configuration.
       ConfigurationError: the student has nothing that could learn as [student] says.
     """
-    student = load_meta_model(config.student, tokenizers["student"], config.student.trainable)
+    student = load_meta_model(config.student, tokenizers["student"], config.student.what_learns)
     student.autocast = _autocast_of(config)
     others = {key: load_meta_model(model, tokenizers[key]) for key, model in other_models(config)}
     return {"student": student, "teacher": load_meta_model(config.teacher, tokenizers["teacher"]), **others}

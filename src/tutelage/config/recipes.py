@@ -40,7 +40,7 @@ def build_phases(config: RunConfig) -> list[Phase]:
             if tables.name is None:
                 raise
             raise ConfigurationError(f"phase {tables.name!r}: {problem}") from problem
-        optimizer, factor = tables.config.optimizer, config.student.trainable.learning_rate_factor
+        optimizer, factor = tables.config.optimizer, config.student.what_learns.learning_rate_factor
         optimizer = replace(optimizer, learning_rate=optimizer.learning_rate * factor)
         phases.append(Phase(recipe, optimizer, tables.first_step, tables.name))
     check_reference(config.reference, [phase.recipe for phase in phases])

@@ -24,7 +24,15 @@ from pydantic import (
 )
 
 from tutelage.errors import ConfigurationError, printable
-from tutelage.models import ALL_WEIGHTS, DEFAULT_DTYPE, AdapterSettings, ModelSource, TrainableSettings, base_of
+from tutelage.models import (
+    ALL_WEIGHTS,
+    DEFAULT_DTYPE,
+    TRAINABLES,
+    AdapterSettings,
+    ModelSource,
+    TrainableSettings,
+    base_of,
+)
 from tutelage.paths import check_file_name, expanded_path
 from tutelage.rollout import DEFAULT_RETRIES, DEFAULT_TIMEOUT_SECONDS, HostedSettings
 from tutelage.runtime import LocalRuntime
@@ -62,6 +70,7 @@ __all__ = [
     "RuntimeConfig",
     "StudentConfig",
     "TeacherConfig",
+    "settings_of_trainable",
     "settings_of_update",
 ]
 
@@ -104,6 +113,19 @@ def settings_of_update(table: Mapping[str, Any]) -> type[OptimizerSettings]:
     return UPDATES[name].settings
 
 
+def settings_of_trainable(table: Mapping[str, Any]) -> type[TrainableSettings]:
+    """What a table [student.trainable] is made into, by its name."""
+    name = table.get("name")
+    if not isinstance(name, str) or name not in TRAINABLES:
+        raise ConfigurationError(f"student.trainable.name is {name!r}; expected one of {', '.join(TRAINABLES)}.")
+    return TRAINABLES[name]
+
+
+def _trainable_from(table: Mapping[str, Any]) -> TrainableSettings:
+    fields = {name: value for name, value in table.items() if name != "name"}
+    return TypeAdapter(settings_of_trainable(table)).validate_python(fields)
+
+
 class Section(BaseModel):
     """A table of the run file."""
 
@@ -129,24 +151,50 @@ class ModelConfig(Section):
 
 
 class StudentConfig(ModelConfig):
-    """[student]: a model, and what of it learns: all of it, or an adapter on top of it."""
+    """[student]: a model, and what of it learns.
+
+    `trainable` names a member of TRAINABLES and its fields; `adapter` is short for the member "lora".
+    """
 
     adapter: AdapterSettings | None = None
+    trainable: dict[str, Any] | None = None
     quantization: Literal["4bit"] | None = None
 
     @property
-    def trainable(self) -> TrainableSettings:
-        """What of it learns."""
-        return self.adapter or ALL_WEIGHTS
+    def what_learns(self) -> TrainableSettings:
+        """The settings of what learns; all weights, unless something else is named."""
+        return self.adapter or ALL_WEIGHTS if self.trainable is None else _trainable_from(self.trainable)
+
+    @property
+    def key_of_what_learns(self) -> str:
+        """The table of the run file that says it."""
+        return "student.trainable" if self.adapter is None else "student.adapter"
 
     @property
     def learns_whole(self) -> bool:
         """Weights of the model itself learn: no adapter is put into it, and `path` is none."""
-        return self.trainable.kind.changes_backbone and base_of(self.path) is None
+        return self.what_learns.kind.changes_backbone and base_of(self.path) is None
+
+    @field_validator("trainable", mode="before")
+    @classmethod
+    def _name_may_stand_alone(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    @field_validator("trainable")
+    @classmethod
+    def _names_a_member(cls, table: dict[str, Any] | None) -> dict[str, Any] | None:
+        if table is not None:
+            _trainable_from(table)
+        return table
 
     @model_validator(mode="after")
     def _can_learn(self) -> Self:
-        if self.quantization is not None and self.trainable.kind.changes_backbone:
+        if self.trainable is not None and self.adapter is not None:
+            raise ConfigurationError(
+                "student.trainable is set beside student.adapter, which is short for student.trainable.name = 'lora'. "
+                "Drop one of them."
+            )
+        if self.quantization is not None and self.what_learns.kind.changes_backbone:
             raise ConfigurationError(
                 "student.quantization is set, but 4-bit weights cannot learn. Add [student.adapter], which learns on "
                 "top of them, or drop student.quantization."
