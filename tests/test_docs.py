@@ -43,6 +43,7 @@ from tutelage.losses import LOSSES, PairFacts, TokenFacts
 from tutelage.models import TRAINABLES, AdapterSettings
 from tutelage.models.trainables import Base
 from tutelage.policies import POLICIES, Student, Teacher
+from tutelage.rewards import COMBINATIONS, REWARDS
 from tutelage.rollout import SAMPLERS, Request
 from tutelage.schedules import SCHEDULES
 from tutelage.targets import TARGETS
@@ -136,8 +137,8 @@ def test_every_key_of_a_run_file_is_explained_with_its_default(key: str) -> None
 
 @pytest.mark.parametrize(
     "members",
-    [POLICIES, TARGETS, LOSSES, ADVANTAGES, SCHEDULES, WEIGHTINGS],
-    ids=["policy", "target", "loss", "advantage", "schedule", "weighting"],
+    [POLICIES, TARGETS, LOSSES, ADVANTAGES, SCHEDULES, WEIGHTINGS, REWARDS, COMBINATIONS],
+    ids=["policy", "target", "loss", "advantage", "schedule", "weighting", "reward", "reward combination"],
 )
 def test_every_member_of_an_axis_is_explained_with_its_fields(members: dict[str, type]) -> None:
     explained = rows(DOCS / "usage/run-file.md")

@@ -22,7 +22,7 @@ comparison doctor probes
 config
 training
 evaluation runtime diagnostics
-rollout
+rollout rewards
 divergences
 policies targets losses weighting models tasks
 advantages

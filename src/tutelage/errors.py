@@ -12,6 +12,7 @@
     ├── ZeroMassError               (ValueError)       a distribution without any mass where some is needed
     ├── NonFiniteError              (ArithmeticError)  a loss, gradient, weight or moment is NaN or infinite
     ├── WorkerLostError             (RuntimeError)     another process of the run is gone
+    ├── RewardError                 (RuntimeError)     a reward has no number for an answer
     ├── ServerError                 (ConnectionError)  a server or engine that computes for us is gone, or refuses
     └── RunInterrupted              (RuntimeError)     Ctrl-C or SIGTERM, after the run was saved
 
@@ -29,6 +30,7 @@ __all__ = [
     "ModelError",
     "NonFiniteError",
     "OutputExistsError",
+    "RewardError",
     "RunInterrupted",
     "ServerError",
     "TutelageError",
@@ -100,6 +102,10 @@ class NonFiniteError(TutelageError, ArithmeticError):
 
 class WorkerLostError(TutelageError, RuntimeError):
     """Another process of the run has ended, or cannot be reached."""
+
+
+class RewardError(TutelageError, RuntimeError):
+    """A reward failed on an answer, took too long, or gave no finite number; the run has been saved."""
 
 
 class ServerError(TutelageError, ConnectionError):

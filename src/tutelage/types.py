@@ -322,6 +322,7 @@ class StepResult:
       rollouts: scored.
       correct: right or wrong per rollout, or None without a verifier.
       phase: name of the run's phase, or None in a run without phases.
+      rewards: name -> a number per rollout; empty in a run without rewards.
     """
 
     step: int
@@ -329,3 +330,4 @@ class StepResult:
     rollouts: Sequence[Rollout] = field(repr=False)
     correct: Sequence[bool] | None = field(default=None, repr=False)
     phase: str | None = None
+    rewards: Mapping[str, Sequence[float]] = field(default_factory=dict, repr=False)

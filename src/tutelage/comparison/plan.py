@@ -66,6 +66,8 @@ OWN = (
     "divergence",
     "loss",
     "weighting",
+    "reward",
+    "reward_combination",
     "phase",
     "reference",
     "student.adapter",

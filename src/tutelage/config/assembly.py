@@ -18,15 +18,17 @@ from tutelage.config.fingerprints import ModelHashes, data_inputs
 from tutelage.config.models import load_meta_models, load_reference, load_student, load_teachers, reference_of
 from tutelage.config.prompts import Prompts, check_lengths, check_prompt_lengths, read_prompts
 from tutelage.config.recipes import build_phases
+from tutelage.config.rewards import RatingPlan, rating_plan
 from tutelage.config.schema import RunConfig
 from tutelage.config.scores import offline_answers, score_key
 from tutelage.config.serving import limits_of, make_served_scorer
 from tutelage.config.step_memory import StepMemory, free_bytes
 from tutelage.config.tokenizers import Tokenizers, load_tokenizers
-from tutelage.config.verification import Decode, VerifyRollouts, decoder_of, make_verifier
+from tutelage.config.verification import Decode, VerifyRollouts, decoder_of, make_verifier, response_texts
 from tutelage.evaluation import EvaluationSet
 from tutelage.models import LanguageModel, ModelSet, Vocabulary, align, check_savable
 from tutelage.policies import Policy
+from tutelage.rewards import Rating
 from tutelage.rollout import Engine, Engines, LocalScorer, OfflineEngine, PairedEngine, Scorer
 from tutelage.runtime import LocalRuntime
 from tutelage.tasks import TemplateClock, check_verifier
@@ -86,9 +88,20 @@ class RunAssembly:
         """Whether some phase compares with a third model."""
         return self.learns and any(phase.recipe.compares_with_reference for phase in self.phases)
 
+    @cached_property
+    def rating_plan(self) -> RatingPlan | None:
+        """How answers are rated; None = they are not."""
+        return rating_plan(self.config, self.runtime.device) if self.learns else None
+
+    @cached_property
+    def rating_inputs(self) -> dict[str, Any]:
+        """Digests of what the rewards read; each of them is refused here if it cannot work."""
+        return {} if self.rating_plan is None else self.rating_plan.inputs()
+
     def check_settings(self) -> None:
         """Refuse what the run file alone shows to be impossible."""
         check_consistency(self.config, self.phases)
+        _ = self.rating_plan
         if self.config.data.verifier:
             check_verifier(self.config.data.verifier)
 
@@ -112,7 +125,12 @@ class RunAssembly:
     @cached_property
     def prompts(self) -> Prompts:
         """The training prompts as their models read them."""
-        return read_prompts(self.config.data, self.tokenizers, self.clock)
+        plan = self.rating_plan
+        reads_answers = plan is not None and plan.reads_answers
+        prompts = read_prompts(self.config.data, self.tokenizers, self.clock, reads_answers=reads_answers)
+        if plan is not None:
+            plan.check_answers(self.config.data, prompts.answers)
+        return prompts
 
     @cached_property
     def evaluation_sets(self) -> list[EvaluationSet]:
@@ -155,7 +173,8 @@ class RunAssembly:
 
     def data_inputs(self) -> dict[str, Any]:
         """Digests of all that is read before any weights are; see `fingerprints`."""
-        return data_inputs(self.dated_config, self.prompts, self.evaluation_sets, self.tokenizers)
+        inputs = data_inputs(self.dated_config, self.prompts, self.evaluation_sets, self.tokenizers)
+        return inputs | ({"rewards": self.rating_inputs} if self.rating_inputs else {})
 
     def model_hashes(self) -> ModelHashes:
         """Begin to take digests of the models' files."""
@@ -164,7 +183,7 @@ class RunAssembly:
     def check_before_weights(self) -> None:
         """Refuse all that can be refused before weights are loaded: settings, files of models, texts, in this order."""
         self.check_settings()
-        _ = self.tokenizers, self.prompts, self.evaluation_sets, self.offline_answers
+        _ = self.rating_inputs, self.tokenizers, self.prompts, self.evaluation_sets, self.offline_answers
         self.check_lengths()
 
     # Models -----------------------------------------------------------------------------------------------------------
@@ -270,7 +289,14 @@ class RunAssembly:
             self.verify,
             self.runtime,
             config.seed,
+            self.rating,
         )
+
+    @cached_property
+    def rating(self) -> Rating | None:
+        """What rates the answers of training; None = nothing does."""
+        plan, problems = self.rating_plan, self.prompts.problems
+        return None if plan is None else plan.opened(problems, response_texts(self.tokenizers.student))
 
     @cached_property
     def learning(self) -> Learning:

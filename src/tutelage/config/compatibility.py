@@ -133,11 +133,16 @@ CIRCUMSTANCES: Mapping[str, Circumstance] = {
         {"": "Set it to a number of steps, such as an epoch's."},
     ),
     "answers that are not rated": Circumstance(
-        lambda config, recipe: True,
+        lambda config, recipe: not config.reward,
+        {Fact.reward: "but the run has no [[reward]], so its answers are not rated"},
         {
-            Fact.pair: "but a run has no part yet that makes pairs of its answers",
-            Fact.reward: "but a run has no part yet that rates its answers",
+            "": "Add one, such as reward = 'correct' for the verifier's verdict, or use a loss that learns from the "
+            "teacher."
         },
+    ),
+    "answers that are not paired": Circumstance(
+        lambda config, recipe: True,
+        {Fact.pair: "but a run has no part yet that makes pairs of its answers"},
         {"": "Use a loss that learns from the teacher, such as 'reverse_kl'; from Python, see `types.Batch`."},
     ),
 }

@@ -45,6 +45,7 @@ INPUTS = {
     "teacher": "the model files of the teacher",
     "reference": "the model files of the reference",
     "vocabulary": "the vocabulary and its stop ids",
+    "rewards": "what the rewards read",
 }
 """what is compared, by the name that `--accept` takes"""
 

@@ -34,7 +34,7 @@ __all__ = ["load_config", "read_run_file", "resolve_config", "settings_of", "to_
 
 # Tables that may be written as one string, and the field that the string then means.
 SHORTHANDS = {"student": "path", "teacher": "path", "data": "path", "policy": "name", "target": "name"}
-SHORTHANDS |= {"divergence": "name", "weighting": "name", "reference": "path"}
+SHORTHANDS |= {"divergence": "name", "weighting": "name", "reference": "path", "reward_combination": "name"}
 # Tables whose name says which fields they have.
 NAMED = {"optimizer": settings_of_update, "student.trainable": settings_of_trainable}
 MAX_SHOWN = 200  # letters of a wrong value in a message
@@ -66,11 +66,13 @@ def resolve_config(table: dict[str, Any], overrides: Sequence[str] = ()) -> RunC
     for override in overrides:
         _apply(table, override)
     check_values(table, "the run file or with --set")
-    for axis in AXES:
+    for axis in (*AXES, "reward_combination"):
         if isinstance(table.get(axis), dict):  # without a name, its fields are those of the default member
             table[axis] = {"name": RunConfig.model_fields[axis].default["name"], **table[axis]}
     if table.get("loss"):
         table.setdefault("divergence", None)
+    if isinstance(table.get("reward"), str | dict | list):
+        table["reward"] = _expanded_rewards(table["reward"])
     _expand_evaluation_sets(table)
     _expand_phases(table)
     _check_known(table, RunConfig, "")
@@ -104,6 +106,12 @@ def _expanded(key: str, value: Any) -> Any:
     if key == "phase" and isinstance(value, list):
         return [{k: _expanded(k, v) for k, v in item.items()} if isinstance(item, dict) else item for item in value]
     return {SHORTHANDS[key]: value} if key in SHORTHANDS and isinstance(value, str) else value
+
+
+def _expanded_rewards(rewards: str | dict[str, Any] | list[Any]) -> list[Any]:
+    """Rewards as tables; one may stand alone, and a name is short for its table."""
+    items = rewards if isinstance(rewards, list) else [rewards]
+    return [{"name": item} if isinstance(item, str) else item for item in items]
 
 
 def _expand_evaluation_sets(table: dict[str, Any]) -> None:

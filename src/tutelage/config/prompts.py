@@ -9,7 +9,7 @@ from tutelage.config.models import check_teacher_names, context_length, named_te
 from tutelage.config.schema import DataConfig, ModelConfig, RunConfig
 from tutelage.config.tokenizers import Tokenizers
 from tutelage.errors import ConfigurationError
-from tutelage.tasks import TemplateClock, load_problems, max_prompt_characters, render_all
+from tutelage.tasks import Problem, TemplateClock, load_problems, max_prompt_characters, render_all
 from tutelage.types import Prompt
 
 __all__ = ["Prompts", "check_lengths", "check_prompt_lengths", "read_prompts"]
@@ -20,8 +20,17 @@ class Prompts:
     """The training prompts as both models read them, with what is needed to judge answers to them."""
 
     prompts: Sequence[Prompt]
-    ids: Sequence[str]
-    answers: Sequence[str | None]
+    problems: Sequence[Problem]
+
+    @property
+    def ids(self) -> list[str]:
+        """What names each one in reports."""
+        return [problem.id for problem in self.problems]
+
+    @property
+    def answers(self) -> list[str | None]:
+        """The right answer to each one, where it is known and asked for."""
+        return [problem.answer for problem in self.problems]
 
     def answered(self, limit: int) -> tuple[list[Prompt], list[str]]:
         """The first prompts whose right answer is known, and the answers."""
@@ -30,19 +39,22 @@ class Prompts:
         return [prompt for prompt, _ in known], [answer for _, answer in known]
 
 
-def read_prompts(data: DataConfig, tokenizers: Tokenizers, clock: TemplateClock) -> Prompts:
+def read_prompts(
+    data: DataConfig, tokenizers: Tokenizers, clock: TemplateClock, *, reads_answers: bool = False
+) -> Prompts:
     """Load and render the training prompts; the teacher of each one reads it through its own chat template.
 
     Args:
       tokenizers: with further teachers, `data.teacher_column` names the teacher of each row.
       clock: the date for chat templates that ask for it.
+      reads_answers: the right answers are wanted also where there is no verifier.
     """
     student, teachers, routes = tokenizers.student, tokenizers.teachers, tokenizers.routes
     max_characters = max_prompt_characters([student, *teachers.values()], data.max_prompt_tokens)
     problems = load_problems(
         data.path,
         prompt_column=data.prompt_column,
-        answer_column=data.answer_column if data.verifier else None,
+        answer_column=data.answer_column if data.verifier or reads_answers else None,
         teacher_column=data.teacher_column if routes else None,
         split=data.split,
         limit=data.limit,
@@ -58,8 +70,7 @@ def read_prompts(data: DataConfig, tokenizers: Tokenizers, clock: TemplateClock)
         clock=clock,
         max_characters=max_characters,
     )
-    kept = rendered.problems
-    return Prompts(rendered.prompts, [problem.id for problem in kept], [problem.answer for problem in kept])
+    return Prompts(rendered.prompts, rendered.problems)
 
 
 def check_lengths(

@@ -434,7 +434,7 @@ class PhaseConfig(Section):
 
 
 class RunConfig(Section):
-    """One run. Policy, target, losses and weighting stay tables here; `config.parts` makes the parts from them.
+    """One run. Policy, target, losses, weighting and rewards stay tables; `config.parts` makes the parts from them.
 
     `divergence` is short for a `loss` of one term.
     """
@@ -452,6 +452,8 @@ class RunConfig(Section):
     divergence: dict[str, Any] | None = {"name": "reverse_kl"}
     loss: list[dict[str, Any]] = []
     weighting: dict[str, Any] = {"name": "uniform"}
+    reward: list[dict[str, Any]] = []
+    reward_combination: dict[str, Any] = {"name": "weighted_sum"}
     phase: list[PhaseConfig] = []
     rollout: RolloutSettings = RolloutSettings()
     vllm: HostedSettings = HostedSettings()

@@ -9,7 +9,7 @@ from tutelage.config.schema import DataConfig
 from tutelage.tasks import THINKING_OPENS, Verifier
 from tutelage.types import Rollout
 
-__all__ = ["Decode", "VerifyRollouts", "decoder_of", "make_verifier"]
+__all__ = ["Decode", "VerifyRollouts", "decoder_of", "make_verifier", "response_texts"]
 
 Decode = Callable[[Sequence[int]], str]
 VerifyRollouts = Callable[[Sequence[Rollout], Sequence[str]], Sequence[bool]]
@@ -19,12 +19,7 @@ _MAX_OPENING_TOKENS = 8  # a template's "<think>" and what white space comes aft
 
 def make_verifier(data: DataConfig, tokenizer: Any) -> VerifyRollouts:
     """Right or wrong for rollouts, from their text and whether they ended by themselves; `data` names a verifier."""
-    decode, verifier = decoder_of(tokenizer), Verifier(data.verifier, truncated=data.truncated_answers)
-
-    def response_of(rollout: Rollout) -> str:
-        # Some templates open the thinking at the prompt's end, and the response then has its end only.
-        opens = decode(rollout.prompt_tokens[-_MAX_OPENING_TOKENS:]).rstrip().endswith(THINKING_OPENS)
-        return THINKING_OPENS * opens + decode(rollout.response_tokens)
+    response_of, verifier = response_texts(tokenizer), Verifier(data.verifier, truncated=data.truncated_answers)
 
     def verify(rollouts: Sequence[Rollout], answers: Sequence[str]) -> Sequence[bool]:
         return [
@@ -33,6 +28,18 @@ def make_verifier(data: DataConfig, tokenizer: Any) -> VerifyRollouts:
         ]
 
     return verify
+
+
+def response_texts(tokenizer: Any) -> Callable[[Rollout], str]:
+    """The text of a rollout's response, as it is judged."""
+    decode = decoder_of(tokenizer)
+
+    def response_of(rollout: Rollout) -> str:
+        # Some templates open the thinking at the prompt's end, and the response then has its end only.
+        opens = decode(rollout.prompt_tokens[-_MAX_OPENING_TOKENS:]).rstrip().endswith(THINKING_OPENS)
+        return THINKING_OPENS * opens + decode(rollout.response_tokens)
+
+    return response_of
 
 
 def decoder_of(tokenizer: Any) -> Decode:

@@ -9,7 +9,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -22,6 +22,7 @@ from tutelage.files import sha256_of
 from tutelage.models import Reference, is_all_finite
 from tutelage.models.finite import tensors_in
 from tutelage.models.trainables.adapter_folder import BASE
+from tutelage.rewards import Rating
 from tutelage.training.updates import Update
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "fingerprint_of",
     "load_update",
     "read_state",
+    "restore_rating",
     "restore_reference",
     "step_of",
 ]
@@ -48,6 +50,7 @@ class TrainerState:
       prompts_used: data cursor; prompts drawn so far.
       seed: of the run.
       best_value, best_step: best evaluation so far and when.
+      rating: state of the combination of rewards, see `rewards.Rating`; empty in a run without one.
     """
 
     step: int = 0
@@ -55,6 +58,7 @@ class TrainerState:
     seed: int = 0
     best_value: float | None = None
     best_step: int | None = None
+    rating: dict[str, Any] = field(default_factory=dict)
 
 
 def read_state(path: Path) -> TrainerState:
@@ -71,7 +75,7 @@ def read_state(path: Path) -> TrainerState:
     are_counts = all(type(value) is int and value >= 0 for value in counts)
     best = state.best_value
     is_number = best is None or (type(best) in (int, float) and math.isfinite(best))
-    if not (are_counts and is_number) or state.step != step_of(path.name):
+    if not (are_counts and is_number and isinstance(state.rating, dict)) or state.step != step_of(path.name):
         raise CheckpointError(f"{path / TRAINER} does not hold the state of {path.name}: {vars(state)}. {USE_ANOTHER}")
     return state
 
@@ -116,6 +120,20 @@ def restore_reference(path: Path, reference: Reference, step: int) -> None:
         raise CheckpointError(
             f"{path / PAST} does not fit the student: {in_short(problem)}. {USE_ANOTHER}"
         ) from problem
+
+
+def restore_rating(path: Path, rating: Rating | None, state: TrainerState) -> None:
+    """Give the rewards of a run the state that a checkpoint has of their combination.
+
+    Raises:
+      CheckpointError: it is not one that the combination can have.
+    """
+    if rating is None:
+        return
+    try:
+        rating.restore(state.rating)
+    except CheckpointError as problem:
+        raise CheckpointError(f"{path / TRAINER} holds {problem}. {USE_ANOTHER}.") from problem
 
 
 def _load(file: Path, is_mapped: bool = False) -> Any:

@@ -15,6 +15,7 @@ import torch
 
 from tutelage.errors import ConfigurationError
 from tutelage.models import ModelSet
+from tutelage.rewards import Rating
 from tutelage.rollout import (
     DEFAULT_DRAFT_LENGTH,
     DEFAULT_SUPPORT_SIZE,
@@ -95,6 +96,7 @@ class BatchSource:
       verify: (rollouts, right answers) -> right or wrong; None = answers are not judged.
       runtime: where it runs.
       seed: keys the random numbers.
+      rating: what the answers are worth; None = nothing but right or wrong.
     """
 
     models: ModelSet
@@ -107,6 +109,7 @@ class BatchSource:
     verify: Callable[[Sequence[Rollout], Sequence[str]], Sequence[bool]] | None
     runtime: LocalRuntime
     seed: int
+    rating: Rating | None = None
 
 
 class Stopwatch:
@@ -126,7 +129,7 @@ class Stopwatch:
 def collect(
     source: BatchSource, step: int, recipe: Recipe, watch: Stopwatch, map_shards: MapShards[Any] = single_process
 ) -> Batch:
-    """Answers to a step's prompts, read by the models that the recipe needs, and judged.
+    """Answers to a step's prompts, read by the models that the recipe needs, judged, and rated.
 
     May be interrupted anywhere.
 
@@ -138,6 +141,9 @@ def collect(
         have the teacher's hidden states.
     Returns:
       the global batch; its reward "correct" is 1 or 0, and missing unless the right answer to every prompt is known.
+      With a rating there is one more for each reward, under its label, and "reward", all of them combined.
+    Raises:
+      RewardError: a reward has no number for an answer.
     """
     source.engine.sync(recipe.policy, step)
     chosen = source.order.indices(step)
@@ -145,21 +151,29 @@ def collect(
     request = Request(prompts, rollout.max_new_tokens, rollout.samples_per_prompt, source.seed, step)
     verify = _verifier_of(source, chosen)
     own: dict[tuple[int, int], Rollout] = {}
+    rating = source.rating
 
-    def answered(share: slice) -> list[tuple[Rollout, bool | None]]:
+    def answered(share: slice) -> list[tuple[Rollout, bool | None, dict[str, float]]]:
         rollouts = answers_to_share(source.engine, recipe.policy, request, share)
         watch.lap("rollout")
         rollouts = _read(source, recipe, rollouts)
         watch.lap("score")
-        verdicts = [None] * len(rollouts) if verify is None else verify(rollouts)
+        verdicts = None if verify is None else verify(rollouts)
+        numbers = [chosen[made.prompt_index] for made in rollouts]
+        rated = [{}] * len(rollouts) if rating is None else rating.judge(rollouts, numbers, verdicts)
         watch.lap("verify")
         own.update({_key(made): made for made in rollouts})
-        return [(without_hidden(made), verdict) for made, verdict in zip(rollouts, verdicts, strict=True)]
+        bare = map(without_hidden, rollouts)
+        return list(zip(bare, [None] * len(rollouts) if verdicts is None else verdicts, rated, strict=True))
 
     drawn = map_shards(len(prompts), answered)
     watch.lap("rollout")  # a process that is done waits for the others' rollouts
-    rollouts = [own.get(_key(made), made) for made, _ in drawn]
-    rewards = {} if verify is None else {"correct": torch.tensor([float(bool(verdict)) for _, verdict in drawn])}
+    rollouts = [own.get(_key(made), made) for made, _, _ in drawn]
+    rewards: dict[str, torch.Tensor] = {}
+    if rating is not None:
+        rewards |= rating.entries([rated for _, _, rated in drawn], [made.prompt_index for made in rollouts], step)
+    if verify is not None:
+        rewards["correct"] = torch.tensor([float(bool(verdict)) for _, verdict, _ in drawn])
     return Batch(rollouts, rewards, own=[place for place, made in enumerate(rollouts) if _key(made) in own])
 
 

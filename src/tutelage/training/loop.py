@@ -1,13 +1,14 @@
 """The run: evaluate, save, learn; again until the last step.
 
-A run's state is the weights that learn, the state of their update, the number of updates made, and the weights of a
-reference that follows the student. Everything else - which prompts, which random numbers, what budget, what learning
-rate - is a function of that number, so a run that is killed and resumed writes the same bytes as one that was not.
+A run's state is the weights that learn, the state of their update, the number of updates made, the weights of a
+reference that follows the student, and what a combination of rewards has learned. Everything else - which prompts,
+which random numbers, what budget, what learning rate - is a function of that number, so a run that is killed and
+resumed writes the same bytes as one that was not.
 """
 
 from __future__ import annotations
 
-from tutelage.errors import NonFiniteError, RunInterrupted, ServerError
+from tutelage.errors import NonFiniteError, RewardError, RunInterrupted, ServerError
 from tutelage.training.checkpoint_files import TrainerState
 from tutelage.training.evaluating import evaluate_if_due
 from tutelage.training.interruption import Interruption
@@ -29,7 +30,8 @@ def train(run: Run, observer: Observer) -> TrainerState:
       OutputExistsError: the folder has come into being since the run was put together.
       ConfigurationError: a tracker cannot be started; nothing has been computed yet.
       RunInterrupted: Ctrl-C or SIGTERM; the run was saved at the step it had reached.
-      ServerError: a server that computes for the run is gone; saved likewise.
+      ServerError, RewardError: a server that computes for the run is gone, or a reward has no number for an answer;
+        saved likewise.
       NonFiniteError: a loss or a gradient was not finite, or the weights or moments after an update; names the step,
         and the last good checkpoint stays.
       CheckpointError: a checkpoint could not be written; the previous one stays.
@@ -61,7 +63,7 @@ def _train(run: Run, observer: Observer) -> TrainerState:
                 if state.step >= run.num_steps:
                     return state
                 take_step(run, update, state, observer, interruption)
-        except (RunInterrupted, ServerError) as stopped:
+        except (RunInterrupted, ServerError, RewardError) as stopped:
             update.abandon()
             with interruption.protected():
                 saver.save(state)

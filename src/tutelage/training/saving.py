@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 from tutelage.training.checkpoint import Checkpoints
-from tutelage.training.checkpoint_files import TrainerState, load_update, read_state, restore_reference
+from tutelage.training.checkpoint_files import (
+    TrainerState,
+    load_update,
+    read_state,
+    restore_rating,
+    restore_reference,
+)
 from tutelage.training.observer import Observer
 from tutelage.training.run import Run
 from tutelage.training.updates import Update
@@ -38,6 +44,7 @@ class Saver:
             state = read_state(checkpoint)
             load_update(checkpoint, self.update)
             restore_reference(checkpoint, reference, state.step)
+            restore_rating(checkpoint, run.source.rating, state)
             run.runtime.from_first(lambda: self.checkpoints.repair_index(state))
             self.saved_step = state.step
         if run.start.is_resumed:
@@ -60,6 +67,8 @@ class Saver:
             return
         models, update_state = self.run.models, self.update.state_dict()
         kept = self.run.learning.reference.state_at(state.step)
+        if (rating := self.run.source.rating) is not None:
+            state.rating = dict(rating.state)
         # All wait for it: a launcher that sees one process gone would end the one that writes.
         path = self.run.runtime.from_first(
             lambda: self.checkpoints.save(state, models.student, models.vocabulary, update_state, kept)

@@ -26,7 +26,7 @@ def take_step(run: Run, update: Update, state: TrainerState, observer: Observer,
     """Make the update that leads from `state.step` to the next one, and move `state` on.
 
     Raises:
-      RunInterrupted, ServerError: nothing of the step is kept once the update was made to `abandon` it.
+      RunInterrupted, ServerError, RewardError: nothing of the step is kept once the update was made to `abandon` it.
       NonFiniteError: a loss, a gradient or a weight is NaN or infinite.
     """
     step, phase = state.step, phase_at(run.learning.phases, state.step)
@@ -40,8 +40,12 @@ def take_step(run: Run, update: Update, state: TrainerState, observer: Observer,
         metrics = step_metrics(batch, recipe.policy, numbers, watch.seconds) | peak.metrics()
         if run.logs.diagnostics_every > 0 and step % run.logs.diagnostics_every == 0:
             metrics |= detail_metrics(batch.rollouts)
+        if (rating := run.source.rating) is not None:
+            metrics |= rating.metrics(batch, step)
+            rating.advance(batch, step)
         correct = [reward > 0 for reward in batch.rewards["correct"].tolist()] if "correct" in batch.rewards else None
-        result = StepResult(step, metrics, batch.rollouts, correct, phase.name)
+        rewards = {} if rating is None else {name: values_B.tolist() for name, values_B in batch.rewards.items()}
+        result = StepResult(step, metrics, batch.rollouts, correct, phase.name, rewards)
         state.step += 1
         state.prompts_used += run.source.order.prompts_per_step
         run.learning.reference.refresh(state.step)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
+from statistics import fmean
 from typing import Any
 
 from tutelage.diagnostics import rollout_metrics, teacher_support_auroc
@@ -28,12 +29,16 @@ def step_metrics(
     """
     values = {item.name: getattr(policy, item.name) for item in fields(policy)}
     of_policy = {name: float(value) for name, value in values.items() if isinstance(value, int | float)}
-    rewards = batch.rewards["correct"].tolist() if "correct" in batch.rewards else None
-    auroc = None if rewards is None else teacher_support_auroc(batch.rollouts, [reward > 0 for reward in rewards])
+    verdicts = batch.rewards["correct"].tolist() if "correct" in batch.rewards else None
+    auroc = None if verdicts is None else teacher_support_auroc(batch.rollouts, [verdict > 0 for verdict in verdicts])
+    # In a run with rewards, "reward" is all of them combined, and not the verdict.
+    rewards = batch.rewards["reward"].tolist() if "reward" in batch.rewards else verdicts
+    of_verdicts = {"correct": fmean(verdicts)} if verdicts is not None and rewards is not verdicts else {}
     return {
         **of_update,
         **of_policy,
         **rollout_metrics(batch.rollouts, kl_radius=of_policy.get("kl_radius"), rewards=rewards),
+        **of_verdicts,
         **({} if auroc is None else {"teacher_support_auroc": auroc}),
         **seconds,
         "seconds": sum(seconds.values()),
@@ -66,6 +71,8 @@ def sample_records(
         }
         if result.correct is not None:
             record["correct"] = result.correct[place]
+        if result.rewards:
+            record["rewards"] = {name: values[place] for name, values in result.rewards.items() if name != "correct"}
         if rollout.teacher_logprobs is not None:
             record["teacher_logprob"] = float(rollout.teacher_logprobs.mean())
         record["tokens"] = token_log(rollout, decode)

@@ -24,7 +24,7 @@ from tutelage.weighting import WEIGHTINGS, Weighting
 TEACHER = TARGETS["teacher"]()
 SERVED = {"teacher": {"path": "t", "server": "http://localhost:1"}}
 REFRESHED = {"reference": {"refresh_every": 5}}
-# A run in which each circumstance holds, and no other but the last: its tables, its policy, a loss.
+# A run in which each circumstance holds, and no other but the last two: its tables, its policy, a loss.
 RUNS: dict[str, tuple[dict[str, Any], Policy, Loss]] = {
     "recorded answers": (REFRESHED, Offline(), ReverseKL(support="teacher_top_k")),
     "a teacher that is a server": (SERVED | REFRESHED, Student(), ReverseKL(support="teacher_top_k")),
@@ -36,6 +36,7 @@ RUNS: dict[str, tuple[dict[str, Any], Policy, Loss]] = {
     ),
     "a reference that stays": ({}, Teacher(), ReverseKL()),
     "answers that are not rated": (REFRESHED, Teacher(), ReverseKL()),
+    "answers that are not paired": (REFRESHED | {"reward": "correct"}, Teacher(), ReverseKL()),
 }
 
 
@@ -86,7 +87,9 @@ def test_a_part_that_needs_what_a_run_does_not_know_is_refused_with_a_remedy(nam
 def test_what_a_run_offers(name: str) -> None:
     tables, policy, loss = RUNS[name]
     recipe = Recipe(policy, TEACHER, (loss,))
-    unknown = {*CIRCUMSTANCES[name].unknown, Fact.pair, Fact.reward}
+    unknown = {*CIRCUMSTANCES[name].unknown, Fact.pair}
+    if name != "answers that are not paired":
+        unknown.add(Fact.reward)
     if name == "a teacher that is a server":
         unknown.add(Fact.teacher_drawn)
     assert facts_offered(config_of(**tables), recipe) == frozenset(Fact) - unknown
@@ -147,7 +150,7 @@ def test_a_new_part_says_what_it_needs_and_nothing_else_changes() -> None:
         def on_tokens(self, logprobs_n: torch.Tensor, facts: TokenFacts) -> torch.Tensor:
             return logprobs_n
 
-    with pytest.raises(ConfigurationError, match="the loss Rated asks what an answer is worth, but a run has no part"):
+    with pytest.raises(ConfigurationError, match="the loss Rated asks what an answer is worth, but the run has no"):
         check_facts(config_of(), Recipe(Student(), TEACHER, (Rated(),)))
 
 

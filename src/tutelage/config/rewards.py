@@ -1,0 +1,119 @@
+"""What are answers worth in this run?  From the tables `[[reward]]` and `[reward_combination]` to their parts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from tutelage.config.parts import part_from
+from tutelage.config.schema import DataConfig, RunConfig
+from tutelage.errors import ConfigurationError
+from tutelage.rewards import COMBINATIONS, REWARDS, Combination, Rating, Reward, Setting, check_rewards
+from tutelage.tasks import Problem
+from tutelage.types import Rollout
+
+__all__ = ["RatingPlan", "rating_plan"]
+
+COMBINATION_KEY = "reward_combination"
+
+
+@dataclass(frozen=True)
+class RatingPlan:
+    """How answers are rated, before anything is opened.
+
+    Fields:
+      rewards: with their labels.
+      combination: makes one number of them.
+      setting: what the run tells them.
+    """
+
+    rewards: Sequence[Reward]
+    combination: Combination
+    setting: Setting
+
+    @property
+    def reads_answers(self) -> bool:
+        """Whether a reward reads the right answer, where it is known."""
+        return any(reward.reads_answer for reward in self.rewards)
+
+    def inputs(self) -> dict[str, Any]:
+        """Digests of what the rewards read, by their labels.
+
+        Raises:
+          ConfigurationError, ModelError: a reward cannot work; its table is named.
+        """
+        found = {}
+        for place, reward in enumerate(self.rewards):
+            with_key = f"reward[{place}]"
+            try:
+                found[reward.label] = reward.check(self.setting)
+            except ConfigurationError as problem:
+                raise _named(problem, with_key) from problem
+        return {label: digests for label, digests in found.items() if digests}
+
+    def check_answers(self, data: DataConfig, answers: Sequence[str | None]) -> None:
+        """Refuse a reward that reads verdicts where a prompt has no right answer to judge by.
+
+        Raises:
+          ConfigurationError: says how many prompts have none.
+        """
+        unknown = sum(answer is None for answer in answers)
+        for reward in self.rewards:
+            if reward.reads_verdict and unknown:
+                raise ConfigurationError(
+                    f"the reward {reward.label!r} is the verifier's verdict, and {unknown} of {len(answers)} prompts "
+                    f"have no right answer in column {data.answer_column!r}. Give the answers, or use another reward."
+                )
+
+    def opened(self, problems: Sequence[Problem], response_of: Callable[[Rollout], str]) -> Rating:
+        """The judges, ready; weights of reward models are loaded here."""
+        return Rating(self.rewards, self.combination, self.setting, problems=problems, response_of=response_of)
+
+
+def rating_plan(config: RunConfig, device: str) -> RatingPlan | None:
+    """The rewards of a run file; None = there are none.
+
+    Raises:
+      ConfigurationError: as of `part_from`, of the rewards themselves, or a combination without rewards.
+    """
+    if not config.reward:
+        if config.reward_combination != RunConfig.model_fields[COMBINATION_KEY].default:
+            raise ConfigurationError(
+                f"{COMBINATION_KEY} is set, and there is no [[reward]] to combine. Add one, or drop it."
+            )
+        return None
+    rewards = [_reward_from(table, f"reward[{place}]") for place, table in enumerate(config.reward)]
+    combination = _combination_from(config.reward_combination)
+    check_rewards(rewards, combination)
+    for reward in rewards:
+        if reward.reads_verdict and not (config.data.verifier and config.data.answer_column):
+            key = "data.answer_column" if config.data.verifier else "data.verifier"
+            raise ConfigurationError(
+                f"the reward {reward.label!r} is the verifier's verdict, but {key} is empty. Set it, or use another "
+                "reward."
+            )
+    return RatingPlan(rewards, combination, Setting(device, config.rollout.max_new_tokens))
+
+
+def _reward_from(table: Mapping[str, Any], key: str) -> Reward:
+    try:
+        reward = part_from(table, REWARDS, key)
+    except ConfigurationError as problem:
+        raise _named(problem, key) from problem
+    return replace(reward, label=reward.label or table["name"])
+
+
+def _combination_from(table: Mapping[str, Any]) -> Combination:
+    # What is given by label is a table as a schedule is, and reaches the part as pairs.
+    pairs = {
+        name: tuple(value.items()) if isinstance(value, Mapping) and "schedule" not in value else value
+        for name, value in table.items()
+    }
+    return part_from(pairs, COMBINATIONS, COMBINATION_KEY)
+
+
+def _named(problem: ConfigurationError, key: str) -> ConfigurationError:
+    """A refusal with the table's own key; a member knows it by one name, wherever it stands."""
+    return ConfigurationError(re.sub(r"\breward\.", f"{key}.", str(problem)))

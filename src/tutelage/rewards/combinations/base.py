@@ -1,0 +1,107 @@
+"""What a combination is: from several rewards of each answer to one. Whatever it learns on the way is its state."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from tutelage.errors import ConfigurationError
+from tutelage.schedules import at_step
+
+__all__ = ["EPSILON", "Combination", "Ratings", "State", "normalised_in_groups"]
+
+State = Mapping[str, Any]
+"""Numbers, texts, lists and tables of such, all of which JSON keeps exactly."""
+
+EPSILON = 1e-4
+"""Added to a deviation within a group, as TRL does."""
+
+
+@dataclass(frozen=True)
+class Ratings:
+    """Several rewards of the B answers of a global batch.
+
+    Fields:
+      rewards: label -> [B] in float64.
+      weights: label -> the reward's weight at the step.
+      groups_B: the same number for answers to the same prompt.
+    """
+
+    rewards: Mapping[str, Tensor]
+    weights: Mapping[str, float]
+    groups_B: Tensor
+
+    @property
+    def labels(self) -> list[str]:
+        """Of the rewards, in the order of the run file."""
+        return list(self.rewards)
+
+    @property
+    def means(self) -> dict[str, float]:
+        """Mean of each reward over the batch; without its weight."""
+        return {label: float(values_B.mean()) for label, values_B in self.rewards.items()}
+
+    def signed(self, values: Mapping[str, float]) -> dict[str, float]:
+        """Numbers by label, each negated where the reward is a cost: where its weight is below 0."""
+        return {label: math.copysign(1.0, self.weights[label]) * value for label, value in values.items()}
+
+    def weighted(self, *, normalised: bool = False) -> dict[str, Tensor]:
+        """Each reward times its weight, [B]; `normalised`: after it was normalised within its groups."""
+        return {
+            label: self.weights[label] * (normalised_in_groups(values_B, self.groups_B) if normalised else values_B)
+            for label, values_B in self.rewards.items()
+        }
+
+
+@dataclass(frozen=True)
+class Combination(ABC):
+    """How several rewards become one. A frozen part with pure methods; a run keeps the state between its steps.
+
+    All processes of a run compute the same state, since ratings are of the global batch.
+    """
+
+    def at(self, step: int) -> Self:
+        """The combination with its schedules resolved to the numbers of `step`."""
+        return at_step(self, step)
+
+    def check(self, labels: Sequence[str]) -> None:
+        """Refuse rewards that it cannot combine, before any compute is spent.
+
+        Raises:
+          ConfigurationError: with the reason.
+        """
+        if not labels:
+            raise ConfigurationError("there is no reward to combine; expected one at least. Add a [[reward]].")
+
+    def initial_state(self, labels: Sequence[str]) -> State:
+        """The state before the first step."""
+        return {}
+
+    @abstractmethod
+    def combine(self, ratings: Ratings, state: State) -> Tensor:
+        """One reward for every answer: [B]."""
+
+    def next_state(self, ratings: Ratings, state: State) -> State:
+        """The state after a step whose batch was rated so."""
+        return state
+
+    def metrics(self, ratings: Ratings, state: State) -> dict[str, float]:
+        """Numbers of the step that `state` was used in, by the names of docs/usage/metrics.md."""
+        return {}
+
+
+def normalised_in_groups(rewards_B: Tensor, groups_B: Tensor) -> Tensor:
+    """(r - mean of its group) / (deviation of its group + 1e-4), with the sample deviation; 0 in groups of one."""
+    _, places_B = torch.unique(groups_B, return_inverse=True)
+    counts_P = torch.bincount(places_B).to(rewards_B)
+    means_P = torch.zeros_like(counts_P).index_add(0, places_B, rewards_B) / counts_P
+    centred_B = rewards_B - means_P[places_B]
+    squares_P = torch.zeros_like(counts_P).index_add(0, places_B, centred_B**2)
+    deviations_P = (squares_P / (counts_P - 1).clamp(min=1)).sqrt()
+    return centred_B / (deviations_P[places_B] + EPSILON)
