@@ -127,10 +127,7 @@ class RunAssembly:
         """The training prompts as their models read them."""
         plan = self.rating_plan
         reads_answers = plan is not None and plan.reads_answers
-        prompts = read_prompts(self.config.data, self.tokenizers, self.clock, reads_answers=reads_answers)
-        if plan is not None:
-            plan.check_answers(self.config.data, prompts.answers)
-        return prompts
+        return read_prompts(self.config.data, self.tokenizers, self.clock, reads_answers=reads_answers)
 
     @cached_property
     def evaluation_sets(self) -> list[EvaluationSet]:

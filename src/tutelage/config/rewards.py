@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from tutelage.config.parts import part_from
-from tutelage.config.schema import DataConfig, RunConfig
+from tutelage.config.schema import RunConfig
 from tutelage.errors import ConfigurationError
 from tutelage.rewards import COMBINATIONS, REWARDS, Combination, Rating, Reward, Setting, check_rewards
 from tutelage.tasks import Problem
@@ -52,20 +52,6 @@ class RatingPlan:
             except ConfigurationError as problem:
                 raise _named(problem, with_key) from problem
         return {label: digests for label, digests in found.items() if digests}
-
-    def check_answers(self, data: DataConfig, answers: Sequence[str | None]) -> None:
-        """Refuse a reward that reads verdicts where a prompt has no right answer to judge by.
-
-        Raises:
-          ConfigurationError: says how many prompts have none.
-        """
-        unknown = sum(answer is None for answer in answers)
-        for reward in self.rewards:
-            if reward.reads_verdict and unknown:
-                raise ConfigurationError(
-                    f"the reward {reward.label!r} is the verifier's verdict, and {unknown} of {len(answers)} prompts "
-                    f"have no right answer in column {data.answer_column!r}. Give the answers, or use another reward."
-                )
 
     def opened(self, problems: Sequence[Problem], response_of: Callable[[Rollout], str]) -> Rating:
         """The judges, ready; weights of reward models are loaded here."""

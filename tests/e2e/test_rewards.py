@@ -1,0 +1,174 @@
+"""Runs whose answers are rated: numbers, files, resuming, and what becomes of a reward that fails."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.support.quick_run import StopAt, made, metrics
+from tests.support.tiny_run import write_run_file
+from tutelage.config import load_config, resolve_config
+from tutelage.errors import ConfigurationError, RewardError, RunInterrupted
+from tutelage.rewards import REWARDS, Answers, Judge, Reward, Setting
+from tutelage.training import Observer, read_state, train
+
+CONSTRAINED = """
+[[reward]]
+name = "correct"
+
+[[reward]]
+name = "overlong"
+weight = 0.5
+
+[[reward]]
+name = "length"
+label = "tokens"
+weight = { schedule = "linear", start = -1.0, stop = 0.0, steps = 4 }
+
+[reward_combination]
+name = "constrained"
+thresholds = { tokens = 0.2 }
+"""
+
+
+def test_rewards_are_metrics_and_stand_beside_the_samples(tmp_path: Path) -> None:
+    train(made(write_run_file(tmp_path, CONSTRAINED, steps=2)), Observer())
+    explained = (Path(__file__).parents[2] / "docs/usage/metrics.md").read_text()
+    for record in metrics(tmp_path / "run"):
+        assert record["correct"] == record["reward/correct"]
+        assert record["reward_slack/tokens"] == pytest.approx(0.2 - record["reward/tokens"])
+        for name in record:
+            if "reward" in name:
+                assert f"`{re.sub('/.*', '/LABEL', name)}`" in explained
+    (sample, *_) = map(json.loads, (tmp_path / "run/samples.jsonl").read_text().splitlines())
+    rewards = sample["rewards"]
+    assert set(rewards) == {"overlong", "tokens", "reward"} and rewards["overlong"] <= 0 < rewards["tokens"]
+    own = 0.5 * (float(sample["correct"]) + 0.5 * rewards["overlong"]) - 0.5 * rewards["tokens"]
+    assert rewards["reward"] == pytest.approx(own), "the multiplier begins at a half"
+
+
+def test_what_nothing_learns_from_changes_no_weight(tmp_path: Path) -> None:
+    runs = {}
+    for name, tables in (("plain", ""), ("rated", CONSTRAINED)):
+        (tmp_path / name).mkdir()
+        train(made(write_run_file(tmp_path / name, tables, steps=2)), Observer())
+        runs[name] = metrics(tmp_path / name / "run")
+    for plain, rated in zip(runs["plain"], runs["rated"], strict=True):
+        assert {name: rated[name] for name in plain} | {"reward": rated["correct"]} == plain
+
+
+def test_a_resumed_run_has_the_same_multipliers_and_bytes(tmp_path: Path) -> None:
+    files = {}
+    for name in ("whole", "resumed"):
+        (tmp_path / name).mkdir()
+        path = write_run_file(tmp_path / name, CONSTRAINED, steps=4)
+        if name == "resumed":
+            with pytest.raises(RunInterrupted):
+                train(made(path), StopAt(1))
+        train(made(path, resume=name == "resumed"), Observer())
+        files[name] = metrics(tmp_path / name / "run")
+        state = read_state(tmp_path / name / "run/checkpoints/step-000004").rating
+        assert set(state) == {"u", "velocity"} and state["u"]["tokens"] != 0
+    assert files["whole"] == files["resumed"]
+    one, other = (
+        (tmp_path / name / "run/checkpoints/step-000004/trainer.json").read_bytes() for name in ("whole", "resumed")
+    )
+    assert one == other
+
+
+def test_a_checkpoint_from_before_there_were_rewards_is_resumed(tmp_path: Path) -> None:
+    path = write_run_file(tmp_path, steps=4)
+    with pytest.raises(RunInterrupted):
+        train(made(path), StopAt(1))
+    checkpoint = tmp_path / "run/checkpoints/step-000002"
+    state = json.loads((checkpoint / "trainer.json").read_text())
+    assert state.pop("rating") == {}
+    (checkpoint / "trainer.json").write_text(json.dumps(state))
+    assert read_state(checkpoint).step == 2
+
+
+# --- rewards that fail -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class FailsLater(Reward):
+    """Is NaN from the third batch on."""
+
+    def opened(self, setting: Setting) -> Judge:
+        batches = []
+
+        def judge(answers: Answers) -> Tensor:
+            batches.append(len(answers))
+            return torch.full((len(answers),), torch.nan if len(batches) > 2 else 1.0)
+
+        return judge
+
+
+def test_a_reward_that_fails_ends_the_run_and_nothing_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(REWARDS, "fails_later", FailsLater)
+    path = write_run_file(tmp_path, '[[reward]]\nname = "fails_later"\n')
+    with pytest.raises(
+        RewardError, match=r"^the reward 'fails_later' is nan .* after 2 of 6 steps; the run is saved in"
+    ):
+        train(made(path), Observer())
+    assert len(metrics(tmp_path / "run")) == 2 and (tmp_path / "run/checkpoints/step-000002").is_dir()
+
+
+# --- what is refused before anything is computed ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("reward=corect",), r"^reward\[0\]\.name is 'corect'; expected one of correct"),
+        (('reward=["correct", "correct"]',), r"2 rewards have the label 'correct'"),
+        (
+            ("reward=correct", "data.verifier="),
+            r"the reward 'correct' is the verifier's verdict, but data\.verifier is",
+        ),
+        (("reward=correct", "data.answer_column="), r"verdict, but data\.answer_column is empty"),
+        (("reward_combination=worst_case",), r"reward_combination is set, and there is no \[\[reward\]\]"),
+        (("reward=length", "reward_combination=best"), r"reward_combination\.name is 'best'; expected one of constr"),
+        (("reward=length", "reward_combination=constrained"), r"reward_combination\.thresholds is \{\}; expected"),
+        (
+            (
+                "reward=length",
+                "reward_combination=constrained",
+                "reward_combination={name='constrained',thresholds={a=1}}",
+            ),
+            r"thresholds has 'a', and the rewards are length",
+        ),
+        (('reward={name="length", weight=1e999}',), r"inf"),
+        (
+            ('reward=[{name="length"}, {name="overlong", cache_tokens=0}]',),
+            r"^reward\[1\]\.cache_tokens is 0; expected",
+        ),
+        (('reward={name="overlong", cache_tokens=99}',), r"^reward\[0\]\.cache_tokens is 99, more than the 6 tokens"),
+    ],
+    ids=lambda value: str(value)[:50],
+)
+def test_what_cannot_work_is_refused_first(tmp_path: Path, change: tuple[str, ...], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        made(write_run_file(tmp_path), *change)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("reward", ["correct", ["correct"], {"name": "correct"}, [{"name": "correct"}]], ids=repr)
+def test_a_reward_is_written_in_short_or_in_full(reward: object) -> None:
+    needed = {"student": "s", "teacher": "t", "data": "d.jsonl"}
+    assert resolve_config({**needed, "reward": reward}).reward == [{"name": "correct"}]
+    combined = resolve_config({**needed, "reward": reward, "reward_combination": "worst_case"})
+    assert combined.reward_combination == {"name": "worst_case"}
+
+
+def test_a_written_configuration_reads_back(tmp_path: Path) -> None:
+    train(made(write_run_file(tmp_path, CONSTRAINED, steps=1)), Observer())
+    config = load_config(tmp_path / "run/config.toml")
+    assert [table["name"] for table in config.reward] == ["correct", "overlong", "length"]
+    assert config.reward_combination["thresholds"] == {"tokens": 0.2}
