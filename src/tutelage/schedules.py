@@ -8,9 +8,10 @@ points every schedule is flat. Learning-rate schedules belong to the optimiser, 
 from __future__ import annotations
 
 import math
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from difflib import get_close_matches
 from itertools import pairwise
 from typing import Any, TypeVar
@@ -190,10 +191,20 @@ def plain_number(value: float | Schedule, key: str) -> float:
 
 
 def at_step(part: Part, step: int) -> Part:
-    """A part with the numbers of `step` in place of its schedules; itself where nothing moves."""
+    """A part, and the parts inside it, with the numbers of `step` in place of schedules; itself where nothing moves."""
     values = {item.name: getattr(part, item.name) for item in fields(part) if item.init}  # type: ignore[arg-type]
-    moving = {name: value(step) for name, value in values.items() if isinstance(value, Schedule)}
+    moving = {name: new for name, value in values.items() if (new := _at(value, step)) is not value}
     return replace(part, **moving) if moving else part  # type: ignore[type-var]
+
+
+def _at(value: Any, step: int) -> Any:
+    """A field's value at a step; itself where nothing in it moves."""
+    if isinstance(value, Schedule):
+        return value(step)
+    if isinstance(value, tuple):
+        resolved = tuple(_at(each, step) for each in value)
+        return value if all(map(operator.is_, resolved, value)) else resolved
+    return value.at(step) if is_dataclass(value) and hasattr(value, "at") else value
 
 
 def schedule_from(value: object, key: str) -> Schedule:

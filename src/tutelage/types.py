@@ -250,6 +250,11 @@ class Batch:
         return sum(self.lengths)
 
     @property
+    def prompts_B(self) -> Tensor:
+        """Which prompt each rollout answers; answers to one prompt are a group."""
+        return torch.tensor([rollout.prompt_index for rollout in self.rollouts], dtype=torch.long)
+
+    @property
     def positions_N(self) -> Tensor:
         """Place of each token in its answer, from 0."""
         return torch.cat([torch.arange(length) for length in self.lengths])

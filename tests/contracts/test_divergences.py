@@ -31,6 +31,14 @@ from tutelage.divergences import (
 )
 from tutelage.errors import ConfigurationError
 from tutelage.losses import DISTRIBUTION_LOSSES, TOKEN_LOSSES, Loss, TokenLoss
+from tutelage.losses.tokens import (
+    CISPO,
+    AnchoredSurrogate,
+    ClippedSurrogate,
+    GatedImitation,
+    PolicyGradient,
+    SampledKL,
+)
 from tutelage.training.forms.chunked import in_chunks
 from tutelage.types import DenseTarget
 
@@ -70,6 +78,13 @@ ON_SAMPLED: list[TokenLoss] = [
     SampledReverseKL(baseline="expected"),
     SampledNLL(),
     TrustSplit(),
+    PolicyGradient(),
+    ClippedSurrogate(dual_clip=3.0),
+    AnchoredSurrogate(),
+    CISPO(),
+    SampledKL(),
+    SampledKL(to="target", estimator="k3"),
+    GatedImitation(),
 ]
 
 # Cross-entropies, and transport that blurs: 0 at equal distributions they are not.
@@ -130,9 +145,9 @@ def seen(members: list[Divergence]) -> list[Divergence]:
 every_view = pytest.mark.parametrize("divergence", seen(MEMBERS + WITH_FROZEN_WEIGHT), ids=repr)
 EVERY_MEMBER = MEMBERS + WITH_FROZEN_WEIGHT + ON_SAMPLED
 every_member = pytest.mark.parametrize("member", EVERY_MEMBER, ids=repr)
-# A member that imitates tokens looks through no support.
+# Members that look at sampled tokens alone look through none.
 every_member_with_a_support = pytest.mark.parametrize(
-    "member", [member for member in EVERY_MEMBER if not isinstance(member, SampledNLL)], ids=repr
+    "member", [member for member in EVERY_MEMBER if hasattr(member, "support")], ids=repr
 )
 
 

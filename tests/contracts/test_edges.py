@@ -28,7 +28,6 @@ from tutelage.divergences import (
 )
 from tutelage.errors import ZeroMassError
 from tutelage.losses import TokenFacts, TokenLoss
-from tutelage.losses.tokens import SampledNLL
 from tutelage.targets import TargetRule
 from tutelage.types import Batch, DenseTarget
 from tutelage.weighting import Weighting
@@ -142,10 +141,11 @@ def test_sampled_tokens_at_the_edges(member: TokenLoss, dtype: torch.dtype) -> N
                 p[drawn].detach(),
                 mu[drawn],
                 q[drawn],
-                torch.ones_like(q[drawn]) if isinstance(member, SampledNLL) else q[drawn] - p[drawn].detach(),
+                q[drawn] - p[drawn].detach() if member.window is not None else torch.ones_like(q[drawn]),
                 torch.full((int(drawn.sum()),), 0.5),
                 torch.full((int(drawn.sum()),), is_teachers),
                 *events,
+                reference_logprobs=q[drawn],
             )
             values = member.on_tokens(p[drawn], facts)
             assert not values.isnan().any(), (name, is_teachers)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tutelage.types import Reading, Rollout
+from tutelage.types import Batch, Reading, Rollout
 
 
 def rollout_of(
@@ -23,6 +23,15 @@ def rollout_of(
     """`tokenwise`: see `Rollout.with_tokenwise`."""
     bare = Rollout(list(prompt_tokens), list(response_tokens), behaviour_logprobs, Reading(student_logprobs), **fields)
     return bare.with_tokenwise(tokenwise or {})
+
+
+def rated(rollouts: Sequence[Rollout]) -> Batch:
+    """A batch of rollouts with rewards that differ within groups, and with a third model's reading of them."""
+    rewards = torch.tensor([float(sum(rollout.response_tokens) % 3) for rollout in rollouts])
+    read = [
+        rollout.with_tokenwise({"reference.logprobs_T": 0.7 * rollout.student_logprobs - 0.1}) for rollout in rollouts
+    ]
+    return Batch(read, {"reward": rewards, "correct": (rewards > 0).float()})
 
 
 def make_rollouts(seed: int = 0, lengths: tuple[int, ...] = (7, 1, 12, 5)) -> list[Rollout]:

@@ -22,7 +22,12 @@ def tables(seed: int) -> Tensor:
     return logits.log_softmax(-1)
 
 
-STUDENT, TARGET, BEHAVIOUR = tables(0), tables(1), tables(2)
+STUDENT, TARGET, BEHAVIOUR, REFERENCE = tables(0), tables(1), tables(2), tables(3)
+
+
+def reward_of(answer: tuple[int, ...]) -> float:
+    """What an answer is worth: numbers without a pattern."""
+    return float((3 * answer[0] + 5 * answer[1]) % 7)
 
 
 def of_answers(table: Tensor, answers: list[tuple[int, ...]]) -> Tensor:
@@ -44,24 +49,36 @@ def expected_gradient(
     answers = [answer for combination in combinations for answer in combination]
     mu_N, now_N = of_answers(behaviour, answers), of_answers(student, answers)
     old_N, target_N = now_N.detach(), of_answers(TARGET, answers)
+    reference_N = of_answers(REFERENCE, answers)
     batch = Batch(
         [
-            rollout_of([0], list(answer), mu_N[2 * i : 2 * i + 2], old_N[2 * i : 2 * i + 2], prompt_index=i // group)
+            rollout_of(
+                [0],
+                list(answer),
+                mu_N[2 * i : 2 * i + 2],
+                old_N[2 * i : 2 * i + 2],
+                {"reference.logprobs_T": reference_N[2 * i : 2 * i + 2]},
+                prompt_index=i // group,
+            )
             for i, answer in enumerate(answers)
-        ]
+        ],
+        {"reward": torch.tensor([reward_of(answer) for answer in answers], dtype=torch.float64)},
     )
     prefixes_N = [prefix for a, _ in answers for prefix in (0, 1 + a)]
     facts = TokenFacts(
         old_N,
         mu_N,
         target_N,
-        loss.advantage(batch, target_N),
+        torch.full_like(old_N, torch.nan) if loss.advantage is None else loss.advantage(batch, target_N),
         torch.full_like(old_N, 0.5) if uniforms is None else uniforms,
         torch.zeros_like(old_N, dtype=torch.bool),
         student[prefixes_N],
         TARGET[prefixes_N],
+        reference_N,
+        torch.zeros_like(old_N),
     )
-    losses_N = loss.on_tokens(now_N, facts)
+    factors_N = loss.factors(batch, torch.ones_like(old_N))
+    losses_N = loss.on_tokens(now_N, facts) * (1 if factors_N is None else factors_N)
     shares_P = mu_N.reshape(len(combinations), -1).sum(-1).exp()
     total = (losses_N.reshape(len(combinations), -1).sum(-1) * shares_P).sum() / group
     total.backward()

@@ -2,11 +2,30 @@
 
 from tutelage.advantages.base import Advantage
 from tutelage.advantages.constant import Constant
+from tutelage.advantages.group_reward import GROUP_REWARD, GroupReward
 from tutelage.advantages.teacher_log_ratio import TeacherLogRatio
+from tutelage.advantages.whitened_return import WhitenedReturn
+from tutelage.advantages.wrappers import Focal, Sum, TeacherWeighted
 
 ADVANTAGES: dict[str, type[Advantage]] = {
     "constant": Constant,
     "teacher_log_ratio": TeacherLogRatio,
+    "group_reward": GroupReward,
+    "whitened_return": WhitenedReturn,
+    "focal": Focal,
+    "teacher_weighted": TeacherWeighted,
+    "sum": Sum,
 }
 
-__all__ = ["ADVANTAGES", "Advantage", "Constant", "TeacherLogRatio"]
+__all__ = [
+    "ADVANTAGES",
+    "GROUP_REWARD",
+    "Advantage",
+    "Constant",
+    "Focal",
+    "GroupReward",
+    "Sum",
+    "TeacherLogRatio",
+    "TeacherWeighted",
+    "WhitenedReturn",
+]

@@ -28,6 +28,11 @@ class Advantage(ABC):
         return frozenset()
 
     @property
+    def rewards(self) -> frozenset[str]:
+        """The names of the rewards that it reads; "reward" is all of the run's together, "correct" the verdict."""
+        return frozenset()
+
+    @property
     def min_samples_per_prompt(self) -> int:
         """How many answers to a prompt it needs."""
         return 1

@@ -27,7 +27,8 @@ def part_from(table: Mapping[str, Any], members: Mapping[str, type[Part]], key: 
     """The member of an axis that a table describes; its other keys are the member's fields.
 
     Args:
-      table: `name`, and the member's fields; a field may be a schedule, written as a table with `schedule`.
+      table: `name`, and the member's fields. A field may be a schedule, written as a table with `schedule`, an
+        advantage, written as a table or by its name alone, or a list of these.
       members: the axis' own table of members.
       key: of the table in the run file, for messages.
     Raises:
@@ -43,14 +44,7 @@ def part_from(table: Mapping[str, Any], members: Mapping[str, type[Part]], key: 
     for field_name, value in values.items():
         if field_name not in known:
             raise _unknown_field(field_name, name, members, key)
-        if kinds[field_name] is Advantage:
-            values[field_name] = value = _advantage_from(value, f"{key}.{field_name}")
-        if isinstance(value, Mapping):
-            values[field_name] = schedule_from(value, f"{key}.{field_name}")
-        _check_kind(f"{key}.{field_name}", values[field_name], kinds[field_name])
-        alternatives = _alternatives(kinds[field_name])
-        if type(value) is int and float in alternatives and int not in alternatives:
-            values[field_name] = float(value)  # products of whole numbers can be beyond what a tensor takes
+        values[field_name] = _value_from(value, kinds[field_name], f"{key}.{field_name}")
     missing = [f.name for f in fields(member) if f.init and f.name not in values and _is_required(f)]  # type: ignore[arg-type]
     if missing:
         raise ConfigurationError(f"{key}.{missing[0]} is missing; {name!r} needs it. Add it to [{key}].")
@@ -71,6 +65,24 @@ def losses_from(config: RunConfig) -> tuple[Loss, ...]:
         except ConfigurationError as problem:  # a member knows its table by one name, wherever it stands
             raise ConfigurationError(re.sub(r"\b(divergence|loss)\.", f"{key}.", str(problem))) from problem
     return tuple(terms)
+
+
+def _value_from(value: Any, hint: Any, key: str) -> Any:
+    """A field's value from what stands in the run file, by the field's annotation."""
+    if get_origin(hint) is tuple:
+        if not isinstance(value, list | tuple):
+            raise ConfigurationError(f"{key} is {excerpt(value)}; expected a list. Write {key} = [...].")
+        kind, _ = get_args(hint)
+        return tuple(_value_from(each, kind, f"{key}[{place}]") for place, each in enumerate(value))
+    if hint is Advantage:
+        return _advantage_from(value, key)
+    if isinstance(value, Mapping):
+        value = schedule_from(value, key)
+    _check_kind(key, value, hint)
+    alternatives = _alternatives(hint)
+    if type(value) is int and float in alternatives and int not in alternatives:
+        return float(value)  # products of whole numbers can be beyond what a tensor takes
+    return value
 
 
 def _advantage_from(value: Any, key: str) -> Advantage:

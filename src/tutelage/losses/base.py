@@ -21,9 +21,10 @@ from torch import Tensor
 
 from tutelage.advantages import Advantage
 from tutelage.errors import ConfigurationError, check_inside
+from tutelage.losses.normalisers import check_normaliser, normaliser_factors
 from tutelage.losses.support import Support, seen_through, support_named
 from tutelage.schedules import Schedule, as_schedule, at_step, plain_number
-from tutelage.types import Fact, Target
+from tutelage.types import Batch, Fact, Target
 
 __all__ = [
     "DistributionLoss",
@@ -127,10 +128,13 @@ class TokenFacts:
     Fields:
       student_logprobs, behaviour_logprobs: [n] log p and log mu at the rollout; NaN where nothing was recorded.
       target_logprobs: [n] log target at the rollout; NaN unless the term needs `Fact.teacher_token`.
-      advantages: [n] see `advantages.Advantage`.
+      advantages: [n] see `advantages.Advantage`; NaN where the term has none.
       uniforms: [n] in [0, 1); a random number that belongs to the token.
       is_teachers: [n] bool, the teacher alone drew the token (the policy's blend is 1).
       student_events, target_events: [n, E] log-probabilities through the term's window; None if it has no window.
+      reference_logprobs: [n] of the third model at the rollout; None unless the term needs `Fact.reference`.
+      answer_log_ratios: [n] mean over the token's whole answer of log p now - log p at the rollout; None unless the
+        term `asks_answer_ratio`.
     """
 
     student_logprobs: Tensor
@@ -141,6 +145,8 @@ class TokenFacts:
     is_teachers: Tensor
     student_events: Tensor | None = None
     target_events: Tensor | None = None
+    reference_logprobs: Tensor | None = None
+    answer_log_ratios: Tensor | None = None
 
     @property
     def events(self) -> tuple[Tensor, Tensor]:
@@ -153,14 +159,24 @@ class TokenFacts:
 class TokenLoss(Loss):
     """A number per sampled token, from its log p and its advantage.
 
-    A member writes `on_tokens` and has an `advantage`, as a field or as a property. A member that looks at
-    distributions as well has a `window`.
+    A member writes `on_tokens`. It may have an `advantage`, as a field or as a property, and a `window` if it looks at
+    distributions as well.
+
+    Fields:
+      normaliser, normaliser_tokens: what it is averaged over, see `losses.normalisers`.
     """
 
+    normaliser: str = field(default="token_mean", kw_only=True)
+    normaliser_tokens: int = field(default=0, kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_normaliser(self.normaliser, self.normaliser_tokens)
+
     @property
-    @abstractmethod
-    def advantage(self) -> Advantage:
-        """What a sampled token is worth."""
+    def advantage(self) -> Advantage | None:
+        """What a sampled token is worth; None = it does not ask."""
+        return None
 
     @property
     def window(self) -> Support | None:
@@ -170,7 +186,20 @@ class TokenLoss(Loss):
     @property
     def needs(self) -> frozenset[Fact]:
         own = frozenset() if self.window is None else frozenset({self.window.fact})
-        return own | self.advantage.needs
+        return own if self.advantage is None else own | self.advantage.needs
+
+    @property
+    def asks_answer_ratio(self) -> bool:
+        """It looks at how far the student has moved over the whole answer that a token is in."""
+        return False
+
+    def factors(self, batch: Batch, weights_N: Tensor) -> Tensor | None:
+        """What each token's value is multiplied with, [N], decided over the whole batch, or None for 1.
+
+        Args:
+          weights_N: of the weighting.
+        """
+        return normaliser_factors(self.normaliser, self.normaliser_tokens, batch, weights_N)
 
     @abstractmethod
     def on_tokens(self, logprobs_n: Tensor, facts: TokenFacts) -> Tensor:

@@ -23,7 +23,15 @@ from tutelage.models import ModelSet
 from tutelage.rollout.decoding.streams import derive_seed, uniforms
 from tutelage.rollout.reading import batches_by_tokens, response_hidden, tokens_per_chunk
 from tutelage.runtime import Learner
-from tutelage.training.forms import DEFAULT_LOSS_FORM, MicroBatch, TokenTerms, chosen_form, chunked, tiled
+from tutelage.training.forms import (
+    DEFAULT_LOSS_FORM,
+    MicroBatch,
+    TokenTerms,
+    chosen_form,
+    chunked,
+    sampled_logprobs,
+    tiled,
+)
 from tutelage.training.recipe import Recipe
 from tutelage.training.target_models import TargetModels
 from tutelage.types import Batch, Fact, Rollout
@@ -158,7 +166,14 @@ class Objective:
             "uniforms": ((drawn_2N[1] * 2**24).floor() / 2**24).float(),
             "is_teachers": torch.cat([_drawn_by_teacher(rollout) for rollout in batch.rollouts]),
         }
-        return plan | {f"advantages.{place}": loss.advantage(batch, target_N) for place, loss in losses.items()}
+        if any(Fact.reference in loss.needs for loss in losses.values()):
+            plan["reference_logprobs"] = batch.joined("reference.logprobs_T")
+        for place, loss in losses.items():
+            if loss.advantage is not None:
+                plan[f"advantages.{place}"] = loss.advantage(batch, target_N)
+            if (factors_N := loss.factors(batch, plan["weights"])) is not None:
+                plan[f"factors.{place}"] = factors_N.to(student_N.dtype)
+        return plan
 
     def _uniforms(self, batch: Batch) -> Tensor:
         """Two random numbers per token, keyed by where it is and by nothing else, for weighting and losses: [2, N]."""
@@ -191,9 +206,12 @@ class Objective:
         known = {name: values_N.to(device) for name, values_N in planned.items()}
         tokens_N = torch.tensor([token for r in rollouts for token in r.response_tokens], device=device)
         micro_batch = MicroBatch(student, vocabulary, rollouts, hidden_ND, tokens_N, known.pop("weights"))
+        chunk_tokens = self.chunk_tokens or tokens_per_chunk(vocabulary)
+        if any(isinstance(loss, TokenLoss) and loss.asks_answer_ratio for loss in self._token_terms):
+            now_N = sampled_logprobs(micro_batch, chunk_tokens)
+            known["answer_log_ratios"] = _means(now_N - known["student_logprobs"], [len(r) for r in rollouts])
         terms = TokenTerms(self._token_terms, self.recipe.target, known)
         target_models = TargetModels(self.models, rollouts, device)
-        chunk_tokens = self.chunk_tokens or tokens_per_chunk(vocabulary)
         is_one_chunk = bool(self.chunk_tokens) or len(hidden_ND) <= chunk_tokens
         form = self._form(terms, target_models, is_one_chunk=is_one_chunk)
         if form == "chunked":
@@ -235,6 +253,11 @@ class Objective:
         preferred_P, rejected_P = (of_side(side, lambda place: sums.get(place, nothing)) for side in (0, 1))
         values = [loss.factor * loss.on_pairs(preferred_P, rejected_P, facts).sum() for loss in self._pair_losses]
         return torch.stack(values).sum()
+
+
+def _means(values_N: Tensor, lengths: Sequence[int]) -> Tensor:
+    """For each token the mean over its answer, [N]."""
+    return torch.cat([values_T.mean().expand(len(values_T)) for values_T in torch.split(values_N, list(lengths))])
 
 
 def _drawn_by_teacher(rollout: Rollout) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tutelage.advantages import Advantage
 from tutelage.errors import ConfigurationError
 from tutelage.losses import DistributionLoss, Loss, Support, TokenLoss
 from tutelage.losses.support import TopK
@@ -75,8 +76,13 @@ class Recipe:
     @property
     def min_samples_per_prompt(self) -> int:
         """How many answers to a prompt its advantages compare."""
-        advantages = [loss.advantage for loss in self.losses if isinstance(loss, TokenLoss)]
-        return max((advantage.min_samples_per_prompt for advantage in advantages), default=1)
+        return max((advantage.min_samples_per_prompt for advantage in self.advantages), default=1)
+
+    @property
+    def advantages(self) -> list[Advantage]:
+        """What the token losses ask for the worth of tokens."""
+        found = [loss.advantage for loss in self.losses if isinstance(loss, TokenLoss)]
+        return [advantage for advantage in found if advantage is not None]
 
     def at(self, step: int) -> Recipe:
         """The recipe with numbers in place of schedules."""

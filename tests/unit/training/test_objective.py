@@ -6,12 +6,14 @@ import pytest
 import torch
 
 from tests.support.objectives import objective_of
-from tests.support.rollouts import rollout_of
+from tests.support.rollouts import rated, rollout_of
 from tests.support.tiny_models import make_model
+from tutelage.advantages import GroupReward
 from tutelage.divergences import ReverseKL, SampledNLL, SampledReverseKL, Sinkhorn, TrustSplit
 from tutelage.errors import ConfigurationError, EmptyBatchError
 from tutelage.kernels import Tiling
 from tutelage.losses import DISTRIBUTION_LOSSES, TOKEN_LOSSES, TokenLoss
+from tutelage.losses.tokens import ClippedSurrogate, SampledKL
 from tutelage.policies import Student, TeacherPrefix, TrustRegion
 from tutelage.rollout import PairedEngine
 from tutelage.targets import TargetRule
@@ -49,7 +51,7 @@ def gradients(engine: PairedEngine, rollouts: list[Rollout], **settings):
     module.zero_grad()
     divergence = settings.pop("divergence")
     losses = divergence if isinstance(divergence, tuple) else (divergence,)
-    batch = objective_of(engine.models, *losses, **settings).backward(Batch(rollouts))
+    batch = objective_of(engine.models, *losses, **settings).backward(rated(rollouts))
     return batch, {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}
 
 
@@ -170,6 +172,8 @@ def test_a_loss_over_all_tokens_reads_with_the_teacher_once(engine, monkeypatch)
 
 MEMBERS = [
     *(member() for member in {**DISTRIBUTION_LOSSES, **TOKEN_LOSSES}.values()),
+    ClippedSurrogate(ratio="sequence", normaliser="sequence_mean", correction="sequence_truncate"),
+    SampledKL(to="target", estimator="k3", normaliser="constant", normaliser_tokens=14),
     Sinkhorn(transport_weight=1.0, group_tokens=4),
     SampledReverseKL(discount=0.9, baseline="leave_one_out"),
     SampledReverseKL(baseline="expected"),
@@ -188,13 +192,33 @@ def test_no_member_depends_on_how_the_batch_is_cut(engine, rollouts, divergence)
         torch.testing.assert_close(cut_gradient[name], gradient, rtol=1e-5, atol=5e-8)
 
 
+@pytest.mark.parametrize("form", ["chunked", "tiled", "recomputed"])
+def test_a_sequence_ratio_is_that_of_the_student_now_over_the_whole_answer(engine, rollouts, form, monkeypatch) -> None:
+    """Records say that each token was less probable by a number of its own; answers are cut into chunks of 3 tokens."""
+    monkeypatch.setattr(objective_module, "tokens_per_chunk", lambda vocabulary: 3)
+    drifts = [torch.linspace(-0.01, 0.03 + place, len(rollout)) / 50 for place, rollout in enumerate(rollouts)]
+    old = [
+        rollout.with_tokenwise({"student.logprobs_T": rollout.student_logprobs - drift_T})
+        for rollout, drift_T in zip(rollouts, drifts, strict=True)
+    ]
+    plain = GroupReward("none", "none")
+    loss = ClippedSurrogate(plain, epsilon_high=9.0, ratio="sequence", correction="none", normaliser="sequence_mean")
+    found, _ = gradients(engine, old, divergence=loss, form=form)
+    rewards = rated(rollouts).rewards["reward"].tolist()
+    ratios = [float(drift_T.mean().exp()) for drift_T in drifts]
+    expected = -sum(ratio * reward for ratio, reward in zip(ratios, rewards, strict=True)) / len(rollouts)
+    assert found.loss == pytest.approx(expected, rel=1e-5)
+
+
 FORMS = ("chunked", "tiled", "recomputed")
 TILED_MEMBERS = [
     replace(member, support=support, top_k=4)
     for member in MEMBERS
     for support in ("student_top_k", "full")
-    if not isinstance(member, SampledNLL | Sinkhorn) and not (support == "full" and isinstance(member, TokenLoss))
-] + [SampledNLL()]
+    if hasattr(member, "support")
+    and not isinstance(member, Sinkhorn)
+    and not (support == "full" and isinstance(member, TokenLoss))
+] + [member for member in MEMBERS if not hasattr(member, "support")]
 
 
 @pytest.mark.parametrize("tiling", [Tiling(7, 10), Tiling(7, 10, keeps=False)], ids=str)

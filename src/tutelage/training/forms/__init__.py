@@ -13,7 +13,7 @@ from tutelage.training.forms.choice import (
     check_models_form,
     chosen_form,
 )
-from tutelage.training.forms.chunked import chunked
+from tutelage.training.forms.chunked import chunked, sampled_logprobs
 from tutelage.training.forms.terms import MicroBatch, TokenTerms
 from tutelage.training.forms.tiled import tiled
 
@@ -26,5 +26,6 @@ __all__ = [
     "check_models_form",
     "chosen_form",
     "chunked",
+    "sampled_logprobs",
     "tiled",
 ]

@@ -19,7 +19,7 @@ from tutelage.losses import Support
 from tutelage.training.forms.terms import Events, MicroBatch, TokenTerms
 from tutelage.training.target_models import TargetModels
 
-__all__ = ["chunked", "in_chunks"]
+__all__ = ["chunked", "in_chunks", "sampled_logprobs"]
 
 
 def chunked(
@@ -55,6 +55,17 @@ def chunked(
     lengths = [len(rollout) for rollout in batch.rollouts] if groups else None
     found = in_chunks(per_token, batch.hidden_ND, math.lcm(*groups) if groups else chunk_tokens, lengths)
     return found["values"], found["logprobs"]
+
+
+@torch.no_grad()
+def sampled_logprobs(batch: MicroBatch, chunk_tokens: int) -> Tensor:
+    """Log p of the sampled tokens as the student is now, [N], without a gradient; one more pass through its head."""
+    found = []
+    for first in range(0, len(batch.tokens_N), chunk_tokens):
+        span = slice(first, first + chunk_tokens)
+        logits_nV = batch.vocabulary.shared_logits(batch.student.logits(batch.hidden_ND[span]))
+        found.append(gather_logprobs(normalise(logits_nV), batch.tokens_N[span]))
+    return torch.cat(found)
 
 
 def in_chunks(

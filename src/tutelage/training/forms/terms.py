@@ -16,7 +16,7 @@ from tutelage.losses import DistributionLoss, Support, TokenFacts, TokenLoss
 from tutelage.models import LanguageModel, Vocabulary
 from tutelage.targets import TargetRule
 from tutelage.training.recipe import windows_of
-from tutelage.types import Rollout
+from tutelage.types import Fact, Rollout
 
 __all__ = ["Events", "MicroBatch", "TokenTerms"]
 
@@ -57,8 +57,8 @@ class TokenTerms:
     Fields:
       losses: with numbers in place of schedules, none with a coefficient of 0.
       target: the rule that makes a target of the models' distributions.
-      known: name -> [N] on the device: the fields of `TokenFacts`, and the advantages of the loss at place i under
-        "advantages.i".
+      known: name -> [N] on the device: the fields of `TokenFacts`, and of the loss at place i its advantages under
+        "advantages.i" and its factors under "factors.i", if it has any.
     """
 
     losses: Sequence[DistributionLoss | TokenLoss]
@@ -127,17 +127,29 @@ class TokenTerms:
         span: slice,
     ) -> Tensor:
         student, target = (None, None) if loss.window is None else seen[loss.window]
+        sampled = self.known["student_logprobs"][span]
+
+        def known(name: str) -> Tensor:
+            return self.known[name][span] if name in self.known else torch.full_like(sampled, torch.nan)
+
         facts = TokenFacts(
-            student_logprobs=self.known["student_logprobs"][span],
-            behaviour_logprobs=self.known["behaviour_logprobs"][span],
-            target_logprobs=self.known["target_logprobs"][span],
-            advantages=self.known[f"advantages.{place}"][span],
-            uniforms=self.known["uniforms"][span],
-            is_teachers=self.known["is_teachers"][span],
+            student_logprobs=sampled,
+            behaviour_logprobs=known("behaviour_logprobs"),
+            target_logprobs=known("target_logprobs"),
+            advantages=known(f"advantages.{place}"),
+            uniforms=known("uniforms"),
+            is_teachers=known("is_teachers"),
+            reference_logprobs=known("reference_logprobs") if Fact.reference in loss.needs else None,
+            answer_log_ratios=known("answer_log_ratios") if loss.asks_answer_ratio else None,
             student_events=student,
             target_events=target,
         )
-        return loss.factor * loss.on_tokens(logprobs_n, facts)
+        values_n = loss.factor * loss.on_tokens(logprobs_n, facts)
+        if f"factors.{place}" not in self.known:
+            return values_n
+        factors_n = known(f"factors.{place}")
+        # What does not count must not count when it is infinite, either.
+        return factors_n.to(values_n) * values_n.masked_fill(factors_n == 0, 0)
 
 
 def _sum(values: Sequence[Tensor]) -> Tensor:
