@@ -132,6 +132,18 @@ def test_losses_of_a_run_file(tmp_path) -> None:
             {"name": "sampled_nll", "advantage": {"name": "teacher_log_ratio", "discount": 2}},
             r"^loss\[0\]\.advantage\.discount is 2",
         ),
+        (
+            {"name": "cispo", "advantage": {"name": "sum", "terms": ["group_reward", {"name": "focal", "gamma": -1}]}},
+            r"^loss\[0\]\.advantage\.terms\[1\]\.gamma is -1",
+        ),
+        (
+            {"name": "cispo", "advantage": {"name": "sum", "terms": "group_reward"}},
+            r"^loss\[0\]\.advantage\.terms is 'group_reward'; expected a list",
+        ),
+        (
+            {"name": "cispo", "advantage": {"name": "sum", "terms": ["group_reward"], "coefficients": ["x"]}},
+            r"^loss\[0\]\.advantage\.coefficients\[0\] is 'x'; expected a number or a schedule",
+        ),
     ):
         with pytest.raises(ConfigurationError, match=message):
             losses_from(resolve_config({**table, "loss": [wrong]}))

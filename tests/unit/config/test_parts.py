@@ -8,9 +8,12 @@ from typing import Any
 
 import pytest
 
+from tutelage.advantages import Focal, GroupReward, Sum
 from tutelage.config import part_from
 from tutelage.divergences import DIVERGENCES, ReverseKL
 from tutelage.errors import ConfigurationError
+from tutelage.losses import LOSSES
+from tutelage.losses.tokens import CISPO
 from tutelage.policies import POLICIES, Student, Temperature, TrustRegion
 from tutelage.schedules import Constant, Linear
 from tutelage.targets import TARGETS, Teacher
@@ -119,3 +122,17 @@ def test_a_whole_number_for_a_field_of_numbers_is_one_that_tensors_take() -> Non
     alpha = part_from({"name": "alpha", "order": 10**12}, DIVERGENCES, "divergence")
     assert isinstance(alpha.order, float)  # type: ignore[attr-defined]
     assert isinstance(part_from({"name": "reverse_kl", "top_k": 4}, DIVERGENCES, "divergence").top_k, int)
+
+
+def test_parts_inside_parts_and_lists_of_them() -> None:
+    table = {
+        "name": "cispo",
+        "advantage": {
+            "name": "sum",
+            "terms": ["group_reward", {"name": "focal", "of": {"name": "group_reward", "scale": "none"}}],
+            "coefficients": [1, {"schedule": "linear", "start": 0.2, "stop": 0.0, "steps": 4}],
+        },
+    }
+    loss = part_from(table, LOSSES, "loss[0]")
+    assert loss == CISPO(Sum((GroupReward(), Focal(GroupReward(scale="none"))), (1.0, Linear(0.2, 0.0, 4))))
+    assert loss.at(2) == CISPO(Sum((GroupReward(), Focal(GroupReward(scale="none"))), (1.0, 0.1)))
