@@ -53,12 +53,13 @@ class Tip(Weighting):
         return frozenset({Fact.student_support} | ({Fact.teacher_support} if self.selector != "entropy" else set()))
 
     def __call__(self, batch: Batch, uniforms_N: Tensor | None = None) -> Tensor:
-        scores_N = self._scores(batch)
+        scores_N = self.scores(batch)
         num_kept = max(1, math.floor(self.share * len(scores_N) + 1e-9))  # 0.29 · 100 is 28.999...
         kept_K = scores_N.argsort(descending=True, stable=True)[:num_kept]
         return torch.zeros(len(scores_N)).index_fill(0, kept_K, 1.0)
 
-    def _scores(self, batch: Batch) -> Tensor:
+    def scores(self, batch: Batch) -> Tensor:
+        """How much each token deserves to be kept, [N]."""
         entropy_N = batch.joined("student.entropy_T").double()
         if self.selector == "entropy":
             return entropy_N

@@ -6,15 +6,16 @@ import random
 import tomllib
 from collections.abc import Iterator
 from copy import deepcopy
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from datetime import date
-from typing import Any
+from types import UnionType
+from typing import Any, get_args
 
 import pytest
+from pydantic import BaseModel
 
 from tutelage.advantages import ADVANTAGES
 from tutelage.config import RunConfig, build_phases, resolve_config, to_toml
-from tutelage.config.load import _fields_of
 from tutelage.config.source import check_values
 from tutelage.divergences import DIVERGENCES
 from tutelage.errors import ConfigurationError
@@ -49,7 +50,14 @@ AXES = {"policy": POLICIES, "target": TARGETS, "divergence": DIVERGENCES, "weigh
 
 
 def keys_of(schema: Any, prefix: str = "") -> Iterator[str]:
-    for name, annotation in _fields_of(schema).items():
+    if isinstance(schema, UnionType):  # a table that may be left out
+        schema = get_args(schema)[0]
+    known: dict[str, Any] = {}
+    if isinstance(schema, type) and issubclass(schema, BaseModel):
+        known = {name: field.annotation for name, field in schema.model_fields.items()}
+    elif is_dataclass(schema):
+        known = {field.name: field.type for field in fields(schema)}
+    for name, annotation in known.items():
         yield prefix + name
         yield from keys_of(annotation, f"{prefix}{name}.")
 

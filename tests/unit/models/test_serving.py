@@ -13,7 +13,6 @@ from tutelage.models import (
     as_language_model,
     check_servable,
 )
-from tutelage.models.module_forward import ModuleForward
 
 
 def test_every_served_architecture_passes_the_check_in_every_type(architecture: str) -> None:
@@ -39,7 +38,9 @@ def test_a_head_that_scales_its_logits_is_caught_by_trying() -> None:
 
 
 def test_a_model_that_ignores_our_mask_is_caught_by_trying(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = LanguageModel(make_model("qwen3", dtype=torch.float32), fast_forward=False)
-    monkeypatch.setattr(ModuleForward, "_masks", lambda forward, view: None)
+    module = make_model("qwen3", dtype=torch.float32)
+    forward = module.model.forward
+    monkeypatch.setattr(module.model, "forward", lambda *given, attention_mask, **named: forward(*given, **named))
+    model = LanguageModel(module, fast_forward=False)
     with pytest.raises(UnsupportedArchitectureError, match="differ by|failed with"):
         check_servable(model)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 import tracemalloc
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from tutelage.errors import DataError
 from tutelage.report import lines
 from tutelage.report.lines import FollowedFile, lines_of, read_jsonl, sound_objects
-from tutelage.report.live import FollowedRun
+from tutelage.report.live import FollowedRun, RunView
 from tutelage.report.records import columns_of
 
 
@@ -65,10 +67,17 @@ def test_a_file_that_grows_is_read_on(tmp_path: Path) -> None:
     assert followed.news() == (True, [{"step": 0}]), "shorter than before, so it was written anew"
 
 
+def drawn(view: RunView) -> str:
+    console = Console(file=io.StringIO(), width=120)
+    console.print(view)
+    return console.file.getvalue()  # type: ignore[attr-defined, no-any-return]
+
+
 def test_a_run_that_is_resumed_is_seen_from_its_beginning(tmp_path: Path) -> None:
     def write(name: str, steps: int) -> None:
         text = "".join(
-            json.dumps({"step": step, "name": "s", "loss": 0.5, "pass_at_1": 0.25}) + "\n" for step in range(steps)
+            json.dumps({"step": step, "name": "s", "loss": 1 / (1 + step), "pass_at_1": 0.25}) + "\n"
+            for step in range(steps)
         )
         (tmp_path / f".{name}").write_text(text)
         (tmp_path / f".{name}").rename(tmp_path / name)
@@ -80,4 +89,4 @@ def test_a_run_that_is_resumed_is_seen_from_its_beginning(tmp_path: Path) -> Non
         write("evaluations.jsonl", steps)
         view = run.look()
         assert (view.num_steps, view.last_pass_at_1) == (steps, 0.25)
-        assert len(view._pass_at_1["s"]) == len(view._values["loss"]) == steps
+        assert drawn(view) == drawn(FollowedRun(tmp_path).look()), "nothing of what was taken back is left"

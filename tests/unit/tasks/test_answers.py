@@ -101,13 +101,13 @@ HOSTILE = [
 
 @pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
 def test_a_megabyte_of_anything_is_read_at_once(text: str) -> None:
-    started = time.monotonic()
+    started = time.process_time()
     found = final_answer(text)
     compare_plainly(clean(found or "1"), clean(reference_answer(text)))
     compare_plainly(text, text[1:])
     for_algebra(text[:2000], text[-2000:])
     exact_match(text, text)
-    assert time.monotonic() - started < 5
+    assert time.process_time() - started < 5
 
 
 latex = st.lists(

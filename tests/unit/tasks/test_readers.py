@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import pytest
 
@@ -53,21 +54,22 @@ def test_a_beginning_that_is_doubled() -> None:
 def test_a_text_longer_than_any_prompt_may_be_is_not_tokenised(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(readers, "MIN_CHARACTERS", 100)
     read_texts: list[str] = []
-    tokens = PromptReader._tokens
+    tokenizer = make_tokenizer()
+    tokenise = type(tokenizer).__call__
 
-    def noting(reader: PromptReader, texts: list[str]) -> list[list[int]]:
+    def noting(self: object, texts: list[str], **settings: object) -> Any:
         read_texts.extend(texts)
-        return tokens(reader, texts)
+        return tokenise(self, texts, **settings)
 
-    monkeypatch.setattr(PromptReader, "_tokens", noting)
+    monkeypatch.setattr(type(tokenizer), "__call__", noting)
     long = Problem("long", "x" * 1000)
     message = r"1 of 2 prompts are longer than data\.max_prompt_tokens = 9 \(the longest has more than 117 characters\)"
     with pytest.warns(DroppedPromptsWarning, match=message):
-        rendered = render_all([long, QUESTION], make_tokenizer(), {}, max_prompt_tokens=9)
+        rendered = render_all([long, QUESTION], tokenizer, {}, max_prompt_tokens=9)
     assert rendered.problems == [QUESTION] and rendered.num_dropped == 1
     assert read_texts == ["1 + 1?"]
     with pytest.raises(DataError, match=r"all 1 prompts are longer .* = 9 \(the longest has more than 117 char"):
-        render_all([long], make_tokenizer(), {}, max_prompt_tokens=9)
+        render_all([long], tokenizer, {}, max_prompt_tokens=9)
 
 
 def test_no_prompt_that_fits_is_dropped_for_its_characters() -> None:

@@ -142,10 +142,14 @@ def test_a_tracker_that_cannot_start_ends_a_run_only_if_it_was_asked_for(
     assert shown.steps == [0, 1, 2] and len(shown.messages) == 1
 
 
-def test_what_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in TRACKERS:
-        monkeypatch.setitem(sys.modules, name, None)
-        monkeypatch.setattr("tutelage.training.trackers._is_installed", lambda package: package != "wandb")
+def test_what_is_chosen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    for name, tracker in TRACKERS.items():
+        monkeypatch.delitem(sys.modules, tracker.package, raising=False)
+        if name != "wandb":
+            (tmp_path / tracker.package).mkdir()
+            (tmp_path / tracker.package / "__init__.py").write_text("raise AssertionError('to be chosen is enough')")
+    monkeypatch.setitem(sys.modules, "wandb", None)  # as if it were not installed
     assert chosen_trackers(["auto"]) == {"tensorboard": False}
     assert chosen_trackers(["auto", "tensorboard", "trackio"]) == {"tensorboard": True, "trackio": True}
     assert chosen_trackers([]) == {}
@@ -153,7 +157,7 @@ def test_what_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
         chosen_trackers(["wandb"])
     with pytest.raises(ConfigurationError, match="'tensorbord'; expected auto, tensorboard, wandb, trackio"):
         chosen_trackers(["tensorbord"])
-    monkeypatch.setattr("tutelage.training.trackers._is_installed", lambda package: False)
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
     assert chosen_trackers(["auto"]) == {}
 
 
@@ -166,7 +170,7 @@ def test_a_folder_called_like_a_library_is_none(monkeypatch: pytest.MonkeyPatch,
 
 
 def test_a_missing_library_is_refused_before_a_folder_is_made(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("tutelage.training.trackers._is_installed", lambda package: False)
+    monkeypatch.setitem(sys.modules, "trackio", None)
     with pytest.raises(ConfigurationError, match="library is not installed"):
         build_run(load_config(write_run_file(tmp_path), ["logging.trackers=['trackio']"]))
     assert not (tmp_path / "run").exists()

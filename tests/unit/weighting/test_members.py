@@ -131,7 +131,7 @@ def test_soft_or_of_tip() -> None:
     # A hundred middling tokens keep the 98th percentile from cutting into the ones that matter.
     entropies, divergences = [0.2, 0.5, 0.8, 0.0, 1.0, 1.0, 1.0], [0.7, 0.5, 0.0, 0.0, 0.0, 1.0, 0.3]
     records = records_of(entropies, divergences)
-    scores = Tip()._scores(records)
+    scores = Tip().scores(records)
     expected = torch.tensor([0.76, 0.75, 0.8, 0.0, 1.0, 1.0, 1.0]).double()
     torch.testing.assert_close(scores, expected, atol=1e-6, rtol=0)
     assert kept("soft_or", 5 / 7, records) == [0, 2, 4, 5, 6]
@@ -154,7 +154,7 @@ def test_selectors_of_tip_see_what_they_should() -> None:
 
 def test_tip_clips_entropies_at_the_98th_percentile() -> None:
     entropies = [i / 100 for i in range(100)] + [50.0]
-    scores = Tip()._scores(records_of(entropies))
+    scores = Tip().scores(records_of(entropies))
     assert scores[50].item() == pytest.approx(0.5 / 0.98)
     assert scores[98:].tolist() == [1, 1, 1]
 

@@ -51,15 +51,16 @@ def test_a_served_teacher_tells_what_a_local_one_would(play: Callable[[Answer], 
         )
 
 
-def test_stop_ids_that_are_told_are_one_event_and_padding_is_none() -> None:
+def test_stop_ids_that_are_told_are_one_event_and_padding_is_none(play: Callable[[Answer], Fake]) -> None:
     vocabulary = Vocabulary(20, (7, 8), 7, (3,))
     # Of 32 rows 20 are tokens; the last place's tail is lost in rounding.
     places = [None, {"8": 0.5, "7": 0.25, "1": 0.125, "3": 0.0625, "25": 0.03}]
     places += [{"8": 0.6, "1": 0.3, "2": 0.1, "4": 1e-12}]
     told = [p and {i: {"logprob": math.log(mass)} for i, mass in p.items()} for p in places]
     rollout = rollout_of([4], [1, 1], torch.zeros(2), torch.zeros(2))
-    served = ServedScorer(Server("http://a"), vocabulary, 3, num_rows=32)
-    scored = served._scored(rollout, {"choices": [{"prompt_logprobs": told}]}, "m", 4)
+    answers = {"/v1/models": {"data": [{"id": "m"}]}, "/v1/completions": {"choices": [{"prompt_logprobs": told}]}}
+    fake = play(lambda path, _: (200, answers[path]))
+    [scored] = ServedScorer(Server(fake.url), vocabulary, 3, num_rows=32).score([rollout])
     assert scored.teacher.top.support_ids is not None and scored.teacher.top.logprobs is not None
     assert scored.teacher.top.support_ids.tolist() == [[7, 1, 7], [7, 1, 2]]
     expected = torch.tensor([[0.75, 0.125, 0.0], [0.6, 0.3, 0.1]])
