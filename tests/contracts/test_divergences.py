@@ -261,6 +261,7 @@ def test_shifts_and_the_order_of_the_vocabulary_do_not_matter(divergence: Diverg
     torch.testing.assert_close(divergence(student[..., order], target[..., order]), values)
 
 
+@pytest.mark.sweeps
 @every_view
 def test_chunks_change_nothing(divergence: Divergence) -> None:
     """10 tokens of two answers, cut as the objective cuts them."""

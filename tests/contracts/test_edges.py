@@ -88,6 +88,7 @@ def found(divergence: Divergence, student: Tensor, target: Tensor) -> tuple[Tens
     return value.detach(), leaf.grad
 
 
+@pytest.mark.sweeps
 @pytest.mark.parametrize("member", MEMBERS + WITH_FROZEN_WEIGHT + SILENCED, ids=repr)
 @every_type
 def test_no_value_is_nan_and_every_gradient_is_finite(member: Divergence, dtype: torch.dtype) -> None:

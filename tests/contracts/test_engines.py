@@ -231,6 +231,7 @@ class Watched:
         return self.engine.answer(policy, request)
 
 
+@pytest.mark.runs
 def test_the_loop_syncs_once_before_it_asks(tmp_path: Path) -> None:
     run = build_run(load_config(write_run_file(tmp_path, steps=3)))
     watched = Watched(run.source.engine)
@@ -240,6 +241,7 @@ def test_the_loop_syncs_once_before_it_asks(tmp_path: Path) -> None:
     assert watched.calls == [("sync", 0), ("evaluate", None), *steps, ("sync", 3), ("evaluate", None)]
 
 
+@pytest.mark.runs
 def test_a_new_sampler_is_a_line_in_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The run file names it, and it draws where the policy has become the student alone."""
     made: list[OurSampler] = []

@@ -329,6 +329,7 @@ class Halves(Policy):
         return Behaviour(arithmetic_blend(student_BV, teacher_BV, self.share))
 
 
+@pytest.mark.runs
 def test_a_member_of_ones_own_is_found_by_name_and_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It draws in a run what the library's mixture draws."""
     monkeypatch.setitem(POLICIES, "halves", Halves)

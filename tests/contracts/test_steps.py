@@ -14,8 +14,6 @@ from tutelage.models import LanguageModel
 from tutelage.models.caches import KVCache
 from tutelage.models.steps import STEPS, DecodeStep, EagerStep
 
-SLOW = {"compiled"}  # a compilation takes tens of seconds
-
 
 class PaddedStep(DecodeStep):
     """A member of its own: rows and new tokens in powers of two and slots in sixteens, as captured graphs want them.
@@ -44,9 +42,9 @@ class PaddedStep(DecodeStep):
 
 
 MEMBERS = {**STEPS, "made here": PaddedStep}
-every_member = pytest.mark.parametrize(
-    "kind", [pytest.param(kind, id=name, marks=[pytest.mark.slow] * (name in SLOW)) for name, kind in MEMBERS.items()]
-)
+NAMED = [
+    pytest.param(kind, id=name, marks=[pytest.mark.compiles] * (name == "compiled")) for name, kind in MEMBERS.items()
+]
 
 
 @torch.no_grad()
@@ -69,7 +67,7 @@ def decoded(step: DecodeStep) -> list[Tensor]:
     return found
 
 
-@every_member
+@pytest.mark.parametrize("kind", NAMED)
 def test_every_step_equals_the_eager_one(kind: type[DecodeStep]) -> None:
     forward = LanguageModel(make_model("qwen3", seed=4, dtype=torch.float32))._forward
     for found, expected in zip(decoded(kind(forward)), decoded(EagerStep(forward)), strict=True):
@@ -93,7 +91,7 @@ def test_a_model_runs_the_step_of_the_table(monkeypatch: pytest.MonkeyPatch) -> 
     assert [step.shapes for step in steps] == [{(4, 2, 16)}]
 
 
-@every_member
+@pytest.mark.parametrize("kind", MEMBERS.values(), ids=MEMBERS)
 def test_rounding_up_loses_no_slot(kind: type[DecodeStep]) -> None:
     step = kind(LanguageModel(make_model("qwen3"))._forward)
     for num_slots in (0, 1, 63, 64, 65, 1000):

@@ -213,6 +213,7 @@ class Nearer(TargetRule):
         return arithmetic_blend(student_logprobs, teacher_logprobs, self.share)
 
 
+@pytest.mark.runs
 def test_a_member_of_ones_own_is_found_by_name_and_imitated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run learns from it what it learns from the library's mixture, and not what it learns from the teacher."""
     monkeypatch.setitem(TARGETS, "nearer", Nearer)

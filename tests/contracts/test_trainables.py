@@ -219,6 +219,7 @@ def test_a_snapshot_stays_what_the_student_was(settings: TrainableSettings) -> N
     assert not torch.equal(logprobs(snapshot), logprobs(model)), "it was a copy"
 
 
+@pytest.mark.runs
 def test_a_member_of_ones_own_is_found_by_name_trained_and_opened(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -253,6 +253,7 @@ def test_the_state_of_something_else_is_refused(member: Callable[[UpdateContext]
         Steps(member).update.load_state_dict({"something": torch.zeros(2)})
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize("member", [PlainDescent, RandomDirection])
 def test_a_member_of_ones_own_is_found_by_name_and_resumed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, member: type[Update]
@@ -291,6 +292,7 @@ class Slower(PlainDescent):
         return {**super().commit(pending), "share": settings.share}
 
 
+@pytest.mark.runs
 def test_a_member_may_have_settings_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(UPDATES, "slower", Slower)
     path, own = write_run_file(tmp_path), ["steps=1", "optimizer.name=slower", "optimizer.share=0.5"]
@@ -321,6 +323,7 @@ def test_several_updates_per_batch_are_updates_on_its_parts() -> None:
     assert moments == 2
 
 
+@pytest.mark.runs
 def test_a_run_with_several_updates_per_batch_is_resumed(tmp_path: Path) -> None:
     path, several = write_run_file(tmp_path), ["steps=2", "optimizer.updates_per_batch=3"]
     train(made(path, *several, f"output={tmp_path / 'whole'}"), Observer())

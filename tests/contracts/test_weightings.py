@@ -141,6 +141,7 @@ class Early(Weighting):
         return (batch.positions_N * (-math.log(2) / self.tokens)).exp()
 
 
+@pytest.mark.runs
 def test_a_member_of_ones_own_is_found_by_name_and_weighs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run learns with it what it learns with the library's decay, and not what it learns from a plain mean."""
     monkeypatch.setitem(WEIGHTINGS, "early", Early)

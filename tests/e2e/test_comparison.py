@@ -75,7 +75,6 @@ def imitated(monkeypatch: pytest.MonkeyPatch) -> None:
 SMALL = ("--world", "embedded", "--steps", 2, "--problems", 3)
 
 
-@pytest.mark.slow
 def test_recipes_are_compared_on_the_packaged_pair(
     tutelage: Callable[..., tuple[int, str, str]], tmp_path: Path
 ) -> None:

@@ -37,16 +37,28 @@ def answers(
     return engine.generate(policy, PROMPTS, max_new_tokens=max_new_tokens, num_samples=2, seed=3)
 
 
-def assert_agree(student: LanguageModel, teacher: LanguageModel | None = None, **settings: Any) -> None:
-    """The same tokens captured and eager, and the same records up to rounding."""
-    policy = Student() if teacher is None else TrustRegion(0.05)
+def eager_answers(student: LanguageModel, teacher: LanguageModel | None, **settings: Any) -> list[Rollout]:
+    """What nothing was captured for."""
     members = [each for each in (student, teacher) if each is not None]
-    found = answers(student, teacher, policy, **settings)
     for each in members:
         each.decode_step = "eager"
-    expected = answers(student, teacher, policy, **settings)
+    found = answers(student, teacher, policy_of(teacher), **settings)
     for each in members:
         each.decode_step = "graphed"
+    return found
+
+
+def policy_of(teacher: LanguageModel | None) -> Policy:
+    return Student() if teacher is None else TrustRegion(0.05)
+
+
+def assert_agree(student: LanguageModel, teacher: LanguageModel | None = None, **settings: Any) -> None:
+    """The same tokens captured and eager, and the same records up to rounding."""
+    found = answers(student, teacher, policy_of(teacher), **settings)
+    assert_same(found, eager_answers(student, teacher, **settings))
+
+
+def assert_same(found: list[Rollout], expected: list[Rollout]) -> None:
     assert [rollout.response_tokens for rollout in found] == [rollout.response_tokens for rollout in expected]
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one.behaviour_logprobs, other.behaviour_logprobs, rtol=1e-4, atol=1e-6)
@@ -56,10 +68,12 @@ def assert_agree(student: LanguageModel, teacher: LanguageModel | None = None, *
 def assert_models_take_turns(device: str, num_turns: int) -> None:
     """Two students and a teacher, alone and together, so that each finds what the others left."""
     first, second, teacher = (model("qwen3", seed, device) for seed in (0, 1, 2))
+    turns = [(student, other) for student in (first, second) for other in (None, teacher)]
+    lengths = [1 if other is None else 2 for _, other in turns]
+    expected = [eager_answers(*turn, draft_length=length) for turn, length in zip(turns, lengths, strict=True)]
     for _ in range(num_turns):
-        for student in (first, second):
-            assert_agree(student)
-            assert_agree(student, teacher, draft_length=2)
+        for turn, length, rollouts in zip(turns, lengths, expected, strict=True):
+            assert_same(answers(*turn, policy_of(turn[1]), draft_length=length), rollouts)
 
 
 def step_of(model: LanguageModel) -> GraphedStep:

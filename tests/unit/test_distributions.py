@@ -257,6 +257,7 @@ def test_agrees_with_bisection(vocabulary: int, std: float, likeness: float) -> 
     assert_solves(student, teacher, torch.tensor(RADII, dtype=torch.float64).repeat(6))
 
 
+@pytest.mark.sweeps
 @pytest.mark.parametrize("std", [0.1, 3.0, 20.0])
 @pytest.mark.parametrize("vocabulary", [32_000, 152_064])
 def test_agrees_with_bisection_on_real_vocabularies(vocabulary: int, std: float) -> None:
@@ -284,6 +285,7 @@ def test_one_confident_side() -> None:
         assert_solves(*rows_with_one_confident_side(), radius)
 
 
+@pytest.mark.sweeps
 @seeded
 @given(
     st.integers(2, 6).flatmap(
@@ -688,6 +690,7 @@ def test_sample_marks_rows_without_mass() -> None:
     assert sample(rows, torch.full((3,), 0.5, dtype=torch.float64)).tolist() == [NO_TOKEN, NO_TOKEN, 0]
 
 
+@pytest.mark.sweeps
 @seeded
 @given(
     st.lists(st.floats(-100, 0, width=32) | st.just(-INF), min_size=1, max_size=30),

@@ -14,7 +14,10 @@ from tutelage import locks
 from tutelage.errors import OutputExistsError
 from tutelage.locks import LOCK_FILE, hold, release
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there are no such locks")
+pytestmark = [
+    pytest.mark.processes,
+    pytest.mark.skipif(sys.platform == "win32", reason="there are no such locks"),
+]
 
 HOLD = "import sys; from pathlib import Path; from tutelage.locks import hold; hold(Path(sys.argv[1]), 'Wait.')"
 # It has the lock, and a forked child that outlives it.

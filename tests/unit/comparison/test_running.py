@@ -20,6 +20,8 @@ from tutelage.comparison import running
 from tutelage.comparison.running import Job, is_finished, locked, run_jobs
 from tutelage.errors import OutputExistsError, RunInterrupted
 
+pytestmark = pytest.mark.processes
+
 CONFIG = 'student = "s"\nteacher = "t"\ndata = "d"\nsteps = 2\n[evaluation]\nsets = ["p.jsonl"]\n'
 WHOLE = """
 import json, pathlib, sys

@@ -47,6 +47,7 @@ def test_grids_that_are_none(options: list[str], message: str) -> None:
         parse_grid(options)
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize("baseline", ["opd", None])
 @pytest.mark.parametrize("grid", [{"start": [0.05, 0.01], "steps": [10, 25]}, {"rest": ["tail", "truncated"]}])
 def test_a_sweep_is_drawn(grid: dict[str, list[object]], baseline: str | None, tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +12,20 @@ import pytest
 from tutelage.comparison.plan import make_methods
 from tutelage.comparison.worlds import World, in_world, read_world, scaled_horizons
 from tutelage.config import build_phases, build_recipe, read_run_file, resolve_config
+from tutelage.demo import embedded
 from tutelage.demo.embedded import embedded_world
 from tutelage.errors import ConfigurationError
 
 ROOT = Path(__file__).parents[3]
 SMALL = {"student": "s", "teacher": "t", "data": "d", "steps": 60}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def problems_are_made_once() -> Iterator[None]:
+    """The same texts for every recipe."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(embedded, "problem_lines", functools.cache(embedded.problem_lines))
+        yield
 
 
 @pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").glob("*.toml")), ids=lambda path: path.stem)

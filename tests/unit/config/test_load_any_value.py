@@ -92,6 +92,7 @@ def tables() -> Iterator[tuple[str, dict[str, Any]]]:
                 yield f"advantage.{field.name}", NEEDED | {"policy": {"name": "teacher"}, "loss": [loss]}
 
 
+@pytest.mark.sweeps
 def test_every_value_at_every_key_is_a_run_or_one_line() -> None:
     every = list(tables())
     random.Random(12).shuffle(every)

@@ -72,6 +72,7 @@ def test_what_a_server_suffices_for_is_accepted(home: Path) -> None:
     build_phases(config_of(home, server, "policy=student", "divergence=trust_split"))
 
 
+@pytest.mark.runs
 def test_a_run_with_a_teacher_server_loads_no_teacher(home: Path, teacher: Fake, tmp_path: Path) -> None:
     """Not even its weights need to be there; the numbers are those of the teacher here."""
     bare = shutil.copytree(home / "teacher", tmp_path / "teacher", ignore=shutil.ignore_patterns("*.safetensors"))
@@ -98,6 +99,7 @@ def test_a_short_server_is_refused_before_the_first_file(home: Path, teacher: Fa
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.runs
 def test_a_run_whose_server_dies_is_saved_and_goes_on(home: Path, teacher: Fake, tmp_path: Path) -> None:
     class Kills(Observer):
         def on_step(self, result: StepResult) -> None:

@@ -124,6 +124,7 @@ def test_it_is_the_most_that_fits(tmp_path: Path) -> None:
     assert parts.fitting_micro_batch(int(needed[8192] / 0.8) - 2) == 4096
 
 
+@pytest.mark.runs
 def test_it_is_told_written_down_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The memory that is free when a run is resumed changes nothing; nor does a run file of its own folder."""
     path = write_run_file(tmp_path)

@@ -88,6 +88,7 @@ def test_packaged_files_are_small() -> None:
     assert sum(file.stat().st_size for file in files) < 9e6
 
 
+@pytest.mark.runs
 def test_teacher_solves_what_the_student_does_not(models) -> None:
     tokenizer = AutoTokenizer.from_pretrained(teacher_path())
     problems = make_problems(20, FRESH_SEED)

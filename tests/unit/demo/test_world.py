@@ -34,6 +34,7 @@ def test_problems_within_a_seed_differ() -> None:
     assert len({problem.id for problem in problems}) == 2000
 
 
+@pytest.mark.sweeps
 def test_training_and_evaluation_problems_are_disjoint() -> None:
     training = {problem.problem for problem in make_problems(10_000, TRAINING_SEED)}
     for seed in (TOKENIZER_SEED, HELD_OUT_SEED, HELD_OUT_SEED + 1, 0, 1, 7):

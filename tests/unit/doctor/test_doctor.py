@@ -74,6 +74,7 @@ def packaged(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
     )
 
 
+@pytest.mark.runs
 def test_the_packaged_pair_is_healthy(packaged: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trial, "NUM_SAMPLES", 1)
     findings = list(examine(packaged))
@@ -503,6 +504,7 @@ def test_a_teacher_that_cannot_solve_the_problems(run: Callable[..., RunConfig])
     assert finding.verdict == Verdict.error and "teacher 0% (95% 0 to 0)" in finding.text
 
 
+@pytest.mark.runs
 def test_a_teacher_that_is_weaker_than_the_student(packaged: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trial, "NUM_SAMPLES", 1)
     swapped = {"student": packaged.student.model_copy(update={"path": packaged.teacher.path})}
@@ -528,6 +530,7 @@ def test_exit_codes(run: Callable[..., RunConfig], tmp_path: Path, quiet: CliRun
     assert "-> Set data.answer_column" in outcome.output and "1 error" in outcome.output
 
 
+@pytest.mark.runs
 def test_train_mentions_what_the_cheap_checks_find(
     run: Callable[..., RunConfig], tmp_path: Path, quiet: CliRunner
 ) -> None:

@@ -41,6 +41,7 @@ def many(student: Tensor, teacher: Tensor, radius: float) -> tuple[Tensor, Tenso
     return student.expand(DRAWS, -1), teacher.expand(DRAWS, -1), points, mu, student.double().softmax(-1)
 
 
+@pytest.mark.statistics
 @pytest.mark.parametrize("radius", [0.0, 0.01, 0.3, INF])
 @pytest.mark.parametrize("vocabulary", [5, 300])
 def test_draw_blend_has_the_law_of_the_blend(vocabulary: int, radius: float) -> None:
@@ -53,6 +54,7 @@ def test_draw_blend_has_the_law_of_the_blend(vocabulary: int, radius: float) -> 
         assert excess(kernels.draw_blend(*rows, points, uniforms(DRAWS, 1)), (0.7 * mu + 0.3 * p)) > 20
 
 
+@pytest.mark.statistics
 @pytest.mark.parametrize("radius", [0.01, 0.3, INF])
 @pytest.mark.parametrize("vocabulary", [5, 300])
 def test_draw_residual_has_the_law_of_the_residual(vocabulary: int, radius: float) -> None:
@@ -67,6 +69,7 @@ def test_draw_residual_has_the_law_of_the_residual(vocabulary: int, radius: floa
         assert excess(tokens, wrong / wrong.sum()) > 20
 
 
+@pytest.mark.statistics
 def test_small_probabilities_are_drawn_as_often_as_they_should_be() -> None:
     vocabulary, draws = 20_000, 1000
     student = torch.zeros(vocabulary)

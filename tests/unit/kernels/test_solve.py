@@ -62,6 +62,7 @@ def test_agrees_with_bisection(vocabulary: int, std: float, likeness: float) -> 
     assert_solves(student, teacher, GRID.repeat(6))
 
 
+@pytest.mark.sweeps
 @pytest.mark.parametrize("std", [0.1, 3.0, 20.0])
 def test_agrees_with_bisection_on_a_real_vocabulary(std: float) -> None:
     student, teacher = related_rows(5, 152_064, std, seed=1)

@@ -48,6 +48,7 @@ LOCAL = [member for member in MEMBERS if member.is_sum_over_events]
 WHOLE_ROWS = Tiling(5, V)
 
 
+@pytest.mark.sweeps
 @pytest.mark.parametrize("tiling", TILINGS, ids=str)
 @pytest.mark.parametrize("divergence", LOCAL, ids=repr)
 def test_every_sum_over_events_on_the_whole_vocabulary(divergence: Divergence, tiling: Tiling) -> None:
@@ -146,6 +147,7 @@ def with_holes(here: World, holes: str) -> World:
 every_hole = pytest.mark.parametrize("holes", ["student", "teacher", "both", "certain"])
 
 
+@pytest.mark.sweeps
 @every_hole
 @pytest.mark.parametrize("divergence", LOCAL, ids=repr)
 def test_impossible_tokens_are_as_in_the_naive_form(divergence: Divergence, holes: str) -> None:
@@ -160,6 +162,7 @@ def test_impossible_tokens_are_as_in_the_naive_form(divergence: Divergence, hole
 ANY = [member for member in MEMBERS + WITH_FROZEN_WEIGHT if member.tokens_per_group is None]
 
 
+@pytest.mark.sweeps
 @pytest.mark.parametrize("rest", ["tail", "renormalised", "truncated"])
 @pytest.mark.parametrize("member", ANY, ids=repr)
 def test_every_member_on_a_support(member: Divergence, rest: str) -> None:
@@ -170,6 +173,7 @@ def test_every_member_on_a_support(member: Divergence, rest: str) -> None:
             assert_same(each, expected, 1e-10)
 
 
+@pytest.mark.sweeps
 @every_hole
 @pytest.mark.parametrize("member", ANY, ids=repr)
 def test_impossible_tokens_on_a_support_are_as_in_the_naive_form(member: Divergence, holes: str) -> None:

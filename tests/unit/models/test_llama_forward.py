@@ -247,7 +247,7 @@ def test_what_cannot_be_compiled_or_checkpointed_is_refused() -> None:
         model.check_settings()
 
 
-@pytest.mark.slow
+@pytest.mark.compiles
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # said by the compiler itself
 def test_a_compiled_update_is_the_same_up_to_rounding() -> None:
     """One compilation for all layers and lengths: 20 seconds on an idle core."""

@@ -57,6 +57,7 @@ def test_a_continuation_keeps_the_prefix_and_is_drawn_from_the_continuer(parts: 
         assert len(rests) > 1, "samples of one prompt go on with their own random numbers"
 
 
+@pytest.mark.runs
 def test_gains_are_those_of_counting(parts: ProbeParts) -> None:
     gains = probe_continuation(parts, TrustRegion(0.5), [2, 5], num_samples=6)
     assert [(gain.length, gain.continuer) for gain in gains] == [
@@ -107,6 +108,7 @@ def test_a_budget_point_is_what_its_rollouts_say(parts: ProbeParts) -> None:
         assert low <= getattr(own, number) <= high and low < high, number
 
 
+@pytest.mark.runs
 def test_both_commands(tmp_path: Path) -> None:
     run_file = str(write_run_file(tmp_path))
     common = ["--limit", "3", "--samples", "2", "--set", "data.verifier=exact", "--output"]

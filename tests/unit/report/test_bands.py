@@ -32,6 +32,7 @@ def test_sampled_and_greedy_answers_are_told_apart() -> None:
     assert len(pass_at_1_curve({})) == 0
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize("with_greedy", [True, False])
 def test_methods_are_drawn(tmp_path: Path, with_greedy: bool) -> None:
     folders = {}

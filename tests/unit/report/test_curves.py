@@ -47,6 +47,7 @@ def snapshot(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix != ".png"}
 
 
+@pytest.mark.runs
 def test_plot_run_of_a_killed_run_writes_one_figure_and_touches_nothing_else(tmp_path):
     folder = write_run(tmp_path / "trb $x_1$ run", full_metrics(), evaluations(), torn='{"step": 30, "lo')
     before = snapshot(folder)
@@ -57,6 +58,7 @@ def test_plot_run_of_a_killed_run_writes_one_figure_and_touches_nothing_else(tmp
     assert len(list(folder.iterdir())) == 3
 
 
+@pytest.mark.runs
 def test_a_figure_may_be_refreshed_and_equal_files_give_equal_bytes(tmp_path):
     folder = write_run(tmp_path / "run", full_metrics())
     (folder / "curves.png").write_bytes(b"an old figure")
@@ -65,6 +67,7 @@ def test_a_figure_may_be_refreshed_and_equal_files_give_equal_bytes(tmp_path):
     assert plot_run(folder).read_bytes() == first
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize(
     "metrics",
     [
@@ -90,6 +93,7 @@ def test_a_line_stands_where_another_phase_begins():
         assert [line.get_xdata()[0] for line in axes.lines] == expected
 
 
+@pytest.mark.runs
 def test_plot_runs_overlays_runs_of_different_kinds(tmp_path):
     runs = {
         "_TRB": write_run(tmp_path / "a", full_metrics(), evaluations()),
@@ -116,6 +120,7 @@ def test_refusals(tmp_path):
     assert not list(tmp_path.rglob("*.png"))
 
 
+@pytest.mark.processes
 def test_importing_the_package_does_not_import_matplotlib():
     code = "import sys, tutelage.report; sys.exit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

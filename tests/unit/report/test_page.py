@@ -26,6 +26,8 @@ from tutelage.report.answers import side_by_side
 from tutelage.report.sources import grouped, is_finished, read_sources
 from tutelage.report.tables import configuration_differences, problem_changes, summary
 
+pytestmark = pytest.mark.runs
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -15,6 +15,8 @@ from tests.support.run_folders import write_lines, write_run
 from tutelage.errors import TutelageError
 from tutelage.report import write_report
 
+pytestmark = pytest.mark.runs
+
 VALUES: list[Any] = [
     None, True, "0.5", "", [], [1, 2], {}, {"a": {"b": []}}, -1, 0.5, 10**400, 2**53, 1e308, -1e308, float("nan"),
     float("inf"), float("-inf"), "\ud83d", "\x00\x1b[31m\u202e", "x" * 100_000,

@@ -99,6 +99,7 @@ HOSTILE = [
 ]
 
 
+@pytest.mark.sweeps
 @pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
 def test_a_megabyte_of_anything_is_read_at_once(text: str) -> None:
     started = time.process_time()
@@ -115,6 +116,7 @@ latex = st.lists(
 )
 
 
+@pytest.mark.sweeps
 @given(st.text() | latex.map("".join), st.text() | latex.map("".join))
 @settings(max_examples=150, deadline=None)
 def test_total_on_any_text(response: str, answer: str) -> None:

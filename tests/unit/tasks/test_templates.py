@@ -118,6 +118,7 @@ def test_what_is_no_template(template: str) -> None:
         render(QUESTION, make_tokenizer(template))
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("template", [TEMPLATE, PARTS])
 def test_a_template_without_an_end_is_refused(template: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(templates, "SECONDS", 0.05)

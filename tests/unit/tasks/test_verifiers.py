@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from tutelage.errors import ConfigurationError
 from tutelage.tasks import Verifier, VerifierWarning, check_verifier, verifiers, verify
 from tutelage.tasks.equality import compare_plainly, for_algebra
-from tutelage.tasks.verifier_process import INSIDE_WORKER
+from tutelage.tasks.verifier_process import INSIDE_WORKER, WorkerProcess
 
 SHARED_DATA = Path(__file__).parents[4] / "shared" / "data"
 SOURCE = Path(verifiers.__file__).parents[2]
@@ -30,6 +30,14 @@ SOURCE = Path(verifiers.__file__).parents[2]
 def math() -> Iterator[Verifier]:
     with Verifier("math") as verifier:
         yield verifier
+
+
+@pytest.fixture(scope="module")
+def algebra() -> Iterator[WorkerProcess]:
+    """What judges where a plain comparison does not decide."""
+    worker = WorkerProcess("math", timeout_seconds=5.0, memory_limit_gib=4.0)
+    yield worker
+    worker.close()
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +65,11 @@ def rewards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
                 print("this must not reach the protocol"); os.write(1, b"nor this\\n")
                 assert sys.stdin.read() == ""
                 return answer in response
+
+            def telling(response, answer):
+                if response == "pid": open(answer, "w").write(str(os.getpid()))
+                if response == "sleep": open(answer, "w"); time.sleep(60)
+                return response == "pid" or answer in response
 
             def score(response, answer):
                 return {"nan": math.nan, "none": None, "text": "1", "exit": None}.get(response) if response.isalpha() \\
@@ -191,7 +204,8 @@ def test_many_keep_their_order(math: Verifier) -> None:
     assert math.verify_many([*RIGHT[:3], *WRONG[:2], RIGHT[8]]) == [True, True, True, False, False, True]
 
 
-def test_what_is_decided_plainly_is_what_algebra_decides(math: Verifier) -> None:
+@pytest.mark.sweeps
+def test_what_is_decided_plainly_is_what_algebra_decides(algebra: WorkerProcess) -> None:
     generator = random.Random(0)
     whole = lambda most: generator.randrange(-most, most)  # noqa: E731
     forms = [
@@ -209,7 +223,7 @@ def test_what_is_decided_plainly_is_what_algebra_decides(math: Verifier) -> None
         plain = compare_plainly(candidate, reference)
         if plain is not None:
             decided += 1
-            assert math._ask_worker(*for_algebra(candidate, reference)).correct is plain, (candidate, reference)
+            assert algebra.ask(*for_algebra(candidate, reference)).correct is plain, (candidate, reference)
     assert decided > 50
 
 
@@ -226,6 +240,7 @@ STRANGE = [
 ]
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("content", HANGS + STRANGE, ids=lambda content: content[:20])
 def test_hostile_answers_are_wrong_in_bounded_time(impatient_math: Verifier, content: str) -> None:
     started = time.monotonic()
@@ -233,6 +248,7 @@ def test_hostile_answers_are_wrong_in_bounded_time(impatient_math: Verifier, con
     assert time.monotonic() - started < 10.5
 
 
+@pytest.mark.processes
 def test_timeouts_are_counted_and_the_next_answer_is_served() -> None:
     with Verifier("math", timeout_seconds=2.0) as verifier:
         assert not verifier.verify(r"\boxed{(10^{10})!}", "y + 3")
@@ -250,6 +266,7 @@ def test_long_responses_are_read_from_their_end(math: Verifier) -> None:
     assert time.monotonic() - started < 10
 
 
+@pytest.mark.sweeps
 @given(st.text(st.characters()), st.text(st.characters()))
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_text_gets_a_verdict(math: Verifier, content: str, answer: str) -> None:
@@ -257,49 +274,53 @@ def test_any_text_gets_a_verdict(math: Verifier, content: str, answer: str) -> N
     assert isinstance(math.verify(r"\boxed{" + content + "}", answer), bool)
 
 
-def worker_of(verifier: Verifier) -> subprocess.Popen[bytes]:
-    assert verifier.verify("same", "same")
-    assert verifier._worker.process is not None
-    return verifier._worker.process
+def pid_of_worker(verifier: Verifier) -> int:
+    """What `rewards:telling` tells; the worker is started if need be."""
+    assert verifier.verify("pid", "worker")
+    return int(Path("worker").read_text())
 
 
+@pytest.mark.processes
 def test_a_worker_killed_from_outside_is_replaced(rewards: None) -> None:
-    with Verifier("rewards:contains") as verifier:
-        first = worker_of(verifier)
-        os.kill(first.pid, signal.SIGKILL)
-        assert worker_of(verifier).pid != first.pid
+    with Verifier("rewards:telling") as verifier:
+        first = pid_of_worker(verifier)
+        os.kill(first, signal.SIGKILL)
+        assert pid_of_worker(verifier) != first
 
 
+@pytest.mark.processes
 def test_a_worker_killed_at_work_gets_its_answer_judged_by_another(rewards: None) -> None:
-    with Verifier("rewards:contains") as verifier:
-        first = worker_of(verifier)
-        os.kill(first.pid, signal.SIGSTOP)
-        killer = threading.Timer(0.3, os.kill, (first.pid, signal.SIGKILL))
+    with Verifier("rewards:telling") as verifier:
+        first = pid_of_worker(verifier)
+        os.kill(first, signal.SIGSTOP)
+        killer = threading.Timer(0.3, os.kill, (first, signal.SIGKILL))
         killer.start()
         assert verifier.verify("same", "same")
         killer.join()
         assert verifier.num_timeouts == 0
 
 
+@pytest.mark.processes
 @pytest.mark.filterwarnings("ignore::tutelage.tasks.VerifierWarning")
 def test_a_worker_that_neither_reads_nor_writes_is_a_hung_one(rewards: None) -> None:
-    with Verifier("rewards:contains", timeout_seconds=1.0) as verifier:
+    with Verifier("rewards:telling", timeout_seconds=1.0) as verifier:
         for response in ("same", "same" * 250_000):  # the longer one does not fit into a pipe that is not read
-            os.kill(worker_of(verifier).pid, signal.SIGSTOP)
+            os.kill(pid_of_worker(verifier), signal.SIGSTOP)
             assert not verifier.verify(response, "same")
         assert verifier.num_timeouts == 2
 
 
+@pytest.mark.processes
 def test_close_ends_the_worker_and_a_later_call_starts_one(rewards: None) -> None:
-    verifier = Verifier("rewards:contains")
+    verifier = Verifier("rewards:telling")
     verifier.close()
-    worker = worker_of(verifier)
+    worker = pid_of_worker(verifier)
     verifier.close()
     verifier.close()
-    assert worker.returncode is not None
-    again = worker_of(verifier)
+    assert not is_running(worker)
+    again = pid_of_worker(verifier)
     del verifier  # no warning about an open pipe or a process left running
-    assert again.returncode is not None
+    assert not is_running(again)
 
 
 def test_threads_take_turns(math: Verifier) -> None:
@@ -319,20 +340,22 @@ def test_threads_take_turns(math: Verifier) -> None:
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 
 
+@pytest.mark.processes
 @needs_fork
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_forked_child_leaves_its_parents_worker_alone(rewards: None) -> None:
-    with Verifier("rewards:contains") as verifier:
-        worker = worker_of(verifier)
+    with Verifier("rewards:telling") as verifier:
+        worker = pid_of_worker(verifier)
         child = os.fork()
         if child == 0:
-            has_its_own = worker_of(verifier) is not worker
+            has_its_own = pid_of_worker(verifier) != worker
             verifier.close()
             os._exit(0 if has_its_own else 1)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-        assert worker_of(verifier) is worker
+        assert pid_of_worker(verifier) == worker
 
 
+@pytest.mark.processes
 @needs_fork
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 @pytest.mark.parametrize("is_idle", [True, False])
@@ -340,12 +363,13 @@ def test_the_worker_ends_when_its_parent_is_killed(rewards: None, is_idle: bool)
     told, tell = os.pipe()
     child = os.fork()
     if child == 0:
-        verifier = Verifier("rewards:fragile", timeout_seconds=1.0)
-        worker = worker_of(verifier)
+        verifier = Verifier("rewards:telling", timeout_seconds=1.0)
+        worker = pid_of_worker(verifier)
         if not is_idle:
-            assert worker.stdin is not None
-            worker.stdin.write(b'{"number": 9, "response": "sleep", "answer": ""}\n')
-        os.write(tell, str(worker.pid).encode())
+            threading.Thread(target=verifier.verify, args=("sleep", "asleep"), daemon=True).start()
+            while not Path("asleep").exists():
+                time.sleep(0.01)
+        os.write(tell, str(worker).encode())
         os.kill(os.getpid(), signal.SIGKILL)
     os.waitpid(child, 0)
     worker_pid = int(os.read(told, 100))
@@ -357,6 +381,7 @@ def test_the_worker_ends_when_its_parent_is_killed(rewards: None, is_idle: bool)
     assert not is_running(worker_pid)
 
 
+@pytest.mark.processes
 @needs_fork
 @pytest.mark.filterwarnings("ignore::tutelage.tasks.VerifierWarning")
 def test_a_verifier_that_forks_changes_no_verdict(rewards: None) -> None:
@@ -365,6 +390,7 @@ def test_a_verifier_that_forks_changes_no_verdict(rewards: None) -> None:
         assert verifier.verify_many(pairs) == [response == answer for response, answer in pairs]
 
 
+@pytest.mark.processes
 @needs_fork
 def test_a_child_that_leaves_the_session_delays_no_verdict(rewards: None, tmp_path: Path) -> None:
     with Verifier("rewards:forking", timeout_seconds=30.0) as verifier:
@@ -376,6 +402,7 @@ def test_a_child_that_leaves_the_session_delays_no_verdict(rewards: None, tmp_pa
     os.kill(int((tmp_path / "child").read_text()), signal.SIGKILL)  # its parent ended by itself and killed no child
 
 
+@pytest.mark.processes
 @needs_fork
 @pytest.mark.filterwarnings("ignore::tutelage.tasks.VerifierWarning")
 @pytest.mark.parametrize("way", ["fork", "past Python"])
@@ -396,6 +423,7 @@ def test_a_worker_that_hangs_with_a_child_of_its_own_session_is_left_in_time(
         os.kill(child, signal.SIGKILL)
 
 
+@pytest.mark.processes
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="the pipes are found through /proc")
 @pytest.mark.filterwarnings("ignore::tutelage.tasks.VerifierWarning")
 def test_what_is_written_into_the_pipe_is_taken_for_no_reply(rewards: None) -> None:
@@ -414,6 +442,7 @@ def is_running(pid: int) -> bool:
     return not (status.exists() and status.read_text().rpartition(")")[2].split()[0] == "Z")
 
 
+@pytest.mark.processes
 def test_a_script_needs_no_main_guard_and_its_worker_ends_with_it(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(
         textwrap.dedent(
@@ -439,6 +468,7 @@ def test_a_script_needs_no_main_guard_and_its_worker_ends_with_it(tmp_path: Path
     assert not is_running(int(pid))
 
 
+@pytest.mark.processes
 def test_a_script_that_is_its_own_verifier_starts_no_chain_of_workers(
     rewards: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -449,6 +479,7 @@ def test_a_script_that_is_its_own_verifier_starts_no_chain_of_workers(
         assert verifier.verify(r"\boxed{3 + y}", "y + 3")
 
 
+@pytest.mark.processes
 def test_an_answer_may_take_only_so_much_memory(rewards: None) -> None:
     with Verifier("rewards:fragile", memory_limit_gib=0.5) as verifier:
         with pytest.warns(VerifierWarning, match=r"'rewards:fragile' failed on a response \(MemoryError"):
@@ -483,6 +514,7 @@ def test_a_users_errors_count_as_wrong_with_one_warning(rewards: None) -> None:
         assert verifier.verify_many([("raise", ""), ("exit", ""), ("die", ""), ("fine", "")]) == [False] * 3 + [True]
 
 
+@pytest.mark.processes
 def test_a_users_function_is_bounded_in_time(rewards: None) -> None:
     with Verifier("rewards:fragile", timeout_seconds=1.0) as verifier:
         with pytest.warns(VerifierWarning, match=r"took longer than 1 seconds"):
@@ -541,18 +573,21 @@ def test_bounds_are_positive(bound: str) -> None:
         Verifier("math", **{bound: 0})
 
 
-def test_the_kept_verifier_serves_every_call() -> None:
+@pytest.mark.processes
+def test_the_kept_verifier_serves_every_call(rewards: None) -> None:
     assert verify("exact", "so\nParis", "Paris")
     assert verify("math", r"\boxed{3 + y}", "y + 3")
-    process = verifiers._kept_verifiers["math"]._worker.process
-    assert verify("math", r"\boxed{y + 3}", "3 + y")
-    assert verifiers._kept_verifiers["math"]._worker.process is process
-    verifiers._kept_verifiers["math"].close()
+    found = []
+    for _ in range(2):
+        assert verify("rewards:telling", "pid", "worker")
+        found.append(Path("worker").read_text())
+    assert found[0] == found[1]
 
 
 real_data = pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="the shared data sets are not on this machine")
 
 
+@pytest.mark.sweeps
 @real_data
 @pytest.mark.parametrize("name", ["benchmarks/gsm8k", "prompts/gsm8k_train"])
 def test_gsm8k_solutions_are_right(math: Verifier, name: str) -> None:
@@ -563,10 +598,13 @@ def test_gsm8k_solutions_are_right(math: Verifier, name: str) -> None:
     assert not any(math.verify_many((row["solution"] + "1", row["answer"]) for row in rows))
 
 
+@pytest.mark.sweeps
 @real_data
 @pytest.mark.parametrize("name", ["math500", "olympiad", "amc", "aime24"])
-def test_reference_answers_are_right_and_algebra_can_read_them(math: Verifier, name: str) -> None:
+def test_reference_answers_are_right_and_algebra_can_read_them(
+    math: Verifier, algebra: WorkerProcess, name: str
+) -> None:
     with (SHARED_DATA / "benchmarks" / f"{name}.jsonl").open(encoding="utf-8") as lines:
         answers = [json.loads(line)["answer"] for line in lines]
     assert all(math.verify_many((rf"\boxed{{{answer}}}", answer) for answer in answers))
-    assert all(math._ask_worker(*for_algebra(answer, answer)).correct for answer in answers[::10])
+    assert all(algebra.ask(*for_algebra(answer, answer)).correct for answer in answers[::10])

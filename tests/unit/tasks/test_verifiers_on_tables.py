@@ -14,6 +14,7 @@ def math() -> Iterator[Verifier]:
         yield verifier
 
 
+@pytest.mark.sweeps
 @pytest.mark.parametrize("table", [COLLECTED, HELD_OUT, WRITTEN_AFTER], ids=["collected", "held out", "written after"])
 def test_every_verdict_is_the_one_that_was_decided(math: Verifier, table: list[Case]) -> None:
     verdicts = math.verify_many((response, answer) for _, response, answer, _ in table)

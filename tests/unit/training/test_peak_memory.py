@@ -25,6 +25,7 @@ def test_it_counts_on_a_gpu_from_when_it_was_made(monkeypatch: pytest.MonkeyPatc
     assert PeakMemory("cpu").metrics() == PeakMemory("mps").metrics() == {} and len(asked) == 2
 
 
+@pytest.mark.runs
 @pytest.mark.parametrize("found", [{}, {"memory_gib": 1.5}])
 def test_it_is_a_metric_of_every_step(found: dict[str, float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if found:

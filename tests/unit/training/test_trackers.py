@@ -185,6 +185,7 @@ def test_evaluations_have_the_name_of_their_set() -> None:
     }
 
 
+@pytest.mark.runs
 def test_a_whole_run_says_the_same_to_a_tracker_as_to_its_files(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

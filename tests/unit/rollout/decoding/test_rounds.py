@@ -44,6 +44,7 @@ POLICIES = [
 ]
 
 
+@pytest.mark.statistics
 @pytest.mark.parametrize("policy", POLICIES, ids=str)
 def test_sequence_frequencies_are_the_product_of_mu(policy: Policy) -> None:
     student, teacher = make_world()
@@ -61,6 +62,7 @@ def test_sequence_frequencies_are_the_product_of_mu(policy: Policy) -> None:
         assert chi_square_p_value(counts, law) > 1e-3
 
 
+@pytest.mark.sweeps
 @pytest.mark.parametrize("policy", POLICIES, ids=str)
 def test_tokens_are_those_of_a_plain_walk(policy: Policy) -> None:
     """In float64, where no rounding tips a draw: one slot, a few that are refilled, and all at once."""
@@ -75,6 +77,7 @@ def test_tokens_are_those_of_a_plain_walk(policy: Policy) -> None:
             assert rollout.response_tokens == walk(following[rollout.prompt_index], *streams, is_drafted=False), slots
 
 
+@pytest.mark.statistics
 def test_the_chi_square_test_has_power() -> None:
     """Samples of one policy are refused as samples of a slightly different one."""
     student, teacher = make_world()
@@ -90,6 +93,7 @@ def test_the_chi_square_test_has_power() -> None:
     assert chi_square_p_value(Counter(tuple(r.response_tokens) for r in rollouts), law) < 1e-6
 
 
+@pytest.mark.sweeps
 @pytest.mark.parametrize("draft_length", [1, 3])
 @pytest.mark.parametrize("policy", POLICIES, ids=str)
 def test_records_agree_with_naive_forwards(policy: Policy, draft_length: int) -> None:

@@ -109,6 +109,7 @@ def test_a_reset_in_the_middle_is_asked_for_again(raw: Callable[..., RawFake]) -
     assert fake.num_connections == 3
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("start", [OK, OK + b"\r\n", CHUNKED + b"fff\r\n", b"HTTP/1.1 100 Continue\r\n"])
 def test_an_answer_in_drops_ends_at_its_deadline(raw: Callable[..., RawFake], start: bytes) -> None:
     """Each drop comes well within the timeout; drop by drop it would take 40 seconds."""
@@ -123,6 +124,7 @@ def test_a_refusal_in_drops_is_told_by_its_status(raw: Callable[..., RawFake]) -
         Server(fake.url, timeout_seconds=0.3, retries=0).get("/x")
 
 
+@pytest.mark.processes
 def test_after_a_failure_nobody_waits_for_the_others(raw: Callable[..., RawFake]) -> None:
     """Threads that went on reading would hold the process at its end for timeout_seconds, and once more per retry."""
     seen: list[Any] = []
