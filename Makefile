@@ -21,7 +21,7 @@ test: lint  ## everything that CI runs
 test-vllm: .venv-vllm/.installed  ## the tests that need a real vLLM; minutes, on a CPU
 	OMP_NUM_THREADS=1 .venv-vllm/bin/python -m pytest -v -s -W ignore tests/vllm
 
-check: lint  ## lint, types and the quick tests: about a minute on two cores
+check: lint  ## lint, types and the quick tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "$(QUICK)" $(QUICK_TESTS)
 
 lint: .venv/.installed-dev

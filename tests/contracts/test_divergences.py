@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from pytest import ParameterSet
 from torch import Tensor
 
 from tutelage.divergences import (
@@ -133,12 +134,12 @@ IMPOSSIBLE = [
 ]
 
 
-def seen(members: list[Divergence]) -> list[Divergence]:
-    """Members through all supports that they take."""
+def seen(members: list[Divergence]) -> list[ParameterSet]:
+    """Members through all supports that they take; beyond the first two supports it is a sweep."""
     return [
-        replace(member, **support)  # type: ignore[arg-type]
+        pytest.param(replace(member, **support), marks=[pytest.mark.sweeps] * (number >= 2))  # type: ignore[arg-type]
         for member in members
-        for support in (SUPPORTS[:1] if isinstance(member, Sinkhorn) else SUPPORTS)
+        for number, support in enumerate(SUPPORTS[:1] if isinstance(member, Sinkhorn) else SUPPORTS)
     ]
 
 
@@ -261,7 +262,6 @@ def test_shifts_and_the_order_of_the_vocabulary_do_not_matter(divergence: Diverg
     torch.testing.assert_close(divergence(student[..., order], target[..., order]), values)
 
 
-@pytest.mark.sweeps
 @every_view
 def test_chunks_change_nothing(divergence: Divergence) -> None:
     """10 tokens of two answers, cut as the objective cuts them."""
