@@ -165,12 +165,13 @@ def tiled(keeps: bool) -> Callable[[Inputs, float], Callable[[], Tensor]]:
     """Ours in tiles, kept through a block's passes or computed again in each."""
 
     def of(inputs: Inputs, jsd_share: float) -> Callable[[], Tensor]:
-        from tutelage.kernels import FullDivergence, Head, Sampled, Side, Tiling, tiled_full_loss
+        from tutelage.kernels import FullDivergence, Head, Sampled, Side, Tiling, entry_bytes, tiled_full_loss
 
         hidden, num_tokens = inputs["hidden"], len(inputs["hidden"])
         view = vocabulary_of(inputs).view(hidden.device)
         tokens, weights = places_and_weights(hidden)
-        tiling = Tiling.fitting(view, hidden, hidden.itemsize + max(4, hidden.itemsize), keeps=keeps)
+        kept = entry_bytes(hidden.device, jsd_share, hidden.dtype, hidden.dtype)
+        tiling = Tiling.fitting(view, hidden, kept, keeps=keeps)
         student, teacher = (Side(inputs[f"{who}hidden"], Head(inputs[f"{who}weight"])) for who in ("", "teacher_"))
         divergence, sampled = FullDivergence(divergence_of(jsd_share).between, 1.0, jsd_share), Sampled(tokens, weights)
         return lambda: tiled_full_loss(student, teacher, view, divergence, sampled, tiling)[0].sum() / num_tokens

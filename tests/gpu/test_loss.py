@@ -15,12 +15,15 @@ from tests.support.tiled_worlds import (
     assert_same,
     both_on_support,
     naive_full,
+    narrow_and_exact,
+    relative_errors,
     tiled_full,
     world,
 )
 from tutelage.divergences import Divergence, ForwardKL, JensenShannon, ReverseKL, SkewReverseKL
-from tutelage.kernels import Head, Tiling
-from tutelage.kernels.tile_divergence import TileDivergence, tile_divergence_for
+from tutelage.kernels import FullDivergence, Head, Sampled, Side, Tiling, tiled_full_loss
+from tutelage.kernels.tile_divergence import TileDivergence, tile_divergence_for, tiled_logits_for
+from tutelage.kernels.tiles import TiledLogits
 from tutelage.models import Vocabulary
 
 pytestmark = NEEDS_CUDA
@@ -74,8 +77,39 @@ def test_a_real_vocabulary_in_tiles_of_the_default_size() -> None:
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton: pip install triton")
 def test_kernels_are_taken_for_their_family_only() -> None:
     here = torch.device("cuda")
-    assert tile_divergence_for(here, 0.5) is not TileDivergence
-    assert (
-        tile_divergence_for(here, None) is TileDivergence
-        and tile_divergence_for(torch.device("cpu"), 0.5) is TileDivergence
-    )
+    assert tile_divergence_for(here, 0.5, keeps=True) is not TileDivergence
+    others = [(here, None, True), (here, 0.5, False), (torch.device("cpu"), 0.5, True)]
+    assert all(tile_divergence_for(*each) is TileDivergence for each in others)
+    assert tiled_logits_for(here, keeps=True) is not TiledLogits
+    assert tiled_logits_for(here, keeps=False) is tiled_logits_for(torch.device("cpu"), keeps=True) is TiledLogits
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton: pip install triton")
+def test_in_half_precision_errors_are_a_fraction_of_the_naive_ones() -> None:
+    narrow, exact = map(on_cuda, narrow_and_exact(size=5000, num_tokens=700, spread=6.0))
+    true = naive_full(exact, ReverseKL())
+    mine = relative_errors(tiled_full(narrow, ReverseKL(), Tiling(128, 1024)), true)
+    naive = relative_errors(naive_full(narrow, ReverseKL()), true)
+    assert all(own < 0.4 * other for own, other in zip(mine, naive, strict=True)), (mine, naive)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton: pip install triton")
+@pytest.mark.parametrize("size", [151_936, 248_320])
+def test_memory_at_a_real_size(size: int) -> None:
+    """8,192 tokens of width 2,048 in bfloat16, the gradients themselves included."""
+    generator = torch.Generator("cuda").manual_seed(0)
+
+    def drawn(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator, device="cuda", dtype=torch.bfloat16)
+
+    hidden, weight = drawn(8192, 2048).requires_grad_(), drawn(size, 2048).mul_(0.05).requires_grad_()
+    teacher, vocabulary = Side(drawn(8192, 2048), Head(drawn(size, 2048).mul_(0.05))), Vocabulary(size)
+    tiling = Tiling.fitting(vocabulary.view(hidden.device), hidden, 4)
+    ids, ones = torch.zeros(8192, dtype=torch.int64, device="cuda"), torch.ones(8192, device="cuda")
+    learner, divergence = Side(hidden, Head(weight)), FullDivergence(ReverseKL().between, 1.0, 1.0)
+    (hidden[:64] @ weight.T).sum()  # cuBLAS takes its workspace
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    args = (learner, teacher, vocabulary.view(hidden.device), divergence, Sampled(ids, ones), tiling)
+    tiled_full_loss(*args)[0].mean().backward()
+    assert torch.cuda.max_memory_allocated() - before <= 1.3 * 2**30

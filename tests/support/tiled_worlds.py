@@ -142,3 +142,31 @@ def both_on_support(
         learned(*tiled_support_loss(sides(world)[0], view, of_events, ids_NK, sampled(world), tiling), world)
         for tiling in tilings
     ]
+
+
+def narrow_and_exact(size: int, num_tokens: int, spread: float) -> tuple[World, World]:
+    """A plain world in bfloat16 whose logits spread by so many nats, and the same numbers in float32."""
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(*shape: int, std: float = 1.0) -> Tensor:
+        return std * torch.randn(*shape, generator=generator)
+
+    width = 64
+    hidden_ND, weight_VD = drawn(num_tokens, width), drawn(size, width, std=spread / width**0.5)
+    teacher_ND, teacher_VD = (each + 0.2 * each.std() * drawn(*each.shape) for each in (hidden_ND, weight_VD))
+    ids_N, ones_N = torch.randint(size, (num_tokens,), generator=generator), torch.ones(num_tokens)
+
+    def of(dtype: torch.dtype) -> World:
+        def cast(tensor: Tensor) -> Tensor:
+            return tensor.bfloat16().to(dtype)
+
+        learner = cast(hidden_ND).requires_grad_(), Head(cast(weight_VD).requires_grad_())
+        return World(*learner, cast(teacher_ND), Head(cast(teacher_VD)), Vocabulary(size), ids_N, ones_N)
+
+    return of(torch.bfloat16), of(torch.float32)
+
+
+def relative_errors(found: Found, true: Found) -> list[float]:
+    """Of values, log p of the sampled tokens and gradients, in norm."""
+    pairs = zip((*found[:2], *found[2]), (*true[:2], *true[2]), strict=True)
+    return [float((mine.float() - right.float()).norm() / right.float().norm()) for mine, right in pairs]

@@ -31,7 +31,7 @@ from tutelage.rollout.decoding import MAX_DRAFT_LENGTH
 from tutelage.rollout.engines.paired import CACHE_SHARE
 from tutelage.rollout.reading import tokens_per_chunk
 from tutelage.training import MICRO_BATCH_TOKENS, Phase, Recipe
-from tutelage.training.forms import chosen_form
+from tutelage.training.forms import chosen_form, share_with_kernels
 from tutelage.types import Prompt
 
 __all__ = ["GIB", "StepMemory", "activation_bytes", "free_bytes", "machine_bytes", "trained_bytes"]
@@ -172,24 +172,30 @@ class StepMemory:
         """What the loss of so many response tokens holds beside the activations, in the form that it will have."""
         student = self._student
         width, size = int(student.config.hidden_size), self.vocabulary.size
-        narrow = _product_bytes(student)
-        wide = max(4, narrow)
+        dtype, form = _product_dtype(student), self._form(recipe, tokens)
+        narrow = dtype.itemsize
+        reads_teacher = recipe.asks_whole_teacher and self._teachers
+        has_kernels = (
+            form == "tiled"
+            and self.device != "cpu"
+            and (not reads_teacher or share_with_kernels(recipe.losses, recipe.target) is not None)
+        )
+        wide = narrow if has_kernels else max(4, narrow)  # what gradients are summed up in
         head = student.padded_vocabulary_size * width * wide if student.trainable.changes_backbone else 0
-        form = self._form(recipe, tokens)
         if form == "chunked":
             return {"logits": self._chunk_bytes(tokens), "gradient of the head": head}
         # A tensor of the right length without any memory, which tells the device.
-        like_N1 = torch.empty(1, 1, device="cpu" if self.device == "cpu" else "meta").expand(tokens, 1)
-        reads_teacher = recipe.asks_whole_teacher and self._teachers
+        device = "cpu" if self.device == "cpu" else "meta"
+        like_ND = torch.empty(1, 1, dtype=dtype, device=device).expand(tokens, width)
         hidden = tokens * width * wide
         entry_bytes = narrow
         if reads_teacher:
             teacher = max(self._teachers, key=lambda model: int(model.config.hidden_size))
-            entry_bytes += max(4, narrow, teacher.module.dtype.itemsize)
+            entry_bytes += max(wide, teacher.module.dtype.itemsize)
             hidden += tokens * int(teacher.config.hidden_size) * teacher.module.dtype.itemsize
-        tiling = Tiling.fitting(self.vocabulary.view(like_N1.device), like_N1, entry_bytes, keeps=form == "tiled")
+        tiling = Tiling.fitting(self.vocabulary.view(like_ND.device), like_ND, entry_bytes, keeps=form == "tiled")
         kept = tiling.tokens * size * entry_bytes if form == "tiled" else 0
-        logits = kept + tiling.tokens * tiling.vocabulary * 4 * LIVE_TILES
+        logits = kept + tiling.tokens * tiling.vocabulary * 4 * (1 if has_kernels else LIVE_TILES)
         return {"logits": logits, "gradient of the head": head, "gradient of hidden states": hidden}
 
     def _form(self, recipe: Recipe, tokens: int) -> str:
@@ -270,7 +276,7 @@ def activation_bytes(student: LanguageModel, num_tokens: int, *, checkpoints: bo
     num_heads = int(config.num_attention_heads)
     head_size = int(getattr(config, "head_dim", None) or width // num_heads)
     queries, keys = num_heads * head_size, int(getattr(config, "num_key_value_heads", None) or num_heads) * head_size
-    b, s = _product_bytes(student), int(student.module.dtype.itemsize)
+    b, s = _product_dtype(student).itemsize, int(student.module.dtype.itemsize)
     n = max(4, s)
     is_autocast = b < s
     of_norm = n + (b if s < n else 0)  # autocast leaves norms in the stream's type
@@ -303,10 +309,10 @@ def free_bytes(device: str) -> int:
     return int(torch.cuda.mem_get_info(torch.device(device))[0])
 
 
-def _product_bytes(student: LanguageModel) -> int:
-    """Bytes of a number in the student's matrix products."""
+def _product_dtype(student: LanguageModel) -> torch.dtype:
+    """Of the student's matrix products."""
     dtype: torch.dtype = student.autocast or student.module.dtype
-    return dtype.itemsize
+    return dtype
 
 
 def _norms_heads(model: LanguageModel) -> bool:

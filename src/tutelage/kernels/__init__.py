@@ -19,7 +19,7 @@ from tutelage.kernels.sampler import (
     sample_trust_region,
 )
 from tutelage.kernels.solve import BlendPoint, Judged
-from tutelage.kernels.tile_divergence import FullDivergence
+from tutelage.kernels.tile_divergence import FullDivergence, entry_bytes
 from tutelage.kernels.tiled_loss import Events, Sampled, Side, tiled_full_loss, tiled_support_loss
 from tutelage.kernels.tiles import Head, Tiling, VocabularyView, softcapped
 
@@ -37,6 +37,7 @@ __all__ = [
     "draw",
     "draw_blend",
     "draw_residual",
+    "entry_bytes",
     "has_kernels",
     "judge_trust_region",
     "philox",

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from tutelage.distributions import wide_dtype
-from tutelage.kernels.tiles import Head, TiledLogits
+from tutelage.kernels.tiles import Head, TiledLogits, ids_on, uncapped
 
-__all__ = ["HeadGradient"]
+__all__ = ["HeadGradient", "product"]
 
 # How far the gradient that comes in may be from a multiple of the weights, relative to its largest entry.
 PROPORTIONAL = 1e-4
@@ -25,11 +25,15 @@ class HeadGradient:
     Args:
       head: the student's; a part that needs no gradient gets none.
       hidden_ND: all hidden states.
+      is_whole: a block's gradient comes as one tile. Then a product makes all sums but those over blocks, and what is
+        summed up has the types of hidden states and weights: a few roundings more of the head's gradient, and half the
+        bytes.
     """
 
-    def __init__(self, head: Head, hidden_ND: Tensor) -> None:
+    def __init__(self, head: Head, hidden_ND: Tensor, *, is_whole: bool = False) -> None:
         self.head = head
-        self.hidden_ND, self.weight_VD, self.bias_V = map(_zeros, (hidden_ND, head.weight_VD, head.bias_V))
+        self.hidden_ND, self.weight_VD = (_zeros(each, is_whole) for each in (hidden_ND, head.weight_VD))
+        self.bias_V = _zeros(head.bias_V)
 
     @property
     def is_wanted(self) -> bool:
@@ -50,19 +54,21 @@ class HeadGradient:
             assert logits.stops_nS is not None
             # A gradient on the stop event reaches every way of stopping in proportion to its share.
             stops_nS = gradient_nm[:, place, None] * logits.stops_nS.softmax(-1)
+            stops_nS = uncapped(stops_nS, logits.stops_nS, self.head.softcap)
             gradient_nm[:, place] = 0
-            ids_S = torch.tensor(logits.view.stop_ids, device=gradient_nm.device)
-            self._add(block, logits, ids_S, stops_nS, logits.stops_nS)
-        self._add(block, logits, tile, gradient_nm, logits.head_logits(tile))
+            ids_S = ids_on(gradient_nm.device, logits.view.stop_ids)
+            if logits.is_whole:
+                gradient_nm.index_copy_(1, ids_S, stops_nS.to(gradient_nm.dtype))
+            else:
+                self._add(block, logits, ids_S, stops_nS)
+        self._add(block, logits, tile, logits.uncapped(gradient_nm, tile))
 
-    def _add(
-        self, block: slice, logits: TiledLogits, ids: slice | Tensor, gradient_nm: Tensor, logits_nm: Tensor
-    ) -> None:
-        cap = self.head.softcap
-        if cap is not None:
-            gradient_nm = gradient_nm * (1 - (logits_nm.to(gradient_nm.dtype) / cap).square())
+    def _add(self, block: slice, logits: TiledLogits, ids: slice | Tensor, gradient_nm: Tensor) -> None:
         narrow_nm = gradient_nm.to(logits.hidden_nD.dtype)
-        if self.hidden_ND is not None:
+        if self.hidden_ND is not None and logits.is_whole:
+            product(narrow_nm, self.head.weight_VD[ids].to(narrow_nm.dtype), wide_nD := _wide_like(logits.hidden_nD))
+            self.hidden_ND[block] = wide_nD
+        elif self.hidden_ND is not None:
             _add_product(self.hidden_ND[block], narrow_nm, self.head.weight_VD[ids])
         if self.weight_VD is not None:
             if isinstance(ids, slice):
@@ -71,7 +77,7 @@ class HeadGradient:
                 product_SD = gradient_nm.T @ logits.hidden_nD.to(gradient_nm)
                 self.weight_VD.index_add_(0, ids, product_SD.to(self.weight_VD.dtype))
         if self.bias_V is not None:
-            self.bias_V[ids] += gradient_nm.sum(0)
+            self.bias_V[ids] += gradient_nm.sum(0, dtype=self.bias_V.dtype)
 
 
 class _Attached(torch.autograd.Function):
@@ -101,10 +107,15 @@ class _Attached(torch.autograd.Function):
         return None, None, None, *(None if total is None else total.to(dtype) for total, dtype in pairs)
 
 
-def _zeros(like: Tensor | None) -> Tensor | None:
-    """Where a gradient is summed up in float32 or wider; None = none is wanted."""
-    is_wanted = like is not None and like.requires_grad and torch.is_grad_enabled()
-    return torch.zeros_like(like, dtype=wide_dtype(like)) if is_wanted else None  # type: ignore[arg-type]
+def _wide_like(like: Tensor) -> Tensor:
+    return torch.empty_like(like, dtype=wide_dtype(like))
+
+
+def _zeros(like: Tensor | None, is_narrow: bool = False) -> Tensor | None:
+    """Where a gradient is summed up in float32 or wider, or in its own type; None = none is wanted."""
+    if like is None or not like.requires_grad or not torch.is_grad_enabled():
+        return None
+    return torch.zeros_like(like, dtype=like.dtype if is_narrow else wide_dtype(like))
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
@@ -115,3 +126,13 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
         total += torch.mm(left, right, out_dtype=total.dtype)
     else:
         total.addmm_(left.to(total.dtype), right.to(total.dtype))
+
+
+def product(left: Tensor, right: Tensor, total: Tensor) -> None:
+    """total = left @ right, in the total's type whatever that of the factors; half precision is multiplied as such."""
+    if left.dtype == total.dtype:
+        torch.mm(left, right, out=total)
+    elif total.device.type == "cuda":
+        torch.mm(left, right, out_dtype=total.dtype, out=total)
+    else:
+        torch.mm(left.to(total.dtype), right.to(total.dtype), out=total)

@@ -11,7 +11,14 @@ from torch import Tensor
 from tutelage.kernels.sampler import has_kernels
 from tutelage.kernels.tiles import LogMass, TiledLogits
 
-__all__ = ["Between", "FullDivergence", "TileDivergence", "tile_divergence_for"]
+__all__ = [
+    "Between",
+    "FullDivergence",
+    "TileDivergence",
+    "entry_bytes",
+    "tile_divergence_for",
+    "tiled_logits_for",
+]
 
 Between = Callable[[Tensor, Tensor], Tensor]
 
@@ -90,10 +97,27 @@ class TileDivergence:
         return value_n.detach(), slopes_nm
 
 
-def tile_divergence_for(device: torch.device, jsd_share: float | None) -> type[TileDivergence]:
+def tile_divergence_for(device: torch.device, jsd_share: float | None, keeps: bool) -> type[TileDivergence]:
     """The class that computes on tiles."""
-    if jsd_share is not None and has_kernels(device):
+    if jsd_share is not None and keeps and has_kernels(device):
         from tutelage.kernels.triton_loss import TritonTileDivergence
 
         return TritonTileDivergence
     return TileDivergence
+
+
+def tiled_logits_for(device: torch.device, keeps: bool) -> type[TiledLogits]:
+    """The class of one model's logits, where they are all that is looked at."""
+    if keeps and has_kernels(device):
+        from tutelage.kernels.triton_loss import TritonLogits
+
+        return TritonLogits
+    return TiledLogits
+
+
+def entry_bytes(device: torch.device, jsd_share: float | None, student: torch.dtype, target: torch.dtype) -> int:
+    """Bytes that are kept of a column of a token."""
+    if tile_divergence_for(device, jsd_share, keeps=True) is TileDivergence:
+        # Slopes, in float32 or wider, take the place of the target's logits.
+        return student.itemsize + max(4, student.itemsize, target.itemsize)
+    return student.itemsize + target.itemsize

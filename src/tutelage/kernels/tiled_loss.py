@@ -26,8 +26,8 @@ from torch import Tensor
 
 from tutelage.distributions import wide_dtype
 from tutelage.kernels.head_gradient import HeadGradient
-from tutelage.kernels.tile_divergence import FullDivergence, tile_divergence_for
-from tutelage.kernels.tiles import Head, TiledLogits, Tiling, VocabularyView, inside, without
+from tutelage.kernels.tile_divergence import FullDivergence, tile_divergence_for, tiled_logits_for
+from tutelage.kernels.tiles import Head, LogMass, TiledLogits, Tiling, VocabularyView, inside
 
 __all__ = ["Events", "Sampled", "Side", "tiled_full_loss", "tiled_support_loss"]
 
@@ -91,10 +91,11 @@ def tiled_full_loss(
       values_N, with a graph to hidden states and head for one backward pass, whose gradient must be a multiple of the
       weights; and log p of the sampled tokens, [N], without a graph.
     """
-    tiles, tile_class = tiling.tiles(view), tile_divergence_for(learner.hidden_ND.device, divergence.jsd_share)
+    tile_class = tile_divergence_for(learner.hidden_ND.device, divergence.jsd_share, tiling.keeps)
+    tiles, passes = _tiles_and_passes(tile_class.logits_class, tiling, view)
     values_N, sampled_N = _empty(learner.hidden_ND), _empty(learner.hidden_ND)
     weights_N = sampled.weights_N.to(values_N.dtype)
-    gradient = HeadGradient(learner.head, learner.hidden_ND)
+    gradient = HeadGradient(learner.head, learner.hidden_ND, is_whole=tile_class.logits_class.is_whole)
     with torch.no_grad():
         for block in tiling.blocks(len(values_N)):
             student = tile_class.logits_class(learner.head, view, learner.hidden_ND[block], tiling.keeps)
@@ -103,7 +104,7 @@ def tiled_full_loss(
             target_mass, _ = target.scan(tiles, sampled.ids_N[block, None])
             sampled_N[block] = student_mass.normalised(sampled_n1)[:, 0]
             on_tile = tile_class(student, student_mass, target, target_mass, divergence, gradient.is_wanted)
-            sums = [on_tile.sums(tile) for tile in tiles]
+            sums = [on_tile.sums(tile) for tile in passes]
             values_N[block] = divergence.factor * torch.stack([value_n for value_n, _ in sums]).sum(0)
             slope_n = torch.stack([slope_n for _, slope_n in sums]).sum(0)
             pull_n = None  # F' of the sampled tokens, weighed
@@ -112,15 +113,17 @@ def tiled_full_loss(
                 values_N[block] += value_n
                 slope_n = slope_n + derivative_n / divergence.factor
                 pull_n = (weights_N[block] * derivative_n).masked_fill(weights_N[block] == 0, 0)
-            for tile in tiles if gradient.is_wanted else ():
+            for tile in passes if gradient.is_wanted else ():
                 gradient_nm = on_tile.gradient(tile, slope_n, divergence.factor * weights_N[block])
                 if pull_n is not None:
                     places_n1, is_inside_n1 = inside(sampled.ids_N[block, None], tile)
-                    pulls_n1 = pull_n[:, None].masked_fill(~is_inside_n1, 0).to(gradient_nm.dtype)
+                    pulls_n1 = student.of_picked(pull_n[:, None]).masked_fill(~is_inside_n1, 0).to(gradient_nm.dtype)
                     gradient_nm.scatter_add_(1, places_n1, pulls_n1)
                 gradient.add(block, student, tile, gradient_nm)
+                del gradient_nm  # the logits' own memory, perhaps
                 student.drop(tile)
                 target.drop(tile)
+            del on_tile  # which holds the block's logits
     return gradient.attached(values_N, weights_N, learner.hidden_ND), sampled_N
 
 
@@ -152,13 +155,15 @@ def tiled_support_loss(
     Returns:
       as `tiled_full_loss`.
     """
-    tiles, (hidden_ND, head) = tiling.tiles(view), learner
+    hidden_ND, head = learner
+    logits_class = tiled_logits_for(hidden_ND.device, tiling.keeps)
+    tiles, passes = _tiles_and_passes(logits_class, tiling, view)
     values_N, sampled_N = _empty(hidden_ND), _empty(hidden_ND)
     weights_N = sampled.weights_N.to(values_N.dtype)
-    gradient = HeadGradient(head, hidden_ND)
+    gradient = HeadGradient(head, hidden_ND, is_whole=logits_class.is_whole)
     with torch.no_grad():
         for block in tiling.blocks(len(hidden_ND)):
-            logits = TiledLogits(head, view, hidden_ND[block], tiling.keeps)
+            logits = logits_class(head, view, hidden_ND[block], tiling.keeps)
             ids_nK, weights_n = ids_NK[block], weights_N[block]
             picked_ids_nK = torch.cat([ids_nK, sampled.ids_N[block, None]], dim=-1)
             rest, picked_nK = logits.scan(tiles, picked_ids_nK, ids_nK)
@@ -181,14 +186,23 @@ def tiled_support_loss(
             values_N[block], sampled_N[block] = values_n.detach(), events.sampled_n.detach()
             # An empty rest has no slope, and exp(-inf - 0) is 0 where exp(-inf - -inf) would be NaN.
             rest_n = rest_n.detach().masked_fill(rest_n == float("-inf"), 0)
-            for tile in tiles if gradient.is_wanted else ():
-                logits_nm = without(logits.shared_logits(tile), ids_nK, tile)
-                gradient_nm = (logits_nm - shift_n[:, None]).sub_(rest_n[:, None]).exp_().mul_(rest_slope_n[:, None])
+            for tile in passes if gradient.is_wanted else ():
+                gradient_nm = logits.rest_gradient(tile, ids_nK, LogMass(shift_n, rest_n), rest_slope_n)
                 places_nK, is_inside_nK = inside(picked_ids_nK, tile)
-                gradient_nm.scatter_add_(1, places_nK, slopes_nK.masked_fill(~is_inside_nK, 0))
+                slopes_inside_nK = logits.of_picked(slopes_nK).masked_fill(~is_inside_nK, 0).to(gradient_nm.dtype)
+                gradient_nm.scatter_add_(1, places_nK, slopes_inside_nK)
                 gradient.add(block, logits, tile, gradient_nm)
+                del gradient_nm
                 logits.drop(tile)
     return gradient.attached(values_N, weights_N, hidden_ND), sampled_N
+
+
+def _tiles_and_passes(
+    logits_class: type[TiledLogits], tiling: Tiling, view: VocabularyView
+) -> tuple[list[slice], list[slice]]:
+    """What the first pass goes through, and what the others do."""
+    tiles = tiling.tiles(view)
+    return tiles, [slice(0, view.size)] if logits_class.is_whole else tiles
 
 
 def _empty(hidden_ND: Tensor) -> Tensor:

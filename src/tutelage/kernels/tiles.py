@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import lru_cache
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,8 +25,10 @@ __all__ = [
     "TiledLogits",
     "Tiling",
     "VocabularyView",
+    "ids_on",
     "inside",
     "softcapped",
+    "uncapped",
     "without",
 ]
 
@@ -35,9 +38,17 @@ __all__ = [
 KEPT_BYTES_CPU = 2**29
 KEPT_BYTES_ELSEWHERE = 2**30
 
+# Bytes of everything there: gradients of head and hidden states, a block's logits and a tile. Where a large head leaves
+# too few for logits, these get a third of what its gradient takes: that gradient is read and written once per block,
+# and with a sixth of the width as many tokens, its product takes about as long. Products like multiples of 64 tokens.
+WORK_BYTES_ELSEWHERE = int(1.25 * 2**30)
+LEAST_SHARE_OF_HEAD = 3
+TOKENS_TOGETHER = 64
+
 # Entries of a tile: on a CPU few enough to stay near its caches, elsewhere enough to keep the device busy.
 TILE_ENTRIES_CPU = 2**19
 TILE_ENTRIES_ELSEWHERE = 2**23
+LEAST_TILES_ELSEWHERE = 16
 
 # Tokens of a block whose tiles are computed again: the head's weights are read once per block and pass.
 RECOMPUTED_TOKENS = 1024
@@ -65,6 +76,11 @@ class Head(NamedTuple):
 def softcapped(logits: Tensor, cap: float | None) -> Tensor:
     """cap · tanh(logits / cap); None = as they are."""
     return logits if cap is None else cap * torch.tanh(logits / cap)
+
+
+def uncapped(gradient: Tensor, logits: Tensor, cap: float | None) -> Tensor:
+    """The gradient before the cap, from that on the capped logits."""
+    return gradient if cap is None else gradient * (1 - (logits.to(gradient.dtype) / cap).square())
 
 
 @dataclass(frozen=True)
@@ -116,19 +132,23 @@ class Tiling:
         """Blocks whose logits stay within `KEPT_BYTES`, tiles that suit the device.
 
         Args:
-          hidden_ND: for how many tokens, and where.
+          hidden_ND: for how many tokens, of what width and type, and where.
           entry_bytes: kept of a column of a token.
           keeps: see the fields.
           whole_rows: a tile must have all columns, and autograd goes through it.
         """
         is_cpu = hidden_ND.device.type == "cpu"
         row_bytes = view.size * entry_bytes * (LIVE_ON_WHOLE_ROWS if whole_rows else 1)
-        tokens = (KEPT_BYTES_CPU if is_cpu else KEPT_BYTES_ELSEWHERE) // row_bytes if keeps else RECOMPUTED_TOKENS
+        tokens = RECOMPUTED_TOKENS
+        if keeps:
+            tokens = KEPT_BYTES_CPU // row_bytes if is_cpu else _tokens_elsewhere(view, hidden_ND, row_bytes)
         tokens = max(1, min(tokens, hidden_ND.shape[0]))
         if whole_rows:
             return cls(tokens, view.size, keeps)
-        entries = TILE_ENTRIES_CPU if is_cpu else TILE_ENTRIES_ELSEWHERE
-        return cls(tokens, min(view.size, max(128, entries // tokens // 128 * 128)), keeps)
+        columns = (TILE_ENTRIES_CPU if is_cpu else TILE_ENTRIES_ELSEWHERE) // tokens
+        if not is_cpu:
+            columns = min(columns, view.size // LEAST_TILES_ELSEWHERE)
+        return cls(tokens, min(view.size, max(128, columns // 128 * 128)), keeps)
 
     def blocks(self, num_tokens: int) -> Iterator[slice]:
         """The tokens."""
@@ -137,6 +157,18 @@ class Tiling:
     def tiles(self, view: VocabularyView) -> list[slice]:
         """The vocabulary."""
         return list(_cut(view.size, self.vocabulary))
+
+
+def _tokens_elsewhere(view: VocabularyView, hidden_ND: Tensor, row_bytes: int) -> int:
+    """Of a block whose logits are kept beside the gradients."""
+    num_tokens, width = hidden_ND.shape
+    of_head, of_hidden = view.size * width * hidden_ND.itemsize, num_tokens * width * hidden_ND.itemsize
+    left = WORK_BYTES_ELSEWHERE - of_head - of_hidden - 4 * TILE_ENTRIES_ELSEWHERE
+    most = min(KEPT_BYTES_ELSEWHERE, max(left, of_head // LEAST_SHARE_OF_HEAD)) // row_bytes
+    if most < TOKENS_TOGETHER:
+        return most
+    num_blocks = -(-num_tokens // (most // TOKENS_TOGETHER * TOKENS_TOGETHER))
+    return -(-num_tokens // num_blocks // TOKENS_TOGETHER) * TOKENS_TOGETHER
 
 
 def _cut(length: int, size: int) -> Iterator[slice]:
@@ -170,14 +202,21 @@ class TiledLogits:
       keeps: keep every tile; False = only the latest.
     """
 
+    # All columns are one tile to everything but `scan`, and a gradient may take the place of the logits.
+    is_whole: ClassVar[bool] = False
+
     def __init__(self, head: Head, view: VocabularyView, hidden_nD: Tensor, keeps: bool) -> None:
         self.head, self.view, self.hidden_nD, self.keeps = head, view, hidden_nD, keeps
         self._tiles: dict[int, Tensor] = {}
         self.stops_nS: Tensor | None = None
         self.stop_n: Tensor | None = None
         if view.merges:
-            self.stops_nS = _widened(head.logits(hidden_nD, torch.tensor(view.stop_ids, device=hidden_nD.device)))
+            self.stops_nS = self.wide_logits(ids_on(hidden_nD.device, view.stop_ids))
             self.stop_n = torch.logsumexp(self.stops_nS, dim=-1)
+
+    def wide_logits(self, ids_S: Tensor) -> Tensor:
+        """The head's own logits of some ids, [n, S] in float32 or wider."""
+        return _widened(self.head.logits(self.hidden_nD, ids_S))
 
     def head_logits(self, tile: slice) -> Tensor:
         """[n, m] the head's own logits, in its type; not to be written to."""
@@ -224,11 +263,33 @@ class TiledLogits:
             parts.append(self.peak_and_mass(tile, without_nK))
             places_nK, is_inside_nK = inside(ids_nK, tile)
             found_nK = torch.where(is_inside_nK, self.head_logits(tile).gather(1, places_nK).to(found_nK), found_nK)
+        return _merged(parts), self.with_rules(ids_nK, found_nK)
+
+    def with_rules(self, ids_nK: Tensor, logits_nK: Tensor) -> Tensor:
+        """Shared logits of single ids, from the head's own, which are written to."""
         if self.view.is_hidden_V is not None:
-            found_nK.masked_fill_(self.view.is_hidden_V[ids_nK], float("-inf"))
+            logits_nK.masked_fill_(self.view.is_hidden_V[ids_nK], float("-inf"))
         if self.stop_n is not None and self.view.stop_id is not None:
-            found_nK = torch.where(ids_nK == self.view.stop_id, self.stop_n[:, None], found_nK)
-        return _merged(parts), found_nK
+            logits_nK = torch.where(ids_nK == self.view.stop_id, self.stop_n[:, None], logits_nK)
+        return logits_nK
+
+    def rest_gradient(self, tile: slice, ids_nK: Tensor, mass: LogMass, slope_n: Tensor) -> Tensor:
+        """slope · exp(z - R) on a tile, but 0 at single ids, [n, m].
+
+        Args:
+          mass: R.
+        """
+        logits_nm = without(self.shared_logits(tile), ids_nK, tile)
+        return (logits_nm - mass.peak_n[:, None]).sub_(mass.log_sum_n[:, None]).exp_().mul_(slope_n[:, None])
+
+    def of_picked(self, slopes_nK: Tensor) -> Tensor:
+        """A gradient on the single logits that `scan` found, as it is to be added to one on a tile."""
+        return slopes_nK
+
+    def uncapped(self, gradient_nm: Tensor, tile: slice) -> Tensor:
+        """The gradient before the head's cap, from that on a tile."""
+        cap = self.head.softcap
+        return gradient_nm if cap is None else uncapped(gradient_nm, self.head_logits(tile), cap)
 
 
 def inside(ids_nK: Tensor, tile: slice) -> tuple[Tensor, Tensor]:
@@ -243,6 +304,12 @@ def without(logits_nm: Tensor, ids_nK: Tensor, tile: slice) -> Tensor:
     # The smaller of what is there and -inf, for an id of this tile, or inf, for another, which changes nothing.
     bounds_nK = torch.where(is_inside_nK, float("-inf"), float("inf")).to(logits_nm)
     return logits_nm.scatter_reduce(1, places_nK, bounds_nK, "amin")
+
+
+@lru_cache
+def ids_on(device: torch.device, ids: tuple[int, ...]) -> Tensor:
+    """Ids as a tensor, made once: to copy them to a device would be to wait for it."""
+    return torch.tensor(ids, device=device)
 
 
 def _widened(tensor: Tensor) -> Tensor:

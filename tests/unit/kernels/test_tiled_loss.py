@@ -340,6 +340,18 @@ def test_default_tiles_keep_their_promise() -> None:
     assert Tiling.fitting(view, torch.empty(5, 8), 8, whole_rows=True).vocabulary == view.size
 
 
+@pytest.mark.parametrize("size", [32_000, 151_936, 248_320])
+def test_on_a_card_logits_get_what_the_gradients_leave(size: int) -> None:
+    """8,192 tokens of width 2,048 in bfloat16, and at most 1.3 GiB in all."""
+    view, width = Vocabulary(size).view(torch.device("meta")), 2048
+    tiling = Tiling.fitting(view, torch.empty(8192, width, dtype=torch.bfloat16, device="meta"), 4)
+    assert tiling.keeps and tiling.tokens >= 256 and tiling.tokens % 64 == 0
+    assert len(tiling.tiles(view)) >= 16
+    gradients, product = 2 * width * (size + 8192), 4 * width * tiling.tokens
+    logits, tile = 4 * tiling.tokens * size, 4 * tiling.tokens * tiling.vocabulary
+    assert gradients + product + logits + tile <= 1.3 * 2**30
+
+
 def test_under_autocast_the_heads_are_multiplied_in_bfloat16() -> None:
     """As the naive form does there: float32 weights, bfloat16 products."""
     here = world(dtype=torch.float32)

@@ -12,6 +12,7 @@ from tutelage.training.forms.choice import (
     check_method_form,
     check_models_form,
     chosen_form,
+    share_with_kernels,
 )
 from tutelage.training.forms.chunked import chunked, sampled_logprobs
 from tutelage.training.forms.terms import MicroBatch, TokenTerms
@@ -27,5 +28,6 @@ __all__ = [
     "chosen_form",
     "chunked",
     "sampled_logprobs",
+    "share_with_kernels",
     "tiled",
 ]

@@ -18,6 +18,7 @@ __all__ = [
     "check_models_form",
     "chosen_form",
     "is_sum_over_events",
+    "share_with_kernels",
 ]
 
 DEFAULT_LOSS_FORM: Final = "auto"
@@ -110,6 +111,15 @@ def is_sum_over_events(loss: DistributionLoss, target: TargetRule) -> bool:
         and not target.is_normalised
         and not target.needs
     )
+
+
+def share_with_kernels(losses: Sequence[Loss], target: TargetRule) -> float | None:
+    """The share of the generalised Jensen-Shannon divergence that a recipe's divergence is; None = it is another.
+
+    There are kernels for these, on CUDA, where a single divergence compares with the teacher itself.
+    """
+    divergences = [loss for loss in losses if isinstance(loss, DistributionLoss)]
+    return divergences[0].generalised_jsd_share if len(divergences) == 1 and target.is_teacher else None
 
 
 def _name(loss: Loss) -> str:

@@ -8,10 +8,18 @@ from __future__ import annotations
 from torch import Tensor
 
 from tutelage.kernels import Events as KernelEvents
-from tutelage.kernels import FullDivergence, Sampled, Side, Tiling, tiled_full_loss, tiled_support_loss
+from tutelage.kernels import (
+    FullDivergence,
+    Sampled,
+    Side,
+    Tiling,
+    entry_bytes,
+    tiled_full_loss,
+    tiled_support_loss,
+)
 from tutelage.losses import FULL_VOCABULARY, StudentTopK, Support
 from tutelage.models import LanguageModel
-from tutelage.training.forms.choice import is_sum_over_events
+from tutelage.training.forms.choice import is_sum_over_events, share_with_kernels
 from tutelage.training.forms.terms import Events, MicroBatch, TokenTerms
 from tutelage.training.target_models import TargetModels, Targets
 from tutelage.types import SparseTarget
@@ -69,24 +77,22 @@ def _on_vocabulary(batch: MicroBatch, terms: TokenTerms, models: TargetModels, k
     ((model, target_hidden_ND, _),) = models.read_by_teachers(FULL_VOCABULARY)
     student = _side(batch.student, batch.hidden_ND)
     teacher = _side(model, target_hidden_ND.to(batch.hidden_ND.device))
-    # Slopes, in float32 or wider, take the place of the teacher's logits.
-    itemsize = student.hidden_ND.itemsize
-    entry_bytes = itemsize + max(4, itemsize, teacher.hidden_ND.itemsize)
     view = batch.vocabulary.view(student.hidden_ND.device)
     losses = terms.distribution_losses
     is_local = all(is_sum_over_events(loss, terms.target) for loss in losses)
     divergence = FullDivergence(terms.between)
-    share = losses[0].generalised_jsd_share if len(losses) == 1 and terms.target.is_teacher else None
-    if share is not None:  # there are kernels for it, which know no factor
+    share = share_with_kernels(losses, terms.target)
+    if share is not None:  # kernels know no factor
         loss = losses[0]
         divergence = FullDivergence(lambda p, q: loss.between(*terms.compared(Events(p, q))), loss.factor, share)
+    kept = entry_bytes(student.hidden_ND.device, share, student.hidden_ND.dtype, teacher.hidden_ND.dtype)
     return tiled_full_loss(
         student,
         teacher,
         view,
         divergence,
         Sampled(batch.tokens_N, batch.weights_N),
-        Tiling.fitting(view, student.hidden_ND, entry_bytes, keeps=keeps, whole_rows=not is_local),
+        Tiling.fitting(view, student.hidden_ND, kept, keeps=keeps, whole_rows=not is_local),
         terms.on_tokens if terms.learns_from_tokens else None,
     )
 
