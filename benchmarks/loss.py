@@ -8,7 +8,8 @@ the median of the calls after it. The yardstick of time, taken in turns within t
 work: both heads and the two products of the gradient, which no form over the whole vocabulary can do without. A naive
 form that would not fit is not run, and its memory is scaled from the most tokens at which it was.
 
-- naive: whole logits in autograd. chunked: ours in chunks of tokens, each computed again in backward.
+- naive: whole logits in autograd. exact, in half precision only: the same with products in float32.
+- chunked: ours in chunks of tokens, each computed again in backward.
 - tiled, recomputed: ours in tiles (docs/design/speed.md). "top 16": on a recorded support and its rest; that takes
   three of the four multiplications, since the teacher has spoken before.
 - TRL: its chunked divergence, from `--trl-python` (benchmarks/README.md) or where it is installed.
@@ -34,7 +35,7 @@ from rich.table import Table
 from measuring import CLOCKS, Measurement, describe, machine, run_on_threads, wide_console, write_json
 
 VOCABULARY = 151_936
-OURS = ("naive", "chunked", "tiled", "recomputed", "chunked, top 16", "tiled, top 16")
+OURS = ("exact", "naive", "chunked", "tiled", "recomputed", "chunked, top 16", "tiled, top 16")
 WITH_RECORD = ("chunked, top 16", "tiled, top 16")
 # Tensors [T, V] in float32 that the naive form holds at its peak, generously; what is refused is not worth trying.
 NAIVE_TENSORS = 8
@@ -70,6 +71,8 @@ def main() -> None:
     console.print(describe(facts))
     interpreters = {name: Path(sys.executable) for name in OURS} | others(options, console)
     names = [name for name in interpreters if options.only is None or name in options.only]
+    if options.dtype == "float32":  # the naive form is exact
+        names = [name for name in names if name != "exact"]
     results: list[Measurement] = []
     for width in options.width:
         for tokens in sorted(options.tokens):
@@ -78,9 +81,9 @@ def main() -> None:
                 for name in names:
                     needed = NAIVE_TENSORS * 4 * tokens * options.vocabulary
                     there = memory(options.device)
-                    if name == "naive" and needed > SHARE_OF_MEMORY * there:
+                    if name in ("exact", "naive") and needed > SHARE_OF_MEMORY * there:
                         console.print(
-                            f"naive at {tokens} tokens needs some {gib(needed)} GiB of {gib(there)}: not measured"
+                            f"{name} at {tokens} tokens needs some {gib(needed)} GiB of {gib(there)}: not measured"
                         )
                         continue
                     measured = measure(name, interpreters[name], options, tokens, width, Path(folder))
@@ -141,9 +144,9 @@ def measure(
 
 
 def compare_gradients(found: dict[str, Measurement]) -> None:
-    """Largest relative distance of the gradients from those of the naive form, or else of the chunked one."""
+    """Largest relative distance of the gradients from those of the most exact form that was measured."""
     gradients = {name: each.pop("gradients") for name, each in found.items()}
-    full = [name for name in ("naive", "chunked") if name in found]
+    full = [name for name in ("exact", "naive", "chunked") if name in found]
     for name, each in found.items():
         base = "chunked, top 16" if name in WITH_RECORD else next(iter(full), name)
         if base not in gradients:

@@ -116,17 +116,25 @@ def status_bytes(name: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
 
 
-def naive(inputs: Inputs, jsd_share: float) -> Callable[[], Tensor]:
-    """Whole logits, whole distributions, autograd."""
-    divergence = divergence_of(jsd_share)
+def naive(is_exact: bool = False) -> Callable[[Inputs, float], Callable[[], Tensor]]:
+    """Whole logits, whole distributions, autograd; exact: products in float32, so that no logit is rounded to less."""
 
-    def form() -> Tensor:
-        student = (inputs["hidden"] @ inputs["weight"].T).float()
-        with torch.no_grad():
-            teacher = (inputs["teacher_hidden"] @ inputs["teacher_weight"].T).float().log_softmax(-1)
-        return divergence.between(student.log_softmax(-1), teacher).mean()
+    def of(inputs: Inputs, jsd_share: float) -> Callable[[], Tensor]:
+        divergence = divergence_of(jsd_share)
 
-    return form
+        def logits(who: str) -> Tensor:
+            factors = inputs[f"{who}hidden"], inputs[f"{who}weight"].T
+            hidden, weight = (each.float() for each in factors) if is_exact else factors
+            return (hidden @ weight).float()
+
+        def form() -> Tensor:
+            with torch.no_grad():
+                teacher = logits("teacher_").log_softmax(-1)
+            return divergence.between(logits("").log_softmax(-1), teacher).mean()
+
+        return form
+
+    return of
 
 
 def chunked(inputs: Inputs, jsd_share: float) -> Callable[[], Tensor]:
@@ -253,7 +261,8 @@ def places_and_weights(hidden: Tensor) -> tuple[Tensor, Tensor]:
 
 
 FORMS: dict[str, Callable[[Inputs, float], Callable[[], Tensor]]] = {
-    "naive": naive,
+    "naive": naive(),
+    "exact": naive(is_exact=True),
     "chunked": chunked,
     "tiled": tiled(keeps=True),
     "recomputed": tiled(keeps=False),
