@@ -199,6 +199,7 @@ class Product(Combination):
         return torch.stack(list(ratings.rewards.values())).prod(0)
 
 
+@pytest.mark.runs
 def test_members_of_ones_own_are_found_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(REWARDS, "vowels", Vowels)
     monkeypatch.setitem(COMBINATIONS, "product", Product)

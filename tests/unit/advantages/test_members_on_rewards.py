@@ -74,6 +74,7 @@ every_group_form = pytest.mark.parametrize(
 )
 
 
+@pytest.mark.sweeps
 @every_group_form
 @given(rewards=st.lists(st.floats(-100, 100, width=32), min_size=2, max_size=9))
 def test_a_group_sums_to_nothing_and_without_spread_is_nothing(advantage: Advantage, rewards: list[float]) -> None:
