@@ -10,7 +10,7 @@ import sys
 import tomllib
 import types
 from collections.abc import Callable, Iterator
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.support.quick_run import made
+from tests.support.rated_answers import answers_of
 from tests.support.rollouts import rollout_of
 from tests.support.tiny_run import write_run_file
 from tutelage.advantages import ADVANTAGES
@@ -34,6 +35,7 @@ from tutelage.config import (
     build_phases,
     build_run,
     load_config,
+    rating_plan,
     read_run_file,
     resolve_config,
 )
@@ -43,10 +45,11 @@ from tutelage.losses import LOSSES, PairFacts, TokenFacts
 from tutelage.models import TRAINABLES, AdapterSettings
 from tutelage.models.trainables import Base
 from tutelage.policies import POLICIES, Student, Teacher
-from tutelage.rewards import COMBINATIONS, REWARDS
+from tutelage.rewards import COMBINATIONS, REWARDS, Setting
 from tutelage.rollout import SAMPLERS, Request
 from tutelage.schedules import SCHEDULES
 from tutelage.targets import TARGETS
+from tutelage.tasks import TemplateClock
 from tutelage.training import UPDATES, Observer, train
 from tutelage.types import Batch, DenseTarget
 from tutelage.weighting import WEIGHTINGS
@@ -193,7 +196,9 @@ def test_run_files_in_the_text_are_valid(page: Path) -> None:
             )
             if isinstance(table.get("data"), dict):
                 table["data"].setdefault("path", "prompts.jsonl")
-            build_phases(resolve_config(needed | table))
+            config = resolve_config(needed | table)
+            build_phases(config)
+            rating_plan(config, "cpu", TemplateClock())
     for block in blocks(page, "json"):
         json.loads(block)
 
@@ -233,6 +238,7 @@ TABLES: dict[str, dict[str, Any]] = {
     "new-loss.md": LOSSES,
     "new-advantage.md": ADVANTAGES,
     "new-weighting.md": WEIGHTINGS,
+    "new-reward.md": REWARDS,
     "new-engine.md": SAMPLERS,
     "new-trainable.md": TRAINABLES,
     "new-update.md": UPDATES,
@@ -284,7 +290,9 @@ def weights_after(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
 def test_run_files_of_ones_own_members_are_valid(page: str, members_of: Callable[[str], list[Any]]) -> None:
     members_of(page)
     for block in blocks(EXTENDING / page, "toml"):
-        build_phases(resolve_config({"student": "s", "teacher": "t", "data": "d.jsonl", **tomllib.loads(block)}))
+        config = resolve_config({"student": "s", "teacher": "t", "data": "d.jsonl", **tomllib.loads(block)})
+        build_phases(config)
+        rating_plan(config, "cpu", TemplateClock())
 
 
 @pytest.mark.parametrize("page", TABLES)
@@ -343,6 +351,28 @@ def test_the_advantage_and_the_weighting_of_the_pages(members_of: Callable[[str]
     assert bounded(1.5)(batch, torch.tensor([-1.5, -math.inf, 0.0])).tolist() == [-0.5, -1.5, 1.5]
     with pytest.raises(ValueError, match="advantage.bound is 0; expected nats above 0"):
         bounded(0)
+
+
+def test_the_reward_of_the_page(members_of: Callable[[str], list[Any]], tmp_path: Path) -> None:
+    (diversity,) = members_of("new-reward.md")
+    answers = answers_of(["it is\n3", "so\n3", "4", "3"])
+    same = replace(answers, problems=[answers.problems[0]] * 3 + [answers.problems[3]])
+    assert diversity().opened(Setting())(same).tolist() == pytest.approx([1 / 3, 1 / 3, 2 / 3, 0])
+    with pytest.raises(ValueError, match="letters is 0; expected 1 or more"):
+        diversity(0)
+    train(made(write_run_file(tmp_path, steps=1), "reward=diversity", "data.verifier="), Observer())
+    (metrics,) = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert 0 <= metrics["reward/diversity"] == metrics["reward"] <= 0.5
+
+
+def test_the_function_of_the_rewards_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (function,) = blocks(DOCS / "usage/rewards.md", "python")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_rules.py").write_text(function)
+    (named,) = [block for block in blocks(DOCS / "usage/rewards.md", "toml") if "my_rules" in block]
+    (table,) = tomllib.loads(named)["reward"]
+    judge = REWARDS[table.pop("name")](**table).opened(Setting())
+    assert judge(answers_of(["one", "one two", ""])).tolist() == [1, 0.5, 1]
 
 
 def test_the_trainable_of_the_page(members_of: Callable[[str], list[Any]], tmp_path: Path) -> None:

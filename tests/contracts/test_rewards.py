@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tests.support.quick_run import metrics_of
 from tests.support.rated_answers import HOSTILE, answers_of
+from tests.support.reward_models import save_reward_model
 from tests.support.tiny_run import write_run_file
 from tutelage.errors import ConfigurationError
 from tutelage.rewards import (
@@ -23,11 +24,15 @@ from tutelage.rewards import (
     Answers,
     Combination,
     Correct,
+    Format,
+    Function,
     Judge,
     Length,
     Overlong,
     Ratings,
     Reward,
+    RewardModel,
+    RewardWarning,
     Setting,
 )
 from tutelage.rewards.combinations import (
@@ -43,6 +48,7 @@ from tutelage.rewards.combinations import (
 from tutelage.schedules import Linear
 
 SETTING = Setting("cpu", max_new_tokens=64)
+PLACE = "a reward model's folder"
 
 REWARD_MEMBERS: list[Reward] = [
     Correct(),
@@ -50,6 +56,11 @@ REWARD_MEMBERS: list[Reward] = [
     Length(7),
     Overlong(),
     Overlong(20, 4),
+    Format("<think>.*"),
+    Format("(a+)+b", timeout_seconds=0.2),
+    Function("tests.support.reward_functions:vowels"),
+    RewardModel(PLACE),
+    RewardModel(PLACE, use_chat_template=False, max_batch_tokens=100),
 ]
 
 COMBINATION_MEMBERS: list[Combination] = [
@@ -66,8 +77,19 @@ COMBINATION_MEMBERS: list[Combination] = [
     Hypervolume(),
 ]
 
-every_reward = pytest.mark.parametrize("reward", REWARD_MEMBERS, ids=repr)
+every_reward = pytest.mark.parametrize("reward", REWARD_MEMBERS, ids=repr, indirect=True)
 every_combination = pytest.mark.parametrize("combination", COMBINATION_MEMBERS, ids=repr)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_reward_model(tmp_path_factory.mktemp("models") / "rm")
+
+
+@pytest.fixture
+def reward(request: pytest.FixtureRequest, folder: Path) -> Reward:
+    member: Reward = request.param
+    return dataclasses.replace(member, path=str(folder)) if isinstance(member, RewardModel) else member
 
 
 def test_every_member_is_here() -> None:
@@ -78,6 +100,7 @@ def test_every_member_is_here() -> None:
 # --- rewards ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings(f"ignore::{RewardWarning.__module__}.RewardWarning")
 @every_reward
 def test_any_text_has_one_finite_number(reward: Reward) -> None:
     values_B = reward.opened(SETTING)(answers_of(HOSTILE))
@@ -85,6 +108,7 @@ def test_any_text_has_one_finite_number(reward: Reward) -> None:
     assert bool(values_B.isfinite().all())
 
 
+@pytest.mark.filterwarnings(f"ignore::{RewardWarning.__module__}.RewardWarning")
 @every_reward
 def test_an_answer_is_judged_alone_as_among_others_and_again_alike(reward: Reward) -> None:
     judge, texts = reward.opened(SETTING), [*HOSTILE, "one", "the other"]

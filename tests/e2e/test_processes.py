@@ -50,7 +50,7 @@ def ended(folder: Path) -> Iterator[dict[str, subprocess.CompletedProcess[str]]]
     started = subprocess.Popen(command, env=environment, cwd=ROOT, start_new_session=True)
     try:
         os.environ["STUDENT_SERVER"] = servers[1].url
-        for name in ("ddp", "fsdp2", "uneven", "served", "resumed"):
+        for name in ("ddp", "fsdp2", "uneven", "rated", "served", "resumed"):
             output, here = f"output={folder / 'alone' / name}", "runtime.strategy=ddp"
             run = build(folder, name, output, here, processes=None)
             if name == "fsdp2":
@@ -127,6 +127,7 @@ def compare(shared: Path, alone: Path, tolerance: float) -> None:
         ("fsdp2", "ddp", 1e-7),
         ("uneven", "uneven", 1e-9),
         ("uneven-sharded", "uneven", 1e-7),
+        ("rated", "rated", 1e-9),
         ("served", "served", 1e-9),
     ],
 )
@@ -138,6 +139,19 @@ def test_two_processes_equal_one(ended, folder: Path, name: str, alone: str, tol
     compare(folder / name, folder / "alone" / alone, tolerance)
     ours, theirs = (lines(run, "evaluations.jsonl") for run in (folder / name, folder / "alone" / alone))
     assert [{**r, "seconds": 0} for r in ours] == [{**r, "seconds": 0} for r in theirs]
+
+
+def test_rewards_and_what_is_learned_from_them_are_those_of_one_process(ended, folder: Path) -> None:
+    """3 prompts for 2 processes, each of which judges its share; groups and multipliers are of the whole batch."""
+    ours, theirs = (lines(run) for run in (folder / "rated", folder / "alone" / "rated"))
+    for here, there in zip(ours, theirs, strict=True):
+        rated = {name: value for name, value in there.items() if "reward" in name or name == "correct"}
+        assert len(rated) == 11 and {name: here[name] for name in rated} == rated
+    one, other = (
+        (run / "checkpoints/step-000004/trainer.json").read_text()
+        for run in (folder / "rated", folder / "alone" / "rated")
+    )
+    assert one == other and '"u"' in one
 
 
 def test_a_run_may_go_on_with_other_processes(ended, folder: Path) -> None:

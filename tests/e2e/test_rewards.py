@@ -11,10 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.support.quick_run import StopAt, made, metrics
+from tests.support.quick_run import QUICK, StopAt, made, metrics
+from tests.support.reward_models import save_reward_model
 from tests.support.tiny_run import write_run_file
-from tutelage.config import load_config, resolve_config
-from tutelage.errors import ConfigurationError, RewardError, RunInterrupted
+from tutelage.config import build_run, load_config, resolve_config
+from tutelage.errors import ConfigurationError, ModelError, RewardError, RunInterrupted
 from tutelage.rewards import REWARDS, Answers, Judge, Reward, Setting
 from tutelage.training import Observer, read_state, train
 
@@ -120,6 +121,71 @@ def test_a_reward_that_fails_ends_the_run_and_nothing_is_lost(tmp_path: Path, mo
     assert len(metrics(tmp_path / "run")) == 2 and (tmp_path / "run/checkpoints/step-000002").is_dir()
 
 
+FUNCTION = """
+def echo(prompt, response, answer):
+    assert prompt.startswith("What is ") and float(answer) >= 0
+    return len(response) / 100
+"""
+
+
+def test_a_function_without_a_verifier_gets_answers_and_must_stay_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rules = tmp_path / "my_rules.py"
+    rules.write_text(FUNCTION)
+    path = write_run_file(tmp_path, '[[reward]]\nname = "function"\nfunction = "my_rules:echo"\nlabel = "long"\n')
+    with pytest.raises(RunInterrupted):
+        train(made(path, "data.verifier="), StopAt(1))
+    assert all(0 <= record["reward/long"] < 1 and "correct" not in record for record in metrics(tmp_path / "run"))
+    rules.write_text(FUNCTION.replace("100", "50"))
+    with pytest.raises(ConfigurationError, match=r"changed since it began: what the rewards read .* --accept rewards"):
+        made(path, "data.verifier=", resume=True)
+    rules.write_text(FUNCTION)
+    train(made(path, "data.verifier=", resume=True), Observer())
+    assert len(metrics(tmp_path / "run")) == 6
+
+
+def test_a_function_that_fails_is_corrected_and_the_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rules = tmp_path / "my_rules.py"
+    rules.write_text("def picky(prompt, response, answer):\n    return 1 / (answer != '18')\n")
+    path = write_run_file(tmp_path, '[[reward]]\nname = "function"\nfunction = "my_rules:picky"\n', steps=4)
+    with pytest.raises(
+        RewardError, match=r"answer to problem sum/6: ZeroDivisionError: .* after 2 of 4 steps; the run"
+    ):
+        train(made(path), Observer())
+    rules.write_text("def picky(prompt, response, answer):\n    return 1.0\n")
+    run = build_run(load_config(path, QUICK), resume=True, accept=["rewards"])
+    train(run, Observer())
+    assert [record["reward"] for record in metrics(tmp_path / "run")] == [1.0] * 4
+
+
+def test_a_reward_model_rates_a_run_that_resumes_to_the_same_bytes(tmp_path: Path) -> None:
+    model, files = save_reward_model(tmp_path / "rm"), {}
+    tables = f'[[reward]]\nname = "reward_model"\npath = "{model}"\n'
+    for name in ("whole", "resumed"):
+        (tmp_path / name).mkdir()
+        path = write_run_file(tmp_path / name, tables, steps=3)
+        if name == "resumed":
+            with pytest.raises(RunInterrupted):
+                train(made(path), StopAt(1))
+        train(made(path, resume=name == "resumed"), Observer())
+        files[name] = metrics(tmp_path / name / "run")
+    assert files["whole"] == files["resumed"] and files["whole"][0]["reward_std/reward_model"] > 0
+    recorded = json.loads((tmp_path / "whole/run/fingerprints.json").read_text())["inputs"]["rewards"]
+    assert set(recorded) == {"reward_model"} and recorded["reward_model"]["weights"].startswith("sha256")
+
+
+def test_a_reward_model_that_is_none_is_refused_first(tmp_path: Path) -> None:
+    model = save_reward_model(tmp_path / "rm", num_labels=3)
+    with pytest.raises(ModelError, match="has 3 outputs; expected one"):
+        made(write_run_file(tmp_path, f'[[reward]]\nname = "reward_model"\npath = "{model}"\n'))
+    assert not (tmp_path / "run").exists()
+
+
 # --- what is refused before anything is computed ---------------------------------------------------------------------
 
 
@@ -149,6 +215,12 @@ def test_a_reward_that_fails_ends_the_run_and_nothing_is_lost(tmp_path: Path, mo
             ('reward=[{name="length"}, {name="overlong", cache_tokens=0}]',),
             r"^reward\[1\]\.cache_tokens is 0; expected",
         ),
+        (('reward={name="format", pattern="("}',), r"^reward\[0\]\.pattern is '\(', which is no regular expression"),
+        (
+            ('reward={name="function", function="no_such_module:f"}',),
+            r"^reward\[0\]\.function is 'no_such_module:f', wh",
+        ),
+        (('reward={name="function"}',), r"^reward\[0\]\.function is missing; 'function' needs it"),
         (('reward={name="overlong", cache_tokens=99}',), r"^reward\[0\]\.cache_tokens is 99, more than the 6 tokens"),
     ],
     ids=lambda value: str(value)[:50],

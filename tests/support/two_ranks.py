@@ -37,6 +37,11 @@ RUNS: dict[str, list[str]] = {
     "fsdp2": ["steps=5", "runtime.strategy=fsdp2"],
     "uneven": ["steps=3", "rollout.prompts_per_step=1", "weighting=tip", "divergence.support=union_top_k"],
     "uneven-sharded": [],
+    "rated": [
+        "steps=4",
+        'reward=["correct", {name="length", label="tokens", weight=-1.0}, {name="format", pattern=".*a.*"}]',
+        'reward_combination={name="constrained", thresholds={tokens=0.5}, normalised=true}',
+    ],
     "served": ["rollout.engine=vllm", "rollout.prompts_per_step=1", "steps=6"],
 }
 """overrides by name; all but "uneven-sharded" are also made in one process"""

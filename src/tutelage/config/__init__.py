@@ -9,6 +9,7 @@ from tutelage.config.parts import part_from
 from tutelage.config.prompts import check_prompt_lengths, read_prompts
 from tutelage.config.recipes import build_phases, build_recipe
 from tutelage.config.resuming import check_writable
+from tutelage.config.rewards import RatingPlan, rating_plan
 from tutelage.config.schema import (
     DataConfig,
     EvaluationConfig,
@@ -33,6 +34,7 @@ __all__ = [
     "EvaluationSetConfig",
     "ModelConfig",
     "PhaseConfig",
+    "RatingPlan",
     "RunAssembly",
     "RunConfig",
     "build_evaluation_sets",
@@ -51,6 +53,7 @@ __all__ = [
     "make_served_scorer",
     "make_verifier",
     "part_from",
+    "rating_plan",
     "read_prompts",
     "read_run_file",
     "resolve_config",

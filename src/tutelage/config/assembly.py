@@ -91,7 +91,7 @@ class RunAssembly:
     @cached_property
     def rating_plan(self) -> RatingPlan | None:
         """How answers are rated; None = they are not."""
-        return rating_plan(self.config, self.runtime.device) if self.learns else None
+        return rating_plan(self.config, self.runtime.device, self.clock) if self.learns else None
 
     @cached_property
     def rating_inputs(self) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from tutelage.config.parts import part_from
 from tutelage.config.schema import RunConfig
 from tutelage.errors import ConfigurationError
 from tutelage.rewards import COMBINATIONS, REWARDS, Combination, Rating, Reward, Setting, check_rewards
-from tutelage.tasks import Problem
+from tutelage.tasks import Problem, TemplateClock
 from tutelage.types import Rollout
 
 __all__ = ["RatingPlan", "rating_plan"]
@@ -58,9 +58,12 @@ class RatingPlan:
         return Rating(self.rewards, self.combination, self.setting, problems=problems, response_of=response_of)
 
 
-def rating_plan(config: RunConfig, device: str) -> RatingPlan | None:
+def rating_plan(config: RunConfig, device: str, clock: TemplateClock) -> RatingPlan | None:
     """The rewards of a run file; None = there are none.
 
+    Args:
+      device: where reward models compute.
+      clock: the date for their chat templates.
     Raises:
       ConfigurationError: as of `part_from`, of the rewards themselves, or a combination without rewards.
     """
@@ -80,7 +83,7 @@ def rating_plan(config: RunConfig, device: str) -> RatingPlan | None:
                 f"the reward {reward.label!r} is the verifier's verdict, but {key} is empty. Set it, or use another "
                 "reward."
             )
-    return RatingPlan(rewards, combination, Setting(device, config.rollout.max_new_tokens))
+    return RatingPlan(rewards, combination, Setting(device, config.rollout.max_new_tokens, clock))
 
 
 def _reward_from(table: Mapping[str, Any], key: str) -> Reward:

@@ -20,6 +20,7 @@ from tutelage.models.quantised import check_learnable, check_quantization, check
 from tutelage.models.read_back import check_savable, check_saved
 from tutelage.models.references import MovingReference, Reference, SharedBackbone, reference_snapshot
 from tutelage.models.saving import export_model, save_student
+from tutelage.models.sequence_scorer import SequenceScorer, load_sequence_scorer, meta_sequence_scorer
 from tutelage.models.serving import both_readings, check_servable
 from tutelage.models.source import DEFAULT_DTYPE, DTYPES, ModelSource
 from tutelage.models.trainables import ALL_WEIGHTS, TRAINABLES, AdapterSettings, Trainable, TrainableSettings, base_of
@@ -44,6 +45,7 @@ __all__ = [
     "ModelSource",
     "MovingReference",
     "Reference",
+    "SequenceScorer",
     "SharedBackbone",
     "Trainable",
     "TrainableSettings",
@@ -65,8 +67,10 @@ __all__ = [
     "export_model",
     "is_all_finite",
     "load_language_model",
+    "load_sequence_scorer",
     "load_tokenizer",
     "meta_model_of",
+    "meta_sequence_scorer",
     "reference_snapshot",
     "save_student",
     "save_for_serving",

@@ -58,8 +58,10 @@ def is_plain_float(tensor: Tensor) -> bool:
     return tensor.dtype in FLOATS
 
 
-def load_meta_module(source: ModelSource, *, needs_weights: bool = True) -> Any:
+def load_meta_module(source: ModelSource, *, needs_weights: bool = True, kind: Any = AutoModelForCausalLM) -> Any:
     """The `transformers` model of a directory or hub id with shapes and no numbers; a directory's weights fit it.
+
+    `kind`: which of transformers' automatic classes makes it.
 
     Raises:
       ModelError: no causal language model can be made of the configuration, a package is missing for it, or the weight
@@ -73,7 +75,7 @@ def load_meta_module(source: ModelSource, *, needs_weights: bool = True) -> Any:
         config = AutoConfig.from_pretrained(path, revision=source.revision, trust_remote_code=trusts_code)
         check_packages(config)
         with torch.device("meta"):
-            module: Any = AutoModelForCausalLM.from_config(
+            module: Any = kind.from_config(
                 config,
                 dtype=DTYPES[source.dtype],
                 trust_remote_code=trusts_code,

@@ -4,12 +4,17 @@ from tutelage.rewards.base import Answers, Judge, Reward, Setting
 from tutelage.rewards.combinations import COMBINATIONS, Combination, Ratings
 from tutelage.rewards.length import Length, Overlong
 from tutelage.rewards.rating import COMBINED, VERDICT, Rating, check_rewards
+from tutelage.rewards.reward_model import RewardModel
 from tutelage.rewards.verdict import Correct
+from tutelage.rewards.worker import Format, Function, RewardWarning
 
 REWARDS: dict[str, type[Reward]] = {
     "correct": Correct,
+    "format": Format,
+    "function": Function,
     "length": Length,
     "overlong": Overlong,
+    "reward_model": RewardModel,
 }
 
 __all__ = [
@@ -20,12 +25,16 @@ __all__ = [
     "Answers",
     "Combination",
     "Correct",
+    "Format",
+    "Function",
     "Judge",
     "Length",
     "Overlong",
     "Rating",
     "Ratings",
     "Reward",
+    "RewardModel",
+    "RewardWarning",
     "Setting",
     "check_rewards",
 ]

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tutelage.errors import ConfigurationError
 from tutelage.schedules import Schedule, at_step
-from tutelage.tasks import Problem
+from tutelage.tasks import Problem, TemplateClock
 from tutelage.types import Rollout
 
 __all__ = ["Answers", "Judge", "Reward", "Setting"]
@@ -52,10 +52,12 @@ class Setting:
     Fields:
       device: where a reward model computes.
       max_new_tokens: length limit of an answer.
+      clock: the date, for chat templates of reward models that ask for it.
     """
 
     device: str = "cpu"
     max_new_tokens: int = 512
+    clock: TemplateClock = field(default_factory=TemplateClock)
 
 
 Judge = Callable[[Answers], Tensor]

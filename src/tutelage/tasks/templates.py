@@ -116,12 +116,14 @@ class ChatTemplate:
       text: the template.
       keywords: handed to it.
       clock: the date, if it asks for it.
+      add_generation_prompt: the text ends where the assistant's answer begins; False = after the last message.
     """
 
     tokenizer: PreTrainedTokenizerBase
     text: str
     keywords: Mapping[str, Any] = field(default_factory=dict)
     clock: TemplateClock = field(default_factory=TemplateClock)
+    add_generation_prompt: bool = True
     _wants_parts: bool | None = None
 
     def write_out(self, problems: Sequence[tuple[str, Sequence[Message]]]) -> list[str]:
@@ -209,7 +211,7 @@ class ChatTemplate:
         ]
         if isinstance(self.tokenizer.chat_template, Mapping):
             options["chat_template"] = self.text
-        options = {"add_generation_prompt": True, **options}
+        options = {"add_generation_prompt": self.add_generation_prompt, **options}
         return str(self.tokenizer.apply_chat_template(conversation, tokenize=False, **options, **self.keywords))
 
 

@@ -10,6 +10,7 @@ import itertools
 import json
 import os
 import queue
+import re
 import signal
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from typing import Any
 from tutelage.errors import ConfigurationError
 from tutelage.tasks import verifier_worker
 
-__all__ = ["Verdict", "WorkerProcess"]
+__all__ = ["Reply", "WorkerProcess", "check_function_name"]
 
 INSIDE_WORKER = "TUTELAGE_INSIDE_VERIFIER_WORKER"
 _MAX_REPLY_BYTES = 65_536
@@ -32,20 +33,34 @@ _START_SECONDS = 120.0  # importing a user's module may load a whole framework f
 
 _Process = subprocess.Popen[bytes]
 
+USERS_TASK = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
+
 
 @dataclass(frozen=True)
-class Verdict:
+class Reply:
     """The outcome of one question to the worker.
 
     Fields:
-      correct: False also where there was no verdict.
-      failure: why there was none, in words, or None.
+      value: what the judge says; None where it says nothing.
+      failure: why there is none, in words, or None.
       timed_out: the answer took longer than its bound.
     """
 
-    correct: bool
+    value: bool | float | None
     failure: str | None = None
     timed_out: bool = False
+
+
+def check_function_name(task: str, key: str) -> None:
+    """Refuse what cannot be the name of a user's function.
+
+    Raises:
+        ConfigurationError: names the key of the run file.
+    """
+    if not USERS_TASK.fullmatch(task):
+        raise ConfigurationError(
+            f'{key} is {task!r}; expected "module:function". A function of your own is named like "my_rules:polite".'
+        )
 
 
 class WorkerProcess:
@@ -53,14 +68,29 @@ class WorkerProcess:
 
     Threads may share it; they take turns. A forked child gets a process of its own.
 
+    Attributes:
+        file: of the module that the function was found in, once it was loaded; None = it has none.
+
     Args:
         task: "math" or "module:function".
         timeout_seconds: bound for one answer, not counting the start.
         memory_limit_gib: what the process may take on top of its imports; enforced on Linux.
+        returns: what the function's value is read as: a "verdict", a "score", or a "truth" value.
+        key: of the task in a run file, for messages.
     """
 
-    def __init__(self, task: str, *, timeout_seconds: float, memory_limit_gib: float) -> None:
+    def __init__(
+        self,
+        task: str,
+        *,
+        timeout_seconds: float,
+        memory_limit_gib: float,
+        returns: str = "verdict",
+        key: str = "data.verifier",
+    ) -> None:
         self.task = task
+        self.returns, self.key = returns, key
+        self.file: str | None = None
         self.timeout_seconds = timeout_seconds
         self.memory_limit_gib = memory_limit_gib
         self.process: _Process | None = None
@@ -84,8 +114,11 @@ class WorkerProcess:
         with self._lock:
             self._end()
 
-    def ask(self, response: str, answer: str) -> Verdict:
+    def ask(self, *arguments: Any) -> Reply:
         """Judge one answer within the bounds, whatever it does to the process.
+
+        Args:
+            arguments: of the judge, as JSON has them.
 
         Raises:
             ConfigurationError: the process had to be started and its judge cannot be loaded.
@@ -96,13 +129,13 @@ class WorkerProcess:
             for _ in range(2):
                 self._running()
                 started = time.monotonic()
-                reply = self._exchange({"response": response, "answer": answer}, self.timeout_seconds)
+                reply = self._exchange({"arguments": arguments}, self.timeout_seconds)
                 if reply is not None:
-                    return Verdict(reply["correct"], reply["error"])
+                    return Reply(reply["value"], reply["error"])
                 self._end()
                 if time.monotonic() - started >= self.timeout_seconds:
-                    return Verdict(False, f"it took longer than {self.timeout_seconds:g} seconds", timed_out=True)
-            return Verdict(False, "it ended its process")
+                    return Reply(None, f"it took longer than {self.timeout_seconds:g} seconds", timed_out=True)
+            return Reply(None, "it ended its process")
 
     def _running(self) -> None:
         """Have a process with its judge loaded; a new one where there is none or it ended."""
@@ -112,7 +145,7 @@ class WorkerProcess:
         is_users = self.task != "math"
         if is_users and INSIDE_WORKER in os.environ:
             raise ConfigurationError(
-                f"the verifier {self.task!r} is wanted within a verifier's worker; expected only"
+                f"{self.key} {self.task!r} is wanted within a verifier's worker; expected only"
                 ' "math" or "exact" there. If its module is also the script that runs, put what the script does under'
                 ' `if __name__ == "__main__":`.'
             )
@@ -131,6 +164,7 @@ class WorkerProcess:
         self._finalizer = weakref.finalize(self, _end, process, self._courier, os.getpid())
         setup = {
             "task": self.task,
+            "returns": self.returns,
             "paths": [str(Path.cwd()), *sys.path],
             "timeout_seconds": self.timeout_seconds,
             "memory_limit_bytes": int(self.memory_limit_gib * 2**30),
@@ -140,9 +174,10 @@ class WorkerProcess:
             self._end()
             reason = f"it ended or hung within {_START_SECONDS:g} seconds" if reply is None else reply["error"]
             raise ConfigurationError(
-                f"data.verifier is {self.task!r}, which cannot be loaded ({reason}); expected it to import from"
+                f"{self.key} is {self.task!r}, which cannot be loaded ({reason}); expected it to import from"
                 f" {Path.cwd()} or the installed packages. Check the names, and that the module imports by itself."
             )
+        self.file = reply["file"]
 
     def _exchange(self, message: dict[str, Any], seconds: float) -> Any:
         """Send a message and return the reply to it; None if the process died or did not reply in time."""

@@ -4,8 +4,9 @@ It is a process of its own because an answer such as 9^{9^{9^{9}}} keeps the alg
 signals nor threads can stop it, and takes all memory if it can. It is started by file name and imports nothing of
 Tutelage, so that it is ready as soon as its judge is, and a crash in it is not a crash of the run.
 
-    first line in   {"number", "task", "paths", "timeout_seconds", "memory_limit_bytes"}    out   {"number", "error"}
-    then            {"number", "response", "answer"}                              out   {"number", "correct", "error"}
+    first line in   {"number", "task", "returns", "paths", "timeout_seconds", "memory_limit_bytes"}
+               out  {"number", "error", "file"}
+    then in         {"number", "arguments"}        out   {"number", "value", "error"}
 
 A reply has the number of its message. Whatever a judge forks off has no pipe to reply through.
 """
@@ -27,7 +28,7 @@ from typing import IO, Any
 
 __all__ = ["is_correct", "main"]
 
-Judge = Callable[[str, str], Any]
+Judge = Callable[..., Any]
 
 # An orphan whose judge hangs never gets to see that its input ended: the kernel's alarm ends it, this much after the
 # parent would have.
@@ -45,6 +46,26 @@ def is_correct(score: object) -> bool:
     return float(score) >= 0.5  # type: ignore[arg-type]
 
 
+def as_score(score: object) -> float:
+    """What a user's reward means: one number; True is 1.
+
+    Raises:
+        TypeError, ValueError: it is none.
+    """
+    if score is None or isinstance(score, str | bytes):
+        raise TypeError(f"the function returned {score!r}; expected one number for the response")
+    try:
+        return float(score)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"the function returned a {type(score).__name__}; expected one number for the response"
+        ) from None
+
+
+# What becomes of a judge's value, by the name that the parent gives it.
+READ_AS: dict[str, Callable[[object], bool | float]] = {"verdict": is_correct, "score": as_score, "truth": bool}
+
+
 def main() -> None:
     """Serve the requests on standard input until it ends."""
     # The pipe belongs to the protocol alone: what libraries print goes to standard error, and they read nothing.
@@ -57,6 +78,7 @@ def main() -> None:
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=lambda: _leave_pipes(requests, replies))
     setup = json.loads(requests.readline())
+    read = READ_AS[setup["returns"]]
     try:
         judge = _math_judge() if setup["task"] == "math" else _users_judge(setup["task"], setup["paths"])
     except BaseException as error:  # importing a user's module may raise anything, SystemExit included
@@ -65,19 +87,20 @@ def main() -> None:
         os._exit(0)
     high_water_bytes = _virtual_bytes() + setup["memory_limit_bytes"] / 2
     _limit_memory(setup["memory_limit_bytes"])
-    _reply(replies, {"number": setup["number"], "error": None})
+    module = sys.modules.get(setup["task"].partition(":")[0])
+    _reply(replies, {"number": setup["number"], "error": None, "file": getattr(module, "__file__", None)})
 
     for line in requests:
         _set_alarm(setup["timeout_seconds"] + _ORPHAN_GRACE_SECONDS)
         message = json.loads(line)
         try:
-            correct, failure = is_correct(judge(message["response"], message["answer"])), None
+            value, failure = read(judge(*message["arguments"])), None
         except BaseException as error:
-            correct, failure = False, _describe(error)
+            value, failure = None, _describe(error)
         if os.getpid() != own_id:
             os._exit(0)  # a judge's child that came back here: the worker is its parent
         _set_alarm(0.0)
-        _reply(replies, {"number": message["number"], "correct": correct, "error": failure})
+        _reply(replies, {"number": message["number"], "value": value, "error": failure})
         if _virtual_bytes() > high_water_bytes:
             break  # a fresh process has all its memory again; this one could fail right answers for lack of it
     os._exit(0)  # not through sys.exit: a user's threads could keep an orphan alive

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
-import re
 import warnings
 from collections.abc import Callable, Iterable
 from typing import Literal
@@ -23,7 +22,7 @@ from typing import Literal
 from tutelage.errors import ConfigurationError
 from tutelage.tasks.answers import exact_match, final_answer, reference_answer
 from tutelage.tasks.equality import compare_plainly, for_algebra
-from tutelage.tasks.verifier_process import Verdict, WorkerProcess
+from tutelage.tasks.verifier_process import USERS_TASK, Reply, WorkerProcess
 from tutelage.tasks.verifier_worker import is_correct
 
 __all__ = ["Task", "TruncatedAnswers", "Verifier", "VerifierWarning", "check_verifier", "verify"]
@@ -37,7 +36,6 @@ DEFAULT_TASK = "math"
 DEFAULT_TRUNCATED_ANSWERS: TruncatedAnswers = "whole"
 
 _OWN_TASKS = ("math", "exact")
-_USERS_TASK = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 
 
 class VerifierWarning(UserWarning):
@@ -162,16 +160,16 @@ class Verifier:
         if plain is not None:
             return plain
         # The algebra often fails on what models write, so its reason is not reported.
-        return self._ask_worker(*for_algebra(candidate, reference)).correct
+        return bool(self._ask_worker(*for_algebra(candidate, reference)).value)
 
     def _verify_by_user(self, response: str, answer: str) -> bool:
         if isinstance(self.task, str):
             verdict = self._ask_worker(response, answer)
         else:
             try:
-                verdict = Verdict(is_correct(self.task(response, answer)))
+                verdict = Reply(is_correct(self.task(response, answer)))
             except Exception as error:
-                verdict = Verdict(False, f"{type(error).__name__}: {error}")
+                verdict = Reply(None, f"{type(error).__name__}: {error}")
         if verdict.failure is not None and not self._has_warned:
             self._has_warned = True
             name = repr(self.task) if isinstance(self.task, str) else getattr(self.task, "__qualname__", self.task)
@@ -181,16 +179,16 @@ class Verifier:
                 VerifierWarning,
                 stacklevel=3,
             )
-        return verdict.correct
+        return bool(verdict.value)
 
-    def _ask_worker(self, response: str, answer: str) -> Verdict:
-        verdict = self._worker.ask(response, answer)
-        self.num_timeouts += verdict.timed_out
-        return verdict
+    def _ask_worker(self, response: str, answer: str) -> Reply:
+        reply = self._worker.ask(response, answer)
+        self.num_timeouts += reply.timed_out
+        return reply
 
 
 def _check_name(task: Task) -> None:
-    if task in _OWN_TASKS or callable(task) or (isinstance(task, str) and _USERS_TASK.fullmatch(task)):
+    if task in _OWN_TASKS or callable(task) or (isinstance(task, str) and USERS_TASK.fullmatch(task)):
         return
     nearest = difflib.get_close_matches(task, _OWN_TASKS, n=1) if isinstance(task, str) else []
     remedy = (

@@ -223,7 +223,7 @@ def test_what_is_decided_plainly_is_what_algebra_decides(algebra: WorkerProcess)
         plain = compare_plainly(candidate, reference)
         if plain is not None:
             decided += 1
-            assert algebra.ask(*for_algebra(candidate, reference)).correct is plain, (candidate, reference)
+            assert algebra.ask(*for_algebra(candidate, reference)).value is plain, (candidate, reference)
     assert decided > 50
 
 
