@@ -14,6 +14,8 @@ from tutelage.errors import ConfigurationError, RewardError
 from tutelage.files import sha256_of
 from tutelage.rewards import Format, Function, Rating, Reward, RewardWarning, Setting
 
+pytestmark = pytest.mark.processes
+
 FUNCTIONS = "tests.support.reward_functions"
 
 

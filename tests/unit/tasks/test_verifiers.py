@@ -607,4 +607,4 @@ def test_reference_answers_are_right_and_algebra_can_read_them(
     with (SHARED_DATA / "benchmarks" / f"{name}.jsonl").open(encoding="utf-8") as lines:
         answers = [json.loads(line)["answer"] for line in lines]
     assert all(math.verify_many((rf"\boxed{{{answer}}}", answer) for answer in answers))
-    assert all(algebra.ask(*for_algebra(answer, answer)).correct for answer in answers[::10])
+    assert all(algebra.ask(*for_algebra(answer, answer)).value for answer in answers[::10])
