@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+import tomllib
 from pathlib import Path
 
 import pytest
+import tomli_w
 
+from tests.support.quick_run import StopAt, metrics, metrics_of
 from tests.support.tiny_run import write_run_file
 from tutelage.config import build_run, load_config
+from tutelage.errors import ConfigurationError, RunInterrupted
 from tutelage.training import Observer, train
 
 METHODS = {
@@ -35,3 +39,44 @@ def test_a_method_takes_a_step(run_file: Path, tmp_path: Path, name: str) -> Non
     (metrics,) = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert math.isfinite(metrics["loss"]) and metrics["grad_norm"] > 0
     assert metrics["logprob_mismatch"] < 1e-4
+
+
+def test_a_run_without_a_teacher_learns_from_rewards_and_is_resumed(tmp_path: Path) -> None:
+    """Nothing is read of a teacher, nothing of one is written, and a second half gives the same bytes as one run."""
+    path = write_run_file(tmp_path, steps=4)
+    table = tomllib.loads(path.read_text())
+    del table["teacher"]
+    learning = {
+        "reward": [{"name": "length", "scale_tokens": 6}],
+        "loss": [{"name": "clipped_surrogate"}],
+        "optimizer": {"learning_rate": 1e-2, "warmup_steps": 0, "updates_per_batch": 2},
+        "rollout": {**table["rollout"], "prompts_per_step": 4, "samples_per_prompt": 4, "max_new_tokens": 6},
+    }
+    for axis in ("policy", "divergence", "target"):
+        table.pop(axis, None)
+    path.write_text(tomli_w.dumps({**table, **learning}))
+    whole = metrics_of(path, tmp_path / "whole")
+    assert "[teacher]" not in (tmp_path / "whole/config.toml").read_text()
+    assert not [name for record in whole for name in record if "teacher" in name]
+    assert whole[-1]["reward"] > whole[0]["reward"], "longer answers were worth more"
+    with pytest.raises(RunInterrupted):
+        train(build_run(load_config(path, ["evaluation.sets=[]", f"output={tmp_path / 'halves'}"])), StopAt(1))
+    train(build_run(load_config(tmp_path / "halves/config.toml"), resume=True), Observer())
+    assert metrics(tmp_path / "halves") == whole
+    weights = "checkpoints/step-000004/model.safetensors"
+    assert (tmp_path / "halves" / weights).read_bytes() == (tmp_path / "whole" / weights).read_bytes()
+
+
+def test_what_asks_a_teacher_is_refused_without_one(tmp_path: Path) -> None:
+    path = write_run_file(tmp_path)
+    table = tomllib.loads(path.read_text())
+    del table["teacher"]
+    path.write_text(tomli_w.dumps(table))
+    for overrides, message in {
+        (): r"the policy TrustRegion.* asks the teacher at every token, but the run has no teacher\. Name one: --set",
+        (
+            "policy=student",
+        ): r"divergence\.support is .*, which is for a comparison with a teacher, and the run has none",
+    }.items():
+        with pytest.raises(ConfigurationError, match=message):
+            build_run(load_config(path, list(overrides)))

@@ -5,19 +5,25 @@ from __future__ import annotations
 import json
 import math
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from tutelage.advantages import Focal
 from tutelage.config import build_phases, build_recipe, build_run, load_config
 from tutelage.demo import student_path, teacher_path, write_problems
 from tutelage.divergences import SampledNLL
+from tutelage.losses.tokens import CISPO, ClippedSurrogate
 from tutelage.policies import Interleaved, Student, Teacher, Temperature
-from tutelage.training import Observer, train
+from tutelage.training import Observer, Recipe, train
 
 FOLDER = Path(__file__).parents[2] / "recipes"
 RECIPES = sorted(FOLDER.glob("*.toml"))
-EMBEDDED = {"student": student_path(), "teacher": teacher_path()}
+WITHOUT_TEACHER = {"grpo", "dr_grpo", "rloo", "dapo", "cispo", "gspo", "f_grpo", "f_dapo", "f_cispo"}
+WITH_REWARDS = WITHOUT_TEACHER | {"kdrl", "kdrl_annealed", "kdrl_masked", "rlad", "rlsd", "opd_then_rl"}
+# So few tokens are never a right answer; this one calls some of them right.
+SPREAD = ["data.verifier=tests.support.verdicts:has_an_odd_length", "rollout.samples_per_prompt=4"]
 SMALL = [
     "rollout.prompts_per_step=2",
     "rollout.samples_per_prompt=2",
@@ -50,7 +56,7 @@ def one_step_per_phase(recipe: Path) -> list[str]:
 def test_there_are_recipes() -> None:
     of_the_comparison = {"opd", "trb", "fixed_budget", "skd", "temperature_warmup", "sft_warmup", "veto"}
     neighbours = {"gkd", "minillm_single_step", "thinking_machines_pg", "exopd", "eopd", "tip", "tropd"}
-    assert of_the_comparison | neighbours | {"lora"} == {path.stem for path in RECIPES}
+    assert of_the_comparison | neighbours | {"lora"} | WITH_REWARDS == {path.stem for path in RECIPES}
 
 
 @each_recipe
@@ -68,6 +74,29 @@ def test_a_recipe_opens_with_what_it_is(recipe: Path) -> None:
         assert "Plain on-policy distillation" in lines[0]
     else:
         assert "Differs from plain OPD (opd.toml)" in text
+
+
+def method_of(name: str) -> Recipe:
+    (*_, phase) = build_phases(load_config(FOLDER / f"{name}.toml", ["data=prompts.jsonl"]))
+    return phase.recipe
+
+
+def test_methods_with_rewards_are_points_of_the_same_space() -> None:
+    """Each differs from another one in the part that is its idea."""
+    grpo, dapo, cispo = (method_of(name) for name in ("grpo", "dapo", "cispo"))
+    (surrogate,) = grpo.losses
+    assert surrogate == ClippedSurrogate(normaliser="sequence_mean") and method_of("opd_then_rl").losses == (
+        ClippedSurrogate(),
+    )
+    for name, plain in (("f_grpo", grpo), ("f_dapo", dapo), ("f_cispo", cispo)):
+        reward = "correct" if name == "f_dapo" else "reward"
+        (loss,) = plain.losses
+        assert isinstance(loss, ClippedSurrogate | CISPO)
+        assert method_of(name).losses == (replace(loss, advantage=Focal(gamma=0.5, reward=reward)),)
+    annealed = method_of("kdrl_annealed")
+    assert [annealed.at(step).losses[1].factor for step in (0, 40, 80, 400)] == pytest.approx([5e-3, 3e-3, 1e-3, 1e-3])
+    assert method_of("kdrl").losses == annealed.at(400).losses
+    assert [method_of(name).asks_teacher for name in ("grpo", "rlad", "rlsd", "kdrl")] == [False, True, True, True]
 
 
 @pytest.mark.parametrize(
@@ -118,8 +147,10 @@ def test_the_papers_other_baselines() -> None:
 @each_recipe
 def test_a_recipe_takes_a_step(recipe: Path, problems: Path, tmp_path: Path) -> None:
     sets = f'evaluation.sets=[{{path = "{problems}", limit = 2}}]'
-    models = [f"{role}={path}" for role, path in EMBEDDED.items()]
-    overrides = [*models, f"data={problems}", f"output={tmp_path / 'run'}", sets, *SMALL, *one_step_per_phase(recipe)]
+    models = [f"student={student_path()}"]
+    models += [] if recipe.stem in WITHOUT_TEACHER else [f"teacher={teacher_path()}"]
+    models += SPREAD if recipe.stem in WITH_REWARDS else []
+    overrides = [f"data={problems}", f"output={tmp_path / 'run'}", sets, *SMALL, *models, *one_step_per_phase(recipe)]
     run = build_run(load_config(recipe, overrides))
     train(run, Observer())
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]

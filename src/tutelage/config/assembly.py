@@ -18,7 +18,7 @@ from tutelage.config.fingerprints import ModelHashes, data_inputs
 from tutelage.config.models import load_meta_models, load_reference, load_student, load_teachers, reference_of
 from tutelage.config.prompts import Prompts, check_lengths, check_prompt_lengths, read_prompts
 from tutelage.config.recipes import build_phases
-from tutelage.config.rewards import RatingPlan, rating_plan
+from tutelage.config.rewards import RatingPlan, check_reward_names, rating_plan
 from tutelage.config.schema import RunConfig
 from tutelage.config.scores import offline_answers, score_key
 from tutelage.config.serving import limits_of, make_served_scorer
@@ -80,8 +80,9 @@ class RunAssembly:
 
     @cached_property
     def needs_teacher(self) -> bool:
-        """Whether a teacher is loaded or asked; otherwise all its scores are recorded."""
-        return self.asks_teacher or not all(phase.recipe.policy.is_offline for phase in self.phases)
+        """Whether a teacher is loaded or asked; otherwise nothing is asked of one, or all its scores are recorded."""
+        is_asked = self.asks_teacher or any(phase.recipe.asks_teacher for phase in self.phases)
+        return is_asked and self.config.has_teacher
 
     @cached_property
     def needs_reference(self) -> bool:
@@ -101,7 +102,7 @@ class RunAssembly:
     def check_settings(self) -> None:
         """Refuse what the run file alone shows to be impossible."""
         check_consistency(self.config, self.phases)
-        _ = self.rating_plan
+        check_reward_names(self.phases, self.rating_plan)
         if self.config.data.verifier:
             check_verifier(self.config.data.verifier)
 

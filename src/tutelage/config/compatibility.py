@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from tutelage.config.schema import RunConfig
 from tutelage.errors import ConfigurationError
 from tutelage.training import Recipe
-from tutelage.training.recipe import window_of
+from tutelage.training.recipe import OF_TEACHER, window_of
 from tutelage.types import Fact
 
 __all__ = ["CIRCUMSTANCES", "USES", "Circumstance", "Need", "check_facts", "facts_offered", "needs_of"]
@@ -77,6 +77,7 @@ class Circumstance:
         return f"{need.claim}, {advice}"
 
 
+_NONE_TO_COMPARE = "which is for a comparison with a teacher, and the run has none"
 _NOT_ASKED = "but the policy is 'offline', and the student was not asked"
 _WROTE_TOP = "but the policy is 'offline', and the teacher wrote down its own most probable tokens"
 _NOT_READ = "which has not read the answers that the policy 'offline' takes"
@@ -84,6 +85,12 @@ _TELLS_TOP = "but a teacher server reports only its own most probable tokens"
 _TOP_REMEDY = "Use {need.key}.support = 'teacher_top_k' with a divergence such as forward_kl, or sampled_nll."
 
 CIRCUMSTANCES: Mapping[str, Circumstance] = {
+    "no teacher": Circumstance(
+        lambda config, recipe: not config.has_teacher,
+        dict.fromkeys(sorted(OF_TEACHER), "but the run has no teacher")
+        | dict.fromkeys((Fact.teacher_support, Fact.teacher_top, Fact.teacher_full), _NONE_TO_COMPARE),
+        {"": "Name one: --set teacher=PATH."},
+    ),
     "recorded answers": Circumstance(
         lambda config, recipe: recipe.policy.is_offline,
         {

@@ -84,7 +84,8 @@ def resolve_config(table: dict[str, Any], overrides: Sequence[str] = ()) -> RunC
 
 def to_toml(config: RunConfig) -> str:
     """The resolved configuration as TOML; reading it back gives the same run."""
-    return tomli_w.dumps(_without_none(config.model_dump(mode="python")))
+    left_out = set() if config.has_teacher else {"teacher"}
+    return tomli_w.dumps(_without_none(config.model_dump(mode="python", exclude=left_out)))
 
 
 def settings_of(config: RunConfig) -> dict[str, Any]:

@@ -12,9 +12,10 @@ from tutelage.config.schema import RunConfig
 from tutelage.errors import ConfigurationError
 from tutelage.rewards import COMBINATIONS, REWARDS, Combination, Rating, Reward, Setting, check_rewards
 from tutelage.tasks import Problem, TemplateClock
+from tutelage.training import Phase
 from tutelage.types import Rollout
 
-__all__ = ["RatingPlan", "rating_plan"]
+__all__ = ["RatingPlan", "check_reward_names", "rating_plan"]
 
 COMBINATION_KEY = "reward_combination"
 
@@ -84,6 +85,21 @@ def rating_plan(config: RunConfig, device: str, clock: TemplateClock) -> RatingP
                 "reward."
             )
     return RatingPlan(rewards, combination, Setting(device, config.rollout.max_new_tokens, clock))
+
+
+def check_reward_names(phases: Sequence[Phase], plan: RatingPlan | None) -> None:
+    """Refuse advantages that read a reward which the run does not have.
+
+    Raises:
+      ConfigurationError: names it and those that there are.
+    """
+    known = {"reward", "correct", *(reward.label for reward in ([] if plan is None else plan.rewards))}
+    for advantage in (advantage for phase in phases for advantage in phase.recipe.advantages):
+        for name in sorted(advantage.rewards - known):
+            raise ConfigurationError(
+                f"the advantage {advantage} reads the reward {name!r}, and the run has {', '.join(sorted(known))}. Add "
+                f"a [[reward]] with the label {name!r}, or name one of these in the advantage's field `reward`."
+            )
 
 
 def _reward_from(table: Mapping[str, Any], key: str) -> Reward:

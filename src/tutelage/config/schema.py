@@ -444,7 +444,7 @@ class RunConfig(Section):
     seed: int = Field(default=0, ge=0, lt=2**63)
     steps: int = Field(default=400, ge=1)
     student: StudentConfig
-    teacher: TeacherConfig
+    teacher: TeacherConfig = None  # type: ignore[assignment]  # left out = the student's, see below
     reference: ReferenceConfig = ReferenceConfig()
     data: DataConfig
     policy: dict[str, Any] = {"name": "student"}
@@ -482,6 +482,15 @@ class RunConfig(Section):
         return replace(settings, weights_folder=expanded_path(settings.weights_folder, "vllm.weights_folder"))
 
     @model_validator(mode="after")
+    def _a_teacher_may_be_missing(self) -> Self:
+        """Without a teacher, the student's files stand for what is read of one: tokenizer, sizes, stop ids."""
+        if not self.has_teacher:
+            own = {name: getattr(self.student, name) for name in ModelConfig.model_fields}
+            # Not by assignment, after which it would count as named.
+            self.__dict__["teacher"] = TeacherConfig(**own)
+        return self
+
+    @model_validator(mode="after")
     def _has_one_objective(self) -> Self:
         parts: list[tuple[str, RunConfig | PhaseConfig]] = [("", self)]
         parts += [(f"phase {each.name or place}: ", each) for place, each in enumerate(self.phase, start=1)]
@@ -514,6 +523,11 @@ class RunConfig(Section):
                 f"{MAX_NEW_TOKENS} tokens. Lower it."
             )
         return self
+
+    @property
+    def has_teacher(self) -> bool:
+        """Whether the run file names a teacher."""
+        return "teacher" in self.model_fields_set
 
     @property
     def output_folder(self) -> str:

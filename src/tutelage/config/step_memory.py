@@ -213,9 +213,14 @@ class StepMemory:
 
     @property
     def _local_models(self) -> dict[str, LanguageModel]:
-        """All models but a teacher whose memory is another machine's."""
+        """All models but teachers that nobody asks, or whose memory is another machine's."""
+        is_asked = any(phase.recipe.asks_teacher for phase in self.phases)
         is_served = self.config.teacher.server is not None
-        return {name: model for name, model in self.meta_models.items() if not (is_served and name == "teacher")}
+        return {
+            name: model
+            for name, model in self.meta_models.items()
+            if not name.startswith("teacher") or (is_asked and not (is_served and name == "teacher"))
+        }
 
     @property
     def _teachers(self) -> list[LanguageModel]:

@@ -53,7 +53,8 @@ def load_tokenizers(config: RunConfig) -> Tokenizers:
       VocabularyMismatchError: they differ in content.
     """
     student, teacher = config.student, config.teacher
-    check_distinct(student.source, teacher.source)
+    if config.has_teacher:
+        check_distinct(student.source, teacher.source)
     for model in (student, teacher) if teacher.server is None else (student,):
         check_files(model.source)
     loaded = {"student": load_tokenizer(student.source), "teacher": load_tokenizer(teacher.source)}

@@ -77,6 +77,9 @@ def examine(config: RunConfig, *, quick: bool = False, processes: int = 1) -> It
         if name in NEEDS_TEACHER and config.teacher.server is not None:
             yield Finding(Verdict.skipped, "a teacher server does not report this", check=name)
             continue
+        if name in NEEDS_TEACHER and not config.has_teacher:
+            yield Finding(Verdict.skipped, "the run has no teacher", check=name)
+            continue
         of_one = partial(check, num_processes=processes) if name in SHARED else check
         finding, remarks = _examined(run, of_one, reported)
         reported |= {finding.text, *remarks} | ({name} if finding.verdict == Verdict.error else set())

@@ -181,7 +181,7 @@ def _read(source: BatchSource, recipe: Recipe, rollouts: list[Rollout]) -> list[
     """The rollouts with the readings of teacher and reference that the recipe needs and that are not there yet."""
     needs_hidden = recipe.asks_whole_teacher
     reads_again = needs_hidden and source.runtime.reads_teacher_together
-    if rollouts and (not rollouts[0].is_scored or reads_again):
+    if rollouts and recipe.asks_teacher and (not rollouts[0].is_scored or reads_again):
         # A loss over all tokens needs what the head is applied to, and the teacher need not read twice for it.
         rollouts = source.scorer.score(rollouts, keep_hidden=needs_hidden)
     if recipe.reads_reference:

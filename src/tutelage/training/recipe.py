@@ -14,7 +14,10 @@ from tutelage.targets import TargetRule
 from tutelage.types import Fact
 from tutelage.weighting import UNIFORM, Weighting
 
-__all__ = ["Recipe"]
+__all__ = ["OF_TEACHER", "Recipe"]
+
+# What nobody knows without a teacher.
+OF_TEACHER = frozenset(fact for fact in Fact if fact.name.startswith("teacher_"))
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,11 @@ class Recipe:
     def needs(self) -> frozenset[Fact]:
         """What must be known of a batch before its update."""
         return self.weighting.needs.union(self.target.needs, *(loss.needs for loss in self.losses))
+
+    @property
+    def asks_teacher(self) -> bool:
+        """A teacher must be there, to draw or to read; recorded scores need none."""
+        return not self.policy.is_offline and (self.policy.needs_teacher or bool(self.needs & OF_TEACHER))
 
     @property
     def windows(self) -> list[Support]:

@@ -30,7 +30,10 @@ def step_metrics(
     values = {item.name: getattr(policy, item.name) for item in fields(policy)}
     of_policy = {name: float(value) for name, value in values.items() if isinstance(value, int | float)}
     verdicts = batch.rewards["correct"].tolist() if "correct" in batch.rewards else None
-    auroc = None if verdicts is None else teacher_support_auroc(batch.rollouts, [verdict > 0 for verdict in verdicts])
+    is_read = all(rollout.teacher is not None for rollout in batch.rollouts)
+    auroc = None
+    if verdicts is not None and is_read:
+        auroc = teacher_support_auroc(batch.rollouts, [verdict > 0 for verdict in verdicts])
     # In a run with rewards, "reward" is all of them combined, and not the verdict.
     rewards = batch.rewards["reward"].tolist() if "reward" in batch.rewards else verdicts
     of_verdicts = {"correct": fmean(verdicts)} if verdicts is not None and rewards is not verdicts else {}

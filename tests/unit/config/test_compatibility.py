@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 import torch
 
+from tutelage.advantages import GroupReward
 from tutelage.config import RunConfig, build_phases, resolve_config
 from tutelage.config.compatibility import CIRCUMSTANCES, USES, check_facts, facts_offered, needs_of
 from tutelage.errors import ConfigurationError
 from tutelage.losses import LOSSES, Loss, TokenFacts, TokenLoss
 from tutelage.losses.distributions import ReverseKL
-from tutelage.losses.tokens import SampledReverseKL
+from tutelage.losses.tokens import PolicyGradient, SampledReverseKL
 from tutelage.policies import POLICIES, Offline, Policy, Student, Teacher
 from tutelage.targets import TARGETS, TargetRule
 from tutelage.training import Recipe
@@ -26,6 +27,11 @@ SERVED = {"teacher": {"path": "t", "server": "http://localhost:1"}}
 REFRESHED = {"reference": {"refresh_every": 5}}
 # A run in which each circumstance holds, and no other but the last two: its tables, its policy, a loss.
 RUNS: dict[str, tuple[dict[str, Any], Policy, Loss]] = {
+    "no teacher": (
+        REFRESHED | {"teacher": None, "reward": "correct"},
+        Student(),
+        PolicyGradient(GroupReward("none", "none")),
+    ),
     "recorded answers": (REFRESHED, Offline(), ReverseKL(support="teacher_top_k")),
     "a teacher that is a server": (SERVED | REFRESHED, Student(), ReverseKL(support="teacher_top_k")),
     "tokens of the student alone": (REFRESHED, Student(), ReverseKL()),
@@ -61,7 +67,8 @@ def made(member: type[Any]) -> Any:
 
 
 def config_of(**tables: Any) -> RunConfig:
-    return resolve_config({"student": "s", "teacher": "t", "data": "prompts.jsonl"} | tables)
+    named = {"student": "s", "teacher": "t", "data": "prompts.jsonl"} | tables
+    return resolve_config({name: table for name, table in named.items() if table is not None})
 
 
 LINES = [(name, fact) for name, circumstance in CIRCUMSTANCES.items() for fact in circumstance.unknown]
@@ -88,7 +95,7 @@ def test_what_a_run_offers(name: str) -> None:
     tables, policy, loss = RUNS[name]
     recipe = Recipe(policy, TEACHER, (loss,))
     unknown = {*CIRCUMSTANCES[name].unknown, Fact.pair}
-    if name != "answers that are not paired":
+    if "reward" not in tables:
         unknown.add(Fact.reward)
     if name == "a teacher that is a server":
         unknown.add(Fact.teacher_drawn)

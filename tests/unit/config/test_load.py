@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tutelage.config import RunConfig, load_config, resolve_config, to_toml
+from tutelage.config import RunConfig, build_phases, load_config, resolve_config, to_toml
 from tutelage.errors import ConfigurationError
 
 RECIPES = sorted((Path(__file__).parents[3] / "recipes").glob("*.toml"))
@@ -70,11 +70,20 @@ def test_a_file_that_is_not_there_or_not_toml_is_refused(tmp_path: Path) -> None
         load_config(tmp_path / "broken.toml")
 
 
-@pytest.mark.parametrize("key", ["student", "teacher", "data"])
+@pytest.mark.parametrize("key", ["student", "data"])
 def test_what_only_the_user_can_know_is_asked_for(key: str) -> None:
     table = {name: value for name, value in NEEDED.items() if name != key}
     with pytest.raises(ConfigurationError, match=rf"{key} is missing.*--set {key}=\.\.\."):
         resolve_config(table)
+
+
+def test_a_teacher_may_be_left_out_where_nothing_asks_it() -> None:
+    table = {name: value for name, value in NEEDED.items() if name != "teacher"}
+    config = resolve_config(table | {"reward": "correct", "loss": [{"name": "cispo"}]})
+    (phase,) = build_phases(config)
+    assert not phase.recipe.asks_teacher and not config.has_teacher and "[teacher]" not in to_toml(config)
+    with pytest.raises(ConfigurationError, match=r"and the run has none\. Name one: --set teacher=PATH\."):
+        build_phases(resolve_config(table))
 
 
 def test_a_table_without_its_path_is_asked_for_it() -> None:
