@@ -229,7 +229,8 @@ class Batch:
 
     Fields:
       rollouts: scored. One without tokens has no part in anything per token.
-      rewards: name -> [B], a number for each rollout.
+      rewards: name -> [B], a number for each rollout: "correct", the verdict; in a run with rewards each of them by its
+        label, and "reward", all of them combined.
       pairs: (preferred, rejected) places of rollouts.
       own: places of the rollouts whose gradient this process adds; None = all.
     """

@@ -60,6 +60,7 @@ def _paths_in(table: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
     teacher, evaluation = _table(table.get("teacher")), _table(table.get("evaluation"))
     owners = [table.get("student"), teacher, table.get("reference"), table.get("data"), *evaluation.get("sets", [])]
     owners += [*teacher.get("experts", []), *_table(teacher.get("routes")).values()]
+    owners += rewards if isinstance(rewards := table.get("reward"), list) else []
     for owner in map(_table, owners):
         yield from ((owner, key) for key in ("path", "base", "scores") if isinstance(owner.get(key), str))
 

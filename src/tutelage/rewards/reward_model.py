@@ -20,6 +20,7 @@ from tutelage.models import (
     tokenizer_fingerprint,
     weights_fingerprint,
 )
+from tutelage.paths import expanded_path
 from tutelage.rewards.base import Answers, Judge, Reward, Setting
 from tutelage.tasks import Problem
 from tutelage.tasks.templates import ChatTemplate, chosen_template
@@ -57,6 +58,7 @@ class RewardModel(Reward):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        object.__setattr__(self, "path", expanded_path(self.path, "reward.path"))
         if self.dtype not in DTYPES:
             raise ConfigurationError(f"reward.dtype is {self.dtype!r}; expected one of {', '.join(DTYPES)}.")
         if self.max_batch_tokens < 1:

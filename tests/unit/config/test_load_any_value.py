@@ -15,12 +15,14 @@ import pytest
 from pydantic import BaseModel
 
 from tutelage.advantages import ADVANTAGES
-from tutelage.config import RunConfig, build_phases, resolve_config, to_toml
+from tutelage.config import RunConfig, build_phases, rating_plan, resolve_config, to_toml
 from tutelage.config.source import check_values
 from tutelage.divergences import DIVERGENCES
 from tutelage.errors import ConfigurationError
 from tutelage.policies import POLICIES
+from tutelage.rewards import COMBINATIONS, REWARDS
 from tutelage.targets import TARGETS
+from tutelage.tasks import TemplateClock
 from tutelage.weighting import WEIGHTINGS
 
 NEEDED = {"student": {"path": "small"}, "teacher": {"path": "large"}, "data": {"path": "prompts.jsonl"}}
@@ -85,6 +87,14 @@ def tables() -> Iterator[tuple[str, dict[str, Any]]]:
                     yield from (
                         (f"loss.{field.name}", NEEDED | {"loss": [{"name": name, field.name: v}]}) for v in VALUES
                     )
+    for name, reward in REWARDS.items():
+        for field in fields(reward):
+            yield from ((f"reward.{field.name}", NEEDED | {"reward": [{"name": name, field.name: v}]}) for v in VALUES)
+    for name, combination in COMBINATIONS.items():
+        for field in fields(combination):
+            for value in VALUES:
+                rated = {"reward": ["length"], "reward_combination": {"name": name, field.name: value}}
+                yield f"reward_combination.{field.name}", NEEDED | rated
     for name, advantage in ADVANTAGES.items():
         for field in fields(advantage):
             for value in VALUES:
@@ -101,6 +111,7 @@ def test_every_value_at_every_key_is_a_run_or_one_line() -> None:
         try:
             config = resolve_config(table)
             build_phases(config)
+            rating_plan(config, "cpu", TemplateClock())
         except ConfigurationError as problem:
             assert "\n" not in str(problem), key
             str(problem).encode()

@@ -114,6 +114,13 @@ def test_what_is_no_reward_model_is_refused_before_it_is_loaded(tmp_path: Path, 
         RewardModel(str(tmp_path / "rm")).check(Setting())
 
 
+def test_a_path_is_expanded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/somebody")
+    assert RewardModel("~/models/rm").path == "/home/somebody/models/rm"
+    with pytest.raises(ConfigurationError, match=r"reward\.path"):
+        RewardModel("a\nb")
+
+
 def test_a_model_with_nan_is_refused(tmp_path: Path) -> None:
     folder = save_reward_model(tmp_path / "rm")
     model = transformers.AutoModelForSequenceClassification.from_pretrained(folder)
