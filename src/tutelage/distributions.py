@@ -149,7 +149,9 @@ def geometric_blend(student_logprobs_BV: Tensor, teacher_logprobs_BV: Tensor, bl
     """
     dtype = wide_dtype(student_logprobs_BV, teacher_logprobs_BV)
     student_BV, teacher_BV = student_logprobs_BV.to(dtype), teacher_logprobs_BV.to(dtype)
-    blend_B1 = torch.as_tensor(blend_B, dtype=dtype, device=student_BV.device).unsqueeze(-1)
+    # A number is filled in there; as a tensor it would be sent, and the host would wait.
+    blend_B = blend_B if isinstance(blend_B, Tensor) else student_BV.new_full((), blend_B)
+    blend_B1 = blend_B.to(student_BV.device, dtype).unsqueeze(-1)
     forbidden_BV = (student_BV == -math.inf) | (teacher_BV == -math.inf)
     between_BV = torch.lerp(student_BV.masked_fill(forbidden_BV, 0), teacher_BV.masked_fill(forbidden_BV, 0), blend_B1)
     between_BV = normalise(between_BV.masked_fill(forbidden_BV, -math.inf))

@@ -22,7 +22,8 @@ from tests.support.graph_agreement import (
 from tests.support.tiny_models import make_model
 from tutelage.models import FixedFusion, FusedTeacher, LanguageModel
 from tutelage.models.steps import graphed
-from tutelage.policies import Student
+from tutelage.policies import Student, TrustRegion
+from tutelage.rollout.decoding import Decoding, rounds
 
 pytestmark = NEEDS_CUDA
 
@@ -102,6 +103,30 @@ def test_captured_is_what_a_model_on_cuda_does() -> None:
     with pytest.warns(UserWarning, match="decode steps of other are not captured"):
         assert other._step_name == "eager"
     assert other._step_name == "eager"
+
+
+@pytest.mark.parametrize("draft_length", [1, 3])
+def test_a_round_waits_for_nothing(draft_length: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The host reads a round's outcome one round late; the tokens are those of reading it at once."""
+    student, teacher = model("qwen3", 0, "cuda"), model("llama", 1, "cuda")
+
+    def tokens() -> list[list[int]]:
+        return [each.response_tokens for each in answers(student, teacher, TrustRegion(0.05), draft_length)]
+
+    late, begin = tokens(), Decoding._begin_round
+
+    def watched(decoding: Decoding) -> None:
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            begin(decoding)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Decoding, "_begin_round", watched)
+        assert tokens() == late
+    monkeypatch.setattr(rounds, "rounds_late", lambda device: 0)
+    assert tokens() == late
 
 
 def test_autocast_decodes_from_copies_in_bfloat16() -> None:

@@ -45,6 +45,7 @@ class Vocabulary:
     stop_id: int | None = None
     padding_ids: tuple[int, ...] = ()
     _masks: dict[torch.device, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _stop_ids: dict[torch.device, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def shared_logits(self, logits: Tensor) -> Tensor:
         """Logits of either model over the shared vocabulary: [..., padded V] -> [..., V], float32 or wider.
@@ -54,7 +55,7 @@ class Vocabulary:
         """
         kept = logits[..., : self.size]
         kept = kept.float() if kept.dtype in (torch.bfloat16, torch.float16) else kept
-        stop = torch.logsumexp(kept[..., list(self.stop_ids)], dim=-1) if len(self.stop_ids) > 1 else None
+        stop = torch.logsumexp(kept[..., self._stops(kept.device)], dim=-1) if len(self.stop_ids) > 1 else None
         if stop is not None or self.padding_ids:
             kept = kept.masked_fill(self._hidden(kept.device), float("-inf"))
         if stop is not None:
@@ -67,6 +68,12 @@ class Vocabulary:
         merged = self.stop_ids if len(self.stop_ids) > 1 else ()
         hides = bool(merged or self.padding_ids)
         return VocabularyView(self.size, merged, self.stop_id, self._hidden(device) if hides else None)
+
+    def _stops(self, device: torch.device) -> Tensor:
+        """The stop ids there; a list would be sent each time, and the host would wait for it."""
+        if device not in self._stop_ids:
+            self._stop_ids[device] = torch.tensor(self.stop_ids, device=device)
+        return self._stop_ids[device]
 
     def _hidden(self, device: torch.device) -> Tensor:
         """[V] True where no token of its own is left; made once per device."""

@@ -27,8 +27,11 @@ class Decoder:
     ) -> None:
         self.model, self.vocabulary = model, vocabulary
         self.cache: CachedRows = model.new_cache(num_rows, capacity, max_capacity)
-        self.positions_B = torch.zeros(num_rows, dtype=torch.int64)
+        # The position of each row's first token to read, on the host and on the device.
+        self.starts_B = torch.zeros(num_rows, dtype=torch.int64)
+        self._device_starts_B = self.starts_B.to(model.device)
         self.last_tokens_B = torch.zeros(num_rows, dtype=torch.int64, device=model.device)
+        self._positions_B, self._furthest = self._device_starts_B, 0
 
     def start(self, rows_R: Tensor, prompts: Sequence[Sequence[int]], sources_R: Tensor, max_tokens: int) -> None:
         """Let rows begin after a prompt, whose last token is not read yet.
@@ -40,32 +43,43 @@ class Decoder:
         read = self.model.prefill([prompt[:-1] for prompt in prompts], max_tokens)
         device = self.model.device
         self.cache.copy_rows(read, sources_R.to(device), rows_R.to(device))
-        positions_P = torch.tensor([len(prompt) - 1 for prompt in prompts])
+        starts_P = torch.tensor([len(prompt) - 1 for prompt in prompts])
         last_P = torch.tensor([int(prompt[-1]) for prompt in prompts])
         # Not in place: the two decoders of a pair share the tensor of last tokens once they have advanced.
-        self.positions_B = self.positions_B.index_copy(0, rows_R, positions_P[sources_R])
+        self.starts_B = self.starts_B.index_copy(0, rows_R, starts_P[sources_R])
+        self._device_starts_B = self.starts_B.to(device)
         self.last_tokens_B = self.last_tokens_B.index_copy(0, rows_R.to(device), last_P[sources_R].to(device))
+
+    def place(self, produced_B: Tensor, is_alive_B: Tensor, furthest: int) -> None:
+        """Say where the rows stand, before anything is read in a round.
+
+        Args:
+          produced_B, is_alive_B: tokens that each row has after its prompt; rows that have ended go to place 0.
+          furthest: a place that no row is beyond.
+        """
+        device = self.model.device
+        self._positions_B = (self._device_starts_B + produced_B.to(device)).where(is_alive_B.to(device), 0)
+        self._furthest = furthest
 
     def read(self, tokens_BT: Tensor, ahead: int = 0) -> Tensor:
         """Logits [B, T, V] after each of some new tokens, the first of which lies `ahead` of the rows' positions."""
-        positions_BT = self.positions_B[:, None] + torch.arange(ahead, ahead + tokens_BT.shape[1])
+        device, num_new = self.model.device, tokens_BT.shape[1]
+        positions_BT = self._positions_B[:, None] + torch.arange(ahead, ahead + num_new, device=device)
+        extent = self._furthest + ahead + num_new
         if self.model.context_length is not None:
             # A draft may run over the end of the context. What is computed there is dropped, but must be computable.
             positions_BT = positions_BT.clamp_max(self.model.context_length - 1)
-        extent = int(positions_BT.max()) + 1
-        device = self.model.device
-        hidden_BTD = self.model.hidden_cached(tokens_BT.to(device), positions_BT.to(device), self.cache, extent)
+            extent = min(extent, self.model.context_length)
+        hidden_BTD = self.model.hidden_cached(tokens_BT.to(device), positions_BT, self.cache, extent)
         return self.vocabulary.shared_logits(self.model.logits(hidden_BTD))
 
-    def advance(self, lengths_B: Tensor, last_tokens_B: Tensor, is_alive_B: Tensor) -> None:
-        """Append `lengths_B` tokens to each row, the last of which is read next. Rows that have ended go to place 0."""
-        self.positions_B = (self.positions_B + lengths_B).where(is_alive_B, 0)
+    def advance(self, last_tokens_B: Tensor) -> None:
+        """These are the rows' last tokens now, and are read next."""
         self.last_tokens_B = last_tokens_B.to(self.model.device)
 
     def select(self, rows_B: Tensor) -> None:
         """Drop rows."""
-        self.cache.select(rows_B.to(self.model.device))
-        self.positions_B, self.last_tokens_B = (
-            self.positions_B[rows_B],
-            self.last_tokens_B[rows_B.to(self.model.device)],
-        )
+        device_rows_B = rows_B.to(self.model.device)
+        self.cache.select(device_rows_B)
+        self.starts_B, self._device_starts_B = self.starts_B[rows_B], self._device_starts_B[device_rows_B]
+        self.last_tokens_B = self.last_tokens_B[device_rows_B]

@@ -30,12 +30,19 @@ class Records:
         self.num_rollouts = num_rollouts
         self.finished_N = torch.zeros(num_rollouts, dtype=torch.bool)
         self.teacher_forwards_N = torch.zeros(num_rollouts, dtype=torch.int64)
-        self._recent: list[dict[str, Tensor]] = []
+        self._recent: list[tuple[dict[str, Tensor], dict[str, Tensor], Tensor | None]] = []
         self._moved: list[dict[str, Tensor]] = []
 
-    def write(self, rollouts_N: Tensor, places_N: Tensor, values: dict[str, Tensor]) -> None:
-        """Store what is known of N tokens: the place of each in its rollout, and named values [N, ...]."""
-        self._recent.append({"rollout": rollouts_N, "place": places_N, **values})
+    def write(
+        self, rollouts_N: Tensor, places_N: Tensor, values: dict[str, Tensor], index_N: Tensor | None = None
+    ) -> None:
+        """Store what is known of N tokens: the place of each in its rollout, and named values.
+
+        Args:
+          values: [N, ...] each, on any device; or of more tokens than are kept.
+          index_N: which of them are kept, in order; None = all.
+        """
+        self._recent.append(({"rollout": rollouts_N, "place": places_N}, values, index_N))
         if len(self._recent) == ROUNDS_PER_MOVE:
             self._move()
 
@@ -66,10 +73,18 @@ class Records:
         return rollouts
 
     def _move(self) -> None:
-        if self._recent:
-            self._moved.append({name: values.cpu() for name, values in _joined(self._recent).items()})
-            self._recent = []
+        if not self._recent:
+            return
+        owners, values, indices = zip(*self._recent, strict=True)
+        moved = {name: value.cpu() for name, value in _joined(values).items()}
+        if indices[0] is not None:
+            sizes = [len(value["tokens"]) for value in values]
+            firsts = [sum(sizes[:place]) for place in range(len(sizes))]
+            index_N = torch.cat([first + index for first, index in zip(firsts, indices, strict=True)])
+            moved = {name: value[index_N] for name, value in moved.items()}
+        self._moved.append(_joined(owners) | moved)
+        self._recent = []
 
 
-def _joined(records: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+def _joined(records: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
     return {name: torch.cat([record[name] for record in records]) for name in records[0]}

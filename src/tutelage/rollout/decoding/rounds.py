@@ -8,15 +8,17 @@ next round reads it first, so no forward is spent on a replaced token alone.
 A round that drafts nothing is lock-step decoding: one forward of each model, one draw from mu. A policy that does not
 ask the teacher is decoded that way, without a teacher.
 
-The state of each row (which rollout, how many tokens) is kept on the host, in tensors; the host waits for the device
-once per round.
+How far the rows are follows on the device from what was drawn, so a round can begin before the host has seen the last
+one. On CUDA the host reads a round's outcome while the next one is under way. So it learns one round later that an
+answer has ended, and the answer's row computes one round in vain. Rows are refilled or dropped only after the host has
+read every round. On a CPU there is nothing to wait for, and each outcome is read at once.
 
 Axis letters: B rows, L places of a round, N tokens that stand, R some of the rows, V vocabulary.
 """
 
 from __future__ import annotations
 
-import time
+from collections import deque
 from dataclasses import dataclass
 
 import torch
@@ -30,6 +32,7 @@ from tutelage.policies import Policy, Softmax, Student
 from tutelage.rollout.decoding import drafts
 from tutelage.rollout.decoding.decoder import Decoder
 from tutelage.rollout.decoding.draft_length import DraftLength
+from tutelage.rollout.decoding.late import HostCopy, Marks, rounds_late
 from tutelage.rollout.decoding.records import Records
 from tutelage.rollout.decoding.statistics import student_statistics, teacher_statistics
 from tutelage.rollout.decoding.streams import TokenStreams
@@ -67,6 +70,43 @@ def slots_of(num_prompt_tokens: int, max_new_tokens: int, num_drafted: int) -> i
     return num_prompt_tokens + max_new_tokens + num_drafted - 1
 
 
+@dataclass(frozen=True)
+class Progress:
+    """How far the rows are.
+
+    Fields:
+      produced_B: tokens that each row's answer has.
+      is_alive_B: whether the answer goes on.
+    """
+
+    produced_B: Tensor
+    is_alive_B: Tensor
+
+    def to(self, device: torch.device) -> Progress:
+        """The same on a device."""
+        return Progress(self.produced_B.to(device), self.is_alive_B.to(device))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a round has made, which the host reads later.
+
+    Fields:
+      length: L, tokens that were drafted in each row.
+      seen: what the host reads of each row: the tokens, how many of them stand, whether a stop token is among these,
+        whether that or a replacement is, and the progress after the round.
+      index: rows and places of the tokens that stand; None where the host has yet to learn which.
+      values: what is recorded of these tokens; of all B · L, row by row, where the index is None.
+      marks: the beginning, when the drafts were there, and when the verdict was.
+    """
+
+    length: int
+    seen: HostCopy
+    index: tuple[Tensor, ...] | None
+    values: dict[str, Tensor]
+    marks: Marks
+
+
 class Decoding:
     """The rows of one request, from the first prompt to the last answer.
 
@@ -99,81 +139,122 @@ class Decoding:
         self.records = Records(request.num_rollouts)
         self.num_started = 0
         self.rollouts_B = torch.zeros(num_rows, dtype=torch.int64)
-        self.produced_B = torch.zeros(num_rows, dtype=torch.int64)
-        self.is_alive_B = torch.zeros(num_rows, dtype=torch.bool)
+        self.num_late = rounds_late(self.device)
+        self.unread: deque[Outcome] = deque()
+        # After the last round that the host has read, on the host; after the last one that was begun, on the device.
+        self.known = Progress(torch.zeros(num_rows, dtype=torch.int64), torch.zeros(num_rows, dtype=torch.bool))
+        self.now = self.known.to(self.device)
 
     def run(self) -> list[Rollout]:
         """Decode everything."""
-        while self.num_started < self.request.num_rollouts or bool(self.is_alive_B.any()):
-            num_finished = len(self.is_alive_B) - int(self.is_alive_B.sum())
-            if num_finished >= max(1, SHARE_WORTH_MOVING * len(self.is_alive_B)):
-                if self.num_started < self.request.num_rollouts:
-                    self._refill()
-                else:
-                    self._drop_finished()
-            self._round()
+        while self.unread or self.num_started < self.request.num_rollouts or bool(self.known.is_alive_B.any()):
+            if len(self.unread) > self.num_late:
+                self._read_outcome()
+            elif self.unread and (self._is_worth_moving() or self._most_tokens() < 1):
+                self._read_outcome()  # all of them, for by then more answers may have ended
+            else:
+                if self._is_worth_moving():
+                    self._move_rows()
+                self._begin_round()
         return self.records.rollouts(
             self.request.prompts, self.request.num_samples, with_teacher=self.teacher is not None
         )
 
-    def _round(self) -> None:
-        """One round of all rows: up to `length` tokens each."""
-        num_rows = len(self.is_alive_B)
-        most = int((self.request.max_new_tokens - self.produced_B[self.is_alive_B]).max())
-        length = 1 if self.draft_length is None else self.draft_length.choose(num_rows, most)
-        draws_BL, keeps_BL = self.streams.take(self.produced_B.to(self.device), length)
+    def _is_worth_moving(self) -> bool:
+        num_rows, num_alive = len(self.known.is_alive_B), int(self.known.is_alive_B.sum())
+        return num_rows - num_alive >= max(1, SHARE_WORTH_MOVING * num_rows)
 
-        started = time.perf_counter()
+    def _most_tokens(self) -> int:
+        """Most tokens that any answer may still get; each round that was not read has given it one at least."""
+        left_R = self.request.max_new_tokens - self.known.produced_B[self.known.is_alive_B]
+        return int(left_R.max()) - len(self.unread) if len(left_R) else 0
+
+    def _begin_round(self) -> None:
+        """Ask the device for one round of all rows: up to `length` tokens each."""
+        num_rows, now = len(self.rollouts_B), self.now
+        length = 1 if self.draft_length is None else self.draft_length.choose(num_rows, self._most_tokens())
+        for decoder in self._decoders():
+            decoder.place(now.produced_B, now.is_alive_B, self._furthest(decoder))
+        draws_BL, keeps_BL = self.streams.take(now.produced_B, length)
+
+        is_timed = self.draft_length is not None and self.draft_length.costs.is_measured
+        marks = Marks(self.device if is_timed else None)
+        marks.add()
         student_logits_BLV, drafts_BL = self._write(length, draws_BL)
-        drafted = self._now()
+        marks.add()
         teacher_logits_BLV = None
         if self.teacher is not None:
             # The last draft is judged by what the token before it predicts; the teacher need not read it yet.
             last_B1 = self.teacher.last_tokens_B[:, None]
             tokens_BL = torch.cat([last_B1, drafts_BL[:, :-1].to(last_B1.device)], dim=1)
             teacher_logits_BLV = self.teacher.read(tokens_BL).to(self.device)
-        positions_BL = (self.produced_B[:, None] + torch.arange(length)).to(self.device)
-        behaviour = self.policy.propose(student_logits_BLV, teacher_logits_BLV, positions_BL)
+        places_L = torch.arange(length, device=self.device)
+        behaviour = self.policy.propose(student_logits_BLV, teacher_logits_BLV, now.produced_B[:, None] + places_L)
         # Bitwise the same for the student itself, and one pass over the vocabulary less.
         student = behaviour if isinstance(self.policy, Student) else Softmax(student_logits_BLV)
         replaced_BL = None
         if self.draft_length is None:
             tokens_BL = behaviour.draw(draws_BL)
-            lengths_B = torch.ones(num_rows, dtype=torch.int64)
+            lengths_B = torch.ones_like(now.produced_B)
         else:
             tokens_BL, lengths_B, replaced_BL = drafts.judge_drafts(student, behaviour, drafts_BL, keeps_BL)
-        host_tokens_BL, host_lengths_B = tokens_BL.cpu(), lengths_B.cpu()  # the one wait of the round
-        if self.draft_length is not None:
-            self.draft_length.costs.time(num_rows, length, drafted - started, time.perf_counter() - drafted)
+        marks.add()
 
-        lengths_B, is_finished_B = self._standing(host_tokens_BL, host_lengths_B)
-        stands_BL = torch.arange(length) < lengths_B[:, None]
-        if self.draft_length is not None:
-            assert replaced_BL is not None
-            # A round ends for an answer at a refusal, and at its last token.
-            is_end_B = is_finished_B | (replaced_BL.cpu() & stands_BL).any(1)
-            num_judged = int(stands_BL.sum())
-            self.draft_length.continuation.count(num_judged - int(is_end_B.sum()), num_judged)
-        rows_N, places_N = stands_BL.nonzero(as_tuple=True)
-        self._check_drawn(host_tokens_BL[rows_N, places_N], self.produced_B[rows_N] + places_N)
-        index = (rows_N.to(self.device), places_N.to(self.device))
+        lengths_B, is_finished_B = self._standing(tokens_BL, lengths_B)
+        stands_BL = places_L < lengths_B[:, None]
+        # A round ends for an answer at a refusal, and at its last token.
+        is_end_B = is_finished_B if replaced_BL is None else is_finished_B | (replaced_BL & stands_BL).any(1)
+        produced_B = now.produced_B + lengths_B
+        is_alive_B = now.is_alive_B & ~is_finished_B & (produced_B < self.request.max_new_tokens)
+        self.now = Progress(produced_B, is_alive_B)
+        seen = HostCopy(tokens_BL, lengths_B, is_finished_B, is_end_B, produced_B, is_alive_B)
+        known_index = None if self.num_late else stands_BL.nonzero(as_tuple=True)
+        index = known_index or self._all_places(num_rows, length)
+        drawn_BL = tokens_BL.clamp_min(0)  # NO_TOKEN, where nothing could be drawn, is refused when it is read
         values = {
-            "tokens": host_tokens_BL[rows_N, places_N],
-            "behaviour_logprobs": behaviour.logprobs_of(tokens_BL.clamp_min(0))[index],
+            "tokens": tokens_BL[index],
+            "behaviour_logprobs": behaviour.logprobs_of(drawn_BL)[index],
             **{name: value_BL[index] for name, value_BL in behaviour.diagnostics.items()},
             **({} if replaced_BL is None else {"replaced": replaced_BL[index]}),
             **self._statistics(
-                student.rows(index), None if teacher_logits_BLV is None else teacher_logits_BLV[index], tokens_BL[index]
+                student.rows(index), None if teacher_logits_BLV is None else teacher_logits_BLV[index], drawn_BL[index]
             ),
         }
-        self.records.write(self.rollouts_B[rows_N], self.produced_B[rows_N] + places_N, values)
-        self.records.teacher_forwards_N[self.rollouts_B[self.is_alive_B]] += 1
-        self.records.finished_N[self.rollouts_B[is_finished_B]] = True
-        self.produced_B += lengths_B
-        self.is_alive_B &= ~is_finished_B & (self.produced_B < self.request.max_new_tokens)
-        last_B1 = tokens_BL.gather(1, (lengths_B - 1).clamp_min(0).to(self.device)[:, None]).clamp_min(0)
+        self.unread.append(Outcome(length, seen, known_index, values, marks))
+        last_B1 = drawn_BL.gather(1, (lengths_B - 1).clamp_min(0)[:, None])
         for decoder in self._decoders():
-            decoder.advance(lengths_B, last_B1[:, 0], self.is_alive_B)
+            decoder.advance(last_B1[:, 0])
+
+    def _all_places(self, num_rows: int, length: int) -> tuple[Tensor, Tensor]:
+        all_N = torch.arange(num_rows * length, device=self.device)
+        return all_N // length, all_N % length
+
+    def _furthest(self, decoder: Decoder) -> int:
+        """A place that no row of a decoder is beyond: as far as is known, and all that was drafted since."""
+        known = int((decoder.starts_B + self.known.produced_B).where(self.known.is_alive_B, 0).max())
+        if not self.unread:
+            return known
+        last = int(decoder.starts_B.max()) + self.request.max_new_tokens - 1
+        return min(known + sum(outcome.length for outcome in self.unread), last)
+
+    def _read_outcome(self) -> None:
+        """Learn what the oldest unread round has made, and keep its records."""
+        outcome, known = self.unread.popleft(), self.known
+        length = outcome.length
+        tokens_BL, lengths_B, is_finished_B, is_end_B, *progress = outcome.seen.wait()
+        if self.draft_length is not None:
+            if self.draft_length.costs.is_measured:
+                self.draft_length.costs.time(len(lengths_B), length, *outcome.marks.seconds())
+            num_judged = int(lengths_B.sum())
+            self.draft_length.continuation.count(num_judged - int(is_end_B.sum()), num_judged)
+        rows_N, places_N = outcome.index or (torch.arange(length) < lengths_B[:, None]).nonzero(as_tuple=True)
+        own_places_N = known.produced_B[rows_N] + places_N
+        self._check_drawn(tokens_BL[rows_N, places_N], own_places_N)
+        kept_N = None if outcome.index is not None else rows_N * length + places_N
+        self.records.write(self.rollouts_B[rows_N], own_places_N, outcome.values, kept_N)
+        self.records.teacher_forwards_N[self.rollouts_B[known.is_alive_B]] += 1
+        self.records.finished_N[self.rollouts_B[is_finished_B]] = True
+        self.known = Progress(*progress)
 
     def _write(self, length: int, draws_BL: Tensor) -> tuple[Tensor, Tensor]:
         """The student's logits [B, L, V] at each place, and its drafts [B, L], each read to get the next one."""
@@ -191,9 +272,9 @@ class Decoding:
         is_stop_BL = tokens_BL == (self.stop_id if self.stop_id is not None else NO_TOKEN - 1)
         before_stop_B = (is_stop_BL.cumsum(1) == 0).sum(1)
         lengths_B = torch.minimum(lengths_B, before_stop_B + 1)
-        lengths_B = torch.minimum(lengths_B, self.request.max_new_tokens - self.produced_B)
-        lengths_B = lengths_B.where(self.is_alive_B, 0)
-        return lengths_B, self.is_alive_B & (lengths_B > before_stop_B)
+        lengths_B = torch.minimum(lengths_B, self.request.max_new_tokens - self.now.produced_B)
+        lengths_B = lengths_B.where(self.now.is_alive_B, 0)
+        return lengths_B, self.now.is_alive_B & (lengths_B > before_stop_B)
 
     def _statistics(self, student_NV: Tensor, teacher_logits_NV: Tensor | None, tokens_N: Tensor) -> dict[str, Tensor]:
         if not self.settings.support_size:
@@ -203,9 +284,17 @@ class Decoding:
             values |= teacher_statistics(normalise(teacher_logits_NV), tokens_N, values["support_ids"])
         return values
 
+    def _move_rows(self) -> None:
+        """Rows whose answers have ended are put to use, or dropped; every round was read before."""
+        if self.num_started < self.request.num_rollouts:
+            self._refill()
+        else:
+            self._drop_finished()
+        self.now = self.known.to(self.device)
+
     def _refill(self) -> None:
         """Finished rows take the next rollouts of the queue; samples of one prompt share its reading."""
-        rows_R = (~self.is_alive_B).nonzero()[:, 0][: self.request.num_rollouts - self.num_started]
+        rows_R = (~self.known.is_alive_B).nonzero()[:, 0][: self.request.num_rollouts - self.num_started]
         rollouts_R = torch.arange(self.num_started, self.num_started + len(rows_R))
         self.num_started += len(rows_R)
         numbers_R = rollouts_R // self.request.num_samples
@@ -221,25 +310,21 @@ class Decoding:
             torch.tensor(streams)[sources_R].to(self.device),
             (rollouts_R % self.request.num_samples).to(self.device),
         )
-        self.rollouts_B[rows_R], self.produced_B[rows_R], self.is_alive_B[rows_R] = rollouts_R, 0, True
+        self.rollouts_B[rows_R] = rollouts_R
+        self.known = Progress(
+            self.known.produced_B.index_fill(0, rows_R, 0), self.known.is_alive_B.index_fill(0, rows_R, True)
+        )
 
     def _drop_finished(self) -> None:
-        rows_B = self.is_alive_B.nonzero()[:, 0]
+        rows_B = self.known.is_alive_B.nonzero()[:, 0]
         for decoder in self._decoders():
             decoder.select(rows_B)
         self.streams.select(rows_B.to(self.device))
-        self.rollouts_B, self.produced_B = self.rollouts_B[rows_B], self.produced_B[rows_B]
-        self.is_alive_B = self.is_alive_B[rows_B]
+        self.rollouts_B = self.rollouts_B[rows_B]
+        self.known = Progress(self.known.produced_B[rows_B], self.known.is_alive_B[rows_B])
 
     def _decoders(self) -> list[Decoder]:
         return [self.student] if self.teacher is None else [self.student, self.teacher]
-
-    def _now(self) -> float:
-        """The clock, once what was asked of the device is done; only where it is read."""
-        is_timed = self.draft_length is not None and self.draft_length.costs.is_measured
-        if is_timed and self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter()
 
     def _check_drawn(self, tokens_N: Tensor, places_N: Tensor) -> None:
         is_missing_N = tokens_N == NO_TOKEN

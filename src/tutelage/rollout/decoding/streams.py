@@ -48,7 +48,7 @@ def uniforms(seed: int, step: int, prompts_B: Tensor, samples_B: Tensor, positio
         torch.full(shape, step, dtype=torch.int64, device=positions_BT.device),
     )
     signed = seed - 2**64 if seed >= 2**63 else seed  # the same 64 bits
-    key = torch.tensor(signed, device=positions_BT.device)
+    key = torch.full((), signed, dtype=torch.int64, device=positions_BT.device)
     first, second, third, fourth = philox(counter, key)
     return _uniform(first, second), _uniform(third, fourth)
 

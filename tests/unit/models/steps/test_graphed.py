@@ -153,6 +153,17 @@ def test_an_adapter_is_captured_as_it_is() -> None:
             assert_agree(student)
 
 
+def test_what_is_not_captured_says_so_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And nothing is compiled on CUDA, where that would take minutes."""
+    monkeypatch.setattr(LanguageModel, "device", torch.device("cuda"))
+    assert LanguageModel(make_model("qwen3"))._step_name == "graphed"
+    assert LanguageModel(make_model("qwen3"), compile=True)._step_name == "graphed"
+    other = LanguageModel(make_model("gemma2"), name="other")
+    with pytest.warns(UserWarning, match="decode steps of other are not captured in CUDA graphs") as said:
+        assert [other._step_name, other._step_name] == ["eager", "eager"]
+    assert len(said) == 1
+
+
 def test_a_policy_of_both_models_over_two_engines() -> None:
     """Answers of one engine lie in memory that the next one takes; nothing of them is left."""
     student, teacher = model("qwen3", 0, "cpu"), model("qwen3", 1, "cpu")
