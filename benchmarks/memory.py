@@ -100,7 +100,7 @@ def shape(name: str, model: ModelConfig, folder: Path) -> LanguageModel:
         vocab_size=151_936, hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=heads,
         num_key_value_heads=8, head_dim=128, intermediate_size=inner, tie_word_embeddings=tied, eos_token_id=151_645,
     ).save_pretrained(folder / name)  # fmt: skip
-    trainable = getattr(model, "trainable", ALL_WEIGHTS)
+    trainable = getattr(model, "what_learns", ALL_WEIGHTS)
     return meta_model_of(ModelSource(str(folder / name), model.dtype), None, trainable=trainable, needs_weights=False)
 
 

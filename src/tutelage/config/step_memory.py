@@ -26,7 +26,7 @@ from tutelage.kernels import Tiling
 from tutelage.losses import FULL_VOCABULARY
 from tutelage.models import LanguageModel, Vocabulary
 from tutelage.models.narrowed import narrowed_bytes
-from tutelage.models.steps.graphed import KEPT_SHARE
+from tutelage.models.steps.graphed import KEPT_FREE_SHARE, KEPT_SHARE
 from tutelage.rollout.decoding import MAX_DRAFT_LENGTH
 from tutelage.rollout.engines.paired import CACHE_SHARE
 from tutelage.rollout.reading import tokens_per_chunk
@@ -127,8 +127,10 @@ class StepMemory:
         """What captured decode steps work on, from one rollout to the next."""
         if not self.device.startswith("cuda"):
             return {}
-        most = len(self._decoding) * int(KEPT_SHARE * machine_bytes(self.device))
-        return {"kept caches": min(self._caches(), most)}
+        there = machine_bytes(self.device)
+        free = max(0, there - sum(self._rollout().values()))
+        most = int(min(KEPT_SHARE * there, KEPT_FREE_SHARE * free))
+        return {"kept caches": min(self._caches(), len(self._decoding) * most)}
 
     def _scoring(self) -> dict[str, int]:
         scored = self._at_once(self.config.rollout.score_tokens)

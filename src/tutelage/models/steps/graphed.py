@@ -42,7 +42,7 @@ from tutelage.models.caches import FixedCache, KVCache, Memory
 from tutelage.models.forward import Forward
 from tutelage.models.steps.base import MIN_POSITIONS, DecodeStep
 
-__all__ = ["KEPT_SHARE", "GraphedStep", "kept_bytes"]
+__all__ = ["KEPT_FREE_SHARE", "KEPT_SHARE", "GraphedStep", "kept_bytes"]
 
 # Fewer rows than this take as long on a GPU.
 MIN_ROWS = 8
@@ -50,8 +50,10 @@ MIN_ROWS = 8
 NEW_TOKENS = (1, 2, 4, 6, 8, 12, 16)
 # Slots grow by at least this many.
 MIN_SLOTS = 64
-# Share of a device's memory up to which keys and values of a model are kept from one rollout to the next.
-KEPT_SHARE = 0.1
+# Up to which share of a device's memory keys and values of a model are kept from one rollout to the next, and up to
+# which share of what is free then: an update needs memory, too. Where they are large, rollouts are long, and capturing
+# anew is a small part of them.
+KEPT_SHARE, KEPT_FREE_SHARE = 0.05, 0.25
 
 Decode = Callable[[Tensor, Tensor], Tensor]
 Done = TypeVar("Done")
@@ -195,7 +197,9 @@ def kept_bytes(device: torch.device) -> int | float:
     """How much memory may be kept from one rollout to the next for each model on this device."""
     if device.type != "cuda":
         return float("inf")
-    return int(KEPT_SHARE * torch.cuda.get_device_properties(device).total_memory)
+    free, total = torch.cuda.mem_get_info(device)
+    free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(min(KEPT_SHARE * total, KEPT_FREE_SHARE * free))
 
 
 @kept
