@@ -78,9 +78,10 @@ def check_real_vocabulary() -> None:
     stop_id = REAL_SIZE - 9
     vocabulary = Vocabulary(REAL_SIZE, stop_ids=(stop_id, 70, 3), stop_id=stop_id, padding_ids=(5, 200_000))
     here = world(vocabulary, num_tokens=4, size=REAL_SIZE)
-    before, triton_loss.MAX_BLOCK = triton_loss.MAX_BLOCK, REAL_BLOCK
+    before = triton_loss.MAX_BLOCK, triton_loss.SCANNED_ENTRIES
+    triton_loss.MAX_BLOCK, triton_loss.SCANNED_ENTRIES = REAL_BLOCK, 200_000
     assert_same(tiled_full(here, ReverseKL(), Tiling(5, 100_000)), naive_full(here, ReverseKL()), 1e-10)
-    triton_loss.MAX_BLOCK = before
+    triton_loss.MAX_BLOCK, triton_loss.SCANNED_ENTRIES = before
 
 
 def check_support() -> None:

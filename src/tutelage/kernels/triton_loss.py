@@ -37,6 +37,10 @@ from tutelage.kernels.triton_kernels import MAX_BLOCK, NUM_WARPS, _load, _on
 
 __all__ = ["TritonLogits", "TritonTileDivergence"]
 
+# Entries of a float32 tile: with the rows of the head that are read for them they should stay in an L2 cache of 50 MB,
+# from which the next kernel reads them, and there should be few, since each costs the host two launches.
+SCANNED_ENTRIES = 2**22
+
 LOWEST = tl.constexpr(LOWEST_PEAK)
 LARGEST_HALF = tl.constexpr(65504.0)
 
@@ -77,6 +81,7 @@ class TritonLogits(TiledLogits):
         num_without = 0 if without_nK is None else without_nK.shape[1]
         kept = torch.float16 if hidden_nD.itemsize == 2 else hidden_nD.dtype
         found = {"dtype": wide_dtype(hidden_nD), "device": hidden_nD.device}
+        tiles = _scanned(tiles, num_rows)
         room = torch.empty(num_rows * max(tile.stop - tile.start for tile in tiles), **found)
         state_3n, picked_nK = torch.empty(3, num_rows, **found), torch.full((num_rows, num_ids), -math.inf, **found)
         self.kept_nV = torch.empty(num_rows, self.view.size, dtype=kept, device=hidden_nD.device)
@@ -196,6 +201,17 @@ def _launch(kernel: Any, logits: TiledLogits, rows_nV: Tensor, *tensors: Tensor,
             num_warps=NUM_WARPS,
             **{"IS_DOUBLE": rows_nV.dtype == torch.float64, **constants},
         )
+
+
+def _scanned(tiles: Sequence[slice], num_rows: int) -> list[slice]:
+    """The tiles, each in as many like parts as bring it near `SCANNED_ENTRIES`."""
+    parts = []
+    for tile in tiles:
+        width = tile.stop - tile.start
+        columns = width // max(1, round(num_rows * width / SCANNED_ENTRIES))
+        columns = width if columns < 128 else -(-columns // 128) * 128
+        parts += [slice(first, min(first + columns, tile.stop)) for first in range(tile.start, tile.stop, columns)]
+    return parts
 
 
 def _block(num_columns: int) -> int:
