@@ -83,6 +83,24 @@ def test_a_resumed_run_has_the_same_multipliers_and_bytes(tmp_path: Path) -> Non
     assert one == other
 
 
+def test_what_a_student_learns_from_combined_rewards_is_resumed_to_the_same_bytes(tmp_path: Path) -> None:
+    """Multipliers decide about rewards, these about weights, and weights about the next rewards."""
+    loss = '[[loss]]\nname = "clipped_surrogate"\nadvantage = { name = "group_reward", scale = "none" }\n'
+    weights = {}
+    for name in ("whole", "resumed", "otherwise"):
+        (tmp_path / name).mkdir()
+        path = write_run_file(tmp_path / name, CONSTRAINED + loss, steps=4)
+        more = ["policy=student", "optimizer.warmup_steps=0", "rollout.samples_per_prompt=4"]
+        more += ["reward_combination.thresholds={tokens=0.9}"] if name == "otherwise" else []
+        if name == "resumed":
+            with pytest.raises(RunInterrupted):
+                train(made(path, *more), StopAt(1))
+        train(made(path, *more, resume=name == "resumed"), Observer())
+        weights[name] = (tmp_path / name / "run/checkpoints/step-000004/model.safetensors").read_bytes()
+        assert (tmp_path / name / "student/model.safetensors").read_bytes() != weights[name]
+    assert weights["whole"] == weights["resumed"] != weights["otherwise"]
+
+
 def test_a_checkpoint_from_before_there_were_rewards_is_resumed(tmp_path: Path) -> None:
     path = write_run_file(tmp_path, steps=4)
     with pytest.raises(RunInterrupted):
@@ -172,6 +190,7 @@ def test_a_reward_model_rates_a_run_that_resumes_to_the_same_bytes(tmp_path: Pat
         if name == "resumed":
             with pytest.raises(RunInterrupted):
                 train(made(path), StopAt(1))
+            path.write_text(path.read_text().replace(str(model), str(model.rename(tmp_path / "moved"))))
         train(made(path, resume=name == "resumed"), Observer())
         files[name] = metrics(tmp_path / name / "run")
     assert files["whole"] == files["resumed"] and files["whole"][0]["reward_std/reward_model"] > 0

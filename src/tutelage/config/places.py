@@ -15,7 +15,7 @@ from tutelage.errors import ConfigurationError
 from tutelage.training import RunFolder
 from tutelage.training.run_files import CONFIG
 
-__all__ = ["find_again", "is_path_of_content", "setting_of_run"]
+__all__ = ["find_again", "is_path_of_content", "setting_of_run", "without_reward_paths"]
 
 
 def find_again(table: dict[str, Any], file: Path) -> None:
@@ -53,6 +53,15 @@ def is_path_of_content(key: str) -> bool:
         "data.path",
         "data.scores",
     )
+
+
+def without_reward_paths(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings by dotted key without the places of reward models, whose content is compared too."""
+    rewards = [
+        {name: value for name, value in table.items() if name not in ("path", "revision")}
+        for table in settings.get("reward", [])
+    ]
+    return {**settings, "reward": rewards}
 
 
 def _paths_in(table: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:

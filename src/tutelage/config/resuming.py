@@ -11,7 +11,7 @@ from typing import Any
 from tutelage.config.clock import date_of_run, dated
 from tutelage.config.fingerprints import Inputs
 from tutelage.config.load import load_config, settings_of, to_toml
-from tutelage.config.places import is_path_of_content, setting_of_run
+from tutelage.config.places import is_path_of_content, setting_of_run, without_reward_paths
 from tutelage.config.schema import RunConfig
 from tutelage.errors import CheckpointError, ConfigurationError, OutputExistsError
 from tutelage.files import write_whole
@@ -129,6 +129,8 @@ def _resumable(config: RunConfig, folder: RunFolder) -> tuple[Path | None, list[
     free = ("steps", "evaluation.", "checkpoint.", "logging.", "output", *shared, *elsewhere)
     before, now = (settings_of(each) for each in (load_config(saved), config))
     knows_content = folder.read_fingerprints() is not None  # then a path may change, since content is compared
+    if knows_content:
+        before, now = without_reward_paths(before), without_reward_paths(now)
     changed = [
         f"{key} is {now.get(key)!r}, was {before.get(key)!r}"
         for key in sorted(before.keys() | now.keys())
