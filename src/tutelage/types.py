@@ -233,12 +233,16 @@ class Batch:
         label, and "reward", all of them combined.
       pairs: (preferred, rejected) places of rollouts.
       own: places of the rollouts whose gradient this process adds; None = all.
+      prompt_numbers: which row of the data each prompt is; empty where there is none.
+      num_redrawn: prompts that were answered because answers to others all had the same reward.
     """
 
     rollouts: Sequence[Rollout]
     rewards: Mapping[str, Tensor] = field(default_factory=dict)
     pairs: Sequence[tuple[int, int]] = ()
     own: Sequence[int] | None = None
+    prompt_numbers: Sequence[int] = ()
+    num_redrawn: int = 0
 
     @property
     def lengths(self) -> list[int]:
@@ -329,6 +333,7 @@ class StepResult:
       correct: right or wrong per rollout, or None without a verifier.
       phase: name of the run's phase, or None in a run without phases.
       rewards: name -> a number per rollout; empty in a run without rewards.
+      prompt_numbers: which row of the data each prompt of the step is.
     """
 
     step: int
@@ -337,3 +342,4 @@ class StepResult:
     correct: Sequence[bool] | None = field(default=None, repr=False)
     phase: str | None = None
     rewards: Mapping[str, Sequence[float]] = field(default_factory=dict, repr=False)
+    prompt_numbers: Sequence[int] = field(default=(), repr=False)

@@ -309,6 +309,16 @@ def test_a_member_may_have_settings_of_its_own(tmp_path: Path, monkeypatch: pyte
             made(path, *own, override)
 
 
+def test_epochs_are_the_same_updates_again_on_the_weights_as_they_are_by_then() -> None:
+    steps, by_hand = Steps(UPDATES["adamw"], epochs_per_batch=2), Steps(UPDATES["adamw"])
+    numbers = steps.commit(0)
+    batch = by_hand.collect(0)
+    found = [by_hand.update.commit(by_hand.update.prepare(0, RECIPE, lambda: batch)) for _ in range(2)]
+    assert are_equal(steps.weights, by_hand.weights)
+    assert numbers == {name: (found[0][name] + found[1][name]) / 2 for name in numbers}
+    assert found[0]["loss"] != found[1]["loss"]
+
+
 def test_several_updates_per_batch_are_updates_on_its_parts() -> None:
     """Prompts 0 and 2 make the first part, prompt 1 the second; the answers are those of the student before both."""
     steps, by_hand = Steps(UPDATES["adamw"], updates_per_batch=2), Steps(UPDATES["adamw"])

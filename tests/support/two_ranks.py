@@ -41,6 +41,9 @@ RUNS: dict[str, list[str]] = {
         "steps=4",
         'reward=["correct", {name="length", label="tokens", weight=-1.0}, {name="format", pattern=".*a.*"}]',
         'reward_combination={name="constrained", thresholds={tokens=0.5}, normalised=true}',
+        'loss=[{name="clipped_surrogate", normaliser="sequence_mean", ratio="sequence"}]',
+        "optimizer.epochs_per_batch=2",
+        "rollout.redraws=1",
     ],
     "served": ["rollout.engine=vllm", "rollout.prompts_per_step=1", "steps=6"],
 }

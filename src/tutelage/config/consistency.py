@@ -52,6 +52,16 @@ def check_consistency(config: RunConfig, phases: Sequence[Phase]) -> None:
     _check_student(config.student, config.runtime.autocast, LocalRuntime(config.runtime.device).device)
     if config.evaluation.sets:
         _check_judgeable(config)
+    if config.rollout.redraws and not config.reward:
+        raise ConfigurationError(
+            f"rollout.redraws is {config.rollout.redraws}, but answers have no [[reward]] that could be the same for "
+            'all answers to a prompt. Add one, such as [[reward]] name = "correct", or drop it.'
+        )
+    if config.rollout.redraws and config.rollout.samples_per_prompt < 2:
+        raise ConfigurationError(
+            f"rollout.redraws is {config.rollout.redraws}, but rollout.samples_per_prompt is 1, and one answer alone "
+            "has no spread. Raise it, or drop rollout.redraws."
+        )
     for recipe in [phase.recipe for phase in phases]:
         check_method_form(config.runtime.loss, recipe)
         if not recipe.asks_whole_teacher and config.rollout.support_size < recipe.top_k:

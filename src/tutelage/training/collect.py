@@ -7,8 +7,8 @@ target and the losses say what must be known of them.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -54,6 +54,9 @@ class RolloutSettings:
       compile: decode through `torch.compile`.
       support_size: K, the student's support on which the teacher's log-probabilities are kept.
       score_tokens: most tokens in one forward of the teacher over prompts or finished answers.
+      redraws: how many times at most the prompts of a step whose answers all have the same reward, so that they teach
+        nothing, are replaced by others, drawn at random from the data (DAPO's dynamic sampling, arXiv 2503.14476). What
+        has no spread after that stays.
     """
 
     engine: str = "paired"
@@ -66,12 +69,14 @@ class RolloutSettings:
     compile: bool = False
     support_size: int = DEFAULT_SUPPORT_SIZE
     score_tokens: int = Limits.score_tokens
+    redraws: int = 0
 
     def __post_init__(self) -> None:
         for item in fields(self):
             value = getattr(self, item.name)
-            if item.type == "int" and value < 1:
-                raise ConfigurationError(f"rollout.{item.name} is {value}; it must be at least 1.")
+            lowest = 0 if item.name == "redraws" else 1
+            if item.type == "int" and value < lowest:
+                raise ConfigurationError(f"rollout.{item.name} is {value}; it must be at least {lowest}.")
         engines = ("paired", *SAMPLERS)
         if self.engine not in engines:
             raise ConfigurationError(f"rollout.engine is {self.engine!r}; expected one of {', '.join(engines)}.")
@@ -141,40 +146,108 @@ def collect(
         have the teacher's hidden states.
     Returns:
       the global batch; its reward "correct" is 1 or 0, and missing unless the right answer to every prompt is known.
-      With a rating there is one more for each reward, under its label, and "reward", all of them combined.
+      With a rating there is one more for each reward, under its label, and "reward", all of them combined. Prompts
+      whose answers have one reward are replaced as `RolloutSettings.redraws` says.
     Raises:
       RewardError: a reward has no number for an answer.
     """
     source.engine.sync(recipe.policy, step)
-    chosen = source.order.indices(step)
-    prompts, rollout = [source.prompts[i] for i in chosen], source.rollout
-    request = Request(prompts, rollout.max_new_tokens, rollout.samples_per_prompt, source.seed, step)
-    verify = _verifier_of(source, chosen)
-    own: dict[tuple[int, int], Rollout] = {}
-    rating = source.rating
+    drawing = _Drawing(source, step, recipe, watch, map_shards)
+    numbers = source.order.indices(step)
+    groups, num_redrawn = drawing.groups(numbers), 0
+    for attempt in range(1, source.rollout.redraws + 1):
+        flat = [slot for slot, values in enumerate(drawing.rewards_of(groups)) if len(set(values)) < 2]
+        others = source.order.others(step, attempt, numbers)[: len(flat)]
+        if not others:
+            break
+        num_redrawn += len(others)
+        drawn = drawing.groups(others, first_stream=attempt * len(numbers))
+        for place, values in enumerate(drawing.rewards_of(drawn)):
+            if len(set(values)) > 1:
+                numbers[flat[place]], groups[flat[place]] = others[place], drawn[place]
+    judged = [
+        replace(each, rollout=replace(each.rollout, prompt_index=slot))
+        for slot, group in enumerate(groups)
+        for each in group
+    ]
+    rewards = drawing.entries(judged)
+    if judged and all(each.verdict is not None for each in judged):
+        rewards["correct"] = torch.tensor([float(bool(each.verdict)) for each in judged])
+    own = [place for place, each in enumerate(judged) if each.is_own]
+    return Batch([each.rollout for each in judged], rewards, own=own, prompt_numbers=numbers, num_redrawn=num_redrawn)
 
-    def answered(share: slice) -> list[tuple[Rollout, bool | None, dict[str, float]]]:
-        rollouts = answers_to_share(source.engine, recipe.policy, request, share)
-        watch.lap("rollout")
-        rollouts = _read(source, recipe, rollouts)
-        watch.lap("score")
-        verdicts = None if verify is None else verify(rollouts)
-        numbers = [chosen[made.prompt_index] for made in rollouts]
-        rated = [{}] * len(rollouts) if rating is None else rating.judge(rollouts, numbers, verdicts)
-        watch.lap("verify")
-        own.update({_key(made): made for made in rollouts})
-        bare = map(without_hidden, rollouts)
-        return list(zip(bare, [None] * len(rollouts) if verdicts is None else verdicts, rated, strict=True))
 
-    drawn = map_shards(len(prompts), answered)
-    watch.lap("rollout")  # a process that is done waits for the others' rollouts
-    rollouts = [own.get(_key(made), made) for made, _, _ in drawn]
-    rewards: dict[str, torch.Tensor] = {}
-    if rating is not None:
-        rewards |= rating.entries([rated for _, _, rated in drawn], [made.prompt_index for made in rollouts], step)
-    if verify is not None:
-        rewards["correct"] = torch.tensor([float(bool(verdict)) for _, verdict, _ in drawn])
-    return Batch(rollouts, rewards, own=[place for place, made in enumerate(rollouts) if _key(made) in own])
+@dataclass(frozen=True)
+class _Judged:
+    """An answer, and what is known of its worth. `is_own`: this process has drawn it."""
+
+    rollout: Rollout
+    verdict: bool | None
+    rated: Mapping[str, float]
+    is_own: bool = False
+
+
+@dataclass(frozen=True)
+class _Drawing:
+    """What all draws of a step have in common; see `collect`."""
+
+    source: BatchSource
+    step: int
+    recipe: Recipe
+    watch: Stopwatch
+    map_shards: MapShards[Any]
+
+    def groups(self, numbers: Sequence[int], first_stream: int = 0) -> list[list[_Judged]]:
+        """For each of some prompts, by their numbers, its answers, of all processes.
+
+        Args:
+          first_stream: of the prompts' random streams; other draws of a step have others.
+        """
+        source, watch, rollout = self.source, self.watch, self.source.rollout
+        prompts = [source.prompts[number] for number in numbers]
+        if first_stream:
+            prompts = [replace(prompt, stream=first_stream + place) for place, prompt in enumerate(prompts)]
+        request = Request(prompts, rollout.max_new_tokens, rollout.samples_per_prompt, source.seed, self.step)
+        verify = _verifier_of(source, numbers)
+        own: dict[tuple[int, int], Rollout] = {}
+
+        def answered(share: slice) -> list[_Judged]:
+            rollouts = answers_to_share(source.engine, self.recipe.policy, request, share)
+            watch.lap("rollout")
+            rollouts = _read(source, self.recipe, rollouts)
+            watch.lap("score")
+            verdicts: Sequence[bool] | None = None if verify is None else verify(rollouts)
+            rated: list[dict[str, float]] = [{}] * len(rollouts)
+            if source.rating is not None:
+                rated = source.rating.judge(rollouts, [numbers[made.prompt_index] for made in rollouts], verdicts)
+            watch.lap("verify")
+            own.update({_key(made): made for made in rollouts})
+            told = [None] * len(rollouts) if verdicts is None else verdicts
+            return [
+                _Judged(without_hidden(made), verdict, worth)
+                for made, verdict, worth in zip(rollouts, told, rated, strict=True)
+            ]
+
+        drawn = self.map_shards(len(prompts), answered)
+        watch.lap("rollout")  # a process that is done waits for the others' rollouts
+        found: list[list[_Judged]] = [[] for _ in numbers]
+        for each in drawn:
+            key = _key(each.rollout)
+            mine = replace(each, rollout=own[key], is_own=True) if key in own else each
+            found[each.rollout.prompt_index].append(mine)
+        return found
+
+    def entries(self, judged: Sequence[_Judged]) -> dict[str, torch.Tensor]:
+        """Each reward under its label, and "reward", all combined; none where answers are not rated."""
+        if self.source.rating is None:
+            return {}
+        places = [each.rollout.prompt_index for each in judged]
+        return self.source.rating.entries([each.rated for each in judged], places, self.step)
+
+    def rewards_of(self, groups: Sequence[Sequence[_Judged]]) -> list[list[float]]:
+        """The combined rewards of each group."""
+        values = iter(self.entries([each for group in groups for each in group])["reward"].tolist())
+        return [[next(values) for _ in group] for group in groups]
 
 
 def _read(source: BatchSource, recipe: Recipe, rollouts: list[Rollout]) -> list[Rollout]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -29,6 +30,12 @@ class PromptOrder:
         """Which prompts step k = 0, 1, ... uses."""
         first = step * self.prompts_per_step
         return [self._at(place) for place in range(first, first + self.prompts_per_step)]
+
+    def others(self, step: int, attempt: int, used: Sequence[int]) -> list[int]:
+        """Prompts at random that may take the place of some of a step's, none of which are in `used`."""
+        drawn = random.Random(f"{self.seed}/others/{step}/{attempt}")
+        rest = sorted(set(range(self.num_prompts)) - set(used))
+        return drawn.sample(rest, min(self.prompts_per_step, len(rest)))
 
     def _at(self, place: int) -> int:
         epoch, within = divmod(place, self.num_prompts)

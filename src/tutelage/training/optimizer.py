@@ -26,6 +26,8 @@ class OptimizerSettings:
       weight_decay, beta1, beta2, epsilon: of AdamW.
       max_grad_norm: gradients are clipped to this 2-norm.
       updates_per_batch: the batch of a step is cut by prompts into so many parts, with an update for each.
+      epochs_per_batch: how often all of these updates are made on the batch of a step: PPO's epochs. From the second
+        update on, the answers are those of an older student, which clipped surrogates allow for.
     """
 
     name: str = "adamw"
@@ -37,6 +39,7 @@ class OptimizerSettings:
     epsilon: float = 1e-8
     max_grad_norm: float = 1.0
     updates_per_batch: int = 1
+    epochs_per_batch: int = 1
 
     def __post_init__(self) -> None:
         for name in ("learning_rate", "max_grad_norm", "epsilon"):
@@ -52,8 +55,9 @@ class OptimizerSettings:
                     f"optimizer.{name} is {getattr(self, name):g}; expected at most {MAX_FACTOR:g}. "
                     "Leave it out for the default."
                 )
-        if self.updates_per_batch < 1:
-            raise ConfigurationError(f"optimizer.updates_per_batch is {self.updates_per_batch}; it must be at least 1.")
+        for name in ("updates_per_batch", "epochs_per_batch"):
+            if getattr(self, name) < 1:
+                raise ConfigurationError(f"optimizer.{name} is {getattr(self, name)}; it must be at least 1.")
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigurationError(f"optimizer.{name} is {getattr(self, name)}; expected 0 <= {name} < 1.")

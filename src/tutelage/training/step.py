@@ -45,7 +45,7 @@ def take_step(run: Run, update: Update, state: TrainerState, observer: Observer,
             rating.advance(batch, step)
         correct = [reward > 0 for reward in batch.rewards["correct"].tolist()] if "correct" in batch.rewards else None
         rewards = {} if rating is None else {name: values_B.tolist() for name, values_B in batch.rewards.items()}
-        result = StepResult(step, metrics, batch.rollouts, correct, phase.name, rewards)
+        result = StepResult(step, metrics, batch.rollouts, correct, phase.name, rewards, batch.prompt_numbers)
         state.step += 1
         state.prompts_used += run.source.order.prompts_per_step
         run.learning.reference.refresh(state.step)

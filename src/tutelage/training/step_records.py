@@ -42,6 +42,7 @@ def step_metrics(
         **of_policy,
         **rollout_metrics(batch.rollouts, kl_radius=of_policy.get("kl_radius"), rewards=rewards),
         **of_verdicts,
+        **({"redrawn_prompts": float(batch.num_redrawn)} if batch.num_redrawn else {}),
         **({} if auroc is None else {"teacher_support_auroc": auroc}),
         **seconds,
         "seconds": sum(seconds.values()),
@@ -60,9 +61,9 @@ def sample_records(
     result: StepResult, num_samples: int, source: BatchSource, decode: Callable[[Sequence[int]], str]
 ) -> list[dict[str, Any]]:
     """Lines of `samples.jsonl`: the first answers of a step."""
-    chosen, records = source.order.indices(result.step), []
+    records = []
     for place, rollout in enumerate(result.rollouts[:num_samples]):
-        number = chosen[rollout.prompt_index]
+        number = result.prompt_numbers[rollout.prompt_index]
         record: dict[str, Any] = {
             "step": result.step,
             "prompt_number": number,

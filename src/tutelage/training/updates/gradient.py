@@ -24,7 +24,7 @@ class PendingGradient(Pending):
 
     Fields:
       recipe: of the step.
-      parts: the batch, cut into one part per optimizer step.
+      parts: one part of the batch per optimizer step, all of them as often as there are epochs.
       first: what was found in the first part, whose gradient it is.
     """
 
@@ -49,8 +49,8 @@ class GradientUpdate(Update):
 
     def prepare(self, step: int, recipe: Recipe, collect: Callable[[], Batch]) -> PendingGradient:
         """Collect a batch, and leave the gradient of its first part on the weights."""
-        batch = collect()
-        parts = _parts(batch, self.context.settings_at(step).updates_per_batch)
+        batch, settings = collect(), self.context.settings_at(step)
+        parts = _parts(batch, settings.updates_per_batch) * settings.epochs_per_batch
         return PendingGradient(step, batch, recipe, parts, add_gradient(self.context, step, recipe, parts[0]))
 
     def commit(self, pending: PendingGradient) -> dict[str, float]:
