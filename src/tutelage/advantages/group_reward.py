@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tutelage.advantages.base import Advantage
-from tutelage.advantages.groups import group_means, group_sizes, group_sums, on_tokens, reward_named
+from tutelage.advantages.groups import group_deviations, group_means, group_sizes, on_tokens, reward_named
 from tutelage.errors import ConfigurationError, check_inside
 from tutelage.types import Batch, Fact
 
@@ -65,15 +65,15 @@ class GroupReward(Advantage):
         return 1 if self.baseline == "none" and self.scale != "group" else 2
 
     def __call__(self, batch: Batch, target_logprobs_N: Tensor) -> Tensor:
-        rewards_B, sizes_B = reward_named(batch, self.reward), group_sizes(batch)
-        centred_B = rewards_B - group_means(rewards_B, batch)
+        rewards_B, groups_B = reward_named(batch, self.reward), batch.prompts_B
+        centred_B = rewards_B - group_means(rewards_B, groups_B)
         if self.baseline == "leave_one_out":  # R_i less the mean of the others
+            sizes_B = group_sizes(groups_B)
             values_B = centred_B * sizes_B / (sizes_B - 1).clamp_min(1)
         else:
             values_B = centred_B if self.baseline == "group_mean" else rewards_B
         if self.scale == "group":
-            variances_B = group_sums(centred_B**2, batch) / (sizes_B - 1).clamp_min(1)
-            values_B = _divided(values_B, variances_B.sqrt() + self.epsilon)
+            values_B = _divided(values_B, group_deviations(rewards_B, groups_B) + self.epsilon)
         elif self.scale == "batch":
             deviation = rewards_B.std() if len(rewards_B) > 1 else torch.zeros(())
             values_B = _divided(values_B, (deviation + self.epsilon).expand_as(values_B))

@@ -11,7 +11,7 @@ from torch import Tensor
 from tutelage.errors import ConfigurationError
 from tutelage.types import Batch
 
-__all__ = ["group_means", "group_sizes", "group_sums", "on_tokens", "reward_named"]
+__all__ = ["group_deviations", "group_means", "group_sizes", "group_sums", "on_tokens", "reward_named"]
 
 
 def reward_named(batch: Batch, name: str) -> Tensor:
@@ -29,21 +29,30 @@ def reward_named(batch: Batch, name: str) -> Tensor:
     return batch.rewards[name].double()
 
 
-def group_sums(values_B: Tensor, batch: Batch) -> Tensor:
-    """For each answer the sum over all answers to its prompt, [B]."""
-    prompts_B = batch.prompts_B
-    totals = values_B.new_zeros(int(prompts_B.max()) + 1 if len(prompts_B) else 0)
-    return totals.index_add(0, prompts_B, values_B)[prompts_B]
+def group_sums(values_B: Tensor, groups_B: Tensor) -> Tensor:
+    """For each answer the sum over all answers of its group, [B].
+
+    Args:
+      groups_B: the same number for answers to the same prompt.
+    """
+    _, places_B = torch.unique(groups_B, return_inverse=True)
+    return values_B.new_zeros(len(groups_B)).index_add(0, places_B, values_B)[places_B]
 
 
-def group_sizes(batch: Batch) -> Tensor:
-    """For each answer the number of answers to its prompt, [B], in float64."""
-    return group_sums(torch.ones(len(batch.rollouts), dtype=torch.float64), batch)
+def group_sizes(groups_B: Tensor) -> Tensor:
+    """For each answer the number of answers of its group, [B], in float64."""
+    return group_sums(torch.ones(len(groups_B), dtype=torch.float64), groups_B)
 
 
-def group_means(values_B: Tensor, batch: Batch) -> Tensor:
-    """For each answer the mean over all answers to its prompt, [B]."""
-    return group_sums(values_B, batch) / group_sizes(batch)
+def group_means(values_B: Tensor, groups_B: Tensor) -> Tensor:
+    """For each answer the mean over its group, [B]."""
+    return group_sums(values_B, groups_B) / group_sizes(groups_B)
+
+
+def group_deviations(values_B: Tensor, groups_B: Tensor) -> Tensor:
+    """For each answer the sample deviation of its group, [B]; 0 in groups of one."""
+    squares_B = (values_B - group_means(values_B, groups_B)) ** 2
+    return (group_sums(squares_B, groups_B) / (group_sizes(groups_B) - 1).clamp_min(1)).sqrt()
 
 
 def on_tokens(values_B: Tensor, batch: Batch) -> Tensor:

@@ -65,7 +65,7 @@ class TeacherLogRatio(Advantage):
             advantages_N = advantages_N - _mean_of_others(batch, advantages_N)
         if self.answers != "all":
             is_right_B = (reward_named(batch, self.reward) > 0).double()
-            left_out_B = is_right_B if self.answers == "wrong" else group_sums(is_right_B, batch)
+            left_out_B = is_right_B if self.answers == "wrong" else group_sums(is_right_B, batch.prompts_B)
             advantages_N = advantages_N.masked_fill(on_tokens(left_out_B, batch) > 0, 0)
         return advantages_N.to(target_logprobs_N.dtype)
 
@@ -74,11 +74,11 @@ def _mean_of_others(batch: Batch, advantages_N: Tensor) -> Tensor:
     """Mean advantage per token over the other answers to the same prompt, [N]."""
     lengths_B = torch.tensor(batch.lengths).double()
     sums_B = torch.stack([part.sum() for part in torch.split(advantages_N, batch.lengths)])
-    other_lengths_B = group_sums(lengths_B, batch) - lengths_B
+    other_lengths_B = group_sums(lengths_B, batch.prompts_B) - lengths_B
     if bool((other_lengths_B == 0).any()):
         raise ConfigurationError(
             "the advantage compares a prompt's answers with one another, but a prompt has one answer only. Set "
             "rollout.samples_per_prompt to at least 2, or use a baseline that needs none, such as "
             "divergence.baseline = 'expected'."
         )
-    return on_tokens((group_sums(sums_B, batch) - sums_B) / other_lengths_B, batch)
+    return on_tokens((group_sums(sums_B, batch.prompts_B) - sums_B) / other_lengths_B, batch)

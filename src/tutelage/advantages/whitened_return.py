@@ -68,7 +68,7 @@ class WhitenedReturn(Advantage):
     def __call__(self, batch: Batch, target_logprobs_N: Tensor) -> Tensor:
         rewards_B = reward_named(batch, self.reward)
         if self.baseline == "group_mean":
-            rewards_B = rewards_B - group_means(rewards_B, batch)
+            rewards_B = rewards_B - group_means(rewards_B, batch.prompts_B)
         rewards_N = torch.zeros(batch.num_tokens, dtype=torch.float64)
         if self.kl_coefficient:
             drift_N = batch.joined("student.logprobs_T") - batch.joined("reference.logprobs_T")

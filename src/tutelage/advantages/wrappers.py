@@ -131,7 +131,7 @@ class Focal(Wrapper):
 
     def __call__(self, batch: Batch, target_logprobs_N: Tensor) -> Tensor:
         solved_B = (reward_named(batch, self.reward) - self.wrong) / (self.right - self.wrong)
-        left_B = 1 - group_means(solved_B, batch).clamp(0, 1)
+        left_B = 1 - group_means(solved_B, batch.prompts_B).clamp(0, 1)
         factors_N = on_tokens(left_B ** plain_number(self.gamma, "advantage.gamma"), batch)
         values_N = self.of(batch, target_logprobs_N)
         return factors_N.to(values_N) * values_N

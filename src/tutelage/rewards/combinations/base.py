@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
-import torch
 from torch import Tensor
 
+from tutelage.advantages.groups import group_deviations, group_means
 from tutelage.errors import ConfigurationError
 from tutelage.schedules import at_step
 
@@ -98,10 +98,4 @@ class Combination(ABC):
 
 def normalised_in_groups(rewards_B: Tensor, groups_B: Tensor) -> Tensor:
     """(r - mean of its group) / (deviation of its group + 1e-4), with the sample deviation; 0 in groups of one."""
-    _, places_B = torch.unique(groups_B, return_inverse=True)
-    counts_P = torch.bincount(places_B).to(rewards_B)
-    means_P = torch.zeros_like(counts_P).index_add(0, places_B, rewards_B) / counts_P
-    centred_B = rewards_B - means_P[places_B]
-    squares_P = torch.zeros_like(counts_P).index_add(0, places_B, centred_B**2)
-    deviations_P = (squares_P / (counts_P - 1).clamp(min=1)).sqrt()
-    return centred_B / (deviations_P[places_B] + EPSILON)
+    return (rewards_B - group_means(rewards_B, groups_B)) / (group_deviations(rewards_B, groups_B) + EPSILON)
