@@ -23,6 +23,17 @@ METHODS = {
     "TIP": ["divergence=reverse_kl", "weighting=tip", "weighting.share=0.2"],
     "EOPD": ["policy=student", "divergence=entropy_aware"],
     "SinKD": ["divergence=sinkhorn", "divergence.group_tokens=4", "weighting=position_decay"],
+    "GRPO under a blend": [
+        'reward=[{name = "length"}]',
+        'loss=[{name = "clipped_surrogate", advantage = {name = "focal", gamma = 0.5}}, '
+        '{name = "sampled_kl", to = "target"}]',
+    ],
+    "REINFORCE++ with a reference": [
+        'reward=[{name = "length"}]',
+        "policy=student",
+        'loss=[{name = "policy_gradient", advantage = {name = "whitened_return", kl_coefficient = 0.1}}, '
+        '{name = "sampled_kl"}, {name = "gated_imitation", coefficient = 0.1}]',
+    ],
     "GKD": ["policy=student", "divergence=jsd", "divergence.support=union_top_k", "divergence.top_k=4"],
 }
 
