@@ -43,6 +43,7 @@ def rollout_metrics(
             f"Got {len(rewards)} rewards for {len(rollouts)} rollouts; expected one each. Pass them in rollout order."
         )
     student, teacher = per_token(rollouts, "student.logprobs_T"), per_token(rollouts, "teacher.logprobs_T")
+    reference = per_token(rollouts, "reference.logprobs_T")
     student_entropy, teacher_entropy = (
         per_token(rollouts, "student.entropy_T"),
         per_token(rollouts, "teacher.entropy_T"),
@@ -57,7 +58,8 @@ def rollout_metrics(
         "behaviour_logprob": behaviour,
         "student_logprob": student,
         "teacher_logprob": teacher,
-        "reference_logprob": per_token(rollouts, "reference.logprobs_T"),
+        "reference_logprob": reference,
+        "sampled_reference_kl": None if student is None or reference is None else student - reference,
         "sampled_reverse_kl": None if student is None or teacher is None else student - teacher,
         "student_entropy": student_entropy,
         "teacher_entropy": teacher_entropy,

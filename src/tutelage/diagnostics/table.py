@@ -9,6 +9,9 @@ __all__ = ["METRICS", "POSITIONS", "Metric"]
 POSITIONS = (0, 4, 16, 64, 256, 1024, 4096)
 """First places of the stretches by which a metric by position is averaged; each ends where the next begins."""
 
+SOLVED = {"unsolved": "no answer", "hard": "up to half", "easy": "more than half, not all", "solved": "every answer"}
+TRAIN_PASS_AT = (1, 2, 4, 8, 16, 32, 64)
+
 
 class Metric(NamedTuple):
     """Unit and one-line definition of a metric."""
@@ -23,6 +26,7 @@ METRICS: dict[str, Metric] = {
     "teacher_logprob": Metric("nats/token", "mean log q of the sampled tokens under the teacher"),
     "reference_logprob": Metric("nats/token", "mean log-probability of the sampled tokens under a target's reference"),
     "sampled_reverse_kl": Metric("nats/token", "mean log p - log q of the sampled tokens (k1 estimate of KL(p || q))"),
+    "sampled_reference_kl": Metric("nats/token", "mean log p - log reference of the sampled tokens (k1 estimate)"),
     "student_entropy": Metric("nats", "mean entropy of p on the visited prefixes, whole vocabulary"),
     "teacher_entropy": Metric("nats", "mean entropy of q on the visited prefixes, whole vocabulary"),
     "entropy_gap": Metric("nats", "mean absolute difference of the two entropies"),
@@ -47,6 +51,27 @@ METRICS: dict[str, Metric] = {
     "teacher_support_auroc": Metric("share", "AUROC of mean log q - log p as a score for correct rollouts"),
     "vllm_logprob_mismatch": Metric("nats/token", "mean |log mu of vLLM - log mu as we read it| of the sampled tokens"),
     "vllm_logprob_mismatch_max": Metric("nats", "the largest of these differences in the step"),
+    # Of groups, the answers to one prompt; see `training.group_metrics`.
+    "zero_spread_share": Metric("share", "prompts of several answers whose rewards are all equal"),
+    **{f"group_share_{name}": Metric("share", f"prompts of which {what} is right") for name, what in SOLVED.items()},
+    **{
+        f"train_pass_at_{k}": Metric("share", f"unbiased pass@{k} of the step's answers, mean over prompts")
+        for k in TRAIN_PASS_AT
+    },
+    # Of token losses, at the weights of the update; see `losses.TokenLoss.statistics`.
+    **{
+        f"advantage_{name}": Metric("advantage", f"mean |A| of the tokens of prompts of which {what} is right")
+        for name, what in SOLVED.items()
+    },
+    "ratio_min": Metric("ratio", "smallest ratio of a token in a clipped loss"),
+    "ratio_max": Metric("ratio", "largest ratio of a token in a clipped loss"),
+    "sequence_ratio_min": Metric("ratio", "smallest exp of an answer's mean log p now - log p at the rollout"),
+    "sequence_ratio_max": Metric("ratio", "largest exp of an answer's mean log p now - log p at the rollout"),
+    "clip_share_high": Metric("share", "tokens with A > 0 and a ratio above its upper bound"),
+    "clip_share_low": Metric("share", "tokens with A < 0 and a ratio below its lower bound"),
+    "clip_share_dual": Metric("share", "tokens with A < 0 and a ratio above dual_clip"),
+    "correction_cut_share": Metric("share", "tokens whose weight p / mu was cut"),
+    "correction_effective_share": Metric("share", "effective sample size of these weights over their number"),
     "memory_gib": Metric("GiB", "most memory that torch held on the GPU during the step"),
     # From here on: every `logging.diagnostics_every` steps, see `diagnostics.details`.
     **{

@@ -134,7 +134,7 @@ class TokenFacts:
       student_events, target_events: [n, E] log-probabilities through the term's window; None if it has no window.
       reference_logprobs: [n] of the third model at the rollout; None unless the term needs `Fact.reference`.
       answer_log_ratios: [n] mean over the token's whole answer of log p now - log p at the rollout; None unless the
-        term `asks_answer_ratio`.
+        term `asks_answer_ratio`, or its statistics are asked.
     """
 
     student_logprobs: Tensor
@@ -200,6 +200,21 @@ class TokenLoss(Loss):
           weights_N: of the weighting.
         """
         return normaliser_factors(self.normaliser, self.normaliser_tokens, batch, weights_N)
+
+    def statistics(self, logprobs_n: Tensor, facts: TokenFacts) -> dict[str, Tensor]:
+        """Numbers per token for the metrics, [n] each; they cost no forward, and nothing is learned from them.
+
+        A name that ends in _min or _max is reported as the smallest or largest of the step, any other as the mean.
+
+        Args:
+          logprobs_n: log p under the student that is updated, without a gradient.
+          facts: with `answer_log_ratios`, without events.
+        """
+        return {}
+
+    def batch_statistics(self, batch: Batch) -> dict[str, float]:
+        """Numbers for the metrics that the whole batch decides, before the first forward."""
+        return {}
 
     @abstractmethod
     def on_tokens(self, logprobs_n: Tensor, facts: TokenFacts) -> Tensor:

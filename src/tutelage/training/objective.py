@@ -10,7 +10,7 @@ depend on how the batch is cut up, nor on how many processes share it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -32,8 +32,10 @@ from tutelage.training.forms import (
     sampled_logprobs,
     tiled,
 )
+from tutelage.training.group_metrics import advantages_by_difficulty
 from tutelage.training.recipe import Recipe
 from tutelage.training.target_models import TargetModels
+from tutelage.training.token_statistics import TokenStatistics, combined
 from tutelage.types import Batch, Fact, Rollout
 
 __all__ = ["MICRO_BATCH_TOKENS", "BatchLoss", "Objective"]
@@ -51,12 +53,14 @@ class BatchLoss:
       logprob_mismatch: mean |log p at the update - log p at the rollout| of the sampled tokens; rounding only, as long
         as rollout and update see the same weights and the same distribution.
       weight_mean: mean weight of the response tokens; 1 if they all count the same.
+      statistics: what the token losses report of the global batch, see `TokenLoss.statistics`.
     """
 
     loss: float
     num_tokens: int
     logprob_mismatch: float
     weight_mean: float = 1.0
+    statistics: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,7 @@ class Objective:
         batch: Batch,
         all_sum: Callable[[float], float] = lambda value: value,
         run: Callable[[Sequence[Callable[[], Tensor]]], None] | None = None,
+        gather: Callable[[list[Any]], list[Any]] = lambda items: items,
     ) -> BatchLoss:
         """Add the gradient of the batch's loss to the student's parameters.
 
@@ -97,6 +102,7 @@ class Objective:
           batch: the global one; `batch.own` is this process's part of it.
           all_sum: sums a number over the processes that share the batch.
           run: adds the gradients of losses, each the forward of one micro-batch; None = as a student here, whole.
+          gather: lists of all processes, joined.
         Raises:
           EmptyBatchError: there is no response token.
         """
@@ -105,17 +111,17 @@ class Objective:
             raise EmptyBatchError(
                 "the batch has no response token, so a mean loss does not exist. Check max_new_tokens and the prompts."
             )
-        total, mismatch = 0.0, 0.0
-        plan = {name: torch.split(values_N, batch.lengths) for name, values_N in self._plan(batch).items()}
+        total, mismatch, statistics = 0.0, 0.0, TokenStatistics()
+        of_batch = self._plan(batch)
+        plan = {name: torch.split(values_N, batch.lengths) for name, values_N in of_batch.items()}
         total_weight = sum(float(weights.double().sum()) for weights in plan["weights"])
         denominator = total_weight or 1.0  # where every weight is 0 there is nothing to learn, and no mean
 
         def loss_of(places: Sequence[int]) -> Tensor:
             nonlocal total, mismatch
             rollouts = [batch.rollouts[i] for i in places]
-            values_N, logprobs_N = self._per_token(
-                rollouts, {name: torch.cat([parts[i] for i in places]) for name, parts in plan.items()}
-            )
+            planned = {name: torch.cat([parts[i] for i in places]) for name, parts in plan.items()}
+            values_N, logprobs_N = self._per_token(rollouts, planned, statistics)
             weights_N = torch.cat([plan["weights"][i] for i in places]).to(values_N)
             # A value with weight 0 must not count when it is infinite, either.
             loss = (weights_N * values_N.masked_fill(weights_N == 0, 0)).sum() / denominator
@@ -128,7 +134,11 @@ class Objective:
 
         run = run or Learner(self.models.student).backward
         run([partial(loss_of, places) for places in self._micro_batches(batch)])
-        return BatchLoss(all_sum(total), num_tokens, all_sum(mismatch), total_weight / num_tokens)
+        # Which losses there are is the same for all processes, so all of them gather or none does.
+        has_token_losses = any(isinstance(loss, TokenLoss) for loss in self._token_terms)
+        of_tokens = statistics.result(gather) if has_token_losses else {}
+        found = {**of_tokens, **self._batch_statistics(batch, of_batch)}
+        return BatchLoss(all_sum(total), num_tokens, all_sum(mismatch), total_weight / num_tokens, found)
 
     @property
     def _losses(self) -> tuple[Loss, ...]:
@@ -175,6 +185,16 @@ class Objective:
                 plan[f"factors.{place}"] = factors_N.to(student_N.dtype)
         return plan
 
+    def _batch_statistics(self, batch: Batch, plan: Mapping[str, Tensor]) -> dict[str, float]:
+        """What the token losses report that the plan of the whole batch decides."""
+        found = []
+        for place, loss in enumerate(self._token_terms):
+            if isinstance(loss, TokenLoss):
+                found.append(loss.batch_statistics(batch))
+                if loss.advantage is not None and loss.advantage.rewards:
+                    found.append(advantages_by_difficulty(batch, plan[f"advantages.{place}"]))
+        return combined(found)
+
     def _uniforms(self, batch: Batch) -> Tensor:
         """Two random numbers per token, keyed by where it is and by nothing else, for weighting and losses: [2, N]."""
         prompts_B = torch.tensor([rollout.prompt_index for rollout in batch.rollouts])
@@ -195,10 +215,12 @@ class Objective:
         batches = batches_by_tokens(sequences, self.micro_batch_tokens)
         return [[place for i in each for place in units[i]] for each in batches]
 
-    def _per_token(self, rollouts: Sequence[Rollout], planned: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def _per_token(
+        self, rollouts: Sequence[Rollout], planned: Mapping[str, Tensor], statistics: TokenStatistics
+    ) -> tuple[Tensor, Tensor]:
         """Values of the distribution and token losses, with a graph to the student's parameters, and log p: [N] each.
 
-        Log p has a graph where whole answers are compared.
+        Log p has a graph where whole answers are compared. What token losses report is added to `statistics`.
         """
         student, vocabulary = self.models.student, self.models.vocabulary
         hidden_ND = response_hidden(student, [(r.prompt_tokens, r.response_tokens) for r in rollouts])
@@ -216,8 +238,14 @@ class Objective:
         form = self._form(terms, target_models, is_one_chunk=is_one_chunk)
         if form == "chunked":
             compares_answers = bool(self._pair_losses)
-            return chunked(micro_batch, terms, target_models, chunk_tokens, learns_from_answers=compares_answers)
-        return tiled(micro_batch, terms, target_models, keeps=form == "tiled")
+            found = chunked(micro_batch, terms, target_models, chunk_tokens, learns_from_answers=compares_answers)
+        else:
+            found = tiled(micro_batch, terms, target_models, keeps=form == "tiled")
+        if terms.learns_from_tokens:
+            now_N = found[1].detach()
+            known["answer_log_ratios"] = _means(now_N - known["student_logprobs"], [len(r) for r in rollouts])
+            statistics.add(terms.statistics(now_N))
+        return found
 
     def _form(self, terms: TokenTerms, target_models: TargetModels, *, is_one_chunk: bool) -> str:
         """Which form of the loss these rollouts get: "chunked", "tiled" or "recomputed"."""

@@ -10,6 +10,7 @@ from typing import Any
 from tutelage.diagnostics import rollout_metrics, teacher_support_auroc
 from tutelage.policies import Policy
 from tutelage.training.collect import BatchSource
+from tutelage.training.group_metrics import group_metrics
 from tutelage.training.token_log import token_log
 from tutelage.types import Batch, StepResult
 
@@ -43,6 +44,7 @@ def step_metrics(
         **rollout_metrics(batch.rollouts, kl_radius=of_policy.get("kl_radius"), rewards=rewards),
         **of_verdicts,
         **({"redrawn_prompts": float(batch.num_redrawn)} if batch.num_redrawn else {}),
+        **group_metrics(batch),
         **({} if auroc is None else {"teacher_support_auroc": auroc}),
         **seconds,
         "seconds": sum(seconds.values()),

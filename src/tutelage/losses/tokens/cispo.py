@@ -10,7 +10,7 @@ from torch import Tensor
 from tutelage.advantages import GROUP_REWARD, Advantage
 from tutelage.errors import check_inside
 from tutelage.losses.base import TokenFacts
-from tutelage.losses.tokens.clipped_surrogate import log_ratio
+from tutelage.losses.tokens.clipped_surrogate import log_ratio, ratio_statistics
 from tutelage.losses.tokens.corrected import CorrectedTokenLoss
 from tutelage.losses.tokens.windowed import score_term
 from tutelage.types import Fact
@@ -51,3 +51,9 @@ class CISPO(CorrectedTokenLoss):
         ratios_n = log_ratio(logprobs_n, facts.student_logprobs).detach().exp()
         advantages_n = ratios_n.clamp(self.ratio_floor, self.ratio_cap) * facts.advantages
         return score_term(logprobs_n, advantages_n) - advantages_n
+
+    def statistics(self, logprobs_n: Tensor, facts: TokenFacts) -> dict[str, Tensor]:
+        """Which tokens count less or more than w, whatever the sign of their advantage."""
+        ratios_n = log_ratio(logprobs_n, facts.student_logprobs).exp()
+        clipped = {"clip_share_high": ratios_n > self.ratio_cap, "clip_share_low": ratios_n < self.ratio_floor}
+        return {**clipped, **ratio_statistics(ratios_n, facts)}

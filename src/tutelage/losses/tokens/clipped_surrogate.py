@@ -17,7 +17,7 @@ from tutelage.losses.base import TokenFacts
 from tutelage.losses.tokens.corrected import CorrectedTokenLoss
 from tutelage.types import Fact
 
-__all__ = ["AnchoredSurrogate", "ClippedSurrogate", "log_ratio"]
+__all__ = ["AnchoredSurrogate", "ClippedSurrogate", "log_ratio", "ratio_statistics"]
 
 MAX_LOG_RATIO = 20.0  # nats; beyond it exp would leave float32, and every clip is active anyway (verl has the same)
 
@@ -27,6 +27,18 @@ def log_ratio(logprobs_n: Tensor, anchor_n: Tensor) -> Tensor:
     is_defined_n = logprobs_n.isfinite() & anchor_n.isfinite()
     difference_n = torch.where(is_defined_n, logprobs_n, 0) - torch.where(is_defined_n, anchor_n, 0)
     return difference_n.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+
+
+def ratio_statistics(ratios_n: Tensor, facts: TokenFacts) -> dict[str, Tensor]:
+    """Of a term with a ratio: w itself, and exp(mean of D over the answer)."""
+    assert facts.answer_log_ratios is not None
+    of_answers_n = facts.answer_log_ratios.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
+    return {
+        "ratio_min": ratios_n,
+        "ratio_max": ratios_n,
+        "sequence_ratio_min": of_answers_n,
+        "sequence_ratio_max": of_answers_n,
+    }
 
 
 @dataclass(frozen=True)
@@ -84,6 +96,20 @@ class ClippedSurrogate(CorrectedTokenLoss):
         if self.dual_clip == math.inf:
             return values_n
         return torch.where(advantages_n < 0, values_n.minimum(-self.dual_clip * advantages_n), values_n)
+
+    def statistics(self, logprobs_n: Tensor, facts: TokenFacts) -> dict[str, Tensor]:
+        """Which tokens have no gradient, since w has gone as far as it may in the direction of the advantage."""
+        advantages_n, ratios_n = facts.advantages, self.log_ratios(logprobs_n, facts).exp()
+        return {
+            "clip_share_high": (advantages_n > 0) & (ratios_n > 1 + self.epsilon_high),
+            "clip_share_low": (advantages_n < 0) & (ratios_n < 1 - self.epsilon_low),
+            **(
+                {}
+                if self.dual_clip == math.inf
+                else {"clip_share_dual": (advantages_n < 0) & (ratios_n > self.dual_clip)}
+            ),
+            **ratio_statistics(ratios_n, facts),
+        }
 
 
 @dataclass(frozen=True)

@@ -72,6 +72,22 @@ class CorrectedTokenLoss(TokenLoss):
         weights_N = correction_weights(batch, self.correction, self.correction_cap, self.correction_floor)
         return weights_N if factors_N is None else weights_N * factors_N
 
+    def batch_statistics(self, batch: Batch) -> dict[str, float]:
+        """How many weights were cut, and the effective sample size (Σ w)² / (N Σ w²) of what was left, over tokens.
+
+        The size is 1 where all weights are equal, 1 / N where one token has them all, and 0 where there are none.
+        """
+        if self.correction == "none":
+            return {}
+        ratios_N = correction_weights(batch, self.correction, math.inf)
+        weights_N = correction_weights(batch, self.correction, self.correction_cap, self.correction_floor)
+        square = float((weights_N**2).sum())
+        size = float(weights_N.sum()) ** 2 / (len(weights_N) * square) if square else 0.0
+        return {
+            "correction_cut_share": float((weights_N != ratios_N).double().mean()),
+            "correction_effective_share": size,
+        }
+
 
 def correction_weights(batch: Batch, correction: str, cap: float, floor: float = 0.0) -> Tensor:
     """The weight of each token, [N], in float64; see `CorrectedTokenLoss`."""

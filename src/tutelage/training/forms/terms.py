@@ -6,7 +6,7 @@ Axis letters: N response tokens of the micro-batch, n of a chunk or block, E eve
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -118,6 +118,17 @@ class TokenTerms:
         ]
         return _sum(values)
 
+    def statistics(self, logprobs_N: Tensor) -> list[tuple[str, Tensor]]:
+        """What the token losses report of all tokens, [N] each; the answers' ratios must be known."""
+        found: list[tuple[str, Tensor]] = []
+        for place, loss in enumerate(self.losses):
+            if isinstance(loss, TokenLoss):
+                facts = replace(
+                    self._facts(place, loss, {}, slice(None)), answer_log_ratios=self.known["answer_log_ratios"]
+                )
+                found += loss.statistics(logprobs_N, facts).items()
+        return found
+
     def _of_tokens(
         self,
         place: int,
@@ -126,13 +137,24 @@ class TokenTerms:
         logprobs_n: Tensor,
         span: slice,
     ) -> Tensor:
-        student, target = (None, None) if loss.window is None else seen[loss.window]
+        values_n = loss.factor * loss.on_tokens(logprobs_n, self._facts(place, loss, seen, span))
+        if f"factors.{place}" not in self.known:
+            return values_n
+        factors_n = self.known[f"factors.{place}"][span]
+        # What does not count must not count when it is infinite, either.
+        return factors_n.to(values_n) * values_n.masked_fill(factors_n == 0, 0)
+
+    def _facts(
+        self, place: int, loss: TokenLoss, seen: Mapping[Support, tuple[Tensor, Tensor]], span: slice
+    ) -> TokenFacts:
+        """What a loss is told of some tokens; events only of windows that were seen."""
+        student, target = (None, None) if loss.window is None else seen.get(loss.window, (None, None))
         sampled = self.known["student_logprobs"][span]
 
         def known(name: str) -> Tensor:
             return self.known[name][span] if name in self.known else torch.full_like(sampled, torch.nan)
 
-        facts = TokenFacts(
+        return TokenFacts(
             student_logprobs=sampled,
             behaviour_logprobs=known("behaviour_logprobs"),
             target_logprobs=known("target_logprobs"),
@@ -144,12 +166,6 @@ class TokenTerms:
             student_events=student,
             target_events=target,
         )
-        values_n = loss.factor * loss.on_tokens(logprobs_n, facts)
-        if f"factors.{place}" not in self.known:
-            return values_n
-        factors_n = known(f"factors.{place}")
-        # What does not count must not count when it is infinite, either.
-        return factors_n.to(values_n) * values_n.masked_fill(factors_n == 0, 0)
 
 
 def _sum(values: Sequence[Tensor]) -> Tensor:

@@ -12,6 +12,7 @@ from tutelage.errors import CheckpointError, NonFiniteError
 from tutelage.models.finite import tensors_in
 from tutelage.training.objective import BatchLoss, Objective
 from tutelage.training.recipe import Recipe
+from tutelage.training.token_statistics import combined
 from tutelage.training.updates.base import Pending, Update, UpdateContext
 from tutelage.types import Batch
 
@@ -54,7 +55,7 @@ class GradientUpdate(Update):
         return PendingGradient(step, batch, recipe, parts, add_gradient(self.context, step, recipe, parts[0]))
 
     def commit(self, pending: PendingGradient) -> dict[str, float]:
-        """Take all optimizer steps; the numbers are means over them."""
+        """Take all optimizer steps; the numbers are means over them, or extremes."""
         context, settings = self.context, self.context.settings_at(pending.step)
         learning_rate = settings.rate_at(pending.step)
         for group in self.optimizer.param_groups:
@@ -72,6 +73,7 @@ class GradientUpdate(Update):
             "learning_rate": learning_rate,
             **({} if math.isnan(mismatch) else {"logprob_mismatch": mismatch}),
             "weight_mean": fmean(loss.weight_mean for loss in losses),
+            **combined([loss.statistics for loss in losses]),
         }
 
     def abandon(self) -> None:
@@ -113,7 +115,8 @@ def add_gradient(context: UpdateContext, step: int, recipe: Recipe, batch: Batch
         seed=context.seed,
         step=step,
     )
-    found = objective.backward(batch, context.runtime.all_sum, context.learner.backward)
+    runtime = context.runtime
+    found = objective.backward(batch, runtime.all_sum, context.learner.backward, runtime.gather)
     if not math.isfinite(found.loss):
         raise NonFiniteError(f"the loss is {found.loss}")
     return found

@@ -1,0 +1,83 @@
+"""What the rewards of a step say about its groups, the answers to one prompt: is there something to learn, and where?
+
+Axis letters: B answers, N tokens of all answers laid end to end, P groups.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from tutelage.advantages.groups import group_means, group_sizes, on_tokens
+from tutelage.evaluation import pass_at_k
+from tutelage.types import Batch
+
+__all__ = ["DIFFICULTIES", "advantages_by_difficulty", "group_metrics", "zero_spread_share"]
+
+DIFFICULTIES = ("unsolved", "hard", "easy", "solved")
+"""Groups by the share of their answers that are right: 0, up to 1/2, above 1/2, 1."""
+MAX_TRIES = 64  # largest k of pass@k
+
+
+def group_metrics(batch: Batch) -> dict[str, float]:
+    """Metrics of groups of two or more answers, see `diagnostics.METRICS`; a group of one is left out.
+
+    Pass@k is that of the policy which drew the answers, at powers of two up to the size of the smallest group.
+    """
+    metrics = {}
+    if "reward" in batch.rewards and (share := zero_spread_share(batch, batch.rewards["reward"])) is not None:
+        metrics["zero_spread_share"] = share
+    places = _firsts_of_groups(batch)
+    if "correct" not in batch.rewards or not places:
+        return metrics
+    solved_B, sizes_B = group_means(_is_right(batch), batch), group_sizes(batch)
+    bins_P = _difficulties(solved_B[places])
+    for place, name in enumerate(DIFFICULTIES):
+        metrics[f"group_share_{name}"] = float((bins_P == place).double().mean())
+    sizes_P = sizes_B[places].round().long().numpy()
+    num_right_P = (solved_B * sizes_B)[places].round().long().numpy()
+    tries = [2**power for power in range(int(sizes_P.min()).bit_length())]
+    for k in (k for k in tries if k <= MAX_TRIES):
+        metrics[f"train_pass_at_{k}"] = float(pass_at_k(sizes_P, num_right_P, k).mean())
+    return metrics
+
+
+def zero_spread_share(batch: Batch, rewards_B: Tensor) -> float | None:
+    """Share of the groups whose rewards are all equal; None where no prompt has two answers."""
+    numbers_B = torch.unique(batch.prompts_B, return_inverse=True)[1]
+    firsts = _firsts_of_groups(batch)
+    if not firsts:
+        return None
+    empty_P = rewards_B.new_zeros(int(numbers_B.max()) + 1)
+    low_P, high_P = (
+        empty_P.scatter_reduce(0, numbers_B, rewards_B, reduce=extreme, include_self=False)
+        for extreme in ("amin", "amax")
+    )
+    return float((low_P == high_P)[numbers_B[firsts]].double().mean())
+
+
+def advantages_by_difficulty(batch: Batch, advantages_N: Tensor) -> dict[str, float]:
+    """Mean |A| over the tokens of groups of each difficulty; what has no token, or no verdict, is left out."""
+    if "correct" not in batch.rewards:
+        return {}
+    bins_N = on_tokens(_difficulties(group_means(_is_right(batch), batch)), batch)
+    found = {name: advantages_N[bins_N == place].abs() for place, name in enumerate(DIFFICULTIES)}
+    return {f"advantage_{name}": float(values.double().mean()) for name, values in found.items() if len(values)}
+
+
+def _is_right(batch: Batch) -> Tensor:
+    return (batch.rewards["correct"] > 0).double()
+
+
+def _difficulties(solved: Tensor) -> Tensor:
+    """Which of `DIFFICULTIES` a share of right answers is."""
+    return (solved > 0).long() + (solved > 0.5).long() + (solved >= 1).long()
+
+
+def _firsts_of_groups(batch: Batch) -> Sequence[int]:
+    """The place of one answer of each group of two or more."""
+    first = {prompt: place for place, prompt in reversed(list(enumerate(batch.prompts_B.tolist())))}
+    sizes = group_sizes(batch).tolist()
+    return sorted(place for place in first.values() if sizes[place] > 1)
