@@ -32,7 +32,7 @@ def group_metrics(batch: Batch) -> dict[str, float]:
     places = _firsts_of_groups(batch)
     if "correct" not in batch.rewards or not places:
         return metrics
-    solved_B, sizes_B = group_means(_is_right(batch), batch), group_sizes(batch)
+    solved_B, sizes_B = group_means(_is_right(batch), batch.prompts_B), group_sizes(batch.prompts_B)
     bins_P = _difficulties(solved_B[places])
     for place, name in enumerate(DIFFICULTIES):
         metrics[f"group_share_{name}"] = float((bins_P == place).double().mean())
@@ -62,7 +62,7 @@ def advantages_by_difficulty(batch: Batch, advantages_N: Tensor) -> dict[str, fl
     """Mean |A| over the tokens of groups of each difficulty; what has no token, or no verdict, is left out."""
     if "correct" not in batch.rewards:
         return {}
-    bins_N = on_tokens(_difficulties(group_means(_is_right(batch), batch)), batch)
+    bins_N = on_tokens(_difficulties(group_means(_is_right(batch), batch.prompts_B)), batch)
     found = {name: advantages_N[bins_N == place].abs() for place, name in enumerate(DIFFICULTIES)}
     return {f"advantage_{name}": float(values.double().mean()) for name, values in found.items() if len(values)}
 
@@ -79,5 +79,5 @@ def _difficulties(solved: Tensor) -> Tensor:
 def _firsts_of_groups(batch: Batch) -> Sequence[int]:
     """The place of one answer of each group of two or more."""
     first = {prompt: place for place, prompt in reversed(list(enumerate(batch.prompts_B.tolist())))}
-    sizes = group_sizes(batch).tolist()
+    sizes = group_sizes(batch.prompts_B).tolist()
     return sorted(place for place in first.values() if sizes[place] > 1)
