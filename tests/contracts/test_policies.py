@@ -6,15 +6,18 @@ import dataclasses
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.support.quick_run import metrics_of
 from tests.support.tiny_run import write_run_file
-from tutelage.distributions import arithmetic_blend, normalise
+from tutelage.distributions import arithmetic_blend, normalise, sample
 from tutelage.errors import ConfigurationError
+from tutelage.kernels import reference
 from tutelage.policies import (
     POLICIES,
     Behaviour,
@@ -23,12 +26,14 @@ from tutelage.policies import (
     Mixture,
     Offline,
     Policy,
+    Softmax,
     Student,
     Teacher,
     TeacherPrefix,
     Temperature,
     TrustRegion,
 )
+from tutelage.rollout.decoding.drafts import judge_drafts
 from tutelage.schedules import Constant, Cosine, Linear
 
 INF = math.inf
@@ -199,6 +204,64 @@ def test_impossible_tokens_stay_impossible(policy: Policy) -> None:
     if isinstance(policy, KEEPS_TEACHER_ZEROS):
         share = behaviour.diagnostics.get("blend", torch.zeros(2, 4))
         assert impossible[(teacher == -INF) & (share > 0).unsqueeze(-1)].all()
+
+
+@every_member
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_rows_that_are_never_whole_say_and_draw_the_same(
+    policy: Policy, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Few numbers per row, a row at a time, against whole rows: probabilities, draws, verdicts and diagnostics."""
+    student, teacher = (logits.to(dtype) for logits in rows(holes=0.2))
+    generator = torch.Generator().manual_seed(1)
+    uniforms, keeps = torch.rand(2, *student.shape[:-1], generator=generator, dtype=torch.float64)
+    drafts = sample(student, uniforms)
+    places = torch.tensor([[0, 1, 2, 3], [3, 2, 1, 0]])
+    found = []
+    for entries in (2**18, 1):
+        monkeypatch.setattr(reference, "PIECE_ENTRIES_CPU", entries)
+        behaviour = policy.propose(student, teacher, places)
+        drawn = behaviour.draw(uniforms)
+        verdict = judge_drafts(Softmax(student), policy.propose(student, teacher, places), drafts, keeps)
+        index = (torch.tensor([1, 0, 1]), torch.tensor([0, 3, 2]))
+        values = [behaviour.logprobs_of(drawn), behaviour.logprobs_of(drafts), behaviour.rows(index)]
+        found.append((drawn, verdict, values, behaviour.diagnostics))
+    (drawn, verdict, values, diagnostics), (drawn_apart, verdict_apart, values_apart, diagnostics_apart) = found
+    assert torch.equal(drawn, drawn_apart)
+    assert all(map(torch.equal, verdict, verdict_apart))
+    for one, other in zip(values, values_apart, strict=True):
+        assert one.dtype == other.dtype
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-5)
+    assert diagnostics.keys() == diagnostics_apart.keys()
+    for name, value in diagnostics.items():
+        assert value.dtype == diagnostics_apart[name].dtype
+        torch.testing.assert_close(value, diagnostics_apart[name], rtol=1e-5, atol=1e-6)
+
+
+@every_member
+def test_judging_makes_no_tensor_of_all_rows(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But of the student's log-probabilities, which are recorded anyway."""
+    student, teacher = (torch.randn(4, 8, 500, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    monkeypatch.setattr(reference, "PIECE_ENTRIES_CPU", 500)
+    p = Softmax(student)
+    drafts = sample(p.logprobs_BV, torch.rand(4, 8, generator=torch.Generator().manual_seed(2)).double())
+    behaviour = policy.propose(student, teacher, torch.arange(8).expand(4, 8))
+    with LargestTensor() as largest:
+        verdict = judge_drafts(p, behaviour, drafts, torch.full((4, 8), 0.99).double())
+    assert largest.num_entries <= (student.numel() if isinstance(behaviour, Softmax) else 500)
+    assert verdict.replaced_BL.any() or policy.at(0) == Student()
+
+
+class LargestTensor(TorchDispatchMode):
+    """Entries of the largest tensor that was computed, views of older ones apart."""
+
+    num_entries = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        if isinstance(made, Tensor) and made._base is None and not func.is_view:
+            self.num_entries = max(self.num_entries, made.numel())
+        return made
 
 
 @every_member

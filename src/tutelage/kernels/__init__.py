@@ -1,22 +1,27 @@
 """How are the wide rows of logits read as few times as possible? Solve, blend and draw without a [B, V] temporary.
 
-`blend_point` finds where a trust region ends in two or three reads of the logits, `draw_blend` and `draw_residual` draw
-from there. On CUDA, with Triton installed, they run as kernels, one program per row, and `judge_trust_region` does all
-of it at once; anywhere else in plain torch, piece by piece. Both draw the same tokens.
+`blend_point` finds where a trust region ends in two or three reads of the logits, and `draw_blend` draws from there.
+`read_composition` reads what the other policies need, a `Composition` of student and teacher, and `draw_composed` draws
+a token with it. On CUDA, with Triton installed, all run as kernels, one program per row, and `judge_trust_region` and
+`judge_composed` also judge a draft and replace it; anywhere else in plain torch, piece by piece. Both draw the same
+tokens.
 
 `tiled_full_loss` and `tiled_support_loss` take a loss and its gradient straight from hidden states and heads, in tiles
 of tokens and vocabulary.
 """
 
+from tutelage.kernels.composition import ComposedRows, Composition, CompositionSums
 from tutelage.kernels.noise import philox
+from tutelage.kernels.reference import fits_a_piece, row_groups
 from tutelage.kernels.sampler import (
     blend_point,
     draw,
     draw_blend,
-    draw_residual,
+    draw_composed,
     has_kernels,
+    judge_composed,
     judge_trust_region,
-    sample_trust_region,
+    read_composition,
 )
 from tutelage.kernels.solve import BlendPoint, Judged
 from tutelage.kernels.tile_divergence import FullDivergence, entry_bytes
@@ -25,6 +30,9 @@ from tutelage.kernels.tiles import Head, Tiling, VocabularyView, softcapped
 
 __all__ = [
     "BlendPoint",
+    "ComposedRows",
+    "Composition",
+    "CompositionSums",
     "Events",
     "FullDivergence",
     "Head",
@@ -36,12 +44,15 @@ __all__ = [
     "blend_point",
     "draw",
     "draw_blend",
-    "draw_residual",
+    "draw_composed",
     "entry_bytes",
+    "fits_a_piece",
     "has_kernels",
+    "judge_composed",
     "judge_trust_region",
     "philox",
-    "sample_trust_region",
+    "read_composition",
+    "row_groups",
     "softcapped",
     "tiled_full_loss",
     "tiled_support_loss",

@@ -9,14 +9,16 @@ Axis letters: B rows, V vocabulary, N entries of a piece. p is the student, q th
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from tutelage.distributions import geometric_blend, normalise, residual_logprobs, sample, wide_dtype, widest_dtype
+from tutelage.distributions import geometric_blend, normalise, sample, wide_dtype, widest_dtype
+from tutelage.kernels.composition import Composition, CompositionSums
 from tutelage.kernels.solve import BlendPoint, Ends, solve, whole_and_price
 
-__all__ = ["blend_point", "draw", "draw_blend", "draw_residual"]
+__all__ = ["blend_point", "draw", "draw_blend", "fits_a_piece", "read_composition", "row_groups"]
 
 # Entries that are worked on at a time. On a CPU fewer would sit closer to the core, but the calls would cost more than
 # that saves (measured from 2^14 to 2^18); elsewhere enough to keep the device busy.
@@ -42,35 +44,29 @@ def draw_blend(student_logits_BV: Tensor, teacher_logits_BV: Tensor, point: Blen
     """One token per row from mu; see `tutelage.kernels.draw_blend`."""
     return torch.cat(
         [
-            sample(_blended(student_logits_BV, teacher_logits_BV, point, rows)[1], uniforms_B[rows])
-            for rows in _row_groups(student_logits_BV)
+            sample(
+                geometric_blend(
+                    normalise(student_logits_BV[rows]), normalise(teacher_logits_BV[rows]), point.blend_B[rows]
+                ),
+                uniforms_B[rows],
+            )
+            for rows in _groups_of(student_logits_BV)
         ]
     )
 
 
-def draw_residual(
-    student_logits_BV: Tensor, teacher_logits_BV: Tensor, point: BlendPoint, uniforms_B: Tensor
-) -> Tensor:
-    """One token per row from (mu - p)+ normalised; see `tutelage.kernels.draw_residual`."""
-    return torch.cat(
-        [
-            sample(residual_logprobs(*_blended(student_logits_BV, teacher_logits_BV, point, rows)), uniforms_B[rows])
-            for rows in _row_groups(student_logits_BV)
-        ]
-    )
+def read_composition(composition: Composition, student_logits_BV: Tensor, teacher_logits_BV: Tensor) -> CompositionSums:
+    """The numbers of each row; see `tutelage.kernels.read_composition`."""
+    parts = [
+        composition.of_rows(rows).sums(student_BV, teacher_BV, composition.of_rows(rows).rows(student_BV, teacher_BV))
+        for rows, student_BV, teacher_BV in _groups_of_two(student_logits_BV, teacher_logits_BV)
+    ]
+    return CompositionSums(*(torch.cat(fields) for fields in zip(*parts, strict=True)))
 
 
 def draw(log_weights_BV: Tensor, uniforms_B: Tensor) -> Tensor:
     """One token per row from weights; see `tutelage.kernels.draw`."""
     return sample(log_weights_BV, uniforms_B)
-
-
-def _blended(
-    student_logits_BV: Tensor, teacher_logits_BV: Tensor, point: BlendPoint, rows: slice
-) -> tuple[Tensor, Tensor]:
-    """log p and log mu of some rows."""
-    student_BV, teacher_BV = normalise(student_logits_BV[rows]), normalise(teacher_logits_BV[rows])
-    return student_BV, geometric_blend(student_BV, teacher_BV, point.blend_B[rows])
 
 
 class _TorchReader:
@@ -83,18 +79,18 @@ class _TorchReader:
 
     def ends(self) -> Ends:
         """Both ends of the path."""
-        parts = [self._ends_of(rows) for rows in _row_groups(self.student_BV)]
+        parts = [self._ends_of(rows) for rows in _groups_of(self.student_BV)]
         return Ends(*(torch.cat(fields, -1) for fields in zip(*parts, strict=True)))
 
     def tilts(self, ends: Ends, blend_B: Tensor, is_open_B: Tensor) -> Tensor:
         """L, L', L'' and spent of the open rows; zeros for the others."""
         known_3B = torch.stack([blend_B, ends.mean_2B[0], ends.log_mass_2B[0]])
         if bool(is_open_B.all()):
-            groups = _row_groups(self.student_BV)
+            groups = _groups_of(self.student_BV)
             return torch.cat([self._tilts_of(rows, known_3B[:, rows]) for rows in groups], 1)
         tilts_4B = known_3B.new_zeros(4, len(is_open_B))
         open_rows = is_open_B.nonzero().squeeze(1)
-        for group in _row_groups(self.student_BV, len(open_rows)):
+        for group in row_groups(len(open_rows), self.student_BV.shape[1], self.student_BV.device):
             rows = open_rows[group]
             tilts_4B[:, rows] = self._tilts_of(rows, known_3B[:, rows])
         return tilts_4B
@@ -216,17 +212,33 @@ def _peak(values_BN: Tensor) -> Tensor:
     return values_BN.amax(1, keepdim=True).clamp_min_(LOWEST_PEAK)
 
 
-def _entries(tensor: Tensor) -> int:
-    return PIECE_ENTRIES_CPU if tensor.device.type == "cpu" else PIECE_ENTRIES_ELSEWHERE
+def _entries(device: torch.device) -> int:
+    return PIECE_ENTRIES_CPU if device.type == "cpu" else PIECE_ENTRIES_ELSEWHERE
 
 
-def _row_groups(logits_BV: Tensor, num_rows: int | None = None) -> list[slice]:
-    """Consecutive rows (all of them, or the first so many) that fill a piece; one empty group for no rows."""
-    num_rows = len(logits_BV) if num_rows is None else num_rows
-    size = max(1, _entries(logits_BV) // logits_BV.shape[1])
+def fits_a_piece(logits: Tensor) -> bool:
+    """All rows together are no more than what is worked on at a time."""
+    return logits.numel() <= _entries(logits.device)
+
+
+def row_groups(num_rows: int, vocabulary_size: int, device: torch.device) -> list[slice]:
+    """Consecutive rows that fill a piece; one empty group for no rows."""
+    size = max(1, _entries(device) // vocabulary_size)
     return [slice(first, first + size) for first in range(0, max(num_rows, 1), size)]
+
+
+def _groups_of(logits_BV: Tensor) -> list[slice]:
+    return row_groups(len(logits_BV), logits_BV.shape[1], logits_BV.device)
+
+
+def _groups_of_two(student_BV: Tensor, teacher_BV: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Groups of rows of both; one tensor that stands for both stays one."""
+    for rows in _groups_of(student_BV):
+        student = student_BV[rows]
+        yield rows, student, student if teacher_BV is student_BV else teacher_BV[rows]
 
 
 def _pieces(logits_BV: Tensor) -> list[slice]:
     """Consecutive stretches of the vocabulary."""
-    return [slice(first, first + _entries(logits_BV)) for first in range(0, logits_BV.shape[1], _entries(logits_BV))]
+    entries = _entries(logits_BV.device)
+    return [slice(first, first + entries) for first in range(0, logits_BV.shape[1], entries)]

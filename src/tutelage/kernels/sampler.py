@@ -11,19 +11,21 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from tutelage.distributions import gather_logprobs, wide_dtype, widest_dtype
+from tutelage.distributions import widest_dtype
 from tutelage.errors import ConfigurationError, VocabularyMismatchError
 from tutelage.kernels import reference
+from tutelage.kernels.composition import Composition, CompositionSums
 from tutelage.kernels.solve import BlendPoint, Judged
 
 __all__ = [
     "blend_point",
     "draw",
     "draw_blend",
-    "draw_residual",
+    "draw_composed",
     "has_kernels",
+    "judge_composed",
     "judge_trust_region",
-    "sample_trust_region",
+    "read_composition",
 ]
 
 
@@ -70,23 +72,15 @@ def draw_blend(student_logits_BV: Tensor, teacher_logits_BV: Tensor, point: Blen
     Returns:
       tokens_B: int64, never a token of probability 0. Rows without mass, or with a NaN, give NO_TOKEN.
     """
-    return _drawn("draw_blend", student_logits_BV, teacher_logits_BV, point, uniforms_B)
-
-
-@torch.no_grad()
-def draw_residual(
-    student_logits_BV: Tensor, teacher_logits_BV: Tensor, point: BlendPoint, uniforms_B: Tensor
-) -> Tensor:
-    """One token per row from (mu - p)+ normalised: what replaces a refused draft token (speculative decoding).
-
-    Drawn as in `draw_blend`.
-
-    Args:
-      student_logits_BV, teacher_logits_BV, point, uniforms_B: as for `draw_blend`.
-    Returns:
-      tokens_B: int64, only tokens with mu > p. Rows where there is none (mu = p), and broken rows, give NO_TOKEN.
-    """
-    return _drawn("draw_residual", student_logits_BV, teacher_logits_BV, point, uniforms_B)
+    _check_same_shape(student_logits_BV, teacher_logits_BV)
+    *leading, vocabulary_size = student_logits_BV.shape
+    tokens_B: Tensor = _backend(student_logits_BV).draw_blend(
+        student_logits_BV.reshape(-1, vocabulary_size),
+        teacher_logits_BV.reshape(-1, vocabulary_size),
+        BlendPoint(*(field.reshape(-1) for field in point)),
+        uniforms_B.to(student_logits_BV.device).reshape(-1),
+    )
+    return tokens_B.reshape(leading)
 
 
 @torch.no_grad()
@@ -134,41 +128,57 @@ def judge_trust_region(
 
 
 @torch.no_grad()
-def sample_trust_region(
-    student_logits_BV: Tensor, teacher_logits_BV: Tensor, kl_radius: Tensor | float, uniforms_B: Tensor
-) -> tuple[Tensor, Tensor, BlendPoint]:
-    """Solve and draw: one token per row from the distribution closest to the teacher within a radius of the student.
+def read_composition(composition: Composition, student_logits_BV: Tensor, teacher_logits_BV: Tensor) -> CompositionSums:
+    """The numbers of each row from which the probabilities under mu follow.
 
     Args:
-      student_logits_BV, teacher_logits_BV, kl_radius: as for `blend_point`.
-      uniforms_B: as for `draw_blend`.
+      composition: what mu is made of.
+      student_logits_BV, teacher_logits_BV: as for `blend_point`. One tensor may stand for both.
     Returns:
-      tokens_B: as from `draw_blend`.
-      behaviour_logprobs_B: log mu of them, in float32 or wider; NaN where there is NO_TOKEN.
-      point: as from `blend_point`.
+      CompositionSums of shape [B].
     """
-    point = blend_point(student_logits_BV, teacher_logits_BV, kl_radius)
-    tokens_B = draw_blend(student_logits_BV, teacher_logits_BV, point, uniforms_B)
-    student_B, teacher_B = (
-        gather_logprobs(logits, tokens_B.clamp_min(0)) for logits in (student_logits_BV, teacher_logits_BV)
-    )
-    logprobs_B = point.logprobs(student_B, teacher_B).masked_fill(tokens_B < 0, float("nan"))
-    return tokens_B, logprobs_B.to(wide_dtype(student_logits_BV, teacher_logits_BV)), point
+    leading, composition, student_BV, teacher_BV = _flat(composition, student_logits_BV, teacher_logits_BV)
+    sums = _backend(student_BV).read_composition(composition, student_BV, teacher_BV)
+    return CompositionSums(*(field.reshape(leading) for field in sums))
 
 
-def _drawn(
-    function: str, student_logits_BV: Tensor, teacher_logits_BV: Tensor, point: BlendPoint, uniforms_B: Tensor
-) -> Tensor:
-    _check_same_shape(student_logits_BV, teacher_logits_BV)
-    *leading, vocabulary_size = student_logits_BV.shape
-    draw = getattr(_backend(student_logits_BV), function)
-    tokens_B: Tensor = draw(
-        student_logits_BV.reshape(-1, vocabulary_size),
-        teacher_logits_BV.reshape(-1, vocabulary_size),
-        BlendPoint(*(field.reshape(-1) for field in point)),
-        uniforms_B.to(student_logits_BV.device).reshape(-1),
+@torch.no_grad()
+def draw_composed(
+    composition: Composition, student_logits_BV: Tensor, teacher_logits_BV: Tensor, uniforms_B: Tensor
+) -> tuple[CompositionSums, Tensor]:
+    """Those numbers, and one token per row from mu, drawn as by `distributions.sample`.
+
+    Args:
+      composition, student_logits_BV, teacher_logits_BV: as for `read_composition`, on a device that `has_kernels`.
+      uniforms_B: float64 in [0, 1), the row's own randomness.
+    """
+    assert has_kernels(student_logits_BV.device)
+    leading, composition, student_BV, teacher_BV = _flat(composition, student_logits_BV, teacher_logits_BV)
+    sums, tokens_B = _backend(student_BV).draw_composed(
+        composition, student_BV, teacher_BV, uniforms_B.to(student_BV.device).reshape(-1)
     )
-    return tokens_B.reshape(leading)
+    return CompositionSums(*(field.reshape(leading) for field in sums)), tokens_B.reshape(leading)
+
+
+@torch.no_grad()
+def judge_composed(
+    composition: Composition, student_logits_BV: Tensor, teacher_logits_BV: Tensor, drafts_B: Tensor, keeps_B: Tensor
+) -> tuple[CompositionSums, Judged]:
+    """Those numbers, whether one draft per row stays, and what replaces it, in one program per row.
+
+    Args:
+      composition, student_logits_BV, teacher_logits_BV: as for `read_composition`, on a device that `has_kernels`.
+      drafts_B, keeps_B: as for `judge_trust_region`, whose rule it follows.
+    """
+    assert has_kernels(student_logits_BV.device)
+    leading, composition, student_BV, teacher_BV = _flat(composition, student_logits_BV, teacher_logits_BV)
+    sums, judged = _backend(student_BV).judge_composed(
+        composition, student_BV, teacher_BV, drafts_B.reshape(-1), keeps_B.reshape(-1)
+    )
+    return (
+        CompositionSums(*(field.reshape(leading) for field in sums)),
+        Judged(*(each.reshape(leading) for each in judged)),
+    )
 
 
 def has_kernels(device: torch.device) -> bool:
@@ -183,6 +193,18 @@ def _backend(logits: Tensor) -> ModuleType:
 
         return triton_kernels
     return reference
+
+
+def _flat(
+    composition: Composition, student_logits_BV: Tensor, teacher_logits_BV: Tensor
+) -> tuple[list[int], Composition, Tensor, Tensor]:
+    """The leading axes' sizes, and all of it with one leading axis; one tensor that stands for both stays one."""
+    _check_same_shape(student_logits_BV, teacher_logits_BV)
+    *leading, vocabulary_size = student_logits_BV.shape
+    student_BV = student_logits_BV.reshape(-1, vocabulary_size)
+    is_one = teacher_logits_BV is student_logits_BV
+    teacher_BV = student_BV if is_one else teacher_logits_BV.reshape(-1, vocabulary_size)
+    return leading, composition.flat(), student_BV, teacher_BV
 
 
 def _radius_of_rows(kl_radius: Tensor | float, logits_BV: Tensor) -> Tensor:

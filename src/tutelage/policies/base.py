@@ -41,6 +41,11 @@ class Behaviour:
     def logprobs_BV(self) -> Tensor:
         return self._logprobs_BV
 
+    @property
+    def vocabulary_size(self) -> int:
+        """V."""
+        return self.logprobs_BV.shape[-1]
+
     def logprobs_of(self, tokens_B: Tensor) -> Tensor:
         """log mu of one given token per row, [B]."""
         return gather_logprobs(self.logprobs_BV, tokens_B)
@@ -64,6 +69,10 @@ class Softmax(Behaviour):
     def __init__(self, logits_BV: Tensor) -> None:
         self.logits_BV = logits_BV
         self.diagnostics = {}
+
+    @property
+    def vocabulary_size(self) -> int:
+        return self.logits_BV.shape[-1]
 
     @cached_property
     def logprobs_BV(self) -> Tensor:

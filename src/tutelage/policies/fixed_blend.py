@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from tutelage.distributions import geometric_blend, kl_divergence, normalise
+from tutelage.kernels import Composition
 from tutelage.policies.base import Behaviour, Policy, check_share, check_teacher, plain_number
+from tutelage.policies.composed import Composed
 from tutelage.policies.student import Student
 from tutelage.schedules import Schedule, as_schedule
 
@@ -38,12 +39,6 @@ class FixedBlend(Policy):
 
     def __call__(self, student_logits_BV: Tensor, teacher_logits_BV: Tensor | None) -> Behaviour:
         blend = plain_number(self.blend, "policy.blend")
-        student_BV = normalise(student_logits_BV)
         if not self.needs_teacher:
-            return Behaviour(student_BV)
-        logprobs_BV = geometric_blend(student_BV, normalise(check_teacher(teacher_logits_BV, self)), blend)
-        kl_to_student_B = kl_divergence(logprobs_BV, student_BV)
-        return Behaviour(
-            logprobs_BV,
-            {"blend": kl_to_student_B.new_full(kl_to_student_B.shape, blend), "kl_to_student": kl_to_student_B},
-        )
+            return Student()(student_logits_BV)
+        return Composed(Composition(blend=blend), student_logits_BV, check_teacher(teacher_logits_BV, self))

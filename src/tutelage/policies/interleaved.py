@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
-from tutelage.distributions import kl_divergence, normalise, temper
 from tutelage.errors import ConfigurationError
+from tutelage.kernels import Composition
 from tutelage.policies.base import Behaviour, Policy, check_not_negative, check_teacher, plain_number
+from tutelage.policies.composed import Composed
 from tutelage.schedules import Schedule, as_schedule, at_step
 
 __all__ = ["Interleaved"]
@@ -54,15 +54,6 @@ class Interleaved(Policy):
 
     def __call__(self, student_logits_BV: Tensor, teacher_logits_BV: Tensor | None) -> Behaviour:
         temperature = plain_number(self.teacher_temperature, "policy.teacher_temperature")
-        student_BV = normalise(student_logits_BV)
-        teacher_BV = normalise(check_teacher(teacher_logits_BV, self))
         top_k = math.floor(plain_number(self.top_k, "policy.top_k"))
-        top = teacher_BV.topk(min(top_k, teacher_BV.shape[-1]), dim=-1)
-        # Where fewer than K tokens are possible, the rest of the top-K has no mass under the teacher.
-        is_accepted_BV = torch.zeros_like(teacher_BV, dtype=torch.bool).scatter(-1, top.indices, top.values > -math.inf)
-        kept_BV = student_BV.masked_fill(~is_accepted_BV, -math.inf)
-        log_replaced_B = student_BV.masked_fill(is_accepted_BV, -math.inf).logsumexp(-1)
-        replacements_BV = temper(teacher_BV, temperature) + log_replaced_B.unsqueeze(-1)
-        logprobs_BV = torch.logaddexp(kept_BV, replacements_BV)
-        kl_to_student_B = kl_divergence(logprobs_BV, student_BV)
-        return Behaviour(logprobs_BV, {"blend": log_replaced_B.exp(), "kl_to_student": kl_to_student_B})
+        composition = Composition(temperature=temperature, top_k=top_k)
+        return Composed(composition, student_logits_BV, check_teacher(teacher_logits_BV, self))

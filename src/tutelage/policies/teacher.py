@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from tutelage.distributions import kl_divergence, normalise
+from tutelage.kernels import Composition
 from tutelage.policies.base import Behaviour, Policy, check_teacher
+from tutelage.policies.composed import Composed
 
 __all__ = ["Teacher"]
 
@@ -22,6 +22,4 @@ class Teacher(Policy):
         return True
 
     def __call__(self, student_logits_BV: Tensor, teacher_logits_BV: Tensor | None) -> Behaviour:
-        logprobs_BV = normalise(check_teacher(teacher_logits_BV, self))
-        kl_to_student_B = kl_divergence(logprobs_BV, normalise(student_logits_BV))
-        return Behaviour(logprobs_BV, {"blend": torch.ones_like(kl_to_student_B), "kl_to_student": kl_to_student_B})
+        return Composed(Composition(), student_logits_BV, check_teacher(teacher_logits_BV, self))

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tutelage.policies.base import Behaviour, Policy, check_not_negative, plain_number
+from tutelage.kernels import Composition
+from tutelage.policies.base import Behaviour, Policy, check_not_negative, check_teacher, plain_number
+from tutelage.policies.composed import Composed
 from tutelage.policies.student import Student
-from tutelage.policies.teacher import Teacher
 from tutelage.schedules import Schedule, as_schedule, resolve
 
 __all__ = ["TeacherPrefix"]
@@ -48,14 +49,9 @@ class TeacherPrefix(Policy):
         self, student_logits_BV: Tensor, teacher_logits_BV: Tensor | None, positions_B: Tensor | None = None
     ) -> Behaviour:
         """The distribution at places of an answer; without them, at its first token."""
-        student_BV = Student()(student_logits_BV).logprobs_BV
         if not self.needs_teacher:
-            return Behaviour(student_BV)
-        teacher = Teacher()(student_logits_BV, teacher_logits_BV)
-        first_B = torch.zeros(student_BV.shape[:-1], device=student_BV.device)
+            return Student()(student_logits_BV)
+        first_B = torch.zeros(student_logits_BV.shape[:-1], device=student_logits_BV.device)
         num_tokens = math.floor(plain_number(self.num_tokens, "policy.num_tokens"))
         is_prefix_B = (first_B if positions_B is None else positions_B) < num_tokens
-        logprobs_BV = torch.where(is_prefix_B[..., None], teacher.logprobs_BV, student_BV)
-        return Behaviour(
-            logprobs_BV, {name: value.where(is_prefix_B, 0) for name, value in teacher.diagnostics.items()}
-        )
+        return Composed(Composition(blend=is_prefix_B), student_logits_BV, check_teacher(teacher_logits_BV, self))

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from tutelage.distributions import kl_divergence, normalise, temper
+from tutelage.kernels import Composition
 from tutelage.policies.base import Behaviour, Policy, check_not_negative, plain_number
+from tutelage.policies.composed import Composed
 from tutelage.policies.student import Student
 from tutelage.schedules import Schedule
 
@@ -41,6 +42,4 @@ class Temperature(Policy):
 
     def __call__(self, student_logits_BV: Tensor, teacher_logits_BV: Tensor | None = None) -> Behaviour:
         temperature = plain_number(self.temperature, "policy.temperature")
-        student_BV = normalise(student_logits_BV)
-        logprobs_BV = temper(student_BV, temperature)
-        return Behaviour(logprobs_BV, {"kl_to_student": kl_divergence(logprobs_BV, student_BV)})
+        return Composed(Composition(temperature=temperature), student_logits_BV, student_logits_BV)

@@ -17,12 +17,15 @@ REPOSITORY = Path(__file__).parents[3]
     importlib.util.find_spec("triton") is None,
     reason="Triton is not installed; `pip install triton` lets its interpreter run the kernels without a GPU",
 )
-@pytest.mark.parametrize("program", ["kernel_agreement", "loss_agreement"])
+@pytest.mark.parametrize(
+    "program",
+    ["kernel_agreement trust_regions", "kernel_agreement compositions", "kernel_agreement laws", "loss_agreement"],
+)
 def test_kernels_agree_with_the_reference_in_the_interpreter(program: str) -> None:
     """In a process of its own: the interpreter has to be chosen before Triton is imported."""
     paths = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "src"), *sys.path])
     finished = subprocess.run(
-        [sys.executable, "-m", f"tests.support.{program}"],
+        [sys.executable, "-m", *f"tests.support.{program}".split()],
         cwd=REPOSITORY,
         env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": paths},
         capture_output=True,

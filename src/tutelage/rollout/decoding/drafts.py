@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from tutelage.distributions import NO_TOKEN, residual_logprobs
-from tutelage.kernels import draw
+from tutelage.kernels import draw, row_groups
 from tutelage.policies import Behaviour
 
 __all__ = ["Verdict", "judge_drafts"]
@@ -73,12 +73,17 @@ def judge_drafts(student: Behaviour, behaviour: Behaviour, drafts_BL: Tensor, ke
         rows_R = rows_R[num_kept_B < length]
     is_refused_R, places_R = num_kept_B[rows_R] < length, num_kept_B[rows_R].clamp_max(length - 1)
 
-    residual_RV = residual_logprobs(student.rows((rows_R, places_R)), behaviour.rows((rows_R, places_R)))
     keep_probs_R = keep_probs_BL[rows_R, places_R]
-    drawn_R = draw(residual_RV, (keeps_BL[rows_R, places_R] - keep_probs_R) / (1 - keep_probs_R))
-    # Two equal distributions may differ in their last bit, and leave nothing to draw from: then the draft was right.
-    is_rounding_R = (drawn_R == NO_TOKEN) & (residual_RV.amax(-1) == -torch.inf)
-    drawn_R = torch.where(is_refused_R & ~is_rounding_R, drawn_R, drafts_BL[rows_R, places_R])
+    uniforms_R = (keeps_BL[rows_R, places_R] - keep_probs_R) / (1 - keep_probs_R)
+    drawn, is_rounding = [], []
+    for group in row_groups(len(rows_R), student.vocabulary_size, drafts_BL.device):
+        index = (rows_R[group], places_R[group])
+        residual_RV = residual_logprobs(student.rows(index), behaviour.rows(index))
+        drawn.append(draw(residual_RV, uniforms_R[group]))
+        # Two equal distributions may differ in their last bit, and leave nothing to draw from: the draft was right.
+        is_rounding.append((drawn[-1] == NO_TOKEN) & (residual_RV.amax(-1) == -torch.inf))
+    is_replaced_R = is_refused_R & ~torch.cat(is_rounding)
+    drawn_R = torch.where(is_replaced_R, torch.cat(drawn), drafts_BL[rows_R, places_R])
 
     tokens_BL, replaced_BL = drafts_BL.clone(), torch.zeros_like(is_kept_BL)
     tokens_BL[rows_R, places_R] = drawn_R
