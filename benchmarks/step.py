@@ -1,6 +1,6 @@
 """How long is one training step, ours and TRL's, and what does a trust-region step cost on top of a plain one?
 
-    python benchmarks/step.py [--trl-python PATH] [--json FILE] [--quick]
+    python benchmarks/step.py [--trl-python PATH] [--json FILE] [--quick] [--only distillation|grpo]
 
 The embedded pair (335 tokens of vocabulary), the same 64 prompts at every step, one answer each of at most 90 tokens,
 one thread, the learning rate so small that the student stays what it is. Contenders take turns:
@@ -8,6 +8,9 @@ one thread, the learning rate so small that the student stays what it is. Conten
 - plain OPD, with the demo's loss (the student's top 16 tokens and the rest as one event) and with TRL's (all tokens);
 - a trust-region step at budget 0.01 and at 0.05, drafting as training does, and in lock-step (draft length 1);
 - TRL's `DistillationTrainer`: answers by `generate` of transformers, reverse KL over all tokens.
+
+And, by themselves, a step of GRPO without a teacher, ours and that of TRL's `GRPOTrainer`: 16 prompts, 4 answers each,
+no KL term, one mean over all tokens, an answer's length as its reward.
 
 TRL needs an environment of its own, which is not installed with this library:
 
@@ -45,11 +48,14 @@ from measuring import (
 )
 from tutelage.demo import make_problems, student_path, teacher_path
 from tutelage.losses import LOSSES
+from tutelage.losses.tokens import ClippedSurrogate
 from tutelage.models import load_language_model, load_tokenizer
 from tutelage.policies import Policy, Student, TrustRegion
+from tutelage.rewards import REWARDS, Rating
 from tutelage.rollout import Limits, PairedEngine
 from tutelage.runtime import LocalRuntime
 from tutelage.targets import TARGETS
+from tutelage.tasks import Problem
 from tutelage.training import (
     BatchSource,
     GradientUpdate,
@@ -64,11 +70,14 @@ from tutelage.training import (
 from tutelage.training.step_records import step_metrics
 from tutelage.types import Prompt
 
-NUM_PROMPTS, MAX_NEW_TOKENS = 64, 90
+NUM_ANSWERS, MAX_NEW_TOKENS = 64, 90
+GROUP = 4  # answers to a prompt of GRPO
 PROMPT_SEED = 81_000  # the packaged models were trained on other seeds
 LEARNING_RATE = 1e-6
 PARTS = ("rollout", "score", "loss", "update", "other")
 PLAIN, TRL = "plain OPD", "TRL plain OPD"
+OURS_GRPO, TRL_GRPO = "GRPO", "TRL GRPO"
+METHODS = ("distillation", "grpo")
 
 
 def main() -> None:
@@ -88,58 +97,89 @@ def main() -> None:
     parser.add_argument(
         "--clock", choices=tuple(CLOCKS), default="wall", help="cpu: for a machine that is busy otherwise"
     )
+    parser.add_argument("--only", choices=METHODS, help="one of the two comparisons; without it both")
     parser.add_argument("--json", type=Path, help="write everything measured to this file")
     options = parser.parse_args()
     run_on_threads(options.threads)
     draft_length = int(options.draft_length) if options.draft_length.isdigit() else options.draft_length
 
-    texts = [problem.problem for problem in make_problems(NUM_PROMPTS, PROMPT_SEED)]
+    console, facts = wide_console(), machine()
+    if options.trl_python is None:
+        console.print(
+            "TRL is not measured: --trl-python names no interpreter that has it (--help says how to make one)."
+        )
+    found, everything = {}, Results()
+    for method in [options.only] if options.only else METHODS:
+        if method == "grpo":
+            contenders, references = {OURS_GRPO: grpo_step(options)}, {"TRL": TRL_GRPO}
+        else:
+            contenders, references = distillation_steps(options, draft_length), {"plain": PLAIN, "TRL": TRL}
+        worker = None
+        if options.trl_python is not None:
+            worker = trl_worker(options, method)
+            facts["trl"] = worker.hello
+            contenders[references["TRL"]] = partial(asked, worker)
+        rounds = 3 if options.quick else options.rounds
+        results = take_turns(contenders, rounds, title=f"one step each: {method}", clock=options.clock, warmups=2)
+        if worker is not None:
+            worker.close()
+        console.print(table(results, references, options.clock))
+        found |= {name: summary_of(rows, results, references) for name, rows in results.items()}
+        everything |= results
+    console.print(describe(facts))
+    settings = {name: str(value) for name, value in vars(options).items() if name not in ("json", "trl_python")}
+    write_json(options.json, {"machine": facts, "settings": settings, "summary": found, "rounds": everything})
+
+
+def texts_of(count: int) -> list[str]:
+    """Prompts."""
+    return [problem.problem for problem in make_problems(count, PROMPT_SEED)]
+
+
+def distillation_steps(options: argparse.Namespace, draft_length: int | str) -> dict[str, Any]:
+    """Ours, by name."""
     top_k: dict[str, Any] = {"support": "student_top_k", "top_k": 16, "rest": "tail"}
-    everything: dict[str, Any] = {"support": "full"}
+    whole: dict[str, Any] = {"support": "full"}
 
     def ours(policy: Policy, draft_length: int | str = 1, divergence: dict[str, Any] = top_k) -> OurStep:
-        return OurStep(texts, policy, draft_length, divergence, options.piece_tokens, options.clock)
+        recipe = Recipe(policy, TARGETS["teacher"](), (LOSSES["reverse_kl"](**divergence),))
+        return OurStep(recipe, options, draft_length=draft_length)
 
-    contenders: dict[str, Any] = {
+    return {
         PLAIN: ours(Student()),
-        "plain OPD, all tokens": ours(Student(), divergence=everything),
+        "plain OPD, all tokens": ours(Student(), divergence=whole),
         "TRB 0.01": ours(TrustRegion(kl_radius=0.01), draft_length),
         "TRB 0.05": ours(TrustRegion(kl_radius=0.05), draft_length),
         "TRB 0.01, lock-step": ours(TrustRegion(kl_radius=0.01)),
         "TRB 0.05, lock-step": ours(TrustRegion(kl_radius=0.05)),
     }
-    console, facts = wide_console(), machine()
-    worker = None
-    if options.trl_python is None:
-        console.print(
-            "TRL is not measured: --trl-python names no interpreter that has it (--help says how to make one)."
-        )
-    else:
-        worker = trl_worker(options, texts)
-        facts["trl"] = worker.hello
-        contenders[TRL] = lambda seed: with_other(worker.ask({"step": seed}))
 
-    results = take_turns(
-        contenders, 3 if options.quick else options.rounds, title="one step each", clock=options.clock, warmups=2
-    )
-    if worker is not None:
-        worker.close()
-    console.print(describe(facts))
-    console.print(table(results, options.clock))
-    summary = {
-        name: {
-            **{part: middle(rows, part) for part in ("seconds", *PARTS, "tokens")},
-            **{
-                f"{quantity}_over_{key}": ratio(rows, results[other], quantity)
-                for other, key in ((PLAIN, "plain"), (TRL, "trl"))
-                if other in results
-                for quantity in ("seconds", "seconds_per_token")
-            },
-        }
-        for name, rows in results.items()
+
+def grpo_step(options: argparse.Namespace) -> OurStep:
+    """Ours, as TRL's defaults are."""
+    recipe = Recipe(Student(), TARGETS["teacher"](), (ClippedSurrogate(),))
+    length = replace(REWARDS["length"](), label="length")
+    problems = [Problem(str(place), text) for place, text in enumerate(texts_of(NUM_ANSWERS // GROUP))]
+    rating = Rating([length], problems=problems, response_of=lambda rollout: "")
+    return OurStep(recipe, options, group=GROUP, rating=rating)
+
+
+def asked(worker: Worker, seed: int) -> Measurement:
+    """A step of TRL's."""
+    return with_other(worker.ask({"step": seed}))
+
+
+def summary_of(rows: list[Measurement], results: Results, references: dict[str, str]) -> dict[str, float]:
+    """Medians of a contender, and ratios to the references that were measured."""
+    return {
+        **{part: middle(rows, part) for part in ("seconds", *PARTS, "tokens")},
+        **{
+            f"{quantity}_over_{key.lower()}": ratio(rows, results[other], quantity)
+            for key, other in references.items()
+            if other in results
+            for quantity in ("seconds", "seconds_per_token")
+        },
     }
-    settings = {name: str(value) for name, value in vars(options).items() if name not in ("json", "trl_python")}
-    write_json(options.json, {"machine": facts, "settings": settings, "summary": summary, "rounds": results})
 
 
 class OurStep:
@@ -147,46 +187,48 @@ class OurStep:
 
     def __init__(
         self,
-        texts: list[str],
-        policy: Policy,
-        draft_length: int | str,
-        divergence: dict[str, Any],
-        piece_tokens: int,
-        clock: str,
+        recipe: Recipe,
+        options: argparse.Namespace,
+        *,
+        draft_length: int | str = 1,
+        group: int = 1,
+        rating: Rating | None = None,
     ) -> None:
+        piece_tokens = options.piece_tokens
         tokenizer = load_tokenizer(str(student_path()))
         student, teacher = (load_language_model(str(path), tokenizer) for path in (student_path(), teacher_path()))
         student.module.requires_grad_(True)
         teacher.module.requires_grad_(False)
         limits = Limits(score_tokens=piece_tokens)
         self.engine = PairedEngine(student, teacher, draft_length=draft_length, limits=limits)
-        self.prompts = [Prompt(chat_tokens(tokenizer, text)) for text in texts]
-        self.recipe = Recipe(policy, TARGETS["teacher"](), (LOSSES["reverse_kl"](**divergence),))
+        self.prompts = [Prompt(chat_tokens(tokenizer, text)) for text in texts_of(NUM_ANSWERS // group)]
+        self.recipe = recipe
         self.runtime = LocalRuntime("cpu")
-        self.now = CLOCKS[clock]
+        self.now = CLOCKS[options.clock]
         self.parts: dict[str, float] = {}
         self.book(self.engine, "answer", "rollout")
         self.book(self.engine, "score", "score")
         self.book(self.runtime, "update", "update")
         rollout = RolloutSettings(
-            prompts_per_step=NUM_PROMPTS,
-            samples_per_prompt=1,
+            prompts_per_step=len(self.prompts),
+            samples_per_prompt=group,
             max_new_tokens=MAX_NEW_TOKENS,
-            max_rows=NUM_PROMPTS,
+            max_rows=NUM_ANSWERS,
             score_tokens=piece_tokens,
         )
-        order = PromptOrder(NUM_PROMPTS, NUM_PROMPTS)
+        order = PromptOrder(len(self.prompts), len(self.prompts))
         self.source = BatchSource(
             self.engine.models,
             self.engine,
             self.engine,
             self.prompts,
-            [None] * NUM_PROMPTS,
+            [None] * len(self.prompts),
             order,
             rollout,
             None,
             self.runtime,
             seed=0,
+            rating=rating,
         )
         settings = OptimizerSettings(learning_rate=LEARNING_RATE, warmup_steps=0)
         self.context = UpdateContext(
@@ -239,13 +281,15 @@ def with_other(parts: Measurement) -> Measurement:
     return {**parts, "other": parts["seconds"] - named, "seconds_per_token": per_token}
 
 
-def trl_worker(options: argparse.Namespace, texts: list[str]) -> Worker:
+def trl_worker(options: argparse.Namespace, method: str) -> Worker:
     """Start TRL in its own interpreter."""
+    group = GROUP if method == "grpo" else 1
     job = {
-        "kind": "step",
+        "kind": "grpo" if method == "grpo" else "step",
+        "group": group,
         "student": str(student_path()),
         "teacher": str(teacher_path()),
-        "prompts": texts,
+        "prompts": texts_of(NUM_ANSWERS // group),
         "max_new_tokens": MAX_NEW_TOKENS,
         "learning_rate": LEARNING_RATE,
         "accumulation": options.trl_accumulation,
@@ -258,17 +302,16 @@ def trl_worker(options: argparse.Namespace, texts: list[str]) -> Worker:
     return Worker([str(options.trl_python), str(Path(__file__).with_name("trl_worker.py"))], job)
 
 
-def table(results: Results, clock: str) -> Table:
+def table(results: Results, references: dict[str, str], clock: str) -> Table:
     """Medians over the rounds."""
-    others = {"plain": PLAIN, "TRL": TRL}
-    comparisons = [(o, each) for o in others if others[o] in results for each in ("", ", per token")]
+    comparisons = [(o, each) for o in references if references[o] in results for each in ("", ", per token")]
     shown = Table(title=f"One training step: median milliseconds, {clock} clock", title_justify="left")
     for heading in ("", "step", *PARTS, "tokens", *(f"/ {other}{each}" for other, each in comparisons)):
         shown.add_column(heading, justify="left" if heading == "" else "right")
     for name, rows in results.items():
         times = [f"{1e3 * middle(rows, part):.0f}" for part in ("seconds", *PARTS)]
         ratios = [
-            f"{ratio(rows, results[others[other]], 'seconds_per_token' if each else 'seconds'):.2f}"
+            f"{ratio(rows, results[references[other]], 'seconds_per_token' if each else 'seconds'):.2f}"
             for other, each in comparisons
         ]
         shown.add_row(name, *times, f"{middle(rows, 'tokens'):.0f}", *ratios)

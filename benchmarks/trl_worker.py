@@ -24,7 +24,7 @@ import transformers
 import trl
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
-from trl import DistillationConfig, DistillationTrainer
+from trl import DistillationConfig, DistillationTrainer, GRPOConfig, GRPOTrainer
 
 from constant_hazard import ConstantHazardHead
 
@@ -44,9 +44,9 @@ def main() -> None:
         answers.flush()
 
     with TemporaryDirectory() as folder:
-        trainer = make_trainer(job, folder)
+        trainer = make_grpo_trainer(job, folder) if job["kind"] == "grpo" else make_trainer(job, folder)
         answer({"trl": trl.__version__, "transformers": transformers.__version__, "torch": torch.__version__})
-        if job["kind"] == "step":
+        if job["kind"] in ("step", "grpo"):
             trainer.add_callback(OnRequest(trainer, CLOCKS[job["clock"]], answer))
             trainer.train()
         else:
@@ -55,29 +55,7 @@ def main() -> None:
 
 def make_trainer(job: dict[str, Any], folder: str) -> DistillationTrainer:
     """The trainer on the job's models and prompts."""
-    batch, pieces = len(job["prompts"]), job["accumulation"]
-    settings = DistillationConfig(
-        output_dir=folder,
-        per_device_train_batch_size=batch // pieces,
-        gradient_accumulation_steps=pieces,
-        max_steps=1_000_000,
-        learning_rate=job["learning_rate"],
-        lr_scheduler_type="constant",
-        weight_decay=0.01,
-        max_grad_norm=1.0,
-        max_completion_length=job["max_new_tokens"],
-        cache_implementation=job["cache"],
-        temperature=1.0,
-        beta=1.0,  # the reverse KL, over the whole vocabulary
-        bf16=False,
-        gradient_checkpointing=False,
-        use_cpu=True,
-        report_to="none",
-        logging_strategy="no",
-        save_strategy="no",
-        disable_tqdm=True,
-        seed=job["seed"],
-    )
+    settings = DistillationConfig(**common_settings(job, folder), beta=1.0)  # the reverse KL, over the whole vocabulary
     student, teacher = (AutoModelForCausalLM.from_pretrained(Path(job[name])) for name in ("student", "teacher"))
     if job["stop_probability"] is not None:
         student.set_output_embeddings(
@@ -87,21 +65,72 @@ def make_trainer(job: dict[str, Any], folder: str) -> DistillationTrainer:
         model=student,
         teacher_model=teacher,
         args=settings,
-        train_dataset=Dataset.from_list([{"prompt": [{"role": "user", "content": text}]} for text in job["prompts"]]),
+        train_dataset=data_of(job),
         processing_class=AutoTokenizer.from_pretrained(Path(job["student"]), padding_side="left"),
     )
+
+
+def make_grpo_trainer(job: dict[str, Any], folder: str) -> GRPOTrainer:
+    """TRL's policy gradient with its defaults, on groups of answers that are worth their length."""
+
+    def length(completion_ids: list[list[int]], **others: Any) -> list[float]:
+        return [min(len(ids) / job["max_new_tokens"], 1.0) for ids in completion_ids]
+
+    return GRPOTrainer(
+        model=AutoModelForCausalLM.from_pretrained(Path(job["student"])),
+        reward_funcs=length,
+        args=GRPOConfig(**common_settings(job, folder), num_generations=job["group"]),
+        train_dataset=data_of(job),
+        processing_class=AutoTokenizer.from_pretrained(Path(job["student"]), padding_side="left"),
+    )
+
+
+def common_settings(job: dict[str, Any], folder: str) -> dict[str, Any]:
+    """What both trainers are told."""
+    batch, pieces = len(job["prompts"]) * job.get("group", 1), job["accumulation"]
+    return {
+        "output_dir": folder,
+        "per_device_train_batch_size": batch // pieces,
+        "gradient_accumulation_steps": pieces,
+        "max_steps": 1_000_000,
+        "learning_rate": job["learning_rate"],
+        "lr_scheduler_type": "constant",
+        "weight_decay": 0.01,
+        "max_grad_norm": 1.0,
+        "max_completion_length": job["max_new_tokens"],
+        "cache_implementation": job["cache"],
+        "temperature": 1.0,
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "use_cpu": True,
+        "report_to": "none",
+        "logging_strategy": "no",
+        "save_strategy": "no",
+        "disable_tqdm": True,
+        "seed": job["seed"],
+    }
+
+
+def data_of(job: dict[str, Any]) -> Dataset:
+    """The prompts as conversations."""
+    return Dataset.from_list([{"prompt": [{"role": "user", "content": text}]} for text in job["prompts"]])
 
 
 class OnRequest(TrainerCallback):
     """Waits for a request before each step and answers with the seconds of its parts."""
 
     def __init__(
-        self, trainer: DistillationTrainer, clock: Callable[[], float], answer: Callable[[dict[str, Any]], None]
+        self,
+        trainer: DistillationTrainer | GRPOTrainer,
+        clock: Callable[[], float],
+        answer: Callable[[dict[str, Any]], None],
     ) -> None:
         self.answer, self.clock, self.watch = answer, clock, PartsWatch(clock)
         self.watch.wrap(trainer, "_generate_and_score_completions", "rollout", count_tokens=_tokens_of_batch)
         self.watch.wrap(trainer, "compute_loss", "loss_forward")
         self.watch.wrap(trainer, "training_step", "training")
+        if isinstance(trainer, GRPOTrainer):  # which has no teacher
+            return
         teacher, hidden_of = trainer.accelerator.unwrap_model(trainer.teacher_model), trainer._get_last_hidden_state
 
         def hidden_state(model: Any, *arguments: Any, **settings: Any) -> Any:
@@ -122,7 +151,7 @@ class OnRequest(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
         """The optimizer has stepped and the gradients are cleared."""
         seconds, parts = self.clock() - self.started, self.watch.seconds
-        rollout, score = parts["rollout"], parts["score"]
+        rollout, score = parts["rollout"], parts.get("score", 0.0)
         self.answer(
             {
                 "seconds": seconds,
