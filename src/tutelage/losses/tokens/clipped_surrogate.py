@@ -23,10 +23,12 @@ MAX_LOG_RATIO = 20.0  # nats; beyond it exp would leave float32, and every clip 
 
 
 def log_ratio(logprobs_n: Tensor, anchor_n: Tensor) -> Tensor:
-    """log p - anchor in nats, within +-20, with the gradient of log p; 0 without one where it is not defined."""
-    is_defined_n = logprobs_n.isfinite() & anchor_n.isfinite()
-    difference_n = torch.where(is_defined_n, logprobs_n, 0) - torch.where(is_defined_n, anchor_n, 0)
-    return difference_n.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    """log p - anchor in nats, within +-20, with the gradient of log p inside; 0 where both rule the token out."""
+    is_ruled_out_n, by_anchor_n = logprobs_n == -math.inf, anchor_n == -math.inf
+    has_both_n = ~(is_ruled_out_n | by_anchor_n)
+    difference_n = torch.where(has_both_n, logprobs_n, 0) - torch.where(has_both_n, anchor_n, 0)
+    ends_n = MAX_LOG_RATIO * (by_anchor_n.to(anchor_n.dtype) - is_ruled_out_n.to(anchor_n.dtype))
+    return torch.where(has_both_n, difference_n.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO), ends_n)
 
 
 def ratio_statistics(ratios_n: Tensor, facts: TokenFacts) -> dict[str, Tensor]:

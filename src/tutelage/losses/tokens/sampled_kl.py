@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from tutelage.errors import ConfigurationError
@@ -65,8 +64,6 @@ class SampledKL(CorrectedTokenLoss):
         other_n = facts.reference_logprobs if self.to == "reference" else facts.target_logprobs
         assert other_n is not None
         x_n = -log_ratio(logprobs_n.detach(), other_n)
-        # log_ratio knows nothing of a token that the other model rules out.
-        x_n = torch.where(other_n == -torch.inf, -20.0, x_n)
         values_n = {"k1+": -x_n, "k2": x_n**2 / 2}.get(self.estimator, x_n.expm1() - x_n)
         towards_n = x_n.expm1() if self.estimator == "k3" else x_n
         return values_n + score_term(logprobs_n, towards_n)

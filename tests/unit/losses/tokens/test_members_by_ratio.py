@@ -14,7 +14,8 @@ from tests.support.token_world import ANSWERS, BEHAVIOUR, STUDENT, expected_grad
 from tutelage.advantages import GroupReward
 from tutelage.errors import ConfigurationError
 from tutelage.losses import TokenFacts, TokenLoss
-from tutelage.losses.tokens import CISPO, AnchoredSurrogate, ClippedSurrogate, PolicyGradient
+from tutelage.losses.tokens import CISPO, AnchoredSurrogate, ClippedSurrogate, GatedImitation, PolicyGradient
+from tutelage.losses.tokens.clipped_surrogate import log_ratio
 from tutelage.losses.tokens.corrected import correction_weights
 
 PLAIN = GroupReward("none", "none")
@@ -88,6 +89,19 @@ def test_the_teacher_inside_the_ratio_by_hand() -> None:
     # Far from the teacher the clamp holds, and only the part of the old policy has a gradient.
     value, slope = value_and_slope(AnchoredSurrogate(own_share=0.25, epsilon_low=1.0), -3.0, -3.0, 1.0, -0.5)
     assert value == pytest.approx(-math.exp(-0.75)) and slope == pytest.approx(-0.25 * math.exp(-0.75))
+
+
+def test_ratios_to_what_rules_a_token_out_are_bounded() -> None:
+    now, anchor = torch.tensor([-1.0, -math.inf, -math.inf, -1.0]), torch.tensor([-math.inf, -1.0, -math.inf, -50.0])
+    leaf = now.double().requires_grad_()
+    found = log_ratio(leaf, anchor.double())
+    assert found.tolist() == [20, -20, 0, 20]
+    (slopes,) = torch.autograd.grad(found.sum(), leaf)
+    assert slopes.tolist() == [0, 0, 0, 0]
+    # Whom the teacher rules out, the anchored ratio holds at its bound, and nothing is imitated.
+    value, slope = value_and_slope(AnchoredSurrogate(epsilon_high=9.0), -1.0, -1.0, 1.0, -math.inf)
+    assert value == pytest.approx(-math.exp(0.5)) and slope == pytest.approx(-0.5 * math.exp(0.5))
+    assert value_and_slope(GatedImitation(), -1.0, -1.0, 0.0, -math.inf)[1] == pytest.approx(0, abs=1e-9)
 
 
 def policy_gradient(behaviour: Tensor = STUDENT) -> Tensor:
