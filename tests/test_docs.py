@@ -40,7 +40,7 @@ from tutelage.config import (
     resolve_config,
 )
 from tutelage.diagnostics import METRICS
-from tutelage.evaluation import EvaluationSample
+from tutelage.evaluation import SELECTIONS, EvaluationSample
 from tutelage.losses import LOSSES, PairFacts, TokenFacts
 from tutelage.models import TRAINABLES, AdapterSettings
 from tutelage.models.trainables import Base
@@ -149,6 +149,11 @@ def test_every_member_of_an_axis_is_explained_with_its_fields(members: dict[str,
         text = " ".join(explained[name])
         for field in fields(member):
             assert not field.init or f"`{field.name}`" in text or f"divergence.{field.name}" in explained, field.name
+
+
+def test_every_rule_of_selection_is_explained() -> None:
+    explained = rows(DOCS / "usage/evaluating.md")
+    assert [name for name in SELECTIONS if name not in explained] == []
 
 
 # --- links, commands, examples ---------------------------------------------------------------------------------------

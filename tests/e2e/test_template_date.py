@@ -99,11 +99,11 @@ def test_a_checkpoint_is_evaluated_as_its_run_asked(home: Path, on: Any, monkeyp
     checkpoint = run.folder.checkpoints / "step-000002"
     seen: list[list[int]] = []
 
-    def evaluate(_engine: object, problems: Any, *_: object, **__: object) -> None:
+    def mark(_engine: object, problems: Any, *_: object, **__: object) -> None:
         seen.append(list(problems.prompts[0].student_tokens))
         raise SystemExit(0)
 
-    monkeypatch.setattr("tutelage.evaluation.evaluate", evaluate)
+    monkeypatch.setattr("tutelage.evaluation.mark", mark)
     command(monkeypatch, "evaluate", checkpoint, "--task", home.parent / "prompts.jsonl")
     assert seen == [list(run.source.prompts[0].student_tokens)]
 

@@ -150,6 +150,12 @@ def evaluate(
     dtype: Annotated[Precision, typer.Option(help="Type of the weights.")] = Precision.float32,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
     rows: Annotated[int, typer.Option(help="Most answers decoded at once.", min=1)] = 256,
+    select: Annotated[
+        str, typer.Option(help="Rules that keep one of several samples, such as majority,surprisal,reward.")
+    ] = "",
+    forecast: Annotated[
+        int | None, typer.Option(help="Forecast pass@k and best-of-n up to so many samples.", min=2, max=MAX_COUNT)
+    ] = None,
 ) -> None:
     """Judge a model on problem sets: pass@1 with a 95% interval, pass@k, truncation, length."""
     from tutelage.config import (
@@ -161,8 +167,7 @@ def evaluate(
         check_writable,
         load_config,
     )
-    from tutelage.evaluation import evaluate as run_evaluation
-    from tutelage.evaluation import rich_table, write_evaluation
+    from tutelage.evaluation import check_forecast, forecast_table, mark, rich_table, selection_table, write_evaluation
     from tutelage.rollout import Limits
     from tutelage.runtime import LocalRuntime
     from tutelage.tasks import check_verifier, short_name
@@ -174,7 +179,9 @@ def evaluate(
         check_writable(output)
         for path in task:
             check_file_name(short_name(path), "the name of a problem set", "math500")
-    data = DataConfig(path="none", max_prompt_tokens=max_prompt_tokens) if run is None else load_config(run).data
+    check_forecast(forecast, samples, temperature)
+    run_config = None if run is None else load_config(run)
+    data = DataConfig(path="none", max_prompt_tokens=max_prompt_tokens) if run_config is None else run_config.data
     asked = {"verifier": verifier} | ({} if system_prompt is None else {"system_prompt": system_prompt})
     items = [
         EvaluationSetConfig(path=path, prompt_column=prompt_column, answer_column=answer_column, limit=limit)
@@ -187,18 +194,23 @@ def evaluate(
         max_new_tokens,
     )
     jobs = parts.plan.jobs(seed)
-    engine = parts.engine(LocalRuntime(device).device, Limits(max_rows=rows))
+    runtime = LocalRuntime(device)
+    selector = parts.selector([name.strip() for name in select.split(",") if name.strip()], run_config, runtime.device)
+    engine = parts.engine(runtime.device, Limits(max_rows=rows))
     console = TextConsole()
     if parts.clock.was_asked:
         console.say(f"date      {parts.clock.moment.isoformat()}, which the chat template asks for")
     results = []
     for problems, policy, drawing in jobs:
         with console.status(f"{problems.name}: {len(problems.prompts)} problems x {samples} samples"):
-            result, drawn = run_evaluation(engine, problems, policy, drawing, verify=parts.verify, decode=parts.decode)
-        results.append(result)
+            marked = mark(engine, problems, policy, drawing, verify=parts.verify)
+            results.append(parts.with_selection(marked, selector, forecast or 0))
         if output is not None:
-            console.say(f"written   {write_evaluation(output, result, drawn)}")
+            console.say(f"written   {write_evaluation(output, results[-1], marked.samples(parts.decode))}")
     console.print(rich_table(results))
+    for table in (*map(selection_table, results), forecast_table(results)):
+        if table.row_count:
+            console.print(table)
 
 
 @app.command()
@@ -228,19 +240,32 @@ def generate(
     output: Annotated[Path, typer.Argument(help="JSONL file to write.", callback=given_path)],
     overrides: Overrides = None,
     step: Annotated[int, typer.Option(help="Step whose schedule values the policy takes.", min=0)] = 0,
-    samples: Annotated[int, typer.Option(help="Samples per prompt.", min=1, max=MAX_SAMPLES)] = 1,
+    samples: Annotated[
+        int | None,
+        typer.Option(help="Samples per prompt; default: 1, or as --best-of says.", min=1, max=MAX_SAMPLES),
+    ] = None,
     limit: Annotated[int | None, typer.Option(help="Only the first prompts.", min=1)] = None,
+    best_of: Annotated[
+        int | None, typer.Option("--best-of", help="Keep one of every so many samples.", min=1, max=MAX_SAMPLES)
+    ] = None,
+    by: Annotated[str | None, typer.Option(help="Which one: reward, surprisal, majority, ...")] = None,
+    keep_all: Annotated[bool, typer.Option("--keep-all", help="Write the others too, marked.")] = False,
 ) -> None:
     """Write answers of a run file's policy (--set policy=teacher for the teacher's own) as JSONL."""
+    from tutelage.cli.generation import best_of as selection_of
     from tutelage.cli.generation import write_samples
     from tutelage.config import load_config
 
+    selection = selection_of(best_of, by, samples, keeps_all=keep_all)
+    num_samples = samples or (1 if selection is None else selection.size)
     config = load_config(run_file, overrides or [])
     set_threads(config.runtime.threads)
     check_output_file(output)
     console = TextConsole()
     with console.status("generating"):
-        count, correct = write_samples(config, output, step=step, num_samples=samples, limit=limit)
+        count, correct = write_samples(
+            config, output, step=step, num_samples=num_samples, limit=limit, best_of=selection
+        )
     verdict = "" if correct is None else f", {correct} of them correct"
     console.say(f"{count} samples written to {output}{verdict}")
 

@@ -21,11 +21,19 @@ from tutelage.config.recipes import build_phases
 from tutelage.config.rewards import RatingPlan, check_reward_names, rating_plan
 from tutelage.config.schema import RunConfig
 from tutelage.config.scores import offline_answers, score_key
+from tutelage.config.selecting import Selector
 from tutelage.config.serving import limits_of, make_served_scorer
 from tutelage.config.step_memory import StepMemory, free_bytes
 from tutelage.config.tokenizers import Tokenizers, load_tokenizers
-from tutelage.config.verification import Decode, VerifyRollouts, decoder_of, make_verifier, response_texts
-from tutelage.evaluation import EvaluationSet
+from tutelage.config.verification import (
+    Decode,
+    VerifyRollouts,
+    decoder_of,
+    make_comparer,
+    make_verifier,
+    response_texts,
+)
+from tutelage.evaluation import EvaluationSet, selections_named
 from tutelage.models import LanguageModel, ModelSet, Vocabulary, align, check_savable
 from tutelage.policies import Policy
 from tutelage.rewards import Rating
@@ -49,6 +57,7 @@ class RunAssembly:
       checkpoint: whose weights the student gets; None = its own.
       asks_teacher: the teacher is loaded in any case, also if all its scores are recorded.
       learns: False = answers are drawn or read and nothing else, so there are no reference and no recorded answers.
+      rates: answers are rated also where nothing is learned.
     """
 
     config: RunConfig
@@ -56,11 +65,12 @@ class RunAssembly:
     checkpoint: str | None = None
     asks_teacher: bool = False
     learns: bool = True
+    rates: bool = False
 
     @classmethod
-    def for_sampling(cls, config: RunConfig, checkpoint: str | None = None) -> Self:
+    def for_sampling(cls, config: RunConfig, checkpoint: str | None = None, *, rates: bool = False) -> Self:
         """A run whose policies are looked at; nothing is learned."""
-        return cls(config, checkpoint=checkpoint, asks_teacher=True, learns=False)
+        return cls(config, checkpoint=checkpoint, asks_teacher=True, learns=False, rates=rates)
 
     # Settings ---------------------------------------------------------------------------------------------------------
 
@@ -92,7 +102,8 @@ class RunAssembly:
     @cached_property
     def rating_plan(self) -> RatingPlan | None:
         """How answers are rated; None = they are not."""
-        return rating_plan(self.config, self.runtime.device, self.clock) if self.learns else None
+        is_asked = self.learns or self.rates
+        return rating_plan(self.config, self.runtime.device, self.clock) if is_asked else None
 
     @cached_property
     def rating_inputs(self) -> dict[str, Any]:
@@ -295,6 +306,26 @@ class RunAssembly:
         """What rates the answers of training; None = nothing does."""
         plan, problems = self.rating_plan, self.prompts.problems
         return None if plan is None else plan.opened(problems, response_texts(self.tokenizers.student))
+
+    def selector(self, rule: str, key: str, step: int) -> Selector:
+        """Who keeps one of several answers to a prompt, refused before any weights are loaded.
+
+        Args:
+          rule: its name in `evaluation.SELECTIONS`.
+          key: what names it, for messages.
+          step: of the run, for weights of rewards.
+        Raises:
+          ConfigurationError: the rule is unknown, or reads what is not known here.
+        """
+        data = self.config.data
+        known = {
+            "answers": bool(data.verifier),
+            "correct": bool(data.verifier and data.answer_column),
+            "rewards": self.rating_plan is not None,
+        }
+        rules = selections_named([rule], [need for need, is_known in known.items() if is_known], key)
+        _ = self.rating_inputs
+        return Selector(rules, make_comparer(data, self.tokenizers.student), self.rating, step)
 
     @cached_property
     def learning(self) -> Learning:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,26 @@ from typing import Any
 from tutelage.config.clock import date_of_run, template_clock
 from tutelage.config.models import load_model
 from tutelage.config.prompts import check_lengths
-from tutelage.config.schema import DataConfig, EvaluationConfig, EvaluationSetConfig, ModelConfig
-from tutelage.config.verification import Decode, VerifyRollouts, decoder_of, make_verifier
+from tutelage.config.rewards import rating_plan
+from tutelage.config.schema import DataConfig, EvaluationConfig, EvaluationSetConfig, ModelConfig, RunConfig
+from tutelage.config.selecting import Selector
+from tutelage.config.verification import (
+    Decode,
+    VerifyRollouts,
+    decoder_of,
+    make_comparer,
+    make_verifier,
+    response_texts,
+)
 from tutelage.errors import ConfigurationError
-from tutelage.evaluation import EvaluationSet
+from tutelage.evaluation import (
+    EvaluationResult,
+    EvaluationSet,
+    Marked,
+    forecasts_of,
+    selections_named,
+    summarise_selected,
+)
 from tutelage.models import check_files, load_tokenizer
 from tutelage.policies import Temperature
 from tutelage.rollout import Limits, PairedEngine
@@ -60,7 +76,8 @@ def _evaluation_set(
         max_characters=max_characters,
     )
     answers = [problem.answer or "" for problem in rendered.problems]
-    return EvaluationSet(name, rendered.prompts, [problem.id for problem in rendered.problems], answers)
+    ids = [problem.id for problem in rendered.problems]
+    return EvaluationSet(name, rendered.prompts, ids, answers, rendered.problems)
 
 
 def load_evaluation_problems(item: EvaluationSetConfig, max_characters: int | None = None) -> list[Problem]:
@@ -141,6 +158,41 @@ class EvaluationAssembly:
     def decode(self) -> Decode:
         """Token ids to text."""
         return decoder_of(self.tokenizer)
+
+    def selector(self, names: Sequence[str], run: RunConfig | None, device: str) -> Selector:
+        """Who keeps one of several answers to a problem, refused before any weights are loaded.
+
+        Args:
+          names: of the rules.
+          run: whose rewards rate the answers, as they are weighted at its end; None = nothing does.
+          device: where reward models compute.
+        Raises:
+          ConfigurationError: a rule is unknown, or reads what is not known here; or the rewards are refused.
+        """
+        plan = None if run is None else rating_plan(run.model_copy(update={"data": self.data}), device, self.clock)
+        rules = selections_named(names, ["answers", "correct", *([] if plan is None else ["rewards"])], "--select")
+        rating = None
+        if plan is not None and rules:
+            plan = replace(plan, setting=replace(plan.setting, max_new_tokens=self.max_new_tokens))
+            plan.inputs()
+            questions = [question for problems in self.plan.sets for question in problems.questions]
+            rating = plan.opened(questions, response_texts(self.tokenizer))
+        return Selector(rules, make_comparer(self.data, self.tokenizer), rating, 0 if run is None else run.steps)
+
+    def with_selection(self, marked: Marked, selector: Selector, forecast_up_to: int) -> EvaluationResult:
+        """The numbers of an evaluation, with those of every rule, and forecasts up to so many samples (0 = none)."""
+        sets = self.plan.sets
+        first = sum(
+            len(problems.prompts) for problems in sets[: [each.name for each in sets].index(marked.problems.name)]
+        )
+        numbers = [first + rollout.prompt_index for rollout in marked.rollouts]
+        candidates_P = selector.candidates(marked.rollouts, marked.drawing.num_samples, numbers, marked.correct)
+        with_rewards = any("rewards" in rule.needs for rule in selector.rules.values())
+        return replace(
+            marked.result(),
+            selected=summarise_selected(candidates_P, selector.rules, seed=marked.drawing.seed),
+            forecasts=forecasts_of(candidates_P, forecast_up_to, with_rewards=with_rewards),
+        )
 
     def engine(self, device: str, limits: Limits) -> PairedEngine:
         """The model with its weights, as a student alone."""

@@ -6,13 +6,23 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from tutelage.config.schema import DataConfig
-from tutelage.tasks import THINKING_OPENS, Verifier
+from tutelage.tasks import THINKING_OPENS, Verifier, answer_classes
 from tutelage.types import Rollout
 
-__all__ = ["Decode", "VerifyRollouts", "decoder_of", "make_verifier", "response_texts"]
+__all__ = [
+    "CompareAnswers",
+    "Decode",
+    "VerifyRollouts",
+    "decoder_of",
+    "make_comparer",
+    "make_verifier",
+    "response_texts",
+]
 
 Decode = Callable[[Sequence[int]], str]
 VerifyRollouts = Callable[[Sequence[Rollout], Sequence[str]], Sequence[bool]]
+CompareAnswers = Callable[[Sequence[Rollout]], list[int]]
+"""Rollouts to one problem -> equal numbers for equal final answers, -1 where there is none."""
 
 _MAX_OPENING_TOKENS = 8  # a template's "<think>" and what white space comes after it, in any tokenizer
 
@@ -28,6 +38,17 @@ def make_verifier(data: DataConfig, tokenizer: Any) -> VerifyRollouts:
         ]
 
     return verify
+
+
+def make_comparer(data: DataConfig, tokenizer: Any) -> CompareAnswers:
+    """Which rollouts give the same final answer, as the verifier that `data` names judges equality."""
+    response_of, verifier = response_texts(tokenizer), Verifier(data.verifier, truncated=data.truncated_answers)
+
+    def compare(rollouts: Sequence[Rollout]) -> list[int]:
+        texts = [response_of(rollout) for rollout in rollouts]
+        return answer_classes(verifier, texts, [rollout.finished for rollout in rollouts])
+
+    return compare
 
 
 def response_texts(tokenizer: Any) -> Callable[[Rollout], str]:

@@ -12,14 +12,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tutelage.errors import ConfigurationError
 from tutelage.evaluation.results import Drawing, EvaluationResult, EvaluationSample, summarise
 from tutelage.policies import Policy
 from tutelage.rollout import Engine, MapShards, Request, answers_to_share, derive_seed, single_process
+from tutelage.tasks import Problem
 from tutelage.types import Prompt, Rollout
 
-__all__ = ["GREEDY_SUFFIX", "EvaluationSet", "evaluate"]
+__all__ = ["GREEDY_SUFFIX", "EvaluationSet", "Marked", "evaluate", "mark"]
 
 # A set that is also answered greedily has these answers' results under its name and this.
 GREEDY_SUFFIX = "-greedy"
@@ -33,12 +35,68 @@ class EvaluationSet:
       name: in tables and file names.
       prompts: one per problem.
       ids, answers: of the problems, in the same order.
+      questions: the problems themselves, which rewards read; empty where nothing is rewarded.
     """
 
     name: str
     prompts: Sequence[Prompt]
     ids: Sequence[str]
     answers: Sequence[str]
+    questions: Sequence[Problem] = ()
+
+
+@dataclass(frozen=True)
+class Marked:
+    """Answers to an evaluation set, right or wrong; ordered by problem and then by sample.
+
+    Fields:
+      problems, drawing: what was answered, and how.
+      rollouts, correct: the answers, and the verdicts on them.
+      seconds: wall-clock time of sampling and marking.
+    """
+
+    problems: EvaluationSet
+    drawing: Drawing
+    rollouts: Sequence[Rollout]
+    correct: Sequence[bool]
+    seconds: float
+
+    @property
+    def answers(self) -> list[str]:
+        """The right answer to what each rollout answers."""
+        return [self.problems.answers[rollout.prompt_index] for rollout in self.rollouts]
+
+    @property
+    def correct_PG(self) -> NDArray[np.bool_]:
+        """The verdicts by problem."""
+        return np.array(self.correct, dtype=bool).reshape(len(self.problems.prompts), self.drawing.num_samples)
+
+    def result(self) -> EvaluationResult:
+        """The numbers."""
+        shape = self.correct_PG.shape
+        return summarise(
+            self.correct_PG,
+            np.array([len(rollout) for rollout in self.rollouts]).reshape(shape),
+            np.array([rollout.finished for rollout in self.rollouts]).reshape(shape),
+            self.drawing,
+            name=self.problems.name,
+            seconds=self.seconds,
+        )
+
+    def samples(self, decode: Callable[[Sequence[int]], str]) -> list[EvaluationSample]:
+        """One record per sample."""
+        return [
+            EvaluationSample(
+                problem_id=self.problems.ids[rollout.prompt_index],
+                sample_index=rollout.sample_index,
+                response=decode(rollout.response_tokens),
+                answer=answer,
+                correct=bool(is_correct),
+                finished=rollout.finished,
+                num_tokens=len(rollout),
+            )
+            for rollout, answer, is_correct in zip(self.rollouts, self.answers, self.correct, strict=True)
+        ]
 
 
 def evaluate(
@@ -62,6 +120,20 @@ def evaluate(
     Returns:
       the result, and one record per sample.
     """
+    marked = mark(engine, problems, policy, drawing, verify=verify, map_shards=map_shards)
+    return marked.result(), marked.samples(decode)
+
+
+def mark(
+    engine: Engine,
+    problems: EvaluationSet,
+    policy: Policy,
+    drawing: Drawing,
+    *,
+    verify: Callable[[Sequence[Rollout], Sequence[str]], Sequence[bool]],
+    map_shards: MapShards[Any] = single_process,
+) -> Marked:
+    """Draw a policy's answers and judge each one; the arguments are those of `evaluate`."""
     if not problems.prompts:
         raise ConfigurationError(f"evaluation set {problems.name!r} has no problem left to evaluate on.")
     started = time.perf_counter()
@@ -75,26 +147,4 @@ def evaluate(
 
     drawn = map_shards(len(problems.prompts), judged)
     rollouts, correct = [rollout for rollout, _ in drawn], [is_correct for _, is_correct in drawn]
-    answers = [problems.answers[rollout.prompt_index] for rollout in rollouts]
-    shape = (len(problems.prompts), num_samples)
-    result = summarise(
-        np.array(correct, dtype=bool).reshape(shape),
-        np.array([len(rollout) for rollout in rollouts]).reshape(shape),
-        np.array([rollout.finished for rollout in rollouts]).reshape(shape),
-        drawing,
-        name=problems.name,
-        seconds=time.perf_counter() - started,
-    )
-    samples = [
-        EvaluationSample(
-            problem_id=problems.ids[rollout.prompt_index],
-            sample_index=rollout.sample_index,
-            response=decode(rollout.response_tokens),
-            answer=answer,
-            correct=bool(is_correct),
-            finished=rollout.finished,
-            num_tokens=len(rollout),
-        )
-        for rollout, answer, is_correct in zip(rollouts, answers, correct, strict=True)
-    ]
-    return result, samples
+    return Marked(problems, drawing, rollouts, correct, time.perf_counter() - started)

@@ -18,10 +18,21 @@ from rich.table import Table
 from rich.text import Text
 
 from tutelage.errors import ConfigurationError, DataError, OutputExistsError
+from tutelage.evaluation.forecast import Forecast
+from tutelage.evaluation.selected import SelectedResult, powers_of_two
 from tutelage.evaluation.statistics import bootstrap_interval, pass_at_k
 from tutelage.files import write_whole
 
-__all__ = ["Drawing", "EvaluationResult", "EvaluationSample", "rich_table", "summarise", "write_evaluation"]
+__all__ = [
+    "Drawing",
+    "EvaluationResult",
+    "EvaluationSample",
+    "forecast_table",
+    "rich_table",
+    "selection_table",
+    "summarise",
+    "write_evaluation",
+]
 
 
 @dataclass(frozen=True)
@@ -55,6 +66,8 @@ class EvaluationResult:
       truncation_rate: share of samples cut by the length limit.
       mean_response_tokens: mean length of a sample, its stop token included.
       seconds: wall-clock time of sampling and marking.
+      selected: what selection among the samples gives, where that was asked for.
+      forecasts: what more samples would give, where that was asked for.
     """
 
     name: str
@@ -69,13 +82,18 @@ class EvaluationResult:
     truncation_rate: float
     mean_response_tokens: float
     seconds: float
+    selected: tuple[SelectedResult, ...] = ()
+    forecasts: tuple[Forecast, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON would give them back: the interval a list, every k a string."""
-        return asdict(self) | {
+        """The fields as JSON would give them back: intervals are lists, every k a string, what is empty is left out."""
+        numbers = asdict(self) | {
             "pass_at_1_interval": list(self.pass_at_1_interval),
             "pass_at_k": {str(k): value for k, value in self.pass_at_k.items()},
+            "selected": [each.to_dict() for each in self.selected],
+            "forecasts": [each.to_dict() for each in self.forecasts],
         }
+        return {key: value for key, value in numbers.items() if value != []}
 
 
 @dataclass(frozen=True)
@@ -132,7 +150,7 @@ def summarise(
     num_problems, num_samples = correct.shape
     num_correct_P = correct.sum(axis=1)
     if ks is None:
-        ks = [2**power for power in range(num_samples.bit_length())]
+        ks = powers_of_two(num_samples)
     return EvaluationResult(
         name=name,
         num_problems=num_problems,
@@ -168,6 +186,45 @@ def rich_table(results: list[EvaluationResult]) -> Table:
             f"{100 * result.truncation_rate:.1f}",
             f"{result.mean_response_tokens:.0f}",
         )
+    return table
+
+
+def selection_table(result: EvaluationResult) -> Table:
+    """What each rule keeps of several samples, beside pass@k of as many; in percent. Fits in 80 columns."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, title=Text(f"one answer kept: {result.name}"))
+    has_rewards = any(each.mean_reward is not None for each in result.selected)
+    table.add_column("kept by", no_wrap=True)
+    for heading in ("of", "right %", "95%", "pass@k %", *(["reward"] if has_rewards else []), "length"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for each in result.selected:
+        low, high = each.pass_rate_interval
+        reward = [] if each.mean_reward is None else [f"{each.mean_reward:.3g}"]
+        table.add_row(
+            each.rule,
+            str(each.num_samples),
+            f"{100 * each.pass_rate:.1f}",
+            f"{100 * low:.1f} to {100 * high:.1f}",
+            f"{100 * result.pass_at_k[each.num_samples]:.1f}",
+            *reward,
+            f"{each.mean_response_tokens:.0f}",
+        )
+    return table
+
+
+def forecast_table(results: list[EvaluationResult]) -> Table:
+    """What more samples would give, with intervals."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("evaluation", no_wrap=True)
+    for heading in ("forecast", "value", "95%"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for result in results:
+        for each in result.forecasts:
+            is_share = each.quantity == "pass_at_k"
+            shown = "{:.1f}" if is_share else "{:.3g}"
+            numbers = [number for number in (each.value, *(each.interval or ())) if number is not None]
+            value, *ends = [shown.format(100 * number if is_share else number) for number in numbers] or ["none"]
+            name = f"pass@{each.num_samples} %" if is_share else f"reward, best of {each.num_samples}"
+            table.add_row(Text(result.name), name, value, " to ".join(ends))
     return table
 
 

@@ -23,6 +23,7 @@ from tutelage.tasks.verifiers import (
     check_verifier,
     verify,
 )
+from tutelage.tasks.voting import answer_classes
 
 __all__ = [
     "THINKING_OPENS",
@@ -37,6 +38,7 @@ __all__ = [
     "PromptWarning",
     "Row",
     "TemplateClock",
+    "answer_classes",
     "check_text",
     "closing_text",
     "excerpt",

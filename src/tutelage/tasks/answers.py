@@ -10,7 +10,7 @@ import re
 from tutelage.tasks.notation import MAX_ANSWER_CHARACTERS, clean, unified, up_to_closing_brace
 from tutelage.tasks.quantities import DIGITS, read_quantity
 
-__all__ = ["THINKING_OPENS", "after_thinking", "exact_match", "final_answer", "reference_answer"]
+__all__ = ["THINKING_OPENS", "after_thinking", "exact_answer", "exact_match", "final_answer", "reference_answer"]
 
 # A final answer stands at the end of a response; these bound the work.
 MAX_TAIL_CHARACTERS = 100_000
@@ -100,7 +100,13 @@ def reference_answer(answer: str) -> str:
 
 
 def exact_match(response: str, answer: str, *, finished: bool = True) -> bool:
-    r"""After the thinking, the last \boxed{...} or else the last line is the answer, white space aside.
+    """What `exact_answer` finds is the answer, white space aside."""
+    found = exact_answer(response, finished=finished)
+    return found is not None and found.split() == answer.split()
+
+
+def exact_answer(response: str, *, finished: bool = True) -> str | None:
+    r"""After the thinking, the last \boxed{...} or else the last line; None where both are empty.
 
     Of a response that is not finished, only the box counts.
     """
@@ -108,7 +114,7 @@ def exact_match(response: str, answer: str, *, finished: bool = True) -> bool:
     boxed, _ = _last_box(text[-MAX_TAIL_CHARACTERS:])
     lines = text.strip().splitlines() if finished else []
     found = boxed if boxed is not None else lines[-1] if lines else ""
-    return bool(found.strip()) and found.split() == answer.split()
+    return found.strip() or None
 
 
 def _tagged(text: str) -> tuple[str, bool]:

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable
 from typing import Literal
 
 from tutelage.errors import ConfigurationError
-from tutelage.tasks.answers import exact_match, final_answer, reference_answer
+from tutelage.tasks.answers import exact_answer, exact_match, final_answer, reference_answer
 from tutelage.tasks.equality import compare_plainly, for_algebra
 from tutelage.tasks.verifier_process import USERS_TASK, Reply, WorkerProcess
 from tutelage.tasks.verifier_worker import is_correct
@@ -152,6 +152,17 @@ class Verifier:
         if self.task == "math":
             return self._verify_math(final_answer(response, finished=is_whole), reference_answer(answer))
         return self._verify_by_user(response, answer)
+
+    def final_answer(self, response: str, *, finished: bool = True) -> str | None:
+        """What the task compares with the right answer; None = the response has no answer.
+
+        A user's function says nothing of that; for it, it is what "math" compares, or else what "exact" does.
+        """
+        if not finished and self.truncated == "wrong":
+            return None
+        is_whole = finished or self.truncated == "as_text"
+        found = None if self.task == "exact" else final_answer(response, finished=is_whole)
+        return found if found is not None or self.task == "math" else exact_answer(response, finished=is_whole)
 
     def _verify_math(self, candidate: str | None, reference: str) -> bool:
         if candidate is None:
