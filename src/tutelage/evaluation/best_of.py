@@ -44,10 +44,10 @@ def best_of_weights(num_samples: int, size: int) -> Floats:
             f"best-of-{size} was asked for with {num_samples} samples; expected a size between 1 and the number of "
             "samples. Draw more samples, or lower the size."
         )
+    i = np.arange(num_samples - 1, size - 1, -1)
+    ratios = np.concatenate([[size / num_samples], (i - size + 1) / i])  # of neighbours, since the binomials overflow
     weights_n = np.zeros(num_samples)
-    weights_n[-1] = size / num_samples
-    for i in range(num_samples - 1, size - 1, -1):  # a ratio of neighbours, since the binomials overflow
-        weights_n[i - 1] = weights_n[i] * (i - size + 1) / i
+    weights_n[size - 1 :] = np.cumprod(ratios)[::-1]
     return weights_n
 
 
