@@ -21,6 +21,7 @@ from tutelage.training import Observer, Recipe, train
 FOLDER = Path(__file__).parents[2] / "recipes"
 RECIPES = sorted(FOLDER.glob("*.toml"))
 WITHOUT_TEACHER = {"grpo", "dr_grpo", "rloo", "dapo", "cispo", "gspo", "f_grpo", "f_dapo", "f_cispo"}
+OWN_TEACHER = {"opsd", "sdft"}
 WITH_REWARDS = WITHOUT_TEACHER | {"kdrl", "kdrl_annealed", "kdrl_masked", "rlad", "rlsd", "opd_then_rl"}
 # So few tokens are never a right answer; this one calls some of them right.
 SPREAD = ["data.verifier=tests.support.verdicts:has_an_odd_length", "rollout.samples_per_prompt=4"]
@@ -56,7 +57,7 @@ def one_step_per_phase(recipe: Path) -> list[str]:
 def test_there_are_recipes() -> None:
     of_the_comparison = {"opd", "trb", "fixed_budget", "skd", "temperature_warmup", "sft_warmup", "veto"}
     neighbours = {"gkd", "minillm_single_step", "thinking_machines_pg", "exopd", "eopd", "tip", "tropd"}
-    assert of_the_comparison | neighbours | {"lora"} | WITH_REWARDS == {path.stem for path in RECIPES}
+    assert of_the_comparison | neighbours | {"lora"} | OWN_TEACHER | WITH_REWARDS == {path.stem for path in RECIPES}
 
 
 @each_recipe
@@ -116,6 +117,8 @@ def test_methods_with_rewards_are_points_of_the_same_space() -> None:
         ("tropd", {"policy", "divergence"}),
         ("tip", {"divergence", "weighting"}),
         ("lora", {"student"}),
+        ("opsd", {"student", "teacher", "data", "divergence", "rollout", "optimizer"}),
+        ("sdft", {"student", "teacher", "data", "divergence", "rollout"}),
     ],
 )
 def test_recipes_differ_from_plain_distillation_in_their_method_only(name: str, keys: set[str]) -> None:
@@ -148,7 +151,8 @@ def test_the_papers_other_baselines() -> None:
 def test_a_recipe_takes_a_step(recipe: Path, problems: Path, tmp_path: Path) -> None:
     sets = f'evaluation.sets=[{{path = "{problems}", limit = 2}}]'
     models = [f"student={student_path()}"]
-    models += [] if recipe.stem in WITHOUT_TEACHER else [f"teacher={teacher_path()}"]
+    models += [] if recipe.stem in WITHOUT_TEACHER | OWN_TEACHER else [f"teacher={teacher_path()}"]
+    models += ["data.privileged_column=solution"] if recipe.stem in OWN_TEACHER else []
     models += SPREAD if recipe.stem in WITH_REWARDS else []
     overrides = [f"data={problems}", f"output={tmp_path / 'run'}", sets, *SMALL, *models, *one_step_per_phase(recipe)]
     run = build_run(load_config(recipe, overrides))

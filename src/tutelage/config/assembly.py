@@ -15,7 +15,15 @@ from tutelage.config.clock import template_clock, with_asked_date
 from tutelage.config.consistency import check_consistency
 from tutelage.config.evaluation import build_evaluation_sets, evaluation_plan
 from tutelage.config.fingerprints import ModelHashes, data_inputs
-from tutelage.config.models import load_meta_models, load_reference, load_student, load_teachers, reference_of
+from tutelage.config.models import (
+    LoadStart,
+    load_meta_models,
+    load_reference,
+    load_student,
+    load_teachers,
+    reference_of,
+    student_at_start,
+)
 from tutelage.config.prompts import Prompts, check_lengths, check_prompt_lengths, read_prompts
 from tutelage.config.recipes import build_phases
 from tutelage.config.rewards import RatingPlan, check_reward_names, rating_plan
@@ -211,7 +219,17 @@ class RunAssembly:
     def teachers(self) -> dict[str | None, LanguageModel]:
         """The teachers with their weights, by the name that prompts call them; none of them where none is needed."""
         _ = self.meta_models  # refused before weights are read, as in `models`
-        return load_teachers(self.config, self.tokenizers.by_key, self.runtime) if self.needs_teacher else {}
+        if not self.needs_teacher:
+            return {}
+        if self.config.teacher.is_student:
+            return {None: student_at_start(self.config.teacher, *self._student)}
+        return load_teachers(self.config, self.tokenizers.by_key, self.runtime)
+
+    @cached_property
+    def _student(self) -> tuple[LanguageModel, LoadStart]:
+        """The student with its weights, and how to get it as it was at the run's start."""
+        _ = self.meta_models  # files that are wrong are refused before the weights of any model are read
+        return load_student(self.config, self.tokenizers.student, self.runtime.device, self.checkpoint)
 
     def step_memory(self, num_processes: int = 1) -> StepMemory:
         """What a step of one of so many processes takes."""
@@ -241,8 +259,7 @@ class RunAssembly:
     def models(self) -> ModelSet:
         """The models with their weights. Gradients are as training has them, if anything is learned."""
         config, tokenizers, device = self.config, self.tokenizers.by_key, self.runtime.device
-        _ = self.meta_models  # files that are wrong are refused before the weights of any model are read
-        student, load_start = load_student(config, self.tokenizers.student, device, self.checkpoint)
+        student, load_start = self._student
         teachers = self.teachers
         reference = load_reference(config, tokenizers, device, student, load_start) if self.needs_reference else None
         # Of a teacher that is a server, or that is not read, too. A checkpoint may have other stop ids than the model.
@@ -333,7 +350,7 @@ class RunAssembly:
         return Learning(
             self.phases,
             update=UPDATES[self.config.optimizer.name],
-            reference=reference_of(self.config.reference, self.models),
+            reference=reference_of(self.config, self.models),
             micro_batch_tokens=self.micro_batch_tokens,
             loss_form=self.config.runtime.loss,
         )

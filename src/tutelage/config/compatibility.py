@@ -121,6 +121,13 @@ CIRCUMSTANCES: Mapping[str, Circumstance] = {
             "weighting": "Set weighting = 'uniform', or leave teacher.server out.",
         },
     ),
+    "a teacher on the student's DoRA": Circumstance(
+        lambda config, recipe: (
+            config.teacher.is_student and getattr(config.student.what_learns, "method", "") == "dora"
+        ),
+        {Fact.teacher_step: "and it would decode on the student's own layers, of which DoRA keeps the norms"},
+        {"": "Set policy = 'student', or student.adapter.method = 'lora'."},
+    ),
     "tokens of the student alone": Circumstance(
         lambda config, recipe: not (recipe.policy.needs_teacher or recipe.policy.is_offline),
         {

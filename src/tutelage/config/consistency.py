@@ -12,7 +12,7 @@ from tutelage.models import ALL_WEIGHTS, base_of, check_quantization, check_unqu
 from tutelage.rollout import address_of
 from tutelage.runtime import LocalRuntime
 from tutelage.targets import TARGETS
-from tutelage.tasks import short_name
+from tutelage.tasks import DEFAULT_PRIVILEGED_TEMPLATE, short_name
 from tutelage.training import Phase, Recipe, check_method_form
 
 __all__ = ["check_addresses", "check_consistency", "check_reference", "check_runtime"]
@@ -28,10 +28,12 @@ def check_addresses(config: RunConfig) -> None:
 def check_runtime(config: RunConfig, *, is_shared: bool) -> None:
     """Refuse what cannot be shared out among processes."""
     settings, rollout = config.runtime, config.rollout
-    if settings.shard_teacher and (config.teacher.experts or config.teacher.routes or rollout.compile):
+    teacher = config.teacher
+    if settings.shard_teacher and (teacher.experts or teacher.routes or teacher.is_student or rollout.compile):
         raise ConfigurationError(
-            "runtime.shard_teacher is true, which works for a single teacher that decodes uncompiled; there are "
-            "teacher.experts, teacher.routes or rollout.compile. Drop these, or runtime.shard_teacher."
+            "runtime.shard_teacher is true, which works for a single teacher with weights of its own that decodes "
+            "uncompiled; there are teacher.experts, teacher.routes, teacher.weights or rollout.compile. Drop these, or "
+            "runtime.shard_teacher."
         )
     learns_apart = config.student.what_learns != ALL_WEIGHTS
     if is_shared and settings.strategy == "fsdp2" and (learns_apart or settings.compile):
@@ -50,6 +52,7 @@ def check_runtime(config: RunConfig, *, is_shared: bool) -> None:
 def check_consistency(config: RunConfig, phases: Sequence[Phase]) -> None:
     """Refuse what two keys of a run file cannot both ask for."""
     _check_student(config.student, config.runtime.autocast, LocalRuntime(config.runtime.device).device)
+    _check_own_teacher(config)
     if config.evaluation.sets:
         _check_judgeable(config)
     if config.rollout.redraws and not config.reward:
@@ -111,6 +114,34 @@ def _check_student(student: StudentConfig, autocast: str | None, device: str) ->
         raise ConfigurationError(
             f"runtime.autocast is {autocast!r} and student.dtype {student.dtype!r}; autocast is for weights that stay "
             "in float32. Set student.dtype = 'float32', or drop runtime.autocast."
+        )
+
+
+def _check_own_teacher(config: RunConfig) -> None:
+    """Refuse what only a teacher reads where there is none, and a student as teacher that knows no more than itself."""
+    data, teacher = config.data, config.teacher
+    privileged = [key for key in ("privileged_column", "teacher_prompt_column") if getattr(data, key) is not None]
+    if privileged and not config.has_teacher:
+        raise ConfigurationError(
+            f"data.{privileged[0]} is set, which a teacher reads, and the run has none. Name one, such as the student "
+            "itself (teacher.weights = 'student'), or drop it."
+        )
+    if data.privileged_column is None and data.privileged_template != DEFAULT_PRIVILEGED_TEMPLATE:
+        raise ConfigurationError(
+            "data.privileged_template is set, and data.privileged_column names no text to put into it. Set it, or drop "
+            "the template."
+        )
+    if not teacher.is_student:
+        return
+    if not (privileged or data.teacher_system_prompt is not None or data.teacher_chat_template_kwargs is not None):
+        raise ConfigurationError(
+            "teacher.weights is 'student', and the teacher reads what the student reads, so there would be nothing to "
+            'learn. Let it read more: data.privileged_column = "solution", or data.teacher_system_prompt.'
+        )
+    if teacher.refresh_every and config.reference.refresh_every:
+        raise ConfigurationError(
+            f"teacher.refresh_every is {teacher.refresh_every} and reference.refresh_every "
+            f"{config.reference.refresh_every}; one model at most follows the student. Set one of them to 0."
         )
 
 

@@ -21,6 +21,7 @@ from tutelage.config.schema import (
     EvaluationSetConfig,
     PhaseConfig,
     RunConfig,
+    TeacherConfig,
     settings_of_trainable,
     settings_of_update,
 )
@@ -84,7 +85,10 @@ def resolve_config(table: dict[str, Any], overrides: Sequence[str] = ()) -> RunC
 
 def to_toml(config: RunConfig) -> str:
     """The resolved configuration as TOML; reading it back gives the same run."""
-    left_out = set() if config.has_teacher else {"teacher"}
+    left_out: dict[str, Any] = {} if config.has_teacher else {"teacher": True}
+    if config.teacher.is_student:  # which says it all; the rest is the student's
+        kept = ("weights", "refresh_every", "share")
+        left_out["teacher"] = {name for name in TeacherConfig.model_fields if name not in kept}
     return tomli_w.dumps(_without_none(config.model_dump(mode="python", exclude=left_out)))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from tutelage.config.schema import ModelConfig, ReferenceConfig, RunConfig, TeacherConfig
+from tutelage.config.schema import ModelConfig, ReferenceConfig, RunConfig, StudentConfig, TeacherConfig
 from tutelage.errors import ConfigurationError
 from tutelage.models import (
     ALL_WEIGHTS,
@@ -35,6 +35,7 @@ from tutelage.tasks import Problem
 __all__ = [
     "EXPERT",
     "ROUTE",
+    "LoadStart",
     "as_it_starts",
     "check_teacher_names",
     "context_length",
@@ -47,10 +48,14 @@ __all__ = [
     "named_teachers",
     "other_models",
     "reference_of",
+    "student_at_start",
 ]
 
 # Prefixes of the keys of further models: those that a teacher is fused with, and teachers with a name.
 EXPERT, ROUTE = "teacher.experts", "teacher.routes."
+
+LoadStart = Callable[[float], LanguageModel]
+"""loads the student as it was at the run's start, to be refreshed with this share"""
 
 
 def other_models(config: RunConfig) -> Iterator[tuple[str, ModelConfig]]:
@@ -94,7 +99,7 @@ def load_model(
 
 def load_student(
     config: RunConfig, tokenizer: Any, device: str, checkpoint: str | None = None
-) -> tuple[LanguageModel, Callable[[], LanguageModel]]:
+) -> tuple[LanguageModel, LoadStart]:
     """The student as the run begins, or as a checkpoint has it, and how to get it as it was at the run's start.
 
     Raises:
@@ -109,16 +114,16 @@ def load_student(
     if student.learns_whole:
         model = load_model(student, tokenizer, device, checkpoint, **learning)
 
-        def load_start() -> LanguageModel:
-            return load_model(as_it_starts(config), tokenizer, device)
+        def load_start(share: float) -> LanguageModel:
+            return load_model(as_it_starts(student, share), tokenizer, device)
     else:
         model = load_model(student, tokenizer, device, **learning)
         start = reference_snapshot(model)
         if checkpoint is not None:
             model.trainable.load(Path(checkpoint))
 
-        def load_start() -> LanguageModel:
-            return start
+        def load_start(share: float) -> LanguageModel:
+            return reference_snapshot(start)
 
     if student.quantization is None:
         check_learnable(model.module, student.path)
@@ -147,13 +152,12 @@ def load_teachers(
     return teachers
 
 
-def as_it_starts(config: RunConfig) -> ModelConfig:
-    """The table by which a reference is loaded that begins as the student.
+def as_it_starts(student: StudentConfig, share: float) -> ModelConfig:
+    """The table by which a reference, or a teacher, is loaded that begins as the student.
 
-    A mean of its weights moves by less than half precision resolves, so it is kept in float32.
+    A mean of its weights (a share below 1) moves by less than half precision resolves, so it is kept in float32.
     """
-    student = config.student
-    is_narrow_mean = config.reference.share < 1 and student.dtype == "bfloat16"
+    is_narrow_mean = share < 1 and student.dtype == "bfloat16"
     return student.model_copy(update={"dtype": "float32"}) if is_narrow_mean else student
 
 
@@ -162,7 +166,7 @@ def load_reference(
     tokenizers: Mapping[str, Any],
     device: str,
     student: LanguageModel,
-    load_start: Callable[[], LanguageModel],
+    load_start: LoadStart,
 ) -> LanguageModel:
     """The model of [reference], or else the student with its initial weights, computed as the student is.
 
@@ -172,16 +176,26 @@ def load_reference(
     """
     if config.reference.path is not None:
         return load_model(config.reference, tokenizers["reference"], device)
-    reference = load_start()
-    reference.autocast = student.autocast
-    return reference
+    return student_at_start(config.reference, student, load_start)
 
 
-def reference_of(settings: ReferenceConfig, models: ModelSet) -> Reference:
-    """How a run's third model changes; it stays as it is, or there is none, unless it is to be refreshed."""
-    if models.reference is None or not settings.refresh_every:
-        return Reference()
-    return MovingReference(models.student, models.reference, settings.refresh_every, settings.share)
+def student_at_start(
+    settings: ReferenceConfig | TeacherConfig, student: LanguageModel, load_start: LoadStart
+) -> LanguageModel:
+    """A model that begins as the student and is computed as it is; `settings` say how it goes on."""
+    model = load_start(settings.share)
+    model.autocast = student.autocast
+    return model
+
+
+def reference_of(config: RunConfig, models: ModelSet) -> Reference:
+    """How the model changes that follows the student, a teacher or the reference; most runs have none."""
+    follower: tuple[ReferenceConfig | TeacherConfig, LanguageModel | None]
+    for follower in ((config.teacher, models.teacher), (config.reference, models.reference)):
+        settings, model = follower
+        if model is not None and settings.refresh_every:
+            return MovingReference(models.student, model, settings.refresh_every, settings.share)
+    return Reference()
 
 
 def load_meta_models(config: RunConfig, tokenizers: Mapping[str, Any]) -> dict[str, LanguageModel]:

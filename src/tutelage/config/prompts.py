@@ -56,6 +56,7 @@ def read_prompts(
         prompt_column=data.prompt_column,
         answer_column=data.answer_column if data.verifier or reads_answers else None,
         teacher_column=data.teacher_column if routes else None,
+        privilege=data.privilege,
         split=data.split,
         limit=data.limit,
         max_characters=max_characters,

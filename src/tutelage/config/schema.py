@@ -38,10 +38,12 @@ from tutelage.rollout import DEFAULT_RETRIES, DEFAULT_TIMEOUT_SECONDS, HostedSet
 from tutelage.runtime import LocalRuntime
 from tutelage.tasks import (
     DEFAULT_ANSWER_COLUMN,
+    DEFAULT_PRIVILEGED_TEMPLATE,
     DEFAULT_PROMPT_COLUMN,
     DEFAULT_SPLIT,
     DEFAULT_TASK,
     DEFAULT_TRUNCATED_ANSWERS,
+    Privilege,
     PromptStyle,
     TruncatedAnswers,
 )
@@ -212,9 +214,15 @@ class ExpertConfig(ModelConfig):
 class TeacherConfig(ModelConfig):
     """[teacher]: a model, or several: `experts` make one distribution with it, `routes` take some of the prompts.
 
-    With `server` it runs there; `path` is then for its tokenizer and configuration only.
+    With `server` it runs there; `path` is then for its tokenizer and configuration only. With `weights = "student"` it
+    is the student itself with its initial weights or, with `refresh_every` and `share` as of [reference], with later
+    ones; all else of the model is then the student's.
     """
 
+    path: PathText = None  # type: ignore[assignment]  # see `_has_weights`
+    weights: Literal["student"] | None = None
+    refresh_every: int = Field(default=0, ge=0)
+    share: float = Field(default=1.0, gt=0, le=1)
     weight: float = 1.0
     experts: list[ExpertConfig] = []
     largest_dynamic_weight: float = Field(default=2.0, gt=0)
@@ -243,6 +251,37 @@ class TeacherConfig(ModelConfig):
         if isinstance(models, dict):
             return {name: expanded(model) for name, model in models.items()}
         return [expanded(model) for model in models] if isinstance(models, list) else models
+
+    @property
+    def is_student(self) -> bool:
+        """Whether its weights are those of the student, now or at an earlier step."""
+        return self.weights == "student"
+
+    @model_validator(mode="after")
+    def _has_weights(self) -> Self:
+        if not self.is_student:
+            if "path" not in self.model_fields_set:
+                raise ConfigurationError(
+                    "teacher.path is missing; expected a model directory or hub id. Set it, or teacher.weights = "
+                    "'student' for the student's own weights."
+                )
+            if self.refresh_every:
+                raise ConfigurationError(
+                    f"teacher.refresh_every is {self.refresh_every}, and the teacher is another model, which does not "
+                    "follow the student. Set teacher.weights = 'student', or drop it."
+                )
+        taken = {*ModelConfig.model_fields, "experts", "routes", "server", "weight"} & self.model_fields_set
+        if self.is_student and taken:
+            raise ConfigurationError(
+                f"teacher.weights is 'student', and teacher.{min(taken)} is set; such a teacher is the student alone, "
+                "loaded as the student is. Drop one of the two."
+            )
+        if self.share < 1 and not self.refresh_every:
+            raise ConfigurationError(
+                f"teacher.share is {self.share:g}, but teacher.refresh_every is 0, so the teacher never moves. Set "
+                "teacher.refresh_every to a number of steps, such as 1, or drop teacher.share."
+            )
+        return self
 
     @model_validator(mode="after")
     def _can_be_fused(self) -> Self:
@@ -288,6 +327,8 @@ class DataConfig(Section):
     `answer_column = ""`: the prompts have no answers. `verifier = ""`: answers are not judged. `template_date`: for
     chat templates that ask for the date; None = the moment when the run is first made, which is kept with it.
     `truncated_answers`: what counts of one that was cut at the length limit; "whole" = what is whole in it.
+    `privileged_column`: text that the teacher alone reads, put beside the question by `privileged_template`;
+    `teacher_prompt_column`: all that it reads in place of the prompt, which outranks it in rows that have one.
     """
 
     path: PathText
@@ -295,6 +336,9 @@ class DataConfig(Section):
     prompt_column: str = DEFAULT_PROMPT_COLUMN
     answer_column: str = DEFAULT_ANSWER_COLUMN
     teacher_column: str = "teacher"
+    privileged_column: str | None = None
+    privileged_template: str = DEFAULT_PRIVILEGED_TEMPLATE
+    teacher_prompt_column: str | None = None
     limit: int | None = Field(default=None, ge=1)
     shuffle: bool = False
     system_prompt: str | None = None
@@ -308,6 +352,11 @@ class DataConfig(Section):
     verifier: str = DEFAULT_TASK
     truncated_answers: TruncatedAnswers = DEFAULT_TRUNCATED_ANSWERS
     scores: OptionalPath = None
+
+    @property
+    def privilege(self) -> Privilege:
+        """What the teacher alone reads."""
+        return Privilege(self.privileged_column, self.privileged_template, self.teacher_prompt_column)
 
     @field_validator("template_date", mode="before")
     @classmethod
@@ -483,11 +532,16 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _a_teacher_may_be_missing(self) -> Self:
-        """Without a teacher, the student's files stand for what is read of one: tokenizer, sizes, stop ids."""
+        """Without a teacher, the student's files stand for what is read of one: tokenizer, sizes, stop ids.
+
+        So they do for one that is the student.
+        """
+        own = {name: getattr(self.student, name) for name in ModelConfig.model_fields}
+        # Not by assignment, after which it would count as named.
         if not self.has_teacher:
-            own = {name: getattr(self.student, name) for name in ModelConfig.model_fields}
-            # Not by assignment, after which it would count as named.
             self.__dict__["teacher"] = TeacherConfig(**own)
+        elif self.teacher.is_student:
+            self.teacher.__dict__.update(own)
         return self
 
     @model_validator(mode="after")

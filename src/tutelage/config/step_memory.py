@@ -150,7 +150,7 @@ class StepMemory:
         student, teacher = models.pop("student"), models.pop("teacher", None)
         if self.needs_reference and "reference" not in models and student.trainable.changes_backbone:
             # A copy of the student; that of an adapter is the same backbone.
-            models["reference"] = load_meta_model(as_it_starts(config), None)
+            models["reference"] = load_meta_model(as_it_starts(config.student, config.reference.share), None)
         learned = self._learned_here()
         is_cut = learned < trained_bytes(student)
         own = _weights(student, config.student.quantization) + (learned if is_cut else 0)

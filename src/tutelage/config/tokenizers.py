@@ -53,7 +53,7 @@ def load_tokenizers(config: RunConfig) -> Tokenizers:
       VocabularyMismatchError: they differ in content.
     """
     student, teacher = config.student, config.teacher
-    if config.has_teacher:
+    if config.has_teacher and not teacher.is_student:
         check_distinct(student.source, teacher.source)
     for model in (student, teacher) if teacher.server is None else (student,):
         check_files(model.source)

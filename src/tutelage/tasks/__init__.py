@@ -6,8 +6,10 @@ from tutelage.tasks.chat import DroppedPromptsWarning, PromptStyle, RenderedProm
 from tutelage.tasks.clock import TemplateClock
 from tutelage.tasks.problems import (
     DEFAULT_ANSWER_COLUMN,
+    DEFAULT_PRIVILEGED_TEMPLATE,
     DEFAULT_PROMPT_COLUMN,
     DEFAULT_SPLIT,
+    Privilege,
     Problem,
     load_problems,
 )
@@ -29,11 +31,13 @@ __all__ = [
     "THINKING_OPENS",
     "BENCHMARKS",
     "DEFAULT_ANSWER_COLUMN",
+    "DEFAULT_PRIVILEGED_TEMPLATE",
     "DEFAULT_PROMPT_COLUMN",
     "DEFAULT_SPLIT",
     "DEFAULT_TASK",
     "DEFAULT_TRUNCATED_ANSWERS",
     "Benchmark",
+    "Privilege",
     "Problem",
     "PromptWarning",
     "Row",

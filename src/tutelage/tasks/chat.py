@@ -149,9 +149,11 @@ def render_all(
     readers, teacher_ids = [student], list(student_ids)
     for name, teacher in teachers.items():
         places = [place for place, problem in enumerate(problems) if problem.teacher == name]
-        if places and not teacher.reads_as(student):
+        if places and teacher.reads_as(student):
+            places = [place for place in places if problems[place].teacher_prompt is not None]
+        if places:
             readers.append(teacher)
-            read = teacher.read([problems[place] for place in places], max_characters)
+            read = teacher.read([problems[place].for_teacher for place in places], max_characters)
             for place, ids in zip(places, read, strict=True):
                 teacher_ids[place] = ids
     for reader in readers:

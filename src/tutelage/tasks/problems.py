@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import json
 import logging
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from decimal import Decimal
@@ -19,7 +20,7 @@ from typing import Any
 from tutelage.errors import ConfigurationError, DataError
 from tutelage.tasks.sources import Row, WrittenFloat, check_text, column_names, excerpt, rows_of, short_name
 
-__all__ = ["Message", "Problem", "load_problems"]
+__all__ = ["Message", "Privilege", "Problem", "load_problems"]
 
 logger = logging.getLogger(__name__)
 
@@ -28,12 +29,50 @@ Message = dict[str, str]
 DEFAULT_SPLIT = "train"
 DEFAULT_PROMPT_COLUMN = "problem"
 DEFAULT_ANSWER_COLUMN = "answer"
+DEFAULT_PRIVILEGED_TEMPLATE = "{prompt}\n\n{privileged}"
 # The layout that verl's data sets share (DAPO-Math-17k among them): chat messages, and the answer one level down.
 VERL_PROMPT_COLUMN = "prompt"
 VERL_ANSWER_COLUMN = "reward_model.ground_truth"
 
 _MISSING = object()
 _MAX_PLAIN_EXPONENT = 20  # a float beyond it keeps its exponent: 6.02E+23
+
+
+@dataclass(frozen=True)
+class Privilege:
+    """What a teacher reads and the student does not.     (OPSD, arXiv 2601.18734; SDFT's template in TRL)
+
+    Fields:
+      column: text such as a solution, put beside the question by `template`; None = there is none.
+      template: with {prompt} and {privileged}. Of a prompt in messages it replaces the last one of the user.
+      teacher_prompt_column: all that the teacher reads, as a prompt column has it. It outranks `column` in rows that
+        have it; None = there is none.
+    """
+
+    column: str | None = None
+    template: str = DEFAULT_PRIVILEGED_TEMPLATE
+    teacher_prompt_column: str | None = None
+
+    def __post_init__(self) -> None:
+        missing = [name for name in ("{prompt}", "{privileged}") if name not in self.template]
+        if missing:
+            raise ConfigurationError(
+                f"data.privileged_template is {excerpt(self.template)}, without {missing[0]}; expected a text with "
+                f"{{prompt}} and {{privileged}} in it, such as {DEFAULT_PRIVILEGED_TEMPLATE!r}."
+            )
+
+    @property
+    def columns(self) -> list[str | None]:
+        """The columns that are read."""
+        return [self.column, self.teacher_prompt_column]
+
+    def applied(self, prompt: str, privileged: str) -> str:
+        """The template with both texts in it."""
+        texts = {"{prompt}": prompt, "{privileged}": privileged}
+        return re.sub(r"\{prompt\}|\{privileged\}", lambda found: texts[found[0]], self.template)
+
+
+NO_PRIVILEGE = Privilege()
 
 
 @dataclass(frozen=True)
@@ -45,12 +84,19 @@ class Problem:
       prompt: plain text, or chat messages, each {"role": ..., "content": ...}; the last one is not the assistant's.
       answer: the right answer as text, verbatim ("142.0" stays "142.0"); None = not known or not asked for.
       teacher: which of several teachers answers for it; None = the row names none, or no column was read.
+      teacher_prompt: what a teacher reads in place of `prompt`; None = the same.
     """
 
     id: str
     prompt: str | tuple[Message, ...]
     answer: str | None = None
     teacher: str | None = None
+    teacher_prompt: str | tuple[Message, ...] | None = None
+
+    @property
+    def for_teacher(self) -> Problem:
+        """The problem as it is put to a teacher."""
+        return self if self.teacher_prompt is None else replace(self, prompt=self.teacher_prompt)
 
     @property
     def messages(self) -> tuple[Message, ...]:
@@ -69,6 +115,7 @@ def load_problems(
     prompt_column: str = DEFAULT_PROMPT_COLUMN,
     answer_column: str | None = DEFAULT_ANSWER_COLUMN,
     teacher_column: str | None = None,
+    privilege: Privilege = NO_PRIVILEGE,
     split: str = DEFAULT_SPLIT,
     limit: int | None = None,
     max_characters: int | None = None,
@@ -85,6 +132,7 @@ def load_problems(
           text of such a list; other keys of a message are not read). A dot steps into nested values.
         answer_column: column with the right answer; None or "" = no answers wanted. A dot steps into nested values.
         teacher_column: column with the name of the row's teacher, where it has one; None = no teacher is asked for.
+        privilege: columns with what the teacher alone reads.
         split: which split of a hub data set; files have none.
         limit: read the first so many problems only.
         max_characters: of a text with more, the first so many and one are kept, so that a few bytes of a compressed
@@ -102,7 +150,15 @@ def load_problems(
         )
     source = str(path)
     name, layout_columns = short_name(source), (VERL_PROMPT_COLUMN, VERL_ANSWER_COLUMN)
-    columns = [prompt_column, answer_column, teacher_column, DEFAULT_PROMPT_COLUMN, *layout_columns, "id"]
+    columns = [
+        prompt_column,
+        answer_column,
+        teacher_column,
+        *privilege.columns,
+        DEFAULT_PROMPT_COLUMN,
+        *layout_columns,
+        "id",
+    ]
     problems: list[Problem] = []
     own_ids: list[str | None] = []
     for place, row in rows_of(source, split, [column for column in columns if column]):
@@ -116,9 +172,11 @@ def load_problems(
             check_text(answer, f"column {answer_column!r}", where)
         own_ids.append(_name(row.get("id"), "id", where))
         teacher = _name(_lookup(row, teacher_column), teacher_column, where) if teacher_column else None
+        teacher_prompt = _teacher_prompt(row, prompt, privilege, source, place)
         if max_characters is not None:
             prompt = _beginning(prompt, max_characters + 1)
-        problems.append(Problem(f"{name}/{len(problems)}", prompt, answer, teacher or None))
+            teacher_prompt = None if teacher_prompt is None else _beginning(teacher_prompt, max_characters + 1)
+        problems.append(Problem(f"{name}/{len(problems)}", prompt, answer, teacher or None, teacher_prompt))
         if len(problems) == limit:
             break
     if not problems:
@@ -129,6 +187,39 @@ def load_problems(
     if None in own_ids or len(set(own_ids)) < len(own_ids):
         return problems
     return [replace(problem, id=str(own_id)) for own_id, problem in zip(own_ids, problems, strict=True)]
+
+
+def _teacher_prompt(
+    row: Row, prompt: str | tuple[Message, ...], privilege: Privilege, source: str, place: str
+) -> str | tuple[Message, ...] | None:
+    """What a teacher reads of a row in place of its prompt; None = the prompt.
+
+    Raises:
+      DataError: the row has nothing that the teacher alone could read.
+    """
+    own, column, where = privilege.teacher_prompt_column, privilege.column, f"{source}, {place}"
+    if own is not None and (column is None or _lookup(row, own) not in (None, _MISSING)):
+        return _prompt(_cell(row, own, "data.teacher_prompt_column", source, place), own, where)
+    if column is None:
+        return None
+    text = _as_text(_cell(row, column, "data.privileged_column", source, place))
+    if text is None or not text.strip():
+        raise DataError(
+            f"{where} has nothing that can be read in column {column!r}; expected text that only the teacher reads. "
+            "Without it the teacher would be asked the student's own question. Complete or remove the row."
+        )
+    check_text(text, f"column {column!r}", where)
+    if isinstance(prompt, str):
+        return privilege.applied(prompt, text)
+    users = [number for number, message in enumerate(prompt) if message["role"] == "user"]
+    if not users:
+        raise DataError(
+            f"{where} has no message of the user, to which the text in column {column!r} is added. Give the row a "
+            "prompt for the teacher: data.teacher_prompt_column."
+        )
+    asked = prompt[users[-1]]
+    told = {**asked, "content": privilege.applied(asked["content"], text)}
+    return (*prompt[: users[-1]], told, *prompt[users[-1] + 1 :])
 
 
 def _beginning(prompt: str | tuple[Message, ...], num_characters: int) -> str | tuple[Message, ...]:

@@ -34,6 +34,11 @@ RUNS: dict[str, tuple[dict[str, Any], Policy, Loss]] = {
     ),
     "recorded answers": (REFRESHED, Offline(), ReverseKL(support="teacher_top_k")),
     "a teacher that is a server": (SERVED | REFRESHED, Student(), ReverseKL(support="teacher_top_k")),
+    "a teacher on the student's DoRA": (
+        REFRESHED | {"teacher": {"weights": "student"}, "student": {"path": "s", "adapter": {"method": "dora"}}},
+        Student(),
+        ReverseKL(),
+    ),
     "tokens of the student alone": (REFRESHED, Student(), ReverseKL()),
     "too few answers": (
         REFRESHED | {"rollout": {"samples_per_prompt": 1}},
@@ -97,7 +102,7 @@ def test_what_a_run_offers(name: str) -> None:
     unknown = {*CIRCUMSTANCES[name].unknown, Fact.pair}
     if "reward" not in tables:
         unknown.add(Fact.reward)
-    if name == "a teacher that is a server":
+    if name in ("a teacher that is a server", "a teacher on the student's DoRA"):
         unknown.add(Fact.teacher_drawn)
     assert facts_offered(config_of(**tables), recipe) == frozenset(Fact) - unknown
 

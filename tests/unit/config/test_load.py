@@ -86,7 +86,29 @@ def test_a_teacher_may_be_left_out_where_nothing_asks_it() -> None:
         build_phases(resolve_config(table))
 
 
+def test_the_teacher_may_be_the_student() -> None:
+    own = NEEDED | {
+        "student": {"path": "s", "dtype": "bfloat16"},
+        "teacher": {"weights": "student", "refresh_every": 1},
+    }
+    config = resolve_config(own)
+    assert config.has_teacher and config.teacher.source == config.student.source
+    assert read_back(config) == config and tomllib.loads(to_toml(config))["teacher"] == {
+        "weights": "student",
+        "refresh_every": 1,
+        "share": 1.0,
+    }
+    for table, message in (
+        ({"weights": "student", "path": "t"}, "teacher.path is set; such a teacher is the student alone"),
+        ({"weights": "student", "server": "http://localhost:1"}, "teacher.server is set"),
+        ({"path": "t", "refresh_every": 1}, "teacher.refresh_every is 1, and the teacher is another model"),
+        ({"weights": "student", "share": 0.5}, "teacher.share is 0.5, but teacher.refresh_every is 0"),
+    ):
+        assert message in refusal(teacher=table)
+
+
 def test_a_table_without_its_path_is_asked_for_it() -> None:
+    assert refusal(teacher={"dtype": "bfloat16"}).startswith("teacher.path is missing")
     assert refusal(student={"dtype": "bfloat16"}).startswith("student.path is missing")
     assert refusal(evaluation={"sets": [{"name": "sums"}]}).startswith("evaluation.sets[0].path is missing")
 

@@ -132,3 +132,17 @@ def test_a_mean_in_float32_follows_a_student_in_bfloat16() -> None:
 def test_numbers_that_cannot_work_are_refused(numbers: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError, match=r"reference\.refresh_every is \d and reference\.share"):
         followed(ALL_WEIGHTS, **numbers)
+
+
+@pytest.mark.parametrize("settings", [ALL_WEIGHTS, AdapterSettings(rank=2)], ids=["all weights", "adapter"])
+def test_a_mean_of_a_constant(settings: TrainableSettings) -> None:
+    """From 0 towards 1 it is 1 - 0.95^n; of an adapter A and B move each by itself, so their product moves less."""
+    reference = followed(settings, every=1, share=0.05)
+    for weight in reference.student.trainable.parameters().values():
+        weight.data.fill_(1)
+    for mean in reference.model.trainable_state().values():
+        mean.fill_(0)
+    for step, expected in ((1, 0.05), (2, 0.0975), (3, 0.142625)):
+        reference.refresh(step)
+        for mean in reference.model.trainable_state().values():
+            torch.testing.assert_close(mean, torch.full_like(mean, expected))

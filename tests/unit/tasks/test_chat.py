@@ -142,3 +142,15 @@ def test_nothing_left_is_refused() -> None:
         render_all([QUESTION], make_tokenizer(), {}, max_prompt_tokens=3)
     with pytest.raises(DataError, match="there are no problems to render"):
         render_all([], make_tokenizer(), {}, max_prompt_tokens=3)
+
+
+def test_a_teacher_with_the_same_template_reads_its_own_prompts() -> None:
+    tokenizer = make_tokenizer(TEMPLATE)
+    told = Problem("told", "1 + 1?", teacher_prompt="1 + 1? It is 2.")
+    same, other = render_all([QUESTION, told], tokenizer, {None: tokenizer}, max_prompt_tokens=100).prompts
+    assert same.teacher_tokens is None
+    assert read(tokenizer, other.student_tokens) == "<bos><|user|>1 + 1?<|assistant|>"
+    assert read(tokenizer, other.teacher_tokens) == "<bos><|user|>1 + 1? It is 2.<|assistant|>"
+    with pytest.warns(DroppedPromptsWarning, match="1 of 2"):
+        kept = render_all([QUESTION, told], tokenizer, {None: tokenizer}, max_prompt_tokens=len(other.student_tokens))
+    assert kept.problems == [QUESTION], "what the teacher reads is never cut"

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tutelage.errors import ConfigurationError, DataError
-from tutelage.tasks import Problem, load_problems
+from tutelage.tasks import Privilege, Problem, load_problems
 
 SHARED_DATA = Path(__file__).parents[4] / "shared" / "data"
 CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "1 + 1?"}]
@@ -413,3 +413,44 @@ def test_an_answer_that_is_no_number_is_refused(tmp_path: Path, number: str) -> 
     path.write_text(f'{{"problem": "?", "answer": {number}}}')
     with pytest.raises(DataError, match="as its answer; expected text or a number"):
         load_problems(path)
+
+
+# What the teacher alone reads -----------------------------------------------------------------------------------------
+
+SOLVED = {"problem": "1 + 1?", "answer": "2", "solution": "{prompt} is 2."}
+
+
+def test_privileged_text_is_put_beside_the_question_for_the_teacher(rows: Any) -> None:
+    (problem,) = rows(SOLVED, privilege=Privilege("solution"))
+    assert problem.prompt == "1 + 1?" and problem.for_teacher.prompt == "1 + 1?\n\n{prompt} is 2."
+    (problem,) = rows(SOLVED, privilege=Privilege("solution", "Solved: {privileged}\nNow: {prompt}"))
+    assert problem.for_teacher.prompt == "Solved: {prompt} is 2.\nNow: 1 + 1?"
+    (plain,) = rows(SOLVED)
+    assert plain.for_teacher is plain
+
+
+def test_in_messages_the_last_one_of_the_user_changes_and_nothing_else(rows: Any) -> None:
+    turns = [*CHAT, {"role": "assistant", "content": "2"}, {"role": "user", "content": "Sure?"}]
+    (problem,) = rows(SOLVED | {"problem": turns, "solution": "Yes."}, privilege=Privilege("solution"))
+    assert list(problem.prompt) == turns
+    assert list(problem.for_teacher.prompt) == [*turns[:-1], {"role": "user", "content": "Sure?\n\nYes."}]
+
+
+def test_a_prompt_of_the_teachers_own_outranks_the_template(rows: Any) -> None:
+    both = Privilege("solution", teacher_prompt_column="for_teacher")
+    own, without = rows(SOLVED | {"for_teacher": CHAT}, SOLVED, privilege=both)
+    assert list(own.for_teacher.prompt) == CHAT and without.for_teacher.prompt == "1 + 1?\n\n{prompt} is 2."
+    with pytest.raises(DataError, match=r"no column 'for_teacher'.*data\.teacher_prompt_column"):
+        rows(SOLVED, privilege=Privilege(teacher_prompt_column="for_teacher"))
+
+
+@pytest.mark.parametrize("nothing", [None, "", "  \n", {"a": 1}])
+def test_a_row_without_privilege_is_refused(rows: Any, nothing: Any) -> None:
+    with pytest.raises(DataError, match=r"row 1.* 'solution'.*Complete or remove the row"):
+        rows(SOLVED, SOLVED | {"solution": nothing}, privilege=Privilege("solution"))
+
+
+def test_a_template_has_a_place_for_both_texts() -> None:
+    for template, missing in (("{prompt}", "privileged"), ("{privileged}", "prompt")):
+        with pytest.raises(ConfigurationError, match=rf"data\.privileged_template is .*without {{{missing}}}"):
+            Privilege("solution", template)
