@@ -57,11 +57,17 @@ class CompositionSums(NamedTuple):
 
 
 class _Top(NamedTuple):
-    """R: whether each token is in it, and where it ends, as in `CompositionSums`."""
+    """R: whether a token is in it, its smallest logit, how many of these are in it, and how many there are so far."""
 
     is_kept_BV: Tensor
-    least_B: Tensor
-    last_place_B: Tensor
+    least_B1: Tensor
+    num_ties_B1: Tensor
+    ties_so_far_BV: Tensor
+
+    def last_place(self) -> Tensor:
+        """The place of the last of its smallest logits, -1 for none: so many have fewer of them up to there."""
+        num_before_B = (self.ties_so_far_BV < self.num_ties_B1).sum(-1)
+        return num_before_B.masked_fill(self.num_ties_B1.squeeze(-1) == 0, -1)
 
 
 class ComposedRows(NamedTuple):
@@ -137,18 +143,17 @@ class Composition:
         return numbers_3B
 
     def least_kept(self, teacher_logits_BV: Tensor) -> tuple[Tensor, Tensor]:
-        """The smallest logit in R, in float64, and how many tokens of this logit are in R, both [B].
+        """The smallest logit in R, and how many tokens of this logit are in R, both [B, 1].
 
         Where fewer than K tokens are possible the smallest is -inf, and none of it is in R: q forbids the others.
         """
-        wide = widest_dtype(teacher_logits_BV.device)
         if self.top_k is None:
-            least_B = teacher_logits_BV.new_zeros(teacher_logits_BV.shape[:-1], dtype=wide)
-            return least_B, least_B.long()
-        top_BK = teacher_logits_BV.topk(min(self.top_k, teacher_logits_BV.shape[-1]), dim=-1).values.to(wide)
-        least_B = top_BK[..., -1]
-        num_ties_B = (top_BK == least_B.unsqueeze(-1)).sum(-1)
-        return least_B, num_ties_B.masked_fill(least_B == -math.inf, 0)
+            least_B1 = teacher_logits_BV.new_zeros(*teacher_logits_BV.shape[:-1], 1)
+            return least_B1, least_B1.long()
+        top_BK = teacher_logits_BV.topk(min(self.top_k, teacher_logits_BV.shape[-1]), dim=-1).values
+        least_B1 = top_BK[..., -1:]
+        num_ties_B1 = (top_BK == least_B1).sum(-1, keepdim=True)
+        return least_B1, num_ties_B1.masked_fill(least_B1 == -math.inf, 0)
 
     def rows(self, student_logits_BV: Tensor, teacher_logits_BV: Tensor) -> ComposedRows:
         """mu and its parts as whole rows."""
@@ -198,8 +203,8 @@ class Composition:
             norm_B,
             student_log_mass_B,
             teacher_offset_B,
-            nowhere_B.to(wide) if rows.top is None else rows.top.least_B,
-            nowhere_B - 1 if rows.top is None else rows.top.last_place_B,
+            nowhere_B.to(wide) if rows.top is None else rows.top.least_B1.squeeze(-1).to(wide),
+            nowhere_B - 1 if rows.top is None else rows.top.last_place(),
             teacher_logits_BV.argmax(-1) if self.temperature == 0 else nowhere_B,
         )
 
@@ -229,22 +234,11 @@ class Composition:
         return log_weights_B.mul(inverse_temperature_B)
 
     def _top(self, teacher_logits_BV: Tensor) -> _Top:
-        """R of each row. The host looks whether ties matter; the programs on CUDA find R by themselves."""
-        assert self.top_k is not None
-        size = min(self.top_k, teacher_logits_BV.shape[-1])
-        top = teacher_logits_BV.topk(min(size + 1, teacher_logits_BV.shape[-1]), dim=-1)
-        top_BK, places_BK = top.values[..., :size], top.indices[..., :size]
-        least_B1 = top_BK[..., -1:]
-        is_possible_BK = top_BK > -math.inf
-        is_kept_BV = torch.zeros_like(teacher_logits_BV, dtype=torch.bool).scatter(-1, places_BK, is_possible_BK)
-        last_place_B = torch.where((top_BK == least_B1) & is_possible_BK, places_BK, -1).amax(-1)
-        if bool(((top.values[..., size:] == least_B1) & is_possible_BK[..., -1:]).any()):
-            is_tie_BV, num_ties_B1 = teacher_logits_BV == least_B1, (top_BK == least_B1).sum(-1, keepdim=True)
-            is_kept_tie_BV = is_tie_BV & (is_tie_BV.cumsum(-1) <= num_ties_B1) & (least_B1 > -math.inf)
-            is_kept_BV = (teacher_logits_BV > least_B1) | is_kept_tie_BV
-            places_V = torch.arange(teacher_logits_BV.shape[-1], device=teacher_logits_BV.device)
-            last_place_B = torch.where(is_kept_tie_BV, places_V, -1).amax(-1)
-        return _Top(is_kept_BV, least_B1.squeeze(-1).to(widest_dtype(teacher_logits_BV.device)), last_place_B)
+        least_B1, num_ties_B1 = self.least_kept(teacher_logits_BV)
+        is_tie_BV = teacher_logits_BV == least_B1
+        ties_so_far_BV = is_tie_BV.cumsum(-1, dtype=torch.int32)
+        is_kept_BV = (teacher_logits_BV > least_B1) | is_tie_BV.logical_and_(ties_so_far_BV <= num_ties_B1)
+        return _Top(is_kept_BV, least_B1, num_ties_B1, ties_so_far_BV)
 
 
 def _log_mass(logits_BV: Tensor, logprobs_BV: Tensor) -> Tensor:

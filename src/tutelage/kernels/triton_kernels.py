@@ -133,7 +133,8 @@ def _composed(
     places_2B = torch.empty(2, num_rows, dtype=torch.int64, device=device)
     is_kept_B = torch.empty(num_rows, dtype=torch.int8, device=device)
     tokens_B = torch.empty(num_rows, dtype=torch.int64, device=device)
-    least_B, num_ties_B = composition.least_kept(teacher_logits_BV)
+    least_B1, num_ties_B1 = composition.least_kept(teacher_logits_BV)
+    least_B, num_ties_B = least_B1.squeeze(-1).double(), num_ties_B1.squeeze(-1)
     form = TILTED if composition.is_tilted else MIXED if composition.top_k is None else INTERLEAVED
     _launch(
         _composition_kernel,
