@@ -8,9 +8,10 @@
 GRPO and F-GRPO learn from the verifier alone, plain OPD from the teacher alone, KDRL adds the two, RLAD puts the
 teacher inside the ratio, OPD-then-RL has one after the other. Each is its recipe, moved to the packaged pair: 8 prompts
 with 8 answers a step for all of them, so that a group is as large as the papers'. The rates were chosen with `--choose`
-on a seed, prompts and problems of its own, see GRID: of GRPO's three the one with the highest pass@1 after the last step
-(at 2e-4 it fell, at 6e-5 it rose), which all have that learn from the reward; plain OPD, the phase of OPD and KDRL have
-the packaged world's own, at which KDRL rose as well. KDRL's coefficient of 0.1 and RLAD's share were not searched.
+on a seed, prompts and problems of its own, see GRID: of GRPO's three the one with the highest pass@1 after the last
+step (at 2e-4 it fell, at 6e-5 it rose), which all have that learn from the reward; plain OPD, the phase of OPD and
+KDRL have the packaged world's own, at which KDRL rose as well. KDRL's coefficient of 0.1 and RLAD's share were not
+searched.
 
 Runs are those of `tutelage compare`, of one thread each, as many at once as there are workers. The student is judged
 before the first step and after the last, with 64 answers to each problem, so pass@64 is measured and not extrapolated.
