@@ -108,6 +108,7 @@ def evaluation_plan(settings: EvaluationConfig, sets: Sequence[EvaluationSet], m
         temperature=settings.temperature,
         max_new_tokens=max_new_tokens,
         greedy_policy=Temperature(0.0).at(0) if settings.greedy else None,
+        retained_answers=settings.retained_answers,
     )
 
 

@@ -87,6 +87,7 @@ THIS = "this setting"
 MAX_THREADS = 1024
 MAX_ANSWERS = 2**20  # of one step
 MAX_SAMPLES = 2**16  # of one problem
+MAX_RETAINED = 2**16  # right answers of a set
 MAX_NEW_TOKENS = 2**24
 MAX_SECONDS = 365 * 24 * 3600.0
 
@@ -406,6 +407,17 @@ class EvaluationConfig(Section):
     temperature: float = Field(default=1.0, ge=0)
     greedy: bool = False
     max_new_tokens: int | None = Field(default=None, ge=1, le=MAX_NEW_TOKENS)
+    retained_answers: int = Field(default=0, ge=0, le=MAX_RETAINED)
+
+    @model_validator(mode="after")
+    def _retains_what_the_student_draws(self) -> Self:
+        if self.retained_answers and self.temperature != 1:
+            raise ConfigurationError(
+                f"evaluation.retained_answers is {self.retained_answers}, but evaluation.temperature is "
+                f"{self.temperature:g}; the estimate holds for answers drawn at temperature 1. Set it to 1, or drop "
+                "evaluation.retained_answers."
+            )
+        return self
 
 
 class RuntimeConfig(Section):

@@ -27,7 +27,7 @@ def memory(run: RunAssembly, num_processes: int = 1) -> Finding:
         there //= num_processes
     details = tuple(
         f"{phase}: {_size(sum(parts.values()))} = "
-        + " + ".join(f"{name} {_size(size)}" for name, size in parts.items())
+        + " + ".join(f"{name} {_size(size)}" for name, size in parts.items() if size)
         for phase, parts in needed.items()
     )
     phase, parts = max(needed.items(), key=lambda item: sum(item[1].values()))

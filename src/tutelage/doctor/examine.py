@@ -13,12 +13,12 @@ from dataclasses import replace
 from functools import partial
 
 from tutelage.config import RunAssembly, RunConfig
-from tutelage.doctor import budget, data, tokens, trial
+from tutelage.doctor import budget, data, rating, tokens, trial
 from tutelage.doctor import servers as serving
 from tutelage.doctor.finding import Finding, Verdict
 from tutelage.errors import TutelageError, in_short
 
-__all__ = ["CHEAP", "COSTLY", "Check", "early_warnings", "examine"]
+__all__ = ["CHEAP", "COSTLY", "RATED", "RATED_COSTLY", "Check", "early_warnings", "examine"]
 
 Check = Callable[..., Finding]
 
@@ -40,6 +40,10 @@ CHEAP: Mapping[str, Check] = {
 
 SERVED: Mapping[str, Check] = {"servers": serving.servers}
 """Checks of runs in which a server computes."""
+
+RATED: Mapping[str, Check] = {"rewards": rating.rewards}
+RATED_COSTLY: Mapping[str, Check] = {"reward spread": rating.spread}
+"""Checks of runs with [[reward]]: those that read no weights, and those that do."""
 
 COSTLY: Mapping[str, Check] = {
     "own teacher": trial.own_teacher,
@@ -69,16 +73,16 @@ def examine(config: RunConfig, *, quick: bool = False, processes: int = 1) -> It
         one of them.
     """
     run, reported = RunAssembly(config, asks_teacher=True), set[str]()
-    served = SERVED if serving.has_servers(config) else {}
-    for name, check in {**CHEAP, **served, **({} if quick else COSTLY)}.items():
-        if name in COSTLY and reported & set(BLOCKING):
+    cheap = {**CHEAP, **(RATED if config.reward else {}), **(SERVED if serving.has_servers(config) else {})}
+    costly = {**COSTLY, **(RATED_COSTLY if config.reward else {})}
+    for name, check in {**cheap, **({} if quick else costly)}.items():
+        if name in NEEDS_TEACHER and not config.has_teacher:
+            continue
+        if name in costly and reported & set(BLOCKING):
             yield Finding(Verdict.skipped, "not tried: the models cannot run as they are, see above", check=name)
             continue
         if name in NEEDS_TEACHER and config.teacher.server is not None:
             yield Finding(Verdict.skipped, "a teacher server does not report this", check=name)
-            continue
-        if name in NEEDS_TEACHER and not config.has_teacher:
-            yield Finding(Verdict.skipped, "the run has no teacher", check=name)
             continue
         of_one = partial(check, num_processes=processes) if name in SHARED else check
         finding, remarks = _examined(run, of_one, reported)

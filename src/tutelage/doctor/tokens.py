@@ -7,6 +7,7 @@ from typing import Any
 
 from tutelage.config import RunAssembly
 from tutelage.doctor.finding import Finding, Verdict
+from tutelage.models import LanguageModel
 from tutelage.tasks import closing_text
 from tutelage.types import Prompt
 
@@ -18,12 +19,13 @@ SHOWN_CHARACTERS, SHOWN_TOKENS = 400, 40
 def tokenizers(run: RunAssembly) -> Finding:
     """The same text for every id, and the same cut of a probe text."""
     student = run.tokenizers.student
-    return Finding(Verdict.ok, f"{len(student.get_vocab())} tokens, equal by content in every model")
+    equal = "" if len(_models(run)) == 1 else ", equal by content in every model"
+    return Finding(Verdict.ok, f"{len(student.get_vocab())} tokens{equal}")
 
 
 def sizes(run: RunAssembly) -> Finding:
     """Rows of the embedding tables against tokens; padding rows are masked."""
-    rows = {name: model.padded_vocabulary_size for name, model in run.meta_models.items()}
+    rows = {name: model.padded_vocabulary_size for name, model in _models(run).items()}
     vocabulary, num_tokens = run.vocabulary, len(run.tokenizers.student.get_vocab())
     shown = ", ".join(f"{name} {size}" for name, size in rows.items())
     missing = num_tokens - (vocabulary.size - len(vocabulary.padding_ids))
@@ -43,7 +45,7 @@ def sizes(run: RunAssembly) -> Finding:
 def stops(run: RunAssembly) -> Finding:
     """Which ids end an answer of each model, and which event they become."""
     vocabulary, tokenizer = run.vocabulary, run.tokenizers.student
-    named = {name: list(model.stop_ids) for name, model in run.meta_models.items()}
+    named = {name: list(model.stop_ids) for name, model in _models(run).items()}
     shown = "; ".join(f"{name} {_tokens(tokenizer, ids) if ids else 'none'}" for name, ids in named.items())
     if not vocabulary.stop_ids:
         return Finding(
@@ -58,8 +60,10 @@ def stops(run: RunAssembly) -> Finding:
             f"no stop id: {', '.join(silent)} ({shown}); such a model has not learned how an answer ends",
             f"Set eos_token_id in its generation_config.json to one of {merged}.",
         )
-    student, teacher = set(named["student"]), set(named["teacher"])
-    if not student & teacher:
+    student = set(named["student"])
+    if len(named) == 1:
+        return Finding(Verdict.ok, shown)
+    if not student & set(named.get("teacher", student)):
         return Finding(
             Verdict.warning,
             f"the stop ids have nothing in common: {shown}; all are one stop event, the student's own",
@@ -80,7 +84,7 @@ def prompts(run: RunAssembly) -> Finding:
     if prompt.teacher_tokens is not None and prompt.teacher_name is None:
         sides["teacher"] = (teacher_tokenizer, list(prompt.teacher_tokens))
     else:
-        sides = {"both": sides["student"]}
+        sides = {"both" if run.config.has_teacher else "student": sides["student"]}
     details = tuple(line for name, (tokenizer, ids) in sides.items() for line in _shown(name, tokenizer, ids))
     data = run.config.data
     if run.clock.was_asked:
@@ -89,6 +93,8 @@ def prompts(run: RunAssembly) -> Finding:
             "left out, it is the moment when a run is first made, which the run keeps)"
         )
         details = (dated, *details)
+    if not run.config.has_teacher:
+        return Finding(Verdict.ok, "the student reads the first prompt as below", details=details)
     if "both" in sides:
         if data.use_chat_template is False and teacher_tokenizer.chat_template is not None:
             return Finding(
@@ -134,6 +140,11 @@ def closing(run: RunAssembly) -> Finding:
         "Add the token that ends a turn to eos_token_id in generation_config.json, or set data.use_chat_template = "
         "false for a base student.",
     )
+
+
+def _models(run: RunAssembly) -> dict[str, LanguageModel]:
+    """The models of the run; one without a teacher has the student's files in its place, which are no model of it."""
+    return {name: model for name, model in run.meta_models.items() if name != "teacher" or run.config.has_teacher}
 
 
 def _ids(prompt: Prompt) -> Iterator[int]:

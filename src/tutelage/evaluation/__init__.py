@@ -10,6 +10,7 @@ from tutelage.evaluation.best_of import (
     tilt_kl,
     tilt_with_kl,
 )
+from tutelage.evaluation.changes import changes_since, retained_mass
 from tutelage.evaluation.evaluate import GREEDY_SUFFIX, EvaluationSet, Marked, evaluate, mark
 from tutelage.evaluation.forecast import Forecast, check_forecast, forecast_best_of, forecast_pass_at_k
 from tutelage.evaluation.results import (
@@ -52,6 +53,7 @@ __all__ = [
     "best_of_weights",
     "bootstrap_interval",
     "check_forecast",
+    "changes_since",
     "evaluate",
     "exponential_tilt",
     "forecast_best_of",
@@ -62,6 +64,7 @@ __all__ = [
     "mark",
     "pass_at_k",
     "relative_gain_interval",
+    "retained_mass",
     "rich_table",
     "selection_table",
     "selections_named",

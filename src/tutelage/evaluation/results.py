@@ -68,6 +68,8 @@ class EvaluationResult:
       seconds: wall-clock time of sampling and marking.
       selected: what selection among the samples gives, where that was asked for.
       forecasts: what more samples would give, where that was asked for.
+      gained_share, lost_share: see `changes_since`, of an evaluation during a run; None = there was no earlier one.
+      retained_mass: see there; None = it was not asked for, or there was nothing to retain.
     """
 
     name: str
@@ -84,6 +86,9 @@ class EvaluationResult:
     seconds: float
     selected: tuple[SelectedResult, ...] = ()
     forecasts: tuple[Forecast, ...] = ()
+    gained_share: float | None = None
+    lost_share: float | None = None
+    retained_mass: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON would give them back: intervals are lists, every k a string, what is empty is left out."""
@@ -93,7 +98,7 @@ class EvaluationResult:
             "selected": [each.to_dict() for each in self.selected],
             "forecasts": [each.to_dict() for each in self.forecasts],
         }
-        return {key: value for key, value in numbers.items() if value != []}
+        return {key: value for key, value in numbers.items() if value not in (None, [])}
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,8 @@ def plot_runs(runs: Mapping[str, Path], path: Path) -> Path:
     Thin lines are single steps, thick ones their moving average over a twentieth of the run. A single run shows each
     evaluation set by name and where the time of a step goes, with the steps of a trust region shaded and a dotted line
     where another phase begins; several runs show the mean over the evaluation sets and the response length. Where no
-    run has a trust region, the teacher's entropy takes its place.
+    run has a trust region, the teacher's entropy takes its place. Runs with rewards and without a teacher show prompts
+    without spread and the student's entropy in place of the teacher's numbers.
 
     Args:
       runs: label -> run folder with `metrics.jsonl` and, if the run was evaluated, `evaluations.jsonl`.
@@ -66,9 +67,14 @@ def _draw(runs: Mapping[str, RunRecords]) -> Figure:
     panels.draw_metric(loss, runs, strokes, "loss", "Loss", "divergence from the target, nats per token")
 
     support = figure.add_subplot(grid[1, 0])
-    panels.draw_metric(
-        support, runs, strokes, "teacher_logprob", "Teacher support", "log q of the sampled tokens, nats per token"
-    )
+    # A run without a teacher has no numbers of one; what decides there is whether its rewards differ.
+    if panels.has_metric(runs, "zero_spread_share") and not panels.has_metric(runs, "teacher_logprob"):
+        subtitle = "share of prompts whose answers are all worth the same"
+        panels.draw_metric(support, runs, strokes, "zero_spread_share", "Prompts without spread", subtitle)
+    else:
+        panels.draw_metric(
+            support, runs, strokes, "teacher_logprob", "Teacher support", "log q of the sampled tokens, nats per token"
+        )
     if any(panels.has_trust_region(run) for run in runs.values()):
         halves = grid[1, 1].subgridspec(2, 1, hspace=0.02)
         upper, middle = figure.add_subplot(halves[0]), figure.add_subplot(halves[1])
@@ -76,9 +82,10 @@ def _draw(runs: Mapping[str, RunRecords]) -> Figure:
         upper.tick_params(labelbottom=False)
     else:
         middle = figure.add_subplot(grid[1, 1])
-        panels.draw_metric(
-            middle, runs, strokes, "teacher_entropy", "Teacher entropy", "on the visited prefixes, nats per token"
-        )
+        has_teacher = panels.has_metric(runs, "teacher_entropy") or not panels.has_metric(runs, "student_entropy")
+        whose = "teacher" if has_teacher else "student"
+        subtitle = "on the visited prefixes, nats per token"
+        panels.draw_metric(middle, runs, strokes, f"{whose}_entropy", f"{whose.capitalize()} entropy", subtitle)
     last = figure.add_subplot(grid[1, 2])
     if only_run is not None and panels.has_seconds(only_run):
         panels.draw_seconds(last, only_run)

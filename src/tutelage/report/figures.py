@@ -15,6 +15,7 @@ import numpy as np
 from tutelage.report.panels import draw_steps
 from tutelage.report.plain import as_label
 from tutelage.report.records import (
+    REWARD_PREFIX,
     Curve,
     RunRecords,
     curve,
@@ -50,6 +51,7 @@ CurveOf = Callable[[RunRecords], Curve]
 WIDTH_INCHES, HEIGHT_INCHES = 4.8, 3.5
 DOTS_PER_INCH = 200
 BAND_ALPHA = 0.16
+MAX_REWARD_ROWS = 4
 PHASES = {
     "seconds_rollout": ("rollout", ""),
     "seconds_score": ("score", "//"),
@@ -78,13 +80,35 @@ def draw_figures(methods: Methods) -> Iterator[ReportFigure]:
          lambda run: pass_at_1_curve(run.evaluations, is_greedy=True)
          if greedy_names(run.evaluations) else Curve(np.zeros(0), np.zeros(0))),
     ]  # fmt: skip
+    is_rated = any(run.metrics.reward_keys for runs in methods.values() for run in runs)
+    reward = (
+        "reward",
+        "Reward",
+        "right training rollouts, of the policy",
+        "Share of right answers among the training rollouts. A policy that asks the teacher is helped.",
+    )
+    rated = (
+        "reward",
+        "Reward",
+        "mean over the rollouts of a step, all rewards combined",
+        "What the training rollouts are worth; in a run without rewards the share of right ones. A policy that "
+        "asks the teacher is helped.",
+    )
     metrics = [
-        ("reward", "Reward", "right training rollouts, of the policy",
-         "Share of right answers among the training rollouts. A policy that asks the teacher is helped."),
+        rated if is_rated else reward,
+        ("zero_spread_share", "Prompts without spread", "share of prompts whose answers are all worth the same",
+         "An advantage that compares the answers to a prompt is 0 there: these prompts teach nothing."),
         ("loss", "Loss", "divergence from the target, nats per token", "What is minimised."),
         ("teacher_logprob", "Teacher support", "log q of the sampled tokens, nats",
          "How probable the teacher finds what was sampled; higher is nearer to the teacher."),
         ("response_tokens", "Response length", "tokens, mean over the rollouts", "Tokens per answer."),
+        ("student_entropy", "Student entropy", "on the visited prefixes, nats per token",
+         "How undecided the student is; at 0 it explores nothing any more."),
+        ("sampled_reverse_kl", "KL to the teacher", "mean log p - log q of the sampled tokens, nats",
+         "How far the student is from the teacher, estimated on what was sampled; too low under a policy that asks the "
+         "teacher."),
+        ("sampled_reference_kl", "KL to the reference", "mean log p - log reference of the sampled tokens, nats",
+         "How far the student has gone from the third model, estimated on what was sampled."),
     ]  # fmt: skip
     strokes = {name: stroke(place) for place, name in enumerate(methods)}
     for name, title, subtitle, caption, curve_of in looks:
@@ -99,9 +123,48 @@ def draw_figures(methods: Methods) -> Iterator[ReportFigure]:
             dress(axes, title, subtitle)
             _smooth_bands(axes, methods, strokes, key)
             yield _finished(figure, title.lower().replace(" ", "-"), title, f"{caption} {_step_words(methods)}")
+    yield from _rewards(methods, strokes)
+    yield from _clipping(methods, strokes)
     yield from _entropy(methods, strokes)
     yield from _trust_region(methods, strokes)
     yield from _cost(methods)
+
+
+def _rewards(methods: Methods, strokes: Strokes) -> Iterator[ReportFigure]:
+    """Each reward by itself, where a run has several."""
+    keys = list(dict.fromkeys(key for runs in methods.values() for run in runs for key in run.metrics.reward_keys))
+    if len(keys) < 2:
+        return
+    shown = keys[:MAX_REWARD_ROWS]
+    figure, all_axes = _sheet(methods, strokes, rows=len(shown))
+    for place, (key, axes) in enumerate(zip(shown, all_axes, strict=True)):
+        dress(axes, "Rewards, one by one" if place == 0 else "", as_label(key.removeprefix(REWARD_PREFIX)))
+        _smooth_bands(axes, methods, strokes, key)
+        axes.locator_params(axis="y", nbins=4)
+    left_out = f" {len(keys) - len(shown)} more are not shown." if len(keys) > len(shown) else ""
+    yield _finished(
+        figure, "rewards", "Rewards, one by one",
+        f"Mean of each reward over the training rollouts, without its weight.{left_out} " + _step_words(methods),
+    )  # fmt: skip
+
+
+def _clipping(methods: Methods, strokes: Strokes) -> Iterator[ReportFigure]:
+    clipped = {
+        name: runs for name, runs in methods.items() if any(len(curve(run.metrics, "clip_share_high")) for run in runs)
+    }
+    if not clipped:
+        return
+    figure, (above, below) = _sheet(clipped, strokes, rows=2)
+    dress(above, "Clipping", "share of tokens above the upper bound of the ratio")
+    dress(below, "", "share of tokens below the lower bound")
+    for axes, key in ((above, "clip_share_high"), (below, "clip_share_low")):
+        _smooth_bands(axes, clipped, strokes, key)
+        axes.set_ylim(bottom=0)
+        axes.locator_params(axis="y", nbins=4)
+    yield _finished(
+        figure, "clipping", "Clipping",
+        "Tokens whose probability has gone as far as an update may take it, up or down. " + _step_words(clipped),
+    )  # fmt: skip
 
 
 def _entropy(methods: Methods, strokes: Strokes) -> Iterator[ReportFigure]:

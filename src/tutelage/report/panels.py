@@ -24,6 +24,7 @@ __all__ = [
     "draw_pass_at_1_of_sets",
     "draw_seconds",
     "draw_trust_region",
+    "has_metric",
     "has_seconds",
     "has_trust_region",
     "draw_steps",
@@ -125,6 +126,11 @@ def draw_seconds(axes: Axes, run: RunRecords) -> None:
         floor = ceiling
     axes.set_ylim(bottom=0)
     label_right(axes, labels)
+
+
+def has_metric(runs: Runs, key: str) -> bool:
+    """Any of the runs recorded it."""
+    return any(len(curve(run.metrics, key)) for run in runs.values())
 
 
 def has_seconds(run: RunRecords) -> bool:

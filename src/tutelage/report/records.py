@@ -9,6 +9,7 @@ import math
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from tutelage.report.lines import strict_objects
 __all__ = [
     "GREEDY_SUFFIX",
     "METRICS",
+    "REWARD_PREFIX",
     "Columns",
     "Curve",
     "RunRecords",
@@ -41,8 +43,12 @@ METRICS = (
     "loss", "reward", "teacher_logprob", "teacher_entropy", "response_tokens", "kl_radius", "blend_mean", "kl_used",
     "seconds_rollout", "seconds_score", "seconds_verify", "seconds_update", "seconds",
     "response_tokens_total", "tokens_per_teacher_forward",
+    "zero_spread_share", "clip_share_high", "clip_share_low", "student_entropy", "sampled_reverse_kl",
+    "sampled_reference_kl",
 )  # fmt: skip
-"""What is kept of a line of metrics, beside its step and its phase."""
+"""What is kept of a line of metrics, beside its step, its phase and the mean of each reward."""
+REWARD_PREFIX = "reward/"
+MAX_REWARDS = 8  # whose means are kept
 # Bound on a number that is drawn or averaged: beyond it sums and axes overflow, and no healthy run has such numbers.
 MAX_MAGNITUDE = 1e30
 MAX_STEP = 2.0**53
@@ -76,6 +82,11 @@ class Columns:
     def __len__(self) -> int:
         return len(self.steps)
 
+    @property
+    def reward_keys(self) -> list[str]:
+        """The keys of the means of single rewards."""
+        return [key for key in self.values if key.startswith(REWARD_PREFIX)]
+
     def __getitem__(self, key: str) -> Numbers:
         return self.values[key] if key in self.values else np.full(len(self), NAN)
 
@@ -102,7 +113,10 @@ def read_run(folder: Path) -> RunRecords:
       DataError: a file is missing or has a line that is no JSON object.
     """
     wrong: dict[str, int] = {}
-    metrics = columns_of(strict_objects(folder / METRICS_FILE), wrong)
+    lines = strict_objects(folder / METRICS_FILE)
+    first = next(lines)  # a run has the same rewards at every step
+    labels = [key for key in first if key.startswith(REWARD_PREFIX)][:MAX_REWARDS]
+    metrics = columns_of(chain([first], lines), wrong, [*METRICS, *labels])
     evaluations_path = folder / EVALUATIONS_FILE
     evaluations = evaluations_of(strict_objects(evaluations_path), wrong) if evaluations_path.is_file() else {}
     left_out = [

@@ -17,10 +17,19 @@ from tutelage.report.plain import shortened
 from tutelage.report.records import Curve, curve, pass_at_1_curve
 from tutelage.report.sources import COMPARISON_FILE, Comparison, ReportedRun, grouped, settled
 
-__all__ = ["Cell", "Change", "Table", "compared", "configuration_differences", "problem_changes", "summary"]
+__all__ = [
+    "SOLVED_SHARE",
+    "Cell",
+    "Change",
+    "Table",
+    "compared",
+    "configuration_differences",
+    "problem_changes",
+    "summary",
+]
 
 EVALUATION_SAMPLES = re.compile(r"step-(\d{1,15})-(.+)\.jsonl")
-SOLVED_SHARE = 0.5
+SOLVED_SHARE = 0.5  # of a problem's answers; a problem counts as solved from there on
 MAX_PROBLEMS_LISTED = 60
 MAX_LOOKS = 9  # of an evaluation set, between which problems are gained and lost
 

@@ -110,6 +110,13 @@ class Reward(ABC):
         """
         return {}
 
+    def preview(self, setting: Setting, problem: Problem, response: str) -> str | None:
+        """What a judge with a tokenizer of its own reads, special tokens included; None = it has none.
+
+        No weights are loaded.
+        """
+        return None
+
     @abstractmethod
     def opened(self, setting: Setting) -> Judge:
         """What judges the answers of a run. It does not depend on the weight, which may move."""

@@ -76,6 +76,11 @@ class RewardModel(Reward):
             "template": "sha256 " + hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest(),
         }
 
+    def preview(self, setting: Setting, problem: Problem, response: str) -> str:
+        tokenizer = load_tokenizer(self._source)
+        scorer = meta_sequence_scorer(self._source, tokenizer)
+        return str(tokenizer.decode(self._tokens(scorer, self._template(tokenizer, setting), problem, response)))
+
     def opened(self, setting: Setting) -> Judge:
         tokenizer = load_tokenizer(self._source)
         template = self._template(tokenizer, setting)

@@ -5,6 +5,7 @@ from tutelage.training.checkpoint_files import TrainerState, read_state
 from tutelage.training.collect import BatchSource, RolloutSettings, Stopwatch, collect
 from tutelage.training.data import PromptOrder
 from tutelage.training.forms import DEFAULT_LOSS_FORM, check_method_form, check_models_form
+from tutelage.training.group_metrics import zero_spread_share
 from tutelage.training.loop import train
 from tutelage.training.objective import MICRO_BATCH_TOKENS, BatchLoss, Objective
 from tutelage.training.observer import Observer
@@ -55,4 +56,5 @@ __all__ = [
     "phase_at",
     "read_state",
     "train",
+    "zero_spread_share",
 ]

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+
 from tutelage.errors import ConfigurationError
-from tutelage.evaluation import evaluate
+from tutelage.evaluation import EvaluationResult, EvaluationSample, changes_since, mark
 from tutelage.training.checkpoint_files import TrainerState
 from tutelage.training.interruption import Interruption
 from tutelage.training.observer import Observer
+from tutelage.training.retention import Retention
 from tutelage.training.run import Run
 
 __all__ = ["evaluate_if_due"]
@@ -24,15 +28,19 @@ def evaluate_if_due(run: Run, state: TrainerState, observer: Observer, interrupt
             continue
         assert source.verify is not None
         source.engine.sync(policy, state.step)
-        result, samples = evaluate(
-            source.engine,
-            problems,
-            policy,
-            drawing,
-            verify=source.verify,
-            decode=run.decode,
-            map_shards=interruption.map_shards,
+        earlier = [record["step"] for record in records if record["name"] == problems.name]
+        retained = run.evaluation.retained_answers if drawing.temperature == 1 else 0
+        retention = Retention(run, problems, retained)
+        marked = mark(
+            source.engine, problems, policy, drawing, verify=source.verify, map_shards=interruption.map_shards
         )
+        result, samples = marked.result(), marked.samples(run.decode)
+        if earlier:
+            result = _with_changes(run, min(earlier), result, samples)
+        if retained and not earlier:
+            retention.keep(marked)
+        if retained:
+            result = replace(result, retained_mass=retention.mass())
         with interruption.protected():
             # The samples first: what is in evaluations.jsonl is not evaluated again after a kill.
             run.folder.write_samples(state.step, problems.name, samples)
@@ -44,6 +52,15 @@ def evaluate_if_due(run: Run, state: TrainerState, observer: Observer, interrupt
     state.best_value, state.best_step = value, state.step
     # The untrained student is the first best; there is no need to save it as a checkpoint.
     return state.step > 0
+
+
+def _with_changes(
+    run: Run, first: int, result: EvaluationResult, samples: Sequence[EvaluationSample]
+) -> EvaluationResult:
+    """The result with what is gained and lost since the evaluation of the step `first`."""
+    before = run.runtime.from_first(lambda: run.folder.read_samples(first, result.name))
+    found = changes_since(before, map(asdict, samples))
+    return result if found is None else replace(result, gained_share=found[0], lost_share=found[1])
 
 
 def _mean_of_best_metric(run: Run, step: int) -> float:

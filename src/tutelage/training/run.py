@@ -32,6 +32,7 @@ class EvaluationPlan:
       every: steps between evaluations; before the first step and after the last one always. 0 = only those two.
       num_samples, temperature, max_new_tokens: per problem.
       greedy_policy: the student at temperature 0, which then gives one answer more per problem; None = not asked for.
+      retained_answers: right answers of each set's first evaluation that are kept and scored again at every one.
     """
 
     sets: Sequence[EvaluationSet]
@@ -41,6 +42,7 @@ class EvaluationPlan:
     temperature: float
     max_new_tokens: int
     greedy_policy: Policy | None = None
+    retained_answers: int = 0
 
     def jobs(self, seed: int) -> list[tuple[EvaluationSet, Policy, Drawing]]:
         """All that one evaluation does, greedy answers first; `seed`: of the run."""

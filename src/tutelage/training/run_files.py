@@ -6,7 +6,7 @@ fingerprints.json   digests of what the run reads, and the versions of the libra
 metrics.jsonl       one line per step
 evaluations.jsonl   one line per evaluation
 samples.jsonl       some rollouts as text
-evaluations/        every sample of every evaluation
+evaluations/        every sample of every evaluation, and right answers of the first, see `training.retention`
 checkpoints/        see `training.checkpoint`
 superseded.jsonl    lines that a resumed run wrote again
 curves.png          drawn by `report`
@@ -171,8 +171,22 @@ class RunFolder:
             return
         self.evaluations.mkdir(exist_ok=True)
         # The step was not recorded when it was evaluated, so an existing file is that of a killed run.
-        path = self.evaluations / f"step-{step:06d}-{name}.jsonl"
+        path = self.evaluations / _samples_file(step, name)
         write_whole(path, "".join(json_line(asdict(sample)) for sample in samples))
+
+    def read_samples(self, step: int, name: str) -> list[dict[str, Any]]:
+        """The samples of an evaluation; none where its file is gone."""
+        return self.read(f"evaluations/{_samples_file(step, name)}")
+
+    def write_kept(self, name: str, rows: Iterable[dict[str, Any]]) -> None:
+        """Keep right answers of a set's first evaluation."""
+        if self.writes:
+            self.evaluations.mkdir(exist_ok=True)
+            write_whole(self.evaluations / f"kept-{name}.jsonl", "".join(map(json_line, rows)))
+
+    def read_kept(self, name: str) -> list[dict[str, Any]]:
+        """What `write_kept` has written; none where there is no such file."""
+        return self.read(f"evaluations/kept-{name}.jsonl")
 
     def truncate_to(self, step: int) -> None:
         """Forget what was written after the checkpoint of `step`: the resumed run writes it again.
@@ -196,6 +210,10 @@ class RunFolder:
                 self.append("superseded.jsonl", moved)
             kept = "".join(json_line(record) for record in records if not is_after(record))
             write_whole(self.path / name, kept)
+
+
+def _samples_file(step: int, name: str) -> str:
+    return f"step-{step:06d}-{name}.jsonl"
 
 
 def _as_json(content: Mapping[str, Any]) -> str:

@@ -34,11 +34,12 @@ class TokenStatistics:
         self._entries += zip(names, reduced.tolist(), counts, strict=True)
 
     def result(self, gather: Callable[[list[Entry]], list[Entry]]) -> dict[str, float]:
-        """Every number over the tokens of all processes. `gather`: the entries of all of them."""
+        """Every finite number over the tokens of all processes. `gather`: the entries of all of them."""
         found: dict[str, list[tuple[float, int]]] = {}
         for name, value, count in gather(self._entries):
             found.setdefault(name, []).append((value, count))
-        return {name: _joined(name, parts) for name, parts in found.items()}
+        joined = {name: _joined(name, parts) for name, parts in found.items()}
+        return {name: value for name, value in joined.items() if math.isfinite(value)}
 
 
 def combined(numbers: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -203,6 +203,7 @@ def chosen_trackers(names: Sequence[str]) -> dict[str, bool]:
 def evaluation_numbers(record: Mapping[str, Any]) -> dict[str, float]:
     """The numbers of a line of `evaluations.jsonl` that trackers show: SET/pass_at_1, SET/pass_at_4, and so on."""
     numbers = {key: record[key] for key in ("pass_at_1", "truncation_rate", "mean_response_tokens")}
+    numbers |= {key: record[key] for key in ("gained_share", "lost_share", "retained_mass") if key in record}
     numbers |= {f"pass_at_{k}": share for k, share in record["pass_at_k"].items()}
     return {f"{record['name']}/{key}": float(number) for key, number in numbers.items()}
 

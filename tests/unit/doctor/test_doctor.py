@@ -15,12 +15,14 @@ from typer.testing import CliRunner
 
 from tests.support.fake_server import Fake, student_server, vllm_of
 from tests.support.findings import assembly, found
+from tests.support.reward_models import save_reward_model
 from tests.support.tiny_run import CHAT_TEMPLATE, make_tokenizer, save_model, write_run_file
 from tutelage.cli import app
 from tutelage.cli.checkup import print_finding
 from tutelage.config import RunConfig, load_config, resolve_config
 from tutelage.demo import problem_lines, student_path, teacher_path
-from tutelage.doctor import CHEAP, COSTLY, Finding, Verdict, budget, early_warnings, examine, trial
+from tutelage.doctor import CHEAP, COSTLY, Finding, Verdict, budget, early_warnings, examine, rating, trial
+from tutelage.doctor.examine import RATED, RATED_COSTLY
 from tutelage.models import both_readings, load_language_model, load_tokenizer
 from tutelage.rollout import reading
 from tutelage.rollout.decoding import MAX_DRAFT_LENGTH
@@ -553,3 +555,68 @@ def test_findings_fit_into_any_width(width: int) -> None:
     lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
     assert lines[0].startswith("warning a check: text") and max(map(len, lines)) <= width
     assert "-> Do [this]." in "\n".join(lines) and "[and" in "\n".join(lines)
+
+
+# --- rewards ---------------------------------------------------------------------------------------------------------
+
+
+GROUPED = ['loss=[{name="clipped_surrogate"}]', "policy=student"]
+
+
+def of_rewards(config: RunConfig) -> Finding:
+    return rating.spread(assembly(config))
+
+
+def test_answers_that_are_all_worth_the_same(run: Callable[..., RunConfig]) -> None:
+    """A random model solves nothing, so the verdict teaches nothing; its answers differ in length."""
+    finding = of_rewards(run("reward=correct", *GROUPED))
+    assert finding.verdict == Verdict.warning and "of 12 prompts all answers are worth the same" in finding.text
+    assert "nothing can be learned from these" in finding.text and finding.remedy.startswith("Use easier prompts")
+    assert finding.details == ("correct: mean 0, deviation 0",)
+    finding = of_rewards(run('reward=[{name="format", pattern="never"}]', "data.verifier=", *GROUPED))
+    assert finding.verdict == Verdict.warning and finding.remedy.startswith("Use a reward that tells")
+    only_written = of_rewards(run("reward=correct"))
+    assert only_written.verdict == Verdict.ok and "No loss learns from rewards" in only_written.text
+
+
+def test_answers_that_differ(run: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch) -> None:
+    (Path.cwd() / "differing.py").write_text("def f(prompt, response, answer):\n    return float(len(response) % 7)\n")
+    config = run('reward=[{name="function", function="differing:f"}]', *GROUPED)
+    finding = of_rewards(config)
+    assert finding.verdict == Verdict.ok and finding.text.startswith("12 prompts, 2 answers each: reward mean ")
+    monkeypatch.setattr(rating, "HARDLY", -1.0)
+    assert "little can be learned from these" in of_rewards(config).text
+
+
+def test_a_run_without_a_teacher_has_no_lines_about_one(tmp_path: Path, run: Callable[..., RunConfig]) -> None:
+    table = run("reward=correct", *GROUPED).model_dump(exclude_unset=True)
+    del table["teacher"]
+    config = resolve_config(table)
+    findings = list(examine(config))
+    names = [finding.check for finding in findings]
+    assert names == [*CHEAP, *RATED, "own teacher", "time", *RATED_COSTLY]
+    assert {finding.verdict for finding in findings} <= {Verdict.ok, Verdict.warning}
+    others = [found for found in findings if found.check not in ("own teacher", "run file")]  # its path has the name
+    lines = [line for found in others for line in (found.text, *found.details)]
+    assert [line for line in lines if "teacher" in line or "both" in line] == []
+
+
+def test_what_a_reward_model_reads(run: Callable[..., RunConfig], tmp_path: Path) -> None:
+    path = save_reward_model(tmp_path / "judge")
+    config = run(f'reward=["correct", {{name="reward_model", path="{path}", label="helpful"}}]')
+    finding = rating.rewards(assembly(config))
+    assert finding.verdict == Verdict.ok
+    assert finding.text == (
+        "correct (weight 1.0), helpful (weight 1.0); tokenizer, template and weights of helpful fit together"
+    )
+    (read,) = finding.details
+    assert "What is 0 + 0?" in read and "This is the answer." in read
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = "{{- messages[0]['content'] -}}"
+    save_reward_model(tmp_path / "deaf", tokenizer=tokenizer)
+    deaf = rating.rewards(assembly(run(f'reward=[{{name="reward_model", path="{tmp_path / "deaf"}"}}]')))
+    assert deaf.verdict == Verdict.error and "leaves the answer out" in deaf.text
+    save_reward_model(tmp_path / "many", num_labels=2)
+    config = run(f'reward=[{{name="reward_model", path="{tmp_path / "many"}"}}]')
+    (refused,) = [finding for finding in examine(config, quick=True) if finding.check == "rewards"]
+    assert refused.verdict == Verdict.error and "has 2 outputs; expected one" in refused.text

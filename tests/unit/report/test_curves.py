@@ -8,8 +8,10 @@ from matplotlib.figure import Figure
 
 from tutelage.errors import ConfigurationError, DataError
 from tutelage.report import plot_run, plot_runs
+from tutelage.report.curves import _draw as draw_sheet
+from tutelage.report.figures import draw_figures
 from tutelage.report.panels import mark_phases
-from tutelage.report.records import Curve, RunRecords, columns_of, mean_and_spread
+from tutelage.report.records import Curve, RunRecords, columns_of, curve, mean_and_spread, read_run
 from tutelage.report.thinning import moving_average, moving_median
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -104,6 +106,39 @@ def test_plot_runs_overlays_runs_of_different_kinds(tmp_path):
     assert path.read_bytes().startswith(PNG_SIGNATURE)
     two = {label: runs[label] for label in list(runs)[1:]}  # one evaluation set in all: drawn with intervals
     assert plot_runs(two, tmp_path / "two.SVG").read_bytes().startswith(b"<?xml")
+
+
+def rated_metrics(num_steps=12):
+    numbers = {
+        "reward": 0.2, "reward/correct": 0.1, "reward/overlong": -0.5, "zero_spread_share": 0.6,
+        "clip_share_high": 0.01, "clip_share_low": 0.02, "student_entropy": 1.1, "sampled_reference_kl": 0.03,
+    }  # fmt: skip
+    return [{"step": step, "loss": 0.1, **{key: value * (1 + step) for key, value in numbers.items()}}
+            for step in range(num_steps)]  # fmt: skip
+
+
+def test_a_run_with_rewards_shows_what_it_has_in_place_of_a_teacher(tmp_path):
+    rated = read_run(write_run(tmp_path / "rated", rated_metrics()))
+    plain = read_run(write_run(tmp_path / "plain", full_metrics()))
+    np.testing.assert_allclose(curve(rated.metrics, "reward/overlong").values, -0.5 * np.arange(1, 13))
+    assert rated.metrics.reward_keys == ["reward/correct", "reward/overlong"] and plain.metrics.reward_keys == []
+    names = {figure.name for figure in draw_figures({"rated": [rated]})}
+    with_rewards = {"prompts-without-spread", "rewards", "clipping", "student-entropy", "kl-to-the-reference"}
+    assert names == {"reward", "loss"} | with_rewards
+    assert not with_rewards & {figure.name for figure in draw_figures({"plain": [plain]})}
+    (both,) = [figure for figure in draw_figures({"rated": [rated], "plain": [plain]}) if figure.name == "rewards"]
+    assert "overlong" in both.svg and "correct" in both.svg
+
+
+def test_the_sheet_of_a_run_without_a_teacher(tmp_path):
+    titles = {}
+    for name, metrics in (("rated", rated_metrics()), ("plain", full_metrics(warmup=1))):
+        figure = draw_sheet({name: read_run(write_run(tmp_path / name, metrics))})
+        titles[name] = {
+            axes.get_title(loc="left").splitlines()[0] for axes in figure.axes if axes.get_title(loc="left")
+        }
+    assert {"Prompts without spread", "Student entropy"} <= titles["rated"]
+    assert {"Teacher support"} <= titles["plain"] and "Prompts without spread" not in titles["plain"]
 
 
 def test_refusals(tmp_path):
