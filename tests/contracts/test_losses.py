@@ -19,7 +19,7 @@ from tutelage.kernels import Tiling
 from tutelage.losses import LOSSES, PAIR_LOSSES, DistributionLoss, Loss, PairFacts, PairLoss, TokenFacts, TokenLoss
 from tutelage.losses.distributions import ForwardKL, JensenShannon, ReverseKL
 from tutelage.losses.pairs import DPO
-from tutelage.losses.tokens import SampledNLL, SampledReverseKL
+from tutelage.losses.tokens import ResidualReverseKL, SampledNLL, SampledReverseKL
 from tutelage.policies import Student, TrustRegion
 from tutelage.rollout import PairedEngine, ReferenceScorer
 from tutelage.rollout.reading import response_hidden
@@ -65,6 +65,7 @@ SUMS: list[tuple[Loss, ...]] = [
     (ReverseKL(top_k=4), SampledReverseKL(coefficient=0.1)),
     (SampledNLL(), SampledReverseKL()),
     (SampledReverseKL(top_k=4, baseline="expected"), ForwardKL(top_k=4, coefficient=0.2)),
+    (ResidualReverseKL("student_top_k", 3), ReverseKL(top_k=3, coefficient=0.2)),
 ]
 
 

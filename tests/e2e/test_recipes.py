@@ -47,6 +47,12 @@ def problems(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def few_updates(recipe: Path) -> list[str]:
+    """No more updates of a batch than the small runs have prompts."""
+    optimizer = tomllib.loads(recipe.read_text())["optimizer"]
+    return ["optimizer.updates_per_batch=2"] if optimizer.get("updates_per_batch", 1) > 1 else []
+
+
 def one_step_per_phase(recipe: Path) -> list[str]:
     """Overrides that leave each phase one step, so that every one is entered."""
     phases = tomllib.loads(recipe.read_text()).get("phase", [])
@@ -56,7 +62,10 @@ def one_step_per_phase(recipe: Path) -> list[str]:
 
 def test_there_are_recipes() -> None:
     of_the_comparison = {"opd", "trb", "fixed_budget", "skd", "temperature_warmup", "sft_warmup", "veto"}
-    neighbours = {"gkd", "minillm_single_step", "thinking_machines_pg", "exopd", "eopd", "tip", "tropd"}
+    neighbours = {"gkd", "minillm_single_step", "thinking_machines_pg", "exopd", "eopd", "tip", "tropd"} | {
+        "resopd",
+        "top_d",
+    }
     assert of_the_comparison | neighbours | {"lora"} | OWN_TEACHER | WITH_REWARDS == {path.stem for path in RECIPES}
 
 
@@ -117,6 +126,8 @@ def test_methods_with_rewards_are_points_of_the_same_space() -> None:
         ("tropd", {"policy", "divergence"}),
         ("tip", {"divergence", "weighting"}),
         ("lora", {"student"}),
+        ("resopd", {"divergence"}),
+        ("top_d", {"target", "divergence", "loss", "rollout", "optimizer"}),
         ("opsd", {"student", "teacher", "data", "divergence", "rollout", "optimizer"}),
         ("sdft", {"student", "teacher", "data", "divergence", "rollout"}),
     ],
@@ -155,7 +166,7 @@ def test_a_recipe_takes_a_step(recipe: Path, problems: Path, tmp_path: Path) -> 
     models += ["data.privileged_column=solution"] if recipe.stem in OWN_TEACHER else []
     models += SPREAD if recipe.stem in WITH_REWARDS else []
     overrides = [f"data={problems}", f"output={tmp_path / 'run'}", sets, *SMALL, *models, *one_step_per_phase(recipe)]
-    run = build_run(load_config(recipe, overrides))
+    run = build_run(load_config(recipe, [*overrides, *few_updates(recipe)]))
     train(run, Observer())
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line.get("phase") for line in lines] == [phase.name for phase in run.learning.phases]

@@ -76,6 +76,7 @@ def expected_gradient(
         TARGET[prefixes_N],
         reference_N,
         torch.zeros_like(old_N),
+        torch.ones_like(old_N, dtype=torch.bool),
     )
     factors_N = loss.factors(batch, torch.ones_like(old_N))
     losses_N = loss.on_tokens(now_N, facts) * (1 if factors_N is None else factors_N)
@@ -92,5 +93,7 @@ def one_token(
     """log p as a leaf, and what is known of the token; the target's events are those of TARGET's first prefix."""
     leaf, q, u = torch.tensor([log_p]), torch.tensor([log_q]), torch.tensor([uniform]).double()
     mu, none = leaf.clone() if log_mu is None else torch.tensor([log_mu]), torch.zeros(1).bool()
-    facts = TokenFacts(leaf.clone(), mu, q, q - leaf, u, none, events, TARGET[:1, : events.shape[1]])
+    facts = TokenFacts(
+        leaf.clone(), mu, q, q - leaf, u, none, events, TARGET[:1, : events.shape[1]], is_inside=torch.ones(1).bool()
+    )
     return leaf.requires_grad_(), facts

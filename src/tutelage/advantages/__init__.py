@@ -3,6 +3,7 @@
 from tutelage.advantages.base import Advantage
 from tutelage.advantages.constant import Constant
 from tutelage.advantages.group_reward import GROUP_REWARD, GroupReward
+from tutelage.advantages.normalised_log_ratio import NormalisedLogRatio
 from tutelage.advantages.teacher_log_ratio import TeacherLogRatio
 from tutelage.advantages.whitened_return import WhitenedReturn
 from tutelage.advantages.wrappers import Focal, Sum, TeacherWeighted
@@ -10,6 +11,7 @@ from tutelage.advantages.wrappers import Focal, Sum, TeacherWeighted
 ADVANTAGES: dict[str, type[Advantage]] = {
     "constant": Constant,
     "teacher_log_ratio": TeacherLogRatio,
+    "normalised_log_ratio": NormalisedLogRatio,
     "group_reward": GroupReward,
     "whitened_return": WhitenedReturn,
     "focal": Focal,
@@ -24,6 +26,7 @@ __all__ = [
     "Constant",
     "Focal",
     "GroupReward",
+    "NormalisedLogRatio",
     "Sum",
     "TeacherLogRatio",
     "TeacherWeighted",

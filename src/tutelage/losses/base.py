@@ -135,6 +135,8 @@ class TokenFacts:
       reference_logprobs: [n] of the third model at the rollout; None unless the term needs `Fact.reference`.
       answer_log_ratios: [n] mean over the token's whole answer of log p now - log p at the rollout; None unless the
         term `asks_answer_ratio`, or its statistics are asked.
+      is_inside: [n] bool, the token is an event of its own in the window, and not among the rest; None unless the term
+        `asks_inside`.
     """
 
     student_logprobs: Tensor
@@ -147,6 +149,7 @@ class TokenFacts:
     target_events: Tensor | None = None
     reference_logprobs: Tensor | None = None
     answer_log_ratios: Tensor | None = None
+    is_inside: Tensor | None = None
 
     @property
     def events(self) -> tuple[Tensor, Tensor]:
@@ -191,6 +194,11 @@ class TokenLoss(Loss):
     @property
     def asks_answer_ratio(self) -> bool:
         """It looks at how far the student has moved over the whole answer that a token is in."""
+        return False
+
+    @property
+    def asks_inside(self) -> bool:
+        """It asks whether a sampled token is an event of its own in the window."""
         return False
 
     def factors(self, batch: Batch, weights_N: Tensor) -> Tensor | None:

@@ -66,6 +66,10 @@ class Support(ABC):
           target: sparse or dense, same leading axes.
         """
 
+    @abstractmethod
+    def holds(self, tokens: Tensor, student_logits: Tensor, target: Target) -> Tensor:
+        """Whether a token is an event of its own there, [...], and not among the rest; `tokens`: ids, [...]."""
+
 
 @dataclass(frozen=True)
 class FullVocabulary(Support):
@@ -82,6 +86,9 @@ class FullVocabulary(Support):
         if isinstance(target, SparseTarget):
             raise _known_on_a_record_only("full", target.whose)
         return normalise(student_logits), normalise(target.logits)
+
+    def holds(self, tokens: Tensor, student_logits: Tensor, target: Target) -> Tensor:
+        return torch.ones_like(tokens, dtype=torch.bool)
 
 
 @dataclass(frozen=True)
@@ -122,6 +129,13 @@ class TopK(Support):
         ids = self.choose(student_logprobs.detach(), target_logprobs.detach())
         target_tail = tail_logprobs(target_logprobs, ids)
         return self._on(ids, student_logprobs, target_logprobs.gather(-1, ids), target_tail, self.may_repeat)
+
+    def holds(self, tokens: Tensor, student_logits: Tensor, target: Target) -> Tensor:
+        if isinstance(target, SparseTarget):
+            ids = self.recorded_ids(target, student_logits.shape[-1])
+        else:
+            ids = self.choose(normalise(student_logits.detach()), normalise(target.logits.detach()))
+        return (ids == tokens[..., None]).any(-1)
 
     def _on_record(self, student_logprobs: Tensor, target: SparseTarget) -> tuple[Tensor, Tensor]:
         """On the first k tokens of a record; what it kept beyond them joins the rest."""

@@ -18,6 +18,10 @@ __all__ = ["Proximal"]
 class Proximal(TargetRule):
     """log((1 - w) p + w q): never less than 1 - w of the student, so no log-ratio exceeds -log(1 - w).
 
+    This is TOP-D's target (alpha = w = 0.1 or 0.2, arXiv 2607.04751) and NeMo-RL's proximal teacher. On a sampled token
+    log target - log p is log(w q / p + 1 - w): between log(1 - w) and max(0, log q / p), at least w log q / p, and 0 or
+    less on average under p. A teacher that fits nowhere gives that floor everywhere, and nothing stands out any more.
+
     The student in it is the present one, detached. A mixture can be taken event by event, so this is exact on the
     vocabulary, with a tail and truncated; on a renormalised support it is the mixture of the renormalised.
 

@@ -166,3 +166,38 @@ def test_mixtures_are_exact_with_a_tail(target: Proximal | SelfPast) -> None:
     found = target(student, teacher, reference)
     torch.testing.assert_close(found[:, :-1], whole.gather(-1, ids))
     torch.testing.assert_close(found[:, -1].exp(), 1 - whole.gather(-1, ids).exp().sum(-1))
+
+
+# --- TOP-D, arXiv 2607.04751 -----------------------------------------------------------------------------------------
+
+
+def test_a_nearer_target_bounds_what_a_token_is_worth() -> None:
+    """log(alpha q / p + 1 - alpha) of single tokens, its floors, and bounds from both sides."""
+    ratios = torch.tensor([0.0, 0.5, 1.0, 2.0, 10.0]).double()
+    student = torch.full((5,), -3.0, dtype=torch.float64)
+    worth = Proximal(0.2)(student, student + ratios.log()) - student
+    torch.testing.assert_close(worth, torch.tensor([-0.2231, -0.1054, 0, 0.1823, 1.0296]).double(), atol=5e-5, rtol=0)
+    assert bool((worth <= ratios.log().clamp_min(0) + 1e-12).all() and (worth >= 0.2 * ratios.log() - 1e-12).all())
+    some = torch.tensor([-0.1, -1.0, -3.0]).double()
+    for weight, floor in ((0.1, -0.10536), (0.2, -0.22314), (0.3, -0.35667)):
+        far = Proximal(weight)(some, torch.full_like(some, -80.0)) - some
+        torch.testing.assert_close(far, torch.full_like(some, floor), atol=5e-6, rtol=0)
+    assert torch.equal(Proximal(1.0)(some, some - 2), some - 2)
+
+
+def test_its_mean_is_never_above_0_and_its_gradient_that_of_the_mixture() -> None:
+    p, q = log(0.5, 0.3, 0.2), log(0.7, 0.2, 0.1)
+    assert float((p.exp() * (Proximal(0.2)(p, q) - p)).sum()) < 0
+    assert float((p.exp() * (Proximal(0.2)(p, p) - p)).sum()) == pytest.approx(0, abs=1e-15)
+    logits = torch.zeros(2, dtype=torch.float64, requires_grad=True)
+    student = normalise(logits)
+    kl_divergence(student, Proximal(0.2)(student.detach(), log(0.9, 0.1))).backward()
+    torch.testing.assert_close(logits.grad, torch.tensor([-0.0807, 0.0807]).double(), atol=5e-5, rtol=0)
+
+
+def test_a_geometric_anchor_is_the_extrapolated_target_below_1() -> None:
+    """SR-OPSD's q^alpha r^(1 - alpha), arXiv 2608.09745."""
+    teacher, reference = log(0.7, 0.2, 0.1), log(0.2, 0.5, 0.3)
+    for scale, expected in ((0.5, (0.4333, 0.3662, 0.2006)), (0.9, (0.6512, 0.2311, 0.1177)), (0.0, (0.2, 0.5, 0.3))):
+        found = Extrapolated(scale)(STUDENT, teacher, reference).exp()
+        torch.testing.assert_close(found, torch.tensor(expected).double(), atol=6e-5, rtol=0)

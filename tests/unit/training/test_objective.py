@@ -9,7 +9,7 @@ from tests.support.objectives import objective_of
 from tests.support.rollouts import rated, rollout_of
 from tests.support.tiny_models import make_model
 from tutelage.advantages import GroupReward
-from tutelage.divergences import ReverseKL, SampledNLL, SampledReverseKL, Sinkhorn, TrustSplit
+from tutelage.divergences import ResidualReverseKL, ReverseKL, SampledNLL, SampledReverseKL, Sinkhorn, TrustSplit
 from tutelage.errors import ConfigurationError, EmptyBatchError
 from tutelage.kernels import Tiling
 from tutelage.losses import DISTRIBUTION_LOSSES, TOKEN_LOSSES, TokenLoss
@@ -178,6 +178,7 @@ MEMBERS = [
     SampledReverseKL(discount=0.9, baseline="leave_one_out"),
     SampledReverseKL(baseline="expected"),
     TrustSplit(acceptance="expected", outliers="scalar"),
+    ResidualReverseKL(support="student_top_k", tail="sampled"),
 ]
 
 

@@ -5,6 +5,7 @@ from tutelage.losses.tokens.cispo import CISPO
 from tutelage.losses.tokens.clipped_surrogate import AnchoredSurrogate, ClippedSurrogate
 from tutelage.losses.tokens.gated_imitation import GatedImitation
 from tutelage.losses.tokens.policy_gradient import PolicyGradient
+from tutelage.losses.tokens.residual_reverse_kl import ResidualReverseKL
 from tutelage.losses.tokens.sampled_kl import SampledKL
 from tutelage.losses.tokens.sampled_nll import SampledNLL
 from tutelage.losses.tokens.sampled_reverse_kl import SampledReverseKL
@@ -12,6 +13,7 @@ from tutelage.losses.tokens.trust_split import TrustSplit
 
 TOKEN_LOSSES: dict[str, type[TokenLoss]] = {
     "sampled_reverse_kl": SampledReverseKL,
+    "residual_reverse_kl": ResidualReverseKL,
     "sampled_nll": SampledNLL,
     "trust_split": TrustSplit,
     "policy_gradient": PolicyGradient,
@@ -29,6 +31,7 @@ __all__ = [
     "ClippedSurrogate",
     "GatedImitation",
     "PolicyGradient",
+    "ResidualReverseKL",
     "SampledKL",
     "SampledNLL",
     "SampledReverseKL",

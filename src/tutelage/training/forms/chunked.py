@@ -39,10 +39,13 @@ def chunked(
         logits_nV = batch.vocabulary.shared_logits(batch.student.logits(hidden_nD))
 
         def events(window: Support) -> Events:
-            student, taught = window.events(logits_nV, teacher[window](span))
-            if window not in reference:
-                return Events(student, taught)
-            return Events(student, taught, window.events(logits_nV.detach(), reference[window](span))[1])
+            target = teacher[window](span)
+            third, is_inside = None, None
+            if window in reference:
+                _, third = window.events(logits_nV.detach(), reference[window](span))
+            if terms.asks_inside(window):
+                is_inside = window.holds(batch.tokens_N[span], logits_nV, target)
+            return Events(*window.events(logits_nV, target), third, is_inside)
 
         with torch.set_grad_enabled(is_learned_from and torch.is_grad_enabled()):
             logprobs_n = gather_logprobs(normalise(logits_nV), batch.tokens_N[span])

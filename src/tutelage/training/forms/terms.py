@@ -43,11 +43,26 @@ class MicroBatch:
 
 
 class Events(NamedTuple):
-    """Log-probabilities of the models on the events of one window, [n, E] each."""
+    """Log-probabilities of the models on the events of one window, [n, E] each.
+
+    `is_inside`: [n], see `TokenFacts`; None where no term asks.
+    """
 
     student: Tensor
     teacher: Tensor
     reference: Tensor | None = None
+    is_inside: Tensor | None = None
+
+
+class Seen(NamedTuple):
+    """What a loss sees through its window: student and target on the same events, and `is_inside` of `Events`."""
+
+    student: Tensor | None = None
+    target: Tensor | None = None
+    is_inside: Tensor | None = None
+
+
+UNSEEN = Seen()
 
 
 @dataclass(frozen=True)
@@ -75,6 +90,10 @@ class TokenTerms:
         """Those that look at no sampled token."""
         return [loss for loss in self.losses if isinstance(loss, DistributionLoss)]
 
+    def asks_inside(self, window: Support) -> bool:
+        """Some term looks through this window and asks which of its events a sampled token is."""
+        return any(isinstance(loss, TokenLoss) and loss.asks_inside and loss.window == window for loss in self.losses)
+
     @property
     def learns_from_tokens(self) -> bool:
         """Some term has a gradient through log p of the sampled tokens."""
@@ -88,11 +107,13 @@ class TokenTerms:
           logprobs_n: log p of the sampled tokens, with a gradient where `learns_from_tokens`.
           span: which tokens they are.
         """
-        seen = {window: self.compared(events(window)) for window in self.windows}
+        found = {window: events(window) for window in self.windows}
+        compared = {window: self.compared(each) for window, each in found.items()}
+        seen = {window: Seen(*compared[window], each.is_inside) for window, each in found.items()}
         values = [
             self._of_tokens(place, loss, seen, logprobs_n, span)
             if isinstance(loss, TokenLoss)
-            else loss.factor * loss.between(*seen[loss.window])
+            else loss.factor * loss.between(*compared[loss.window])
             for place, loss in enumerate(self.losses)
         ]
         return _sum(values)
@@ -133,7 +154,7 @@ class TokenTerms:
         self,
         place: int,
         loss: TokenLoss,
-        seen: Mapping[Support, tuple[Tensor, Tensor]],
+        seen: Mapping[Support, Seen],
         logprobs_n: Tensor,
         span: slice,
     ) -> Tensor:
@@ -144,11 +165,9 @@ class TokenTerms:
         # What does not count must not count when it is infinite, either.
         return factors_n.to(values_n) * values_n.masked_fill(factors_n == 0, 0)
 
-    def _facts(
-        self, place: int, loss: TokenLoss, seen: Mapping[Support, tuple[Tensor, Tensor]], span: slice
-    ) -> TokenFacts:
+    def _facts(self, place: int, loss: TokenLoss, seen: Mapping[Support, Seen], span: slice) -> TokenFacts:
         """What a loss is told of some tokens; events only of windows that were seen."""
-        student, target = (None, None) if loss.window is None else seen.get(loss.window, (None, None))
+        student, target, is_inside = UNSEEN if loss.window is None else seen.get(loss.window, UNSEEN)
         sampled = self.known["student_logprobs"][span]
 
         def known(name: str) -> Tensor:
@@ -165,6 +184,7 @@ class TokenTerms:
             answer_log_ratios=known("answer_log_ratios") if loss.asks_answer_ratio else None,
             student_events=student,
             target_events=target,
+            is_inside=is_inside if loss.asks_inside else None,
         )
 
 

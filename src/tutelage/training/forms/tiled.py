@@ -66,7 +66,8 @@ def _on_support(
             third = None
             if reference is not None:
                 _, third = support.events_on_record(*known, _recorded(reference, span))
-            return terms(lambda _: Events(student, taught, third), events.sampled_n, span)
+            is_inside = (ids_NK[span] == batch.tokens_N[span, None]).any(-1)
+            return terms(lambda _: Events(student, taught, third, is_inside), events.sampled_n, span)
 
     sampled = Sampled(batch.tokens_N, batch.weights_N)
     return tiled_support_loss(side, view, of_events, ids_NK, sampled, tiling)
