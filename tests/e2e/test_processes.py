@@ -147,6 +147,17 @@ def test_rewards_and_what_is_learned_from_them_are_those_of_one_process(ended, f
     for here, there in zip(ours, theirs, strict=True):
         rated = {name: value for name, value in there.items() if "reward" in name or name == "correct"}
         assert len(rated) == 11 and {name: here[name] for name in rated} == rated
+        families = (
+            "clip_share_",
+            "ratio_",
+            "sequence_ratio_",
+            "correction_",
+            "advantage_",
+            "group_share_",
+            "zero_spread_",
+        )
+        reported = {name: value for name, value in there.items() if name.startswith(families)}
+        assert len(reported) >= 14 and {name: here[name] for name in reported} == pytest.approx(reported, abs=1e-6)
     one, other = (
         (run / "checkpoints/step-000004/trainer.json").read_text()
         for run in (folder / "rated", folder / "alone" / "rated")
