@@ -16,7 +16,7 @@ from tests.support.rollouts import make_rollouts
 from tests.support.tiny_run import write_run_file
 from tutelage.errors import ConfigurationError
 from tutelage.types import Batch, Rollout
-from tutelage.weighting import WEIGHTINGS, PositionDecay, Tip, Tropd, Uniform, Weighting
+from tutelage.weighting import WEIGHTINGS, PositionDecay, Tip, TokenShare, Tropd, Uniform, Weighting
 
 MEMBERS: list[Weighting] = [
     Uniform(),
@@ -29,6 +29,9 @@ MEMBERS: list[Weighting] = [
     PositionDecay(half_life=2),
     Tropd(),
     Tropd(acceptance="expected"),
+    TokenShare(),
+    TokenShare(share=0.5, over="answer"),
+    TokenShare(chosen="random"),
 ]
 
 # Fields that cannot work, each with the words that must be in the refusal.
@@ -38,6 +41,9 @@ IMPOSSIBLE = [
     (Tip, {"share": math.nan}, r"weighting\.share is nan"),
     (Tip, {"selector": "random"}, r"weighting\.selector is 'random'; expected one of soft_or, entropy, q3"),
     (PositionDecay, {"half_life": 0}, r"weighting\.half_life is 0; expected a number of tokens above 0"),
+    (TokenShare, {"share": 0}, r"weighting\.share is 0; expected a share above 0, at most 1"),
+    (TokenShare, {"chosen": "rare"}, r"weighting\.chosen is 'rare'; expected one of least_probable, random"),
+    (TokenShare, {"over": "prompt"}, r"weighting\.over is 'prompt'; expected one of batch, answer"),
     (Tropd, {"acceptance": "always"}, r"weighting\.acceptance is 'always'; expected one of sampled, expected"),
 ]
 

@@ -62,11 +62,11 @@ def one_step_per_phase(recipe: Path) -> list[str]:
 
 def test_there_are_recipes() -> None:
     of_the_comparison = {"opd", "trb", "fixed_budget", "skd", "temperature_warmup", "sft_warmup", "veto"}
-    neighbours = {"gkd", "minillm_single_step", "thinking_machines_pg", "exopd", "eopd", "tip", "tropd"} | {
-        "resopd",
-        "top_d",
+    neighbours = {"gkd", "minillm_single_step", "thinking_machines_pg", "exopd", "eopd", "tip", "tropd"}
+    rivals = {"resopd", "top_d", "fixed_negative"}
+    assert of_the_comparison | neighbours | rivals | {"lora"} | OWN_TEACHER | WITH_REWARDS == {
+        path.stem for path in RECIPES
     }
-    assert of_the_comparison | neighbours | {"lora"} | OWN_TEACHER | WITH_REWARDS == {path.stem for path in RECIPES}
 
 
 @each_recipe
@@ -127,6 +127,7 @@ def test_methods_with_rewards_are_points_of_the_same_space() -> None:
         ("tip", {"divergence", "weighting"}),
         ("lora", {"student"}),
         ("resopd", {"divergence"}),
+        ("fixed_negative", {"teacher", "target", "divergence", "loss", "weighting", "optimizer"}),
         ("top_d", {"target", "divergence", "loss", "rollout", "optimizer"}),
         ("opsd", {"student", "teacher", "data", "divergence", "rollout", "optimizer"}),
         ("sdft", {"student", "teacher", "data", "divergence", "rollout"}),
@@ -162,7 +163,7 @@ def test_the_papers_other_baselines() -> None:
 def test_a_recipe_takes_a_step(recipe: Path, problems: Path, tmp_path: Path) -> None:
     sets = f'evaluation.sets=[{{path = "{problems}", limit = 2}}]'
     models = [f"student={student_path()}"]
-    models += [] if recipe.stem in WITHOUT_TEACHER | OWN_TEACHER else [f"teacher={teacher_path()}"]
+    models += [] if recipe.stem in WITHOUT_TEACHER | OWN_TEACHER | {"fixed_negative"} else [f"teacher={teacher_path()}"]
     models += ["data.privileged_column=solution"] if recipe.stem in OWN_TEACHER else []
     models += SPREAD if recipe.stem in WITH_REWARDS else []
     overrides = [f"data={problems}", f"output={tmp_path / 'run'}", sets, *SMALL, *models, *one_step_per_phase(recipe)]

@@ -19,6 +19,9 @@ __all__ = ["Constant"]
 class Constant(Advantage):
     """A = value for every token. On tokens that the student drew alone the mean gradient of A log p is 0.
 
+    That is so while all of them count. The weighting "token_share" chooses rare ones, and a value below 0 then sharpens
+    the student (arXiv 2608.31046); one above 0 would raise its own mistakes.
+
     Fields:
       value: the advantage; below 0 the tokens are unlearned.
     """

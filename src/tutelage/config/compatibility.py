@@ -134,7 +134,7 @@ CIRCUMSTANCES: Mapping[str, Circumstance] = {
             Fact.teacher_drawn: "but the policy {recipe.policy} draws them without the teacher, so there is nothing to "
             "learn from them"
         },
-        {"": "Set policy = 'teacher'."},
+        {"": "Set policy = 'teacher', or weighting = 'token_share', which chooses among them."},
     ),
     "too few answers": Circumstance(
         lambda config, recipe: config.rollout.samples_per_prompt < recipe.min_samples_per_prompt,
@@ -169,7 +169,7 @@ def needs_of(config: RunConfig, recipe: Recipe) -> Iterator[Need]:
         yield Need("policy", "policy", f"the policy {recipe.policy} {USES[fact]}", fact)
     for place, loss in enumerate(recipe.losses):
         key, window = f"loss[{place}]" if config.loss else "divergence", window_of(loss)
-        for fact in _in_order(loss.needs):
+        for fact in _in_order(recipe.needs_of(loss)):
             claim = f"the loss {type(loss).__name__} {USES[fact]}"
             if window is not None and fact == window.fact:
                 claim = f"{key}.support is {window.name!r}"

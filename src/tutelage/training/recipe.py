@@ -48,7 +48,11 @@ class Recipe:
     @property
     def needs(self) -> frozenset[Fact]:
         """What must be known of a batch before its update."""
-        return self.weighting.needs.union(self.target.needs, *(loss.needs for loss in self.losses))
+        return self.weighting.needs.union(self.target.needs, *(self.needs_of(loss) for loss in self.losses))
+
+    def needs_of(self, loss: Loss) -> frozenset[Fact]:
+        """What a loss must know of a batch; a weighting that chooses among the student's own tokens tells them apart."""
+        return loss.needs - ({Fact.teacher_drawn} if self.weighting.looks_at_token else set())
 
     @property
     def asks_teacher(self) -> bool:

@@ -3,6 +3,7 @@
 from tutelage.weighting.base import Weighting, recorded_kl
 from tutelage.weighting.position_decay import PositionDecay
 from tutelage.weighting.tip import Tip
+from tutelage.weighting.token_share import TokenShare
 from tutelage.weighting.tropd import Tropd
 from tutelage.weighting.uniform import UNIFORM, Uniform
 
@@ -11,6 +12,17 @@ WEIGHTINGS: dict[str, type[Weighting]] = {
     "tip": Tip,
     "position_decay": PositionDecay,
     "tropd": Tropd,
+    "token_share": TokenShare,
 }
 
-__all__ = ["UNIFORM", "WEIGHTINGS", "PositionDecay", "Tip", "Tropd", "Uniform", "Weighting", "recorded_kl"]
+__all__ = [
+    "UNIFORM",
+    "WEIGHTINGS",
+    "PositionDecay",
+    "Tip",
+    "TokenShare",
+    "Tropd",
+    "Uniform",
+    "Weighting",
+    "recorded_kl",
+]

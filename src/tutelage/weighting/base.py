@@ -39,6 +39,14 @@ class Weighting(ABC):
     def needs(self) -> frozenset[Fact]:
         return frozenset()
 
+    @property
+    def looks_at_token(self) -> bool:
+        """The weight depends on which token was drawn, and not on what stands before it alone.
+
+        Then a constant advantage teaches something also on the student's own tokens.
+        """
+        return False
+
     @abstractmethod
     def __call__(self, batch: Batch, uniforms_N: Tensor | None = None) -> Tensor:
         """Weights of the batch's N tokens.

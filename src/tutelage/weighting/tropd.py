@@ -41,6 +41,10 @@ class Tropd(Weighting):
     def needs(self) -> frozenset[Fact]:
         return frozenset({Fact.student_token, Fact.teacher_token})
 
+    @property
+    def looks_at_token(self) -> bool:
+        return True
+
     def __call__(self, batch: Batch, uniforms_N: Tensor | None = None) -> Tensor:
         log_ratio_N = batch.joined("teacher.logprobs_T") - batch.joined("student.logprobs_T")
         trust_N = log_ratio_N.clamp_max(0).exp()

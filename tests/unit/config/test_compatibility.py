@@ -169,3 +169,12 @@ def test_a_new_part_says_what_it_needs_and_nothing_else_changes() -> None:
 def test_targets_are_told_apart_by_their_third_model() -> None:
     kinds: set[type[TargetRule]] = {each for each in TARGETS.values() if each.needs}
     assert {fact for each in kinds for fact in each.needs} == {Fact.reference, Fact.moving_reference}
+
+
+def test_a_constant_advantage_on_the_students_own_tokens_needs_a_choice_among_them() -> None:
+    unlearned = {"loss": [{"name": "clipped_surrogate", "advantage": {"name": "constant", "value": -0.5}}]}
+    for weighting in ("uniform", "tip", {"name": "token_share", "chosen": "random"}):
+        with pytest.raises(ConfigurationError, match=r"imitates the sampled tokens, but the .*'token_share'"):
+            build_phases(config_of(weighting=weighting, **unlearned))
+    (phase,) = build_phases(config_of(weighting="token_share", teacher=None, **unlearned))
+    assert not phase.recipe.asks_teacher

@@ -6,8 +6,11 @@ import pytest
 import torch
 
 from tests.support.rollouts import make_rollouts, rollout_of
+from tutelage.advantages import Constant
+from tutelage.losses import TokenFacts
+from tutelage.losses.tokens import SampledNLL
 from tutelage.types import Batch
-from tutelage.weighting import PositionDecay, Tip, Tropd, Uniform, recorded_kl
+from tutelage.weighting import PositionDecay, Tip, TokenShare, Tropd, Uniform, recorded_kl
 
 
 def records_of(entropies: list[float], divergences: list[float] | None = None) -> Batch:
@@ -178,3 +181,42 @@ def test_the_mean_trust_is_one_minus_total_variation() -> None:
     found = torch.stack([Tropd()(Batch([rollout]), draw) for draw in draws[:2000]]).mean(0)
     torch.testing.assert_close(found, trust, atol=0.04, rtol=0)
     assert (found[trust == 1] == 1).all()
+
+
+def drawn_with(*logprobs: list[float]) -> Batch:
+    return Batch([rollout_of([0], [0] * len(each), torch.tensor(each), torch.tensor(each)) for each in logprobs])
+
+
+def chosen(weighting: TokenShare, batch: Batch) -> list[int]:
+    return weighting(batch, torch.zeros(batch.num_tokens)).nonzero()[:, 0].tolist()
+
+
+def test_the_least_probable_tokens_are_a_share_of_the_batch_or_of_each_answer() -> None:
+    one, other = [-1.0, -5.0, -1.0, -0.1, -0.2], [-6.0, -7.0, -1.0, -5.5, -0.1]
+    batch = drawn_with(one, other)
+    assert chosen(TokenShare(), batch) == [5, 6]
+    assert chosen(TokenShare(over="answer"), batch) == [1, 6]
+    assert chosen(TokenShare(), drawn_with([-2.0, -3.0, -3.0, -1.0])) == [1], "at least one; of equals the first"
+    assert chosen(TokenShare(share=1.0), batch) == list(range(10))
+
+
+def test_a_random_share_looks_at_its_numbers_alone() -> None:
+    batch = drawn_with([-9.0, -1.0, -1.0, -1.0, -1.0])
+    uniforms = torch.tensor([0.9, 0.8, 0.1, 0.7, 0.6])
+    assert TokenShare(chosen="random")(batch, uniforms).tolist() == [0, 0, 1, 0, 0]
+    assert not TokenShare(chosen="random").looks_at_token and TokenShare().looks_at_token
+
+
+def test_one_fixed_advantage_below_0_sharpens_where_rare_tokens_are_chosen() -> None:
+    """Of all tokens its mean gradient is 0; of the rarest of p = (.5, .3, .2) alone the step is (.05, .03, -.08)."""
+    p = torch.tensor([0.5, 0.3, 0.2]).double()
+    steps = []
+    for token in range(3):
+        logits = p.log().requires_grad_()
+        loss = SampledNLL(Constant(-0.5))
+        facts = TokenFacts(*[torch.zeros(1)] * 3, torch.tensor([-0.5]), torch.zeros(1), torch.zeros(1).bool())
+        loss.on_tokens(logits.log_softmax(-1)[token : token + 1], facts).sum().backward()
+        assert logits.grad is not None
+        steps.append(-logits.grad)
+    torch.testing.assert_close(p @ torch.stack(steps), torch.zeros(3).double(), atol=1e-12, rtol=0)
+    torch.testing.assert_close(p[2] * steps[2], torch.tensor([0.05, 0.03, -0.08]).double())
