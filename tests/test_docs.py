@@ -224,9 +224,12 @@ def test_the_readmes_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     "name", ["concepts/on-policy-distillation.md", "concepts/trust-region-blending.md", "usage/data-and-verifiers.md"]
 )
-def test_small_examples_run_and_print_what_the_text_says(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    (example,) = blocks(DOCS / name, "python")
-    exec(compile(example, name, "exec"), {"__name__": "example"})
+def test_small_examples_run_and_print_what_the_text_says(
+    name: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # where some of them write
+    for example in blocks(DOCS / name, "python"):
+        exec(compile(example, name, "exec"), {"__name__": "example"})
     stated = [float(number) for number in re.findall(r"\d*\.\d+", (DOCS / name).read_text())]
     for number in re.findall(r"\d\.\d+", capsys.readouterr().out):
         assert min(abs(float(number) - x) for x in stated) < 2e-6, number

@@ -63,7 +63,7 @@ def one_step_per_phase(recipe: Path) -> list[str]:
 def test_there_are_recipes() -> None:
     of_the_comparison = {"opd", "trb", "fixed_budget", "skd", "temperature_warmup", "sft_warmup", "veto"}
     neighbours = {"gkd", "minillm_single_step", "thinking_machines_pg", "exopd", "eopd", "tip", "tropd"}
-    rivals = {"resopd", "top_d", "fixed_negative"}
+    rivals = {"resopd", "top_d", "fixed_negative", "reopd", "simple_opd"}
     assert of_the_comparison | neighbours | rivals | {"lora"} | OWN_TEACHER | WITH_REWARDS == {
         path.stem for path in RECIPES
     }
@@ -127,6 +127,8 @@ def test_methods_with_rewards_are_points_of_the_same_space() -> None:
         ("tip", {"divergence", "weighting"}),
         ("lora", {"student"}),
         ("resopd", {"divergence"}),
+        ("reopd", {"data", "divergence", "rollout", "optimizer"}),
+        ("simple_opd", {"steps", "student", "policy", "divergence", "rollout", "optimizer", "evaluation"}),
         ("fixed_negative", {"teacher", "target", "divergence", "loss", "weighting", "optimizer"}),
         ("top_d", {"target", "divergence", "loss", "rollout", "optimizer"}),
         ("opsd", {"student", "teacher", "data", "divergence", "rollout", "optimizer"}),
@@ -165,6 +167,7 @@ def test_a_recipe_takes_a_step(recipe: Path, problems: Path, tmp_path: Path) -> 
     models = [f"student={student_path()}"]
     models += [] if recipe.stem in WITHOUT_TEACHER | OWN_TEACHER | {"fixed_negative"} else [f"teacher={teacher_path()}"]
     models += ["data.privileged_column=solution"] if recipe.stem in OWN_TEACHER else []
+    models += ["data.verifier=math", "data.answer_column=answer"] if recipe.stem == "reopd" else []
     models += SPREAD if recipe.stem in WITH_REWARDS else []
     overrides = [f"data={problems}", f"output={tmp_path / 'run'}", sets, *SMALL, *models, *one_step_per_phase(recipe)]
     run = build_run(load_config(recipe, [*overrides, *few_updates(recipe)]))

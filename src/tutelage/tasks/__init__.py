@@ -4,6 +4,7 @@ from tutelage.tasks.answers import THINKING_OPENS
 from tutelage.tasks.benchmarks import BENCHMARKS, Benchmark
 from tutelage.tasks.chat import DroppedPromptsWarning, PromptStyle, RenderedPrompts, render, render_all
 from tutelage.tasks.clock import TemplateClock
+from tutelage.tasks.prefix_pool import prefix_pool, turn_shares
 from tutelage.tasks.problems import (
     DEFAULT_ANSWER_COLUMN,
     DEFAULT_PRIVILEGED_TEMPLATE,
@@ -48,8 +49,10 @@ __all__ = [
     "excerpt",
     "load_problems",
     "max_prompt_characters",
+    "prefix_pool",
     "rows_of",
     "short_name",
+    "turn_shares",
     "render",
     "render_all",
     "PromptReader",

@@ -51,7 +51,7 @@ class Recipe:
         return self.weighting.needs.union(self.target.needs, *(self.needs_of(loss) for loss in self.losses))
 
     def needs_of(self, loss: Loss) -> frozenset[Fact]:
-        """What a loss must know of a batch; a weighting that chooses among the student's own tokens tells them apart."""
+        """What a loss must know of a batch; a weighting that chooses among the student's tokens tells them apart."""
         return loss.needs - ({Fact.teacher_drawn} if self.weighting.looks_at_token else set())
 
     @property

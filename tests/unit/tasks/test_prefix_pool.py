@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import json
+from collections import Counter
+
+import pytest
+
+from tutelage.errors import ConfigurationError, DataError
+from tutelage.tasks import load_problems, prefix_pool, turn_shares
+
+
+def conversation(num_turns: int) -> list[dict[str, str]]:
+    """A question, and so many answers with what a tool returned between them."""
+    found = [{"role": "system", "content": "Use the tool."}, {"role": "user", "content": "?"}]
+    for turn in range(num_turns):
+        found += [{"role": "assistant", "content": f"call {turn}"}, {"role": "tool", "content": f"result {turn}"}]
+    return found
+
+
+def test_early_turns_are_asked_for_more_often() -> None:
+    assert turn_shares(4, 0.6) == pytest.approx([0.4596, 0.2757, 0.1654, 0.0993], abs=5e-5)
+    assert turn_shares(1, 0.6) == [1] and turn_shares(4, 1.0) == [0.25] * 4 and turn_shares(3, 0.0) == [1, 0, 0]
+
+
+@pytest.mark.statistics
+@pytest.mark.parametrize(
+    ("over", "first"), [("conversation", {0: 0.5 * 0.625, 1: 0.5 * 0.4596}), ("pool", {0: 0.2648, 1: 0.2648})]
+)
+def test_turns_follow_the_law_of_each_conversation_or_of_all(over: str, first: dict[int, float]) -> None:
+    count = 20_000
+    rows = prefix_pool([conversation(2), conversation(4)], count, over=over, seed=1)
+    found = Counter(row["conversation"] for row in rows if row["turn"] == 0)
+    assert {place: number / count for place, number in found.items()} == pytest.approx(first, abs=0.012)
+
+
+def test_a_row_waits_for_its_turn() -> None:
+    rows = prefix_pool([conversation(3)], 40, decay=1.0)
+    assert {row["turn"] for row in rows} == {0, 1, 2}
+    for row in rows:
+        roles = Counter(message["role"] for message in row["problem"])
+        assert roles["assistant"] == roles["tool"] == row["turn"] and row["num_turns"] == 3
+        assert row["problem"][-1]["role"] in ("user", "tool")
+    assert (
+        rows == prefix_pool([conversation(3)], 40, decay=1.0) != prefix_pool([conversation(3)], 40, decay=1.0, seed=1)
+    )
+
+
+def test_rows_are_prompts(tmp_path) -> None:
+    path = tmp_path / "pool.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in prefix_pool([conversation(2)], 5)))
+    problems = load_problems(path, answer_column=None)
+    assert len(problems) == 5 and all(problem.messages[0]["role"] == "system" for problem in problems)
+
+
+@pytest.mark.parametrize(
+    ("conversations", "options", "message"),
+    [
+        ([], {}, "there are no conversations"),
+        ([[{"role": "user", "content": "?"}]], {}, "conversation 0 has no message of the assistant"),
+        ([conversation(1)[2:]], {}, "nothing to answer before message 0"),
+        ([conversation(1), [*conversation(1)[:3], conversation(1)[2]]], {}, "conversation 1 .* before message 3"),
+    ],
+)
+def test_what_has_no_turn_is_refused(conversations, options, message) -> None:
+    with pytest.raises(DataError, match=message):
+        prefix_pool(conversations, 1, **options)
+
+
+def test_impossible_numbers_are_refused() -> None:
+    with pytest.raises(ConfigurationError, match=r"decay is 1\.5"):
+        prefix_pool([conversation(1)], 1, decay=1.5)
+    with pytest.raises(ConfigurationError, match="over is 'turn'; expected one of conversation, pool"):
+        prefix_pool([conversation(1)], 1, over="turn")
