@@ -34,6 +34,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from rich.table import Table
@@ -52,7 +53,7 @@ from random_models import (
 )
 from tutelage.demo import make_problems, student_path
 from tutelage.errors import in_short
-from tutelage.models import LanguageModel, load_tokenizer
+from tutelage.models import LanguageModel, llama_forward, load_tokenizer
 from tutelage.models.steps import STEPS
 from tutelage.policies import Policy, Student, TrustRegion
 from tutelage.rollout import Limits, PairedEngine
@@ -383,6 +384,11 @@ def decode(bench: Bench) -> None:
             for num_new in (1, 4, 8):
                 taken = 1e3 * bench.median(single_step(bench, model, num_new))
                 bench.detail(f"{model.name}, {way}, a step of {num_new}", taken, f"{taken:.2f} ms")
+
+    with patch.object(llama_forward, "layer_kernels", lambda states: None):
+        student, _ = bench.pair(best)
+        taken = 1e3 * bench.median(single_step(bench, student, 1))
+        bench.detail(f"{student.name}, {best}, without kernels between products, a step of 1", taken, f"{taken:.2f} ms")
 
     # Others take several times as long, so their answers are shorter, and so are ours beside them.
     tokens = max(8, sizes.new_tokens // 4)

@@ -18,6 +18,7 @@ from tests.support.kernel_agreement import (
     cases,
     excess,
 )
+from tests.support.layer_agreement import check_model, check_parts
 from tutelage import kernels
 from tutelage.policies import Policy
 
@@ -78,3 +79,8 @@ def test_the_whole_sampler_can_be_captured() -> None:
     graph.replay()
     torch.cuda.synchronize()
     assert tokens.tolist() == expected.tolist()
+
+
+def test_the_kernels_of_a_layer_agree_with_the_plain_forms() -> None:
+    check_parts("cuda")
+    check_model("cuda")

@@ -11,6 +11,7 @@ of tokens and vocabulary.
 """
 
 from tutelage.kernels.composition import ComposedRows, Composition, CompositionSums
+from tutelage.kernels.layers import layer_kernels
 from tutelage.kernels.noise import philox
 from tutelage.kernels.reference import fits_a_piece, row_groups
 from tutelage.kernels.sampler import (
@@ -50,6 +51,7 @@ __all__ = [
     "has_kernels",
     "judge_composed",
     "judge_trust_region",
+    "layer_kernels",
     "philox",
     "read_composition",
     "row_groups",

@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from tutelage.kernels import layer_kernels
 from tutelage.models.caches import KVCache
 from tutelage.models.packing import Layout, Packing, pack
 
@@ -35,6 +36,7 @@ ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 ATTENTION_KINDS = ("eager", "sdpa")
 LINEAR_NAMES = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
 MLP_NAMES = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj", "mlp.act_fn")
+SILU = ("SiLU", "SiLUActivation")
 NORM_NAMES = ("input_layernorm", "post_attention_layernorm")
 
 
@@ -255,10 +257,7 @@ class LlamaForward:
         """The layer's output: attention's projection and the feed-forward part, each added to the residual stream."""
         hidden = hidden + layer.self_attn.o_proj(attended)
         normalised, mlp = _normalised(layer.post_attention_layernorm, hidden), layer.mlp
-        gate, up = mlp.act_fn(mlp.gate_proj(normalised)), mlp.up_proj(normalised)
-        # These are the widest tensors of all; without a gradient, one less of them is worth having.
-        gated = gate * up if torch.is_grad_enabled() else gate.mul_(up)
-        return hidden + mlp.down_proj(gated)
+        return hidden + mlp.down_proj(_gated(mlp.act_fn, mlp.gate_proj(normalised), mlp.up_proj(normalised)))
 
     def rotations(self, extent: int) -> tuple[Tensor, Tensor]:
         """Cosines and sines of positions 0 .. extent-1 (or more), [P, D] each, as the module itself makes them."""
@@ -291,7 +290,21 @@ def _rotated(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return rotated
 
 
+def _gated(activation: Any, gate: Tensor, up: Tensor) -> Tensor:
+    """activation(gate) · up."""
+    kernels = layer_kernels(gate) if type(activation).__name__ in SILU else None
+    if kernels is not None:
+        gated: Tensor = kernels.gated(gate, up)
+        return gated
+    gate = activation(gate)
+    # These are the widest tensors of all; without a gradient, one less of them is worth having.
+    return gate * up if torch.is_grad_enabled() else gate.mul_(up)
+
+
 def _turned(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    if (kernels := layer_kernels(states)) is not None:
+        turned: Tensor = kernels.turned(states, cos, sin)
+        return turned
     half = states.shape[-1] // 2
     swapped = torch.cat((states[..., half:], states[..., :half]), dim=-1)
     return torch.addcmul(swapped.mul_(sin), states, cos)
@@ -313,6 +326,8 @@ def _normalised(norm: Any, states: Tensor) -> Tensor:
     """x · w / sqrt(mean(x²) + epsilon), in float32 whatever the type, cast before the weight (arXiv 1910.07467)."""
     if states.dtype == torch.float64:
         return norm(states)  # the module rounds to float32 here; so must we, to give its numbers
+    if (kernels := layer_kernels(states)) is not None:
+        return kernels.normalised(states, norm.weight, norm.variance_epsilon)
     shape, epsilon = norm.weight.shape, norm.variance_epsilon
     if states.dtype != torch.float32:
         return norm.weight * F.rms_norm(states.float(), shape, None, epsilon).to(states.dtype)

@@ -19,7 +19,13 @@ REPOSITORY = Path(__file__).parents[3]
 )
 @pytest.mark.parametrize(
     "program",
-    ["kernel_agreement trust_regions", "kernel_agreement compositions", "kernel_agreement laws", "loss_agreement"],
+    [
+        "kernel_agreement trust_regions",
+        "kernel_agreement compositions",
+        "kernel_agreement laws",
+        "loss_agreement",
+        "layer_agreement",
+    ],
 )
 def test_kernels_agree_with_the_reference_in_the_interpreter(program: str) -> None:
     """In a process of its own: the interpreter has to be chosen before Triton is imported."""
