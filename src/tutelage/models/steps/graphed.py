@@ -20,8 +20,8 @@ The head is no part of a graph: it is one launch, and its result, the widest ten
 
 Without CUDA the same function is called on the same places. That is how tests hold this step against the eager one.
 
-The small operations between products are kernels of `LlamaForward`'s (`kernels.triton_layers`); a graph contains whatever
-the forward launches.
+The small operations between products are kernels that `LlamaForward` calls (`kernels.triton_layers`); a graph contains
+whatever it launches.
 
 Axis letters: B rows, T new tokens of each row, E width of the model.
 """
