@@ -21,13 +21,17 @@ SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "intermediate_size": 16}
 
 
 def make_world(
-    seed: int = 0, vocabulary: int = 6, dtype: torch.dtype = torch.float32, **shape: Any
+    seed: int = 0,
+    vocabulary: int = 6,
+    dtype: torch.dtype = torch.float32,
+    architectures: tuple[str, str] = ("qwen3", "llama"),
+    **shape: Any,
 ) -> tuple[LanguageModel, LanguageModel]:
     """Two unlike models; the student stops at the last id only, the teacher at the last two."""
-    stop = vocabulary - 1
-    student = make_model("qwen3", vocab_size=vocabulary, stop_ids=stop, seed=seed, dtype=dtype, **shape)
+    stop, (own, other) = vocabulary - 1, architectures
+    student = make_model(own, vocab_size=vocabulary, stop_ids=stop, seed=seed, dtype=dtype, **shape)
     teacher = make_model(
-        "llama", vocab_size=vocabulary + 2, stop_ids=[stop, stop - 1], seed=seed + 1, dtype=dtype, **shape
+        other, vocab_size=vocabulary + 2, stop_ids=[stop, stop - 1], seed=seed + 1, dtype=dtype, **shape
     )
     return as_language_model(student, "student"), as_language_model(teacher, "teacher")
 

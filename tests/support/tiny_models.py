@@ -22,6 +22,14 @@ SHAPE: dict[str, Any] = {
     "bos_token_id": None,
 }
 
+GATED_DELTA_NET: dict[str, Any] = {
+    "layer_types": ["linear_attention", "full_attention"],
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+}
+
 ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3": ("Qwen3", {}),
     "llama": ("Llama", {}),
@@ -32,7 +40,17 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
         {"sliding_window": 4, "query_pre_attn_scalar": 8, "layer_types": ["sliding_attention", "full_attention"]},
     ),
     "mistral": ("Mistral", {"sliding_window": 4}),
-}
+    "qwen3_next": (
+        "Qwen3Next",
+        {**GATED_DELTA_NET, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16,
+         "shared_expert_intermediate_size": 16},
+    ),
+    "qwen3_5": ("Qwen3_5", GATED_DELTA_NET),
+}  # fmt: skip
+# Multimodal families, whose text models are what we make.
+TEXT_CONFIGS = ("gemma3", "qwen3_5")
+# Three of four layers of a hybrid are recurrent; here one of two.
+HYBRIDS = ("qwen3_next", "qwen3_5")
 
 
 def make_model(
@@ -47,14 +65,21 @@ def make_model(
 ) -> Any:
     """A randomly initialised causal language model, a few thousand parameters large."""
     name, extra = ARCHITECTURES[architecture]
-    suffix = "TextConfig" if architecture == "gemma3" else "Config"
+    suffix = "TextConfig" if architecture in TEXT_CONFIGS else "Config"
     settings = {**SHAPE, **extra, **shape, "vocab_size": vocab_size, "eos_token_id": stop_ids}
     config = getattr(transformers, name + suffix)(**settings, tie_word_embeddings=tie)
     torch.manual_seed(seed)
     model = getattr(transformers, name + "ForCausalLM")(config).to(dtype).eval()
+    if architecture == "qwen3_next" and dtype == torch.float64:
+        model.set_experts_implementation("eager")  # the grouped products of experts know no float64
     model.generation_config.eos_token_id = stop_ids
     model.generation_config.pad_token_id = 0
     return model
+
+
+def rounding(architecture: str) -> float:
+    """How far apart two ways to compute logits of a float64 model may be; recurrent layers compute in float32."""
+    return 2e-4 if architecture in HYBRIDS else 1e-9
 
 
 def pair() -> ModelSet:

@@ -108,20 +108,25 @@ class StepMemory:
 
     def _rollout(self) -> dict[str, int]:
         rows = min(self.config.rollout.max_rows, self._num_answers)
-        caches, logits = self._caches(), rows * self.vocabulary.size * 8 * LIVE_BLEND
-        return {**self._resident(), "caches": caches, "logits": logits}
+        logits = rows * self.vocabulary.size * 8 * LIVE_BLEND
+        return {**self._resident(), **self._caches(), "logits": logits}
 
-    def _caches(self) -> int:
-        """Keys and values of as many answers as are decoded at once, at their longest."""
+    def _caches(self) -> dict[str, int]:
+        """Of as many answers as are decoded at once: keys and values at their longest, and states of any length."""
         rollout = self.config.rollout
         rows = min(rollout.max_rows, self._num_answers)
         slot = sum(model.cache_bytes_per_slot for model in self._decoding)
-        caches = rows * (self._longest + MAX_DRAFT_LENGTH) * slot
+        states = rows * sum(model.cache_bytes_per_row for model in self._decoding)
+        both = rows * (self._longest + MAX_DRAFT_LENGTH) * slot + states
+        budget = both
         if rollout.cache_gib is not None:
-            return min(caches, int(rollout.cache_gib * GIB))
-        if self.device.startswith("cuda"):
-            return min(caches, int(CACHE_SHARE * machine_bytes(self.device)))
-        return caches
+            budget = int(rollout.cache_gib * GIB)
+        elif self.device.startswith("cuda"):
+            budget = int(CACHE_SHARE * machine_bytes(self.device))
+        if budget < both:  # fewer rows
+            states = states * budget // both
+            both = budget
+        return {"caches": both - states, **({"states": states} if states else {})}
 
     def _kept_caches(self) -> dict[str, int]:
         """What captured decode steps work on, from one rollout to the next."""
@@ -130,7 +135,7 @@ class StepMemory:
         there = machine_bytes(self.device)
         free = max(0, there - sum(self._rollout().values()))
         most = int(min(KEPT_SHARE * there, KEPT_FREE_SHARE * free))
-        return {"kept caches": min(self._caches(), len(self._decoding) * most)}
+        return {"kept caches": min(self._caches()["caches"], len(self._decoding) * most)}
 
     def _scoring(self) -> dict[str, int]:
         scored = self._at_once(self.config.rollout.score_tokens)

@@ -39,6 +39,7 @@ def memory(run: RunAssembly, num_processes: int = 1) -> Finding:
     largest = max(parts, key=lambda name: parts[name])
     remedies = {
         "caches": "Set rollout.cache_gib, or lower rollout.max_rows.",
+        "states": "Set rollout.cache_gib, or lower rollout.max_rows; recurrent states are as large for short answers.",
         "activations": "Set runtime.gradient_checkpointing = true, or lower runtime.micro_batch_tokens.",
         "logits": "Lower runtime.micro_batch_tokens.",
     }

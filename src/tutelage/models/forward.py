@@ -20,6 +20,10 @@ __all__ = ["Forward"]
 class Forward(Protocol):
     """The decoder of one model, without its head."""
 
+    @property
+    def cache_kind(self) -> type[KVCache]:
+        """What it decodes on, where a step asks for nothing else of a cache."""
+
     def allocate(self, cache: KVCache, dtype: torch.dtype | None) -> None:
         """Take a cache's memory where its shape is known beforehand; in the weights' type, or another."""
 
@@ -35,6 +39,9 @@ class Forward(Protocol):
         Args:
           positions_BT, num_visible: see `KVCache.begin`.
         """
+
+    def roll_back(self, cache: KVCache, lengths_B: Tensor) -> None:
+        """Let each row of a cache keep its first tokens; see `LanguageModel.roll_back`."""
 
     def fill(self, sequences: Sequence[Sequence[int]], rows_R: Tensor, cache: KVCache) -> None:
         """Write keys and values of whole sequences into these rows of a cache, from slot 0 on."""

@@ -83,12 +83,21 @@ class FusedTeacher(LanguageModel):
     def cache_bytes_per_slot(self) -> int:
         return sum(part.cache_bytes_per_slot for part in self.parts)
 
+    @property
+    def cache_bytes_per_row(self) -> int:
+        return sum(part.cache_bytes_per_row for part in self.parts)
+
     def new_cache(self, num_rows: int, capacity: int, max_capacity: int | None = None) -> CachedRows:
         return JointCache([part.new_cache(num_rows, capacity, max_capacity) for part in self.parts])
 
     @torch.no_grad()
     def prefill(self, sequences: Sequence[Sequence[int]], max_tokens: int = 16_384) -> CachedRows:
         return JointCache([part.prefill(sequences, max_tokens) for part in self.parts])
+
+    def roll_back(self, cache: CachedRows, lengths_B: Tensor) -> None:
+        assert isinstance(cache, JointCache)
+        for part, own in zip(self.parts, cache.parts, strict=True):
+            part.roll_back(own, lengths_B)
 
     def hidden_packed(self, sequences: Sequence[Sequence[int]], starts: Sequence[int] | None = None) -> Tensor:
         return torch.cat([part.hidden_packed(sequences, starts) for part in self.parts], dim=-1)

@@ -128,16 +128,24 @@ class LanguageModel:
     @property
     def cache_bytes_per_slot(self) -> int:
         """Bytes of the keys and values of one token position of one row, all layers together."""
-        layers = getattr(self.module.base_model, "layers", ())
-        widths = [_projection_widths(layer) for layer in layers]
-        if not widths or None in widths:
+        layers, recurrent = getattr(self.module.base_model, "layers", ()), self._module_forward.mixers.by_layer
+        widths = [_projection_widths(layer) for i, layer in enumerate(layers) if i not in recurrent]
+        if (not widths and not recurrent) or None in widths:
             config = self.config
             heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
             size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-            widths = [2 * heads * size] * int(config.num_hidden_layers)
+            widths = [2 * heads * size] * (int(config.num_hidden_layers) - len(recurrent))
         # Under autocast our own forward keeps what attention reads.
         dtype = self.autocast if self.autocast is not None and self.uses_fast_forward else self.module.dtype
         return sum(width for width in widths if width is not None) * dtype.itemsize
+
+    @property
+    def cache_bytes_per_row(self) -> int:
+        """Bytes of one row's states, which do not grow with the text: those of now, and those it can be rolled back to.
+
+        What recurrent layers were given since is not counted: a few tokens' hidden states for each.
+        """
+        return 2 * self._module_forward.mixers.state_bytes(self.autocast or self.module.dtype)
 
     def check_settings(self) -> None:
         """Refuse settings under which this model cannot be computed, before the first step needs them.
@@ -249,6 +257,19 @@ class LanguageModel:
             cache.select(torch.tensor([place[tuple(sequence)] for sequence in sequences], device=self.device))
         return cache
 
+    @torch.no_grad()
+    def roll_back(self, cache: CachedRows, lengths_B: Tensor) -> None:
+        """Let each row of a cache keep its first tokens, before it is read on from there.
+
+        Keys and values need it only in a model that has states as well, which are computed anew where that is needed.
+
+        Args:
+          lengths_B: tokens to keep: 0, or at least as many as at the last call (or after the row was filled).
+        """
+        assert isinstance(cache, KVCache)
+        with self._precision():
+            self._forward.roll_back(cache, lengths_B)
+
     def hidden_packed(self, sequences: Sequence[Sequence[int]], starts: Sequence[int] | None = None) -> Tensor:
         """Final hidden states of whole sequences, laid end to end: [N, D]; differentiable, without a cache.
 
@@ -278,7 +299,7 @@ class LanguageModel:
 
         Args:
           tokens_BT, positions_BT: new tokens of every row and the slots they take. What is in slots
-            from a row's first new position on counts as garbage and is overwritten.
+            from a row's first new position on counts as garbage and is overwritten; see also `roll_back`.
           num_visible: number of leading slots any query may look at (1 + the largest position so far).
         """
         assert isinstance(cache, KVCache)

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from tutelage.kernels import layer_kernels
-from tutelage.models.caches import KVCache
+from tutelage.models.caches import ContiguousCache, KVCache
 from tutelage.models.packing import Layout, Packing, pack
 
 __all__ = ["LlamaForward"]
@@ -89,6 +89,14 @@ class LlamaForward:
             and not getattr(first, "gradient_checkpointing", False)
             and not (self.decoder.training and getattr(config, "attention_dropout", 0.0))
         )
+
+    @property
+    def cache_kind(self) -> type[KVCache]:
+        """See `Forward`."""
+        return ContiguousCache
+
+    def roll_back(self, cache: KVCache, lengths_B: Tensor) -> None:
+        """Nothing: a row of keys and values is rolled back by writing earlier."""
 
     def allocate(self, cache: KVCache, dtype: torch.dtype | None) -> None:
         """See `Forward`."""

@@ -1,5 +1,9 @@
 """The forward of a `transformers` module itself, which serves every architecture that our own does not know.
 
+Recurrent layers (gated delta nets) are called through `recurrent.Mixers`, which hand them their states and keep those
+after. In a prefill, rows of one length go through such a layer together and without padding, which would change their
+states; whatever works on single tokens, and attention, sees all rows at once.
+
 Axis letters: B rows, T new tokens of each row, S slots, R some of the rows, E width of the model.
 """
 
@@ -15,7 +19,9 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from tutelage.models.caches import CacheView, KVCache
+from tutelage.models.caches import CacheView, ContiguousCache, HybridCache, KVCache
+from tutelage.models.context import context_length_in
+from tutelage.models.recurrent import Mixers
 
 __all__ = ["ModuleForward"]
 
@@ -25,6 +31,12 @@ class ModuleForward:
 
     def __init__(self, module: Any) -> None:
         self.module = module
+        self.mixers = Mixers.of(module.base_model)
+
+    @property
+    def cache_kind(self) -> type[KVCache]:
+        """See `Forward`."""
+        return HybridCache if self.mixers else ContiguousCache
 
     def allocate(self, cache: KVCache, dtype: torch.dtype | None) -> None:
         """Nothing: what a layer stores is seen when it is first written."""
@@ -38,6 +50,16 @@ class ModuleForward:
 
     def decode(self, tokens_BT: Tensor, positions_BT: Tensor, cache: KVCache, num_visible: int) -> Tensor:
         """See `Forward`."""
+        if not self.mixers:
+            return self._decode(tokens_BT, positions_BT, cache, num_visible)
+        assert isinstance(cache, HybridCache)
+        self._check_continued(cache, positions_BT[:, 0].cpu())
+        with self.mixers.reading_on(cache):
+            hidden_BTE = self._decode(tokens_BT, positions_BT, cache, num_visible)
+        cache.num_since += tokens_BT.shape[1]
+        return hidden_BTE
+
+    def _decode(self, tokens_BT: Tensor, positions_BT: Tensor, cache: KVCache, num_visible: int) -> Tensor:
         view = cache.begin(positions_BT, num_visible)
         output = self.module.base_model(
             input_ids=tokens_BT,
@@ -49,13 +71,33 @@ class ModuleForward:
         hidden_BTE: Tensor = output.last_hidden_state
         return hidden_BTE
 
+    def _check_continued(self, cache: HybridCache, firsts_B: Tensor) -> None:
+        expected_B = cache.lengths_B + cache.num_since
+        if (longest := context_length_in(self.module.config.get_text_config())) is not None:
+            # What runs over the end of the context repeats the last position, and is dropped.
+            expected_B = expected_B.clamp_max(longest - 1)
+        assert torch.equal(firsts_B, expected_B), (
+            f"rows of {expected_B.tolist()} tokens are read on from {firsts_B.tolist()}, but a state takes nothing "
+            "back; call `roll_back` first"
+        )
+
+    def roll_back(self, cache: KVCache, lengths_B: Tensor) -> None:
+        """See `Forward`."""
+        if self.mixers:
+            assert isinstance(cache, HybridCache)
+            cache.roll_back(lengths_B, self.mixers.reread)
+
     def fill(self, sequences: Sequence[Sequence[int]], rows_R: Tensor, cache: KVCache) -> None:
         """See `Forward`."""
         tokens_RT = _padded(sequences, rows_R.device)
         num_rows, num_slots = tokens_RT.shape
         positions_T = torch.arange(num_slots, device=rows_R.device)
         part = cache.empty(num_rows, num_slots)
-        self.decode(tokens_RT, positions_T.expand(num_rows, -1), part, num_slots)
+        lengths_R = torch.tensor([len(sequence) for sequence in sequences])
+        with self.mixers.reading_whole(lengths_R) as states:
+            self._decode(tokens_RT, positions_T.expand(num_rows, -1), part, num_slots)
+        if isinstance(part, HybridCache):
+            part.fill(states, lengths_R)
         cache.copy_rows(part, torch.arange(num_rows, device=rows_R.device), rows_R)
 
     def read(
@@ -69,7 +111,7 @@ class ModuleForward:
     ) -> Tensor:
         """See `Forward`; cannot be compiled."""
         assert not compiles
-        # No mask is needed: attention is causal, and what a padding position computes is never read.
+        # No mask is needed: attention and states are causal, and what a padding position computes is never read.
         with checkpointing(self.module) if checkpoints else nullcontext():
             output = self.module.base_model(input_ids=_padded(sequences, device), use_cache=False)
         rows = zip(output.last_hidden_state, sequences, starts, strict=True)

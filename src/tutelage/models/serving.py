@@ -1,7 +1,7 @@
 """Can our caches serve this model?  Tried once when it is loaded; a refusal names the architecture.
 
-The configuration is checked first (kinds of attention). Then a few tokens are tried: decoded through the cache, in rows
-of different lengths with a rolled-back tail, and read as packed sequences, they must give the logits of one plain
+The configuration is checked first (kinds of layers). Then a few tokens are tried: decoded through the cache, in rows
+of different lengths with rolled-back tails, and read as packed sequences, they must give the logits of one plain
 forward. An architecture that ignores our mask, or scales its logits in a way we do not know, is caught here before it
 ruins a run. If only our own forward disagrees, the module's is used.
 
@@ -26,10 +26,13 @@ from torch import Tensor
 from tutelage.distributions import normalise
 from tutelage.errors import ConfigurationError, UnsupportedArchitectureError
 from tutelage.models.language_model import LanguageModel
+from tutelage.models.recurrent import Mixers
 
 __all__ = ["both_readings", "check_servable", "tolerance_of"]
 
 SERVED_LAYER_TYPES = {"full_attention", "sliding_attention"}
+# Served where the model has recurrent layers of the kind that we know to call.
+RECURRENT_LAYER_TYPE = "linear_attention"
 # Windows that are masked inside a module by the length of its cache, not by the position of a query (GPT-Neo).
 LOCAL_LAYER_TYPES = {"local"}
 # Tokens that are tried, and what a window is narrowed to meanwhile.
@@ -39,8 +42,14 @@ QUANTISED_TOLERANCE = 0.25  # weights that are codes; products are made in bfloa
 
 
 def tolerance_of(module: Any) -> float:
-    """Largest difference of log-probabilities, in nats, that rounding explains in a model of this type."""
-    return TOLERANCES.get(module.dtype, QUANTISED_TOLERANCE)
+    """Largest difference of log-probabilities, in nats, that rounding explains in a model of this type.
+
+    Recurrent layers compute in float32 even in a wider model.
+    """
+    dtype = module.dtype
+    if dtype == torch.float64 and Mixers.of(module.base_model):
+        dtype = torch.float32
+    return TOLERANCES.get(dtype, QUANTISED_TOLERANCE)
 
 
 def check_servable(model: LanguageModel) -> None:
@@ -50,14 +59,15 @@ def check_servable(model: LanguageModel) -> None:
     forward disagrees with the module while the module's cached forward does not.
 
     Raises:
-      UnsupportedArchitectureError: linear, chunked or recurrent layers, an encoder, logits that do not agree, or
-        positions that change their meaning in longer texts.
+      UnsupportedArchitectureError: chunked layers, recurrent ones other than gated delta nets, an encoder, logits that
+        do not agree, or positions that change their meaning in longer texts.
       ConfigurationError: `model.compile` is on and our own forward does not serve the model.
     """
     architecture = type(model.module).__name__
     if getattr(model.module.config, "is_encoder_decoder", False):
         raise UnsupportedArchitectureError(_refusal(model, architecture, "it is an encoder-decoder"))
-    unknown = sorted(set(getattr(model.config, "layer_types", None) or ()) - SERVED_LAYER_TYPES)
+    served = SERVED_LAYER_TYPES | ({RECURRENT_LAYER_TYPE} if Mixers.of(model.module.base_model) else set())
+    unknown = sorted(set(getattr(model.config, "layer_types", None) or ()) - served)
     unknown += sorted(set(getattr(model.config, "attention_layers", None) or ()) & LOCAL_LAYER_TYPES)
     if unknown:
         raise UnsupportedArchitectureError(_refusal(model, architecture, f"it has layers of type {', '.join(unknown)}"))
@@ -130,7 +140,8 @@ def _narrow_window(config: Any) -> Iterator[None]:
 def _refusal(model: LanguageModel, architecture: str, reason: str) -> str:
     return (
         f"{model.name} is a {architecture}, which the paired engine cannot serve: {reason}. It needs a decoder-only "
-        "model with full or sliding-window attention, such as Qwen3, Llama, Mistral or Gemma."
+        "model with full or sliding-window attention, such as Qwen3, Llama, Mistral or Gemma, or with gated delta nets "
+        "beside it, such as Qwen3.5."
     )
 
 
@@ -150,8 +161,12 @@ def _served_error(model: LanguageModel) -> float:
     sequences: list[list[int]] = tokens_BT.tolist()
     cache = model.prefill([sequence[:start] for sequence, start in zip(sequences, starts, strict=True)])
     steps_BT = torch.tensor(starts, device=model.device)[:, None] + torch.arange(drafted, device=model.device)
-    wrong_BT = tokens_BT.gather(1, steps_BT).flip(0).flip(1)
-    model.hidden_cached(wrong_BT, steps_BT, cache, length)  # a draft that is refused and overwritten
+    # A draft that is refused and overwritten: after its first token in one row, from the first on in the other.
+    drafts_BT = tokens_BT.gather(1, steps_BT).flip(0).flip(1)
+    drafts_BT[0, 0] = tokens_BT[0, starts[0]]
+    model.hidden_cached(drafts_BT, steps_BT, cache, length)
+    steps_BT[0] += 1
+    model.roll_back(cache, steps_BT[:, 0])
     hidden_BTD = model.hidden_cached(tokens_BT.gather(1, steps_BT), steps_BT, cache, length)
     cached_BTV = model.logits(hidden_BTD).log_softmax(-1)
     packed_NV = model.logits(model.hidden_packed(sequences, starts)).log_softmax(-1)

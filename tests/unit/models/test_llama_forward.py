@@ -6,7 +6,7 @@ import pytest
 import torch
 import transformers
 
-from tests.support.tiny_models import SHAPE, make_model
+from tests.support.tiny_models import HYBRIDS, SHAPE, make_model, rounding
 from tutelage.errors import ConfigurationError
 from tutelage.models import LanguageModel, check_servable
 
@@ -76,7 +76,7 @@ def test_rows_taken_over_by_another_prompt(architecture: str) -> None:
     logits = model.logits(model.hidden_cached(new, positions, cache, 7))
     for row, prompt in enumerate(prompts):
         expected = model.module(input_ids=torch.tensor([[*prompt, *new[row].tolist()]])).logits[0, -3:]
-        torch.testing.assert_close(logits[row], expected, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(logits[row], expected, rtol=rounding(architecture), atol=rounding(architecture))
 
 
 def test_compiling_a_forward_that_is_not_ours_is_refused() -> None:
@@ -172,11 +172,13 @@ def test_updated_weights_are_seen_at_once() -> None:
 
 
 def test_a_slot_costs_what_it_says() -> None:
-    for architecture in ("qwen3", "gemma2"):
+    for architecture in ("qwen3", "gemma2", *HYBRIDS):
         model, _ = pair(architecture)
         cache = model.prefill([[1, 2, 3, 4]])
         size = sum(tensor.nbytes for tensor in cache.tensors())
-        assert size == 4 * model.cache_bytes_per_slot
+        # A cache that was just filled has one copy of its states; a round makes the other.
+        assert size == 4 * model.cache_bytes_per_slot + model.cache_bytes_per_row / 2
+        assert (model.cache_bytes_per_row > 0) == (architecture in HYBRIDS)
 
 
 # --- what an update may save -----------------------------------------------------------------------------------------
@@ -211,7 +213,9 @@ def test_a_checkpointed_gradient_is_the_same_and_keeps_less(architecture: str) -
         assert all(torch.equal(gradient, same_gradients[name]) for name, gradient in gradients.items())
         assert kept_now < kept / 4
         model.checkpoints_gradient = False
-        assert torch.equal(update(model)[0], hidden) and update(model)[2] == kept, "nothing of it remains"
+        hidden_now, _, kept_now = update(model)
+        assert torch.equal(hidden_now, hidden), "nothing of it remains"
+        assert kept_now == pytest.approx(kept, rel=0.05)  # experts keep a little more or less, as memory is found
 
 
 @pytest.mark.parametrize("keeps_less", [False, True])

@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor
 
-from tutelage.models.caches import ContiguousCache, KVCache
+from tutelage.models.caches import KVCache
 from tutelage.models.forward import Forward
 
 __all__ = ["MIN_POSITIONS", "DecodeStep"]
@@ -34,7 +34,7 @@ class DecodeStep(ABC):
 
     def new_cache(self, num_layers: int, num_rows: int, capacity: int, max_capacity: int | None) -> KVCache:
         """An empty cache that this step can work on; its memory is not taken yet."""
-        return ContiguousCache(num_layers, num_rows, self.slots(capacity), max_capacity)
+        return self.forward.cache_kind(num_layers, num_rows, self.slots(capacity), max_capacity)
 
     def __call__(self, tokens_BT: Tensor, positions_BT: Tensor, cache: KVCache, num_visible: int) -> Tensor:
         """Hidden states [B, T, E] of new tokens, whose keys and values are in the cache afterwards.

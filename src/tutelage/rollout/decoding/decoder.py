@@ -51,7 +51,7 @@ class Decoder:
         self.last_tokens_B = self.last_tokens_B.index_copy(0, rows_R.to(device), last_P[sources_R].to(device))
 
     def place(self, produced_B: Tensor, is_alive_B: Tensor, furthest: int) -> None:
-        """Say where the rows stand, before anything is read in a round.
+        """Say where the rows stand, before anything is read in a round; what was refused in the last one is taken back.
 
         Args:
           produced_B, is_alive_B: tokens that each row has after its prompt; rows that have ended go to place 0.
@@ -60,6 +60,7 @@ class Decoder:
         device = self.model.device
         self._positions_B = (self._device_starts_B + produced_B.to(device)).where(is_alive_B.to(device), 0)
         self._furthest = furthest
+        self.model.roll_back(self.cache, self._positions_B)
 
     def read(self, tokens_BT: Tensor, ahead: int = 0) -> Tensor:
         """Logits [B, T, V] after each of some new tokens, the first of which lies `ahead` of the rows' positions."""

@@ -173,17 +173,17 @@ class Decoding:
         """Ask the device for one round of all rows: up to `length` tokens each."""
         num_rows, now = len(self.rollouts_B), self.now
         length = 1 if self.draft_length is None else self.draft_length.choose(num_rows, self._most_tokens())
-        for decoder in self._decoders():
-            decoder.place(now.produced_B, now.is_alive_B, self._furthest(decoder))
         draws_BL, keeps_BL = self.streams.take(now.produced_B, length)
 
         is_timed = self.draft_length is not None and self.draft_length.costs.is_measured
         marks = Marks(self.device if is_timed else None)
         marks.add()
+        self.student.place(now.produced_B, now.is_alive_B, self._furthest(self.student))
         student_logits_BLV, drafts_BL = self._write(length, draws_BL)
         marks.add()
         teacher_logits_BLV = None
         if self.teacher is not None:
+            self.teacher.place(now.produced_B, now.is_alive_B, self._furthest(self.teacher))
             # The last draft is judged by what the token before it predicts; the teacher need not read it yet.
             last_B1 = self.teacher.last_tokens_B[:, None]
             tokens_BL = torch.cat([last_B1, drafts_BL[:, :-1].to(last_B1.device)], dim=1)

@@ -162,12 +162,16 @@ class PairedEngine:
         if budget is None:
             return self.limits.max_rows
         longest = max(prompt.longest for prompt in prompts)
-        slot_bytes = self.student.cache_bytes_per_slot
+        num_drafted = min(self._draft_lengths.longest if with_teacher else 1, max_new_tokens)
+        slots = slots_of(longest, max_new_tokens, num_drafted)
+
+        def bytes_of(model: LanguageModel) -> int:
+            return slots * model.cache_bytes_per_slot + model.cache_bytes_per_row
+
+        row_bytes = bytes_of(self.student)
         if with_teacher:
             names = {prompt.teacher_name for prompt in prompts}
-            slot_bytes += max(self.models.teacher_named(name).cache_bytes_per_slot for name in names)
-        num_drafted = min(self._draft_lengths.longest if with_teacher else 1, max_new_tokens)
-        row_bytes = slots_of(longest, max_new_tokens, num_drafted) * slot_bytes
+            row_bytes += max(bytes_of(self.models.teacher_named(name)) for name in names)
         if row_bytes > budget:
             raise ConfigurationError(
                 f"one answer of {max_new_tokens} tokens to a prompt of {longest} needs {row_bytes / 2**30:.3g} GiB of "

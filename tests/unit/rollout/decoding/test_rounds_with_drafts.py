@@ -17,6 +17,7 @@ from tests.support.enumerated import SMALL, Law, NextToken, chi_square_p_value, 
 from tests.support.tiny_models import make_model
 from tutelage.errors import NonFiniteError
 from tutelage.models import LanguageModel
+from tutelage.models.caches import HybridCache
 from tutelage.policies import Behaviour, FixedBlend, Interleaved, Mixture, Policy, Teacher, TeacherPrefix, TrustRegion
 from tutelage.rollout import Limits, PairedEngine, uniforms
 from tutelage.rollout.decoding import drafts
@@ -38,6 +39,7 @@ NUM_SEQUENCES = 10_000  # enough for the wrong rules below to be found out
 SUSPICIOUS = 1e-5
 PLACES = torch.arange(7)
 
+HYBRID_PAIRS = [("qwen3_5", "qwen3_next"), ("qwen3_next", "llama"), ("qwen3", "qwen3_5")]
 every_policy = pytest.mark.parametrize("policy", POLICIES, ids=str)
 
 
@@ -166,6 +168,37 @@ def test_tokens_are_those_of_a_plain_walk(policy: Policy) -> None:
         assert rollout.response_tokens == walk(following[rollout.prompt_index], *streams, is_drafted=True)
 
 
+@pytest.mark.parametrize("architectures", HYBRID_PAIRS, ids="-".join)
+@pytest.mark.parametrize("policy", [TrustRegion(kl_radius=0.2), Mixture(weight=0.4), Teacher()], ids=str)
+def test_tokens_of_recurrent_layers_are_those_of_a_plain_walk(policy: Policy, architectures: tuple[str, str]) -> None:
+    """States are taken back exactly where a draft is refused, row by row; lock-step has nothing to take back."""
+    student, teacher = make_world(4, 6, torch.float64, architectures)
+    prompts = [Prompt([1]), Prompt([1, 2], teacher_tokens=[4, 4, 4, 1]), Prompt([3, 3, 1, 2, 0])]
+    settings = {"max_new_tokens": 7, "num_samples": 6, "seed": 3, "step": 5}
+    following = [NextToken(student, teacher, policy, prompt) for prompt in prompts]
+    for draft_length, is_drafted in ((3, True), (5, True), (1, False)):
+        engine = PairedEngine(student, teacher, draft_length=draft_length, limits=Limits(max_rows=7))
+        rollouts = engine.generate(policy, prompts, **settings)
+        assert not is_drafted or any(bool(rollout.replaced[:-1].any()) for rollout in rollouts)
+        for rollout in rollouts:
+            streams = uniforms(3, 5, torch.tensor([rollout.prompt_index]), torch.tensor([rollout.sample_index]), PLACES)
+            assert rollout.response_tokens == walk(following[rollout.prompt_index], *streams, is_drafted=is_drafted)
+
+
+@pytest.mark.parametrize("architectures", HYBRID_PAIRS, ids="-".join)
+def test_states_that_are_not_taken_back_are_found_out(
+    architectures: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The power of the test above: a round that goes on from states that have read what was refused."""
+
+    def forgetting(self: HybridCache, lengths_B: Tensor, reread: Any) -> None:
+        self.fill(self.states, lengths_B.cpu())
+
+    monkeypatch.setattr(HybridCache, "roll_back", forgetting)
+    with pytest.raises(AssertionError):
+        test_tokens_of_recurrent_layers_are_those_of_a_plain_walk(Teacher(), architectures)
+
+
 def tokens_of(rollouts: list[Rollout]) -> list[tuple[int, int, list[int], bool]]:
     return [(r.prompt_index, r.sample_index, r.response_tokens, r.finished) for r in rollouts]
 
@@ -226,9 +259,10 @@ def test_forwards_are_counted_per_rollout() -> None:
         assert len(rollout) / 4 <= rollout.teacher_forwards <= replaced + len(rollout) / 4 + 1
 
 
-def test_a_draft_may_reach_over_the_end_of_the_context() -> None:
+@pytest.mark.parametrize("architectures", [("qwen3", "llama"), HYBRID_PAIRS[0]], ids="-".join)
+def test_a_draft_may_reach_over_the_end_of_the_context(architectures: tuple[str, str]) -> None:
     """The answer's limit is the context's end, and drafts of seven run over it, where positions may not exist."""
-    student, teacher = make_world(vocabulary=6, dtype=torch.float64, max_position_embeddings=12)
+    student, teacher = make_world(3, 6, torch.float64, architectures, max_position_embeddings=12)
     prompts, settings = [[1, 2, 3], [2]], {"max_new_tokens": 9, "num_samples": 20}
     expected = PairedEngine(student, teacher, draft_length=2).generate(Teacher(), prompts, **settings)
     rollouts = PairedEngine(student, teacher, draft_length=7).generate(Teacher(), prompts, **settings)

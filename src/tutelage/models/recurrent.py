@@ -1,0 +1,152 @@
+"""How are the recurrent layers of a `transformers` module called?  With their states in hand, not in a cache of theirs.
+
+Such a layer (`linear_attn`: the gated delta net of Qwen3-Next and Qwen3.5; Yang et al. 2024, arXiv 2412.06464) asks its
+cache for two states, the window of a short convolution and a matrix for each head, and gives them back. `transformers`
+keeps them in a cache that takes nothing back and cannot read rows of different lengths without padding. Here the
+layer's own forward is called, with whatever kernels it has, and reads from and writes to what we pass.
+
+Left out on purpose: recurrent layers with other names or states (Mamba, RWKV); models with those are refused.
+
+Axis letters: B rows, R some of the rows, T tokens of each row, E width of the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tutelage.models.caches import HybridCache, States
+
+__all__ = ["Mixers"]
+
+# What the decoder's layers call the part that mixes tokens, where it is recurrent.
+RECURRENT_NAME = "linear_attn"
+
+
+@dataclass(frozen=True)
+class Mixers:
+    """The recurrent parts of a decoder, by the number of their layer. False if there are none."""
+
+    by_layer: dict[int, Any]
+
+    @classmethod
+    def of(cls, decoder: Any) -> Mixers:
+        """Those of a decoder that shows its layers."""
+        layers = enumerate(getattr(decoder, "layers", ()))
+        return cls({i: getattr(layer, RECURRENT_NAME) for i, layer in layers if hasattr(layer, RECURRENT_NAME)})
+
+    def __bool__(self) -> bool:
+        return bool(self.by_layer)
+
+    def state_bytes(self, dtype: torch.dtype) -> int:
+        """Bytes of the states of one row, all layers together: windows in the model's type, matrices in float32."""
+        return sum(
+            mixer.conv_dim * mixer.conv_kernel_size * dtype.itemsize
+            + mixer.num_v_heads * mixer.head_k_dim * mixer.head_v_dim * torch.float32.itemsize
+            for mixer in self.by_layer.values()
+        )
+
+    @contextmanager
+    def reading_on(self, cache: HybridCache) -> Iterator[None]:
+        """Inside, the layers read new tokens of all rows of a cache, from its states on."""
+
+        def read(forward: Any, layer: int, hidden_BTE: Tensor) -> Tensor:
+            output_BTE, states = _read(forward, hidden_BTE, cache.states.get(layer))
+            cache.advance(layer, hidden_BTE, states)
+            return output_BTE
+
+        with self._replaced(read):
+            yield
+
+    @contextmanager
+    def reading_whole(self, lengths_R: Tensor) -> Iterator[dict[int, States]]:
+        """Inside, the layers read whole sequences of these lengths; gives the states after each one's last token."""
+        states: dict[int, States] = {}
+
+        def read(forward: Any, layer: int, hidden_RTE: Tensor) -> Tensor:
+            output_RTE, pieces, places = torch.zeros_like(hidden_RTE), [], []
+            for length in lengths_R.unique().tolist():
+                rows = (lengths_R == length).nonzero()[:, 0].to(hidden_RTE.device)
+                output, piece = _read(forward, hidden_RTE[rows, :length], None)
+                output_RTE[rows, :length] = output.to(output_RTE.dtype)
+                pieces.append(piece)
+                places.append(rows)
+            home_R = torch.cat(places).argsort()
+            states[layer] = tuple(torch.cat(each)[home_R] for each in zip(*pieces, strict=True))
+            return output_RTE
+
+        with self._replaced(read):
+            yield states
+
+    def reread(self, layer: int, hidden_RTE: Tensor, states: States) -> States:
+        """The states of some rows after a layer has read some tokens."""
+        return _read(self.by_layer[layer].forward, hidden_RTE, states)[1]
+
+    @contextmanager
+    def _replaced(self, read: Any) -> Iterator[None]:
+        before = {layer: mixer.__dict__.get("forward") for layer, mixer in self.by_layer.items()}
+        for layer, mixer in self.by_layer.items():
+
+            def forward(
+                hidden_states: Tensor, *_: Any, own: Any = mixer.forward, number: int = layer, **__: Any
+            ) -> Tensor:
+                # The mask is left out, too: there is no padding.
+                return read(own, number, hidden_states)
+
+            mixer.forward = forward
+        try:
+            yield
+        finally:
+            for layer, mixer in self.by_layer.items():
+                if before[layer] is None:
+                    del mixer.forward  # the class has its own
+                else:
+                    mixer.forward = before[layer]
+
+
+def _read(forward: Any, hidden_BTE: Tensor, states: States | None) -> tuple[Tensor, States]:
+    given = _GivenStates(states)
+    output_BTE = forward(hidden_BTE, cache_params=given)
+    assert given.convolution is not None and given.matrix is not None
+    return output_BTE, (given.convolution, given.matrix)
+
+
+class _GivenStates:
+    """What one recurrent layer asks of its cache in one forward, in the names of `transformers`.
+
+    Args:
+      states: before the forward; None = nothing was read.
+    """
+
+    def __init__(self, states: States | None) -> None:
+        self.convolution: Tensor | None = None
+        self.matrix: Tensor | None = None
+        if states is not None:
+            window, self.matrix = states
+            self.convolution = window.clone()  # a single token is written into it in place
+
+    def get_conv_state(self, layer_idx: int, state_idx: int = 0) -> Tensor | None:
+        return self.convolution
+
+    def get_recurrent_state(self, layer_idx: int, state_idx: int = 0) -> Tensor | None:
+        return self.matrix
+
+    def is_recording_past(self, layer_idx: int) -> bool:
+        return False
+
+    def update_conv_state(self, conv_states: Tensor, layer_idx: int, conv_kernel_size: int, **_: Any) -> Tensor:
+        """The columns to convolve, those before included; the last ones are kept."""
+        columns = conv_states if self.convolution is None else torch.cat((self.convolution, conv_states), dim=-1)
+        padded = F.pad(columns, (max(0, conv_kernel_size - columns.shape[-1]), 0))
+        self.convolution = padded[..., -conv_kernel_size:].clone()  # a view would keep all columns in memory
+        return columns
+
+    def update_recurrent_state(self, recurrent_states: Tensor, layer_idx: int, **_: Any) -> Tensor:
+        self.matrix = recurrent_states
+        return recurrent_states
