@@ -1,0 +1,85 @@
+"""docs/usage/architectures.md: every line of its table, from a small random model of that class."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from tests.support.tiny_models import ARCHITECTURES, GATED_DELTA_NET, SHAPE, TEXT_CONFIGS
+from tutelage.errors import UnsupportedArchitectureError
+from tutelage.models import LanguageModel, check_servable
+
+PAGE = Path(__file__).parents[3] / "docs/usage/architectures.md"
+LINES = dict(re.findall(r"^\| (`\w+ForCausalLM`[\w ]*) \| (.*) \|$", PAGE.read_text(), re.MULTILINE))
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+LOCAL_EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
+WINDOW = {"sliding_window": 4}
+# Of classes that other tests do not make: the configuration, and what differs from `SHAPE`.
+OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "`MistralForCausalLM` without a window": ("MistralConfig", {"sliding_window": None}),
+    "`Qwen2ForCausalLM`": ("Qwen2Config", {}),
+    "`MixtralForCausalLM`": ("MixtralConfig", LOCAL_EXPERTS),
+    "`Qwen3MoeForCausalLM`": ("Qwen3MoeConfig", EXPERTS),
+    "`Gemma4ForCausalLM`": (
+        "Gemma4TextConfig",
+        {
+            **WINDOW,
+            "layer_types": ["sliding_attention", "full_attention"],
+            "hidden_size_per_layer_input": 0,
+            "global_head_dim": 8,
+        },
+    ),
+    "`GptOssForCausalLM`": ("GptOssConfig", {**WINDOW, **LOCAL_EXPERTS}),
+    "`Olmo2ForCausalLM`": ("Olmo2Config", {}),
+    "`Olmo3ForCausalLM`": ("Olmo3Config", WINDOW),
+    "`Phi3ForCausalLM`": ("Phi3Config", {"original_max_position_embeddings": 512}),
+    "`SmolLM3ForCausalLM`": ("SmolLM3Config", {}),
+    "`Qwen3_5MoeForCausalLM`": (
+        "Qwen3_5MoeTextConfig",
+        {**GATED_DELTA_NET, **EXPERTS, "shared_expert_intermediate_size": 16},
+    ),
+    "`OlmoHybridForCausalLM`": ("OlmoHybridConfig", {"layer_types": GATED_DELTA_NET["layer_types"]}),
+    "`CohereForCausalLM`": ("CohereConfig", {}),
+    "`GraniteForCausalLM`": ("GraniteConfig", {"logits_scaling": 8.0}),
+    "`Llama4ForCausalLM`": ("Llama4TextConfig", {"num_local_experts": 2}),
+    "`Lfm2ForCausalLM`": ("Lfm2Config", {"layer_types": ["conv", "full_attention"]}),
+    "`FalconH1ForCausalLM`": ("FalconH1Config", {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8}),
+    "`MambaForCausalLM`": ("MambaConfig", {}),
+}
+CONFIGURATIONS = OTHERS | {
+    f"`{name}ForCausalLM`" + (" with a window" if name == "Mistral" else ""): (
+        f"{name}{'TextConfig' if key in TEXT_CONFIGS else 'Config'}",
+        extra,
+    )
+    for key, (name, extra) in ARCHITECTURES.items()
+}
+
+
+def test_the_table_has_every_class_that_tests_make() -> None:
+    assert set(LINES) == set(CONFIGURATIONS)
+
+
+@pytest.mark.parametrize("line", CONFIGURATIONS)
+def test_a_line_of_the_table(line: str) -> None:
+    configuration, extra = CONFIGURATIONS[line]
+    torch.manual_seed(0)
+    config = getattr(transformers, configuration)(**{**SHAPE, **extra, "vocab_size": 40, "eos_token_id": 7})
+    module = getattr(transformers, line.split("`")[1])(config).float().eval()
+    model = LanguageModel(module)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)  # our own forward is never taken back
+            check_servable(model)
+    except UnsupportedArchitectureError as refusal:
+        reason = str(refusal).replace("cached and plain decoding differ", "it scales its logits")
+        assert LINES[line].startswith("refused: ")
+        assert LINES[line].removeprefix("refused: ").removesuffix(" |") in reason
+        return
+    forward = "ours" if model.uses_fast_forward else "the module's"
+    assert LINES[line] == f"{forward} | {'slots and states' if model.cache_bytes_per_row else 'slots'}"
