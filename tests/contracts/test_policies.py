@@ -23,6 +23,7 @@ from tutelage.policies import (
     Behaviour,
     FixedBlend,
     Interleaved,
+    Intervention,
     Mixture,
     Offline,
     Policy,
@@ -140,7 +141,7 @@ def propose(policy: Policy, student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def test_every_member_is_here() -> None:
-    assert {type(policy) for policy in MEMBERS} | {Offline} == set(POLICIES.values())  # which picks no token
+    assert {type(policy) for policy in MEMBERS} | {Offline, Intervention} == set(POLICIES.values())  # pick no token
 
 
 @every_member

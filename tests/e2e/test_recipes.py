@@ -63,7 +63,7 @@ def one_step_per_phase(recipe: Path) -> list[str]:
 def test_there_are_recipes() -> None:
     of_the_comparison = {"opd", "trb", "fixed_budget", "skd", "temperature_warmup", "sft_warmup", "veto"}
     neighbours = {"gkd", "minillm_single_step", "thinking_machines_pg", "exopd", "eopd", "tip", "tropd"}
-    rivals = {"resopd", "top_d", "fixed_negative", "reopd", "simple_opd"}
+    rivals = {"resopd", "top_d", "fixed_negative", "reopd", "simple_opd", "tisd"}
     assert of_the_comparison | neighbours | rivals | {"lora"} | OWN_TEACHER | WITH_REWARDS == {
         path.stem for path in RECIPES
     }
@@ -127,6 +127,7 @@ def test_methods_with_rewards_are_points_of_the_same_space() -> None:
         ("tip", {"divergence", "weighting"}),
         ("lora", {"student"}),
         ("resopd", {"divergence"}),
+        ("tisd", {"policy"}),
         ("reopd", {"data", "divergence", "rollout", "optimizer"}),
         ("simple_opd", {"steps", "student", "policy", "divergence", "rollout", "optimizer", "evaluation"}),
         ("fixed_negative", {"teacher", "target", "divergence", "loss", "weighting", "optimizer"}),

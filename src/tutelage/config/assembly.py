@@ -45,7 +45,7 @@ from tutelage.evaluation import EvaluationSet, selections_named
 from tutelage.models import LanguageModel, ModelSet, Vocabulary, align, check_savable
 from tutelage.policies import Policy
 from tutelage.rewards import Rating
-from tutelage.rollout import Engine, Engines, LocalScorer, OfflineEngine, PairedEngine, Scorer
+from tutelage.rollout import EditingEngine, Engine, Engines, LocalScorer, OfflineEngine, PairedEngine, Scorer
 from tutelage.runtime import LocalRuntime
 from tutelage.tasks import TemplateClock, check_verifier
 from tutelage.training import UPDATES, BatchSource, EvaluationPlan, Learning, Phase, PromptOrder, phase_at
@@ -288,8 +288,13 @@ class RunAssembly:
     @cached_property
     def engine(self) -> Engine:
         """What makes answers here: the models, after recorded answers, if some phase learns from these."""
-        offline = self.offline_answers if self.learns else None
-        return self.paired_engine if offline is None else Engines([offline, self.paired_engine])
+        first: list[Engine] = []
+        if self.learns and self.offline_answers is not None:
+            first.append(self.offline_answers)
+        if any(phase.recipe.policy.edits_answers for phase in self.phases):
+            size, limits = self.config.rollout.support_size, limits_of(self.config)
+            first.append(EditingEngine(self.models, self.paired_engine, size, limits))
+        return Engines([*first, self.paired_engine]) if first else self.paired_engine
 
     @cached_property
     def scorer(self) -> Scorer:

@@ -7,6 +7,7 @@ one: a file beside the others, a line in `POLICIES`, a line in `tests/contracts/
 from tutelage.policies.base import Behaviour, Policy, Softmax
 from tutelage.policies.fixed_blend import FixedBlend
 from tutelage.policies.interleaved import Interleaved
+from tutelage.policies.intervention import Intervention
 from tutelage.policies.mixture import Mixture
 from tutelage.policies.offline import Offline
 from tutelage.policies.student import Student
@@ -20,6 +21,7 @@ __all__ = [
     "Behaviour",
     "FixedBlend",
     "Interleaved",
+    "Intervention",
     "Mixture",
     "Offline",
     "Policy",
@@ -43,6 +45,7 @@ POLICIES: dict[str, type[Policy]] = {
     "interleaved": Interleaved,
     "temperature": Temperature,
     "teacher_prefix": TeacherPrefix,
+    "intervention": Intervention,
     "offline": Offline,
     "given": Offline,  # its name in older run files
 }

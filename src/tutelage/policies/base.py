@@ -93,9 +93,11 @@ class Policy(ABC):
 
     Class fields that a member may override:
       is_offline: the policy draws no tokens; its answers exist already.
+      edits_answers: it changes finished answers, and has no distribution of a next token alone.
     """
 
     is_offline: ClassVar[bool] = False
+    edits_answers: ClassVar[bool] = False
 
     @property
     @abstractmethod

@@ -3,7 +3,7 @@ models read answers that exist.
 """
 
 from tutelage.rollout.decoding import DEFAULT_DRAFT_LENGTH, derive_seed, draft_length_named, uniforms
-from tutelage.rollout.engines import Engine, Engines, HostedEngine, OfflineEngine, PairedEngine
+from tutelage.rollout.engines import EditingEngine, Engine, Engines, HostedEngine, OfflineEngine, PairedEngine
 from tutelage.rollout.limits import DEFAULT_SUPPORT_SIZE, Limits
 from tutelage.rollout.request import Request
 from tutelage.rollout.samplers import SAMPLERS, Capacity, HostedSettings, Sampler
@@ -19,6 +19,7 @@ __all__ = [
     "DEFAULT_TIMEOUT_SECONDS",
     "SAMPLERS",
     "Capacity",
+    "EditingEngine",
     "Engine",
     "Engines",
     "HostedEngine",

@@ -116,6 +116,11 @@ class PairedEngine:
                 f"the policy {policy} takes answers that exist and picks no token, so nothing can be sampled from it. "
                 "Train with it, or choose a policy that samples, such as 'student'."
             )
+        if policy.edits_answers:
+            return (
+                f"the policy {policy} changes finished answers, and this engine draws tokens one by one. Train with "
+                "it, or choose a policy that samples, such as 'student'."
+            )
         if policy.needs_teacher and not self.models.teachers:
             return (
                 f"the policy {policy} asks the teacher at every token, but this engine has only a student. "
