@@ -26,7 +26,7 @@ from tutelage.config import (
 from tutelage.config.clock import DATE, dated
 from tutelage.errors import ConfigurationError, OutputExistsError
 from tutelage.files import write_whole
-from tutelage.tasks import TemplateClock, load_problems, short_name
+from tutelage.tasks import Columns, TemplateClock, load_problems, short_name
 
 __all__ = [
     "CHECKPOINT_RULES",
@@ -209,9 +209,7 @@ def check_comparable(methods: Sequence[Method], free: Sequence[str] = ()) -> lis
 def shared_texts(config: RunConfig) -> list[str]:
     """Texts that are both trained and evaluated on, word for word but for spaces."""
     data = config.data
-    prompts = load_problems(
-        data.path, prompt_column=data.prompt_column, answer_column=None, split=data.split, limit=data.limit
-    )
+    prompts = load_problems(data.path, Columns(data.prompt_column, answer=None), split=data.split, limit=data.limit)
     trained = {" ".join(problem.text.split()) for problem in prompts}
     judged = [problem for item in config.evaluation.sets for problem in load_evaluation_problems(item)]
     return sorted(trained & {" ".join(problem.text.split()) for problem in judged})

@@ -15,7 +15,7 @@ from tutelage.config.prompts import read_prompts
 from tutelage.config.schema import RunConfig
 from tutelage.errors import DataError
 from tutelage.models import Vocabulary
-from tutelage.tasks import Row, check_text, excerpt, load_problems, rows_of
+from tutelage.tasks import Columns, Row, check_text, excerpt, load_problems, rows_of
 from tutelage.types import Rollout
 
 __all__ = ["read_answers"]
@@ -50,7 +50,7 @@ def read_answers(path: Path, config: RunConfig) -> tuple[list[Rollout], RunAssem
     else:
         column = data.prompt_column if data.prompt_column in rows[0][1] else "prompt"
         data = data.model_copy(update={"path": str(path), "prompt_column": column, "limit": None, "verifier": ""})
-        ids = [problem.id for problem in load_problems(path, prompt_column=column, answer_column=None)]
+        ids = [problem.id for problem in load_problems(path, Columns(column, answer=None))]
         prompts = read_prompts(data, tokenizers, run.clock)
     by_id = dict(zip(prompts.ids, prompts.prompts, strict=True))
     known = set(range(vocabulary.size)) - set(vocabulary.padding_ids)

@@ -36,6 +36,7 @@ from tutelage.policies import Temperature
 from tutelage.rollout import Limits, PairedEngine
 from tutelage.tasks import (
     BENCHMARKS,
+    Columns,
     Problem,
     TemplateClock,
     load_problems,
@@ -90,8 +91,7 @@ def load_evaluation_problems(item: EvaluationSetConfig, max_characters: int | No
         item = item.model_copy(update=asdict(BENCHMARKS[item.path]))
     return load_problems(
         item.path,
-        prompt_column=item.prompt_column,
-        answer_column=item.answer_column,
+        Columns(item.prompt_column, item.answer_column),
         split=item.split,
         limit=item.limit,
         max_characters=max_characters,

@@ -9,7 +9,7 @@ from tutelage.config.models import check_teacher_names, context_length, named_te
 from tutelage.config.schema import DataConfig, ModelConfig, RunConfig
 from tutelage.config.tokenizers import Tokenizers
 from tutelage.errors import ConfigurationError
-from tutelage.tasks import Problem, TemplateClock, load_problems, max_prompt_characters, render_all
+from tutelage.tasks import Columns, Problem, TemplateClock, load_problems, max_prompt_characters, render_all
 from tutelage.types import Prompt
 
 __all__ = ["Prompts", "check_lengths", "check_prompt_lengths", "read_prompts"]
@@ -53,10 +53,12 @@ def read_prompts(
     max_characters = max_prompt_characters([student, *teachers.values()], data.max_prompt_tokens)
     problems = load_problems(
         data.path,
-        prompt_column=data.prompt_column,
-        answer_column=data.answer_column if data.verifier or reads_answers else None,
-        teacher_column=data.teacher_column if routes else None,
-        privilege=data.privilege,
+        Columns(
+            data.prompt_column,
+            data.answer_column if data.verifier or reads_answers else None,
+            data.teacher_column if routes else None,
+            data.privilege,
+        ),
         split=data.split,
         limit=data.limit,
         max_characters=max_characters,

@@ -10,7 +10,7 @@ import numpy as np
 from tutelage.config import RunAssembly, check_runtime, check_writable
 from tutelage.doctor.finding import Finding, Verdict
 from tutelage.errors import DataError
-from tutelage.tasks import Verifier, load_problems
+from tutelage.tasks import Columns, Verifier, load_problems
 from tutelage.training import RunFolder
 
 __all__ = ["contexts", "contamination", "lengths", "references", "run_file"]
@@ -159,9 +159,7 @@ def _questions(run: RunAssembly) -> set[str]:
     """The questions as the data set has them."""
     data = run.config.data
     limit = min(data.limit or 1024, 1024)
-    problems = load_problems(
-        data.path, prompt_column=data.prompt_column, answer_column=None, split=data.split, limit=limit
-    )
+    problems = load_problems(data.path, Columns(data.prompt_column, answer=None), split=data.split, limit=limit)
     return {problem.text.strip() for problem in problems}
 
 
@@ -173,8 +171,7 @@ def _solutions(run: RunAssembly) -> dict[str, str]:
     try:
         problems = load_problems(
             data.path,
-            prompt_column=data.prompt_column,
-            answer_column=SOLUTION_COLUMN,
+            Columns(data.prompt_column, SOLUTION_COLUMN),
             split=data.split,
             limit=min(data.limit or 1024, 1024),
         )

@@ -10,6 +10,7 @@ from tutelage.tasks.problems import (
     DEFAULT_PRIVILEGED_TEMPLATE,
     DEFAULT_PROMPT_COLUMN,
     DEFAULT_SPLIT,
+    Columns,
     Privilege,
     Problem,
     load_problems,
@@ -29,6 +30,7 @@ from tutelage.tasks.verifiers import (
 from tutelage.tasks.voting import answer_classes
 
 __all__ = [
+    "Columns",
     "THINKING_OPENS",
     "BENCHMARKS",
     "DEFAULT_ANSWER_COLUMN",

@@ -20,7 +20,7 @@ from typing import Any
 from tutelage.errors import ConfigurationError, DataError
 from tutelage.tasks.sources import Row, WrittenFloat, check_text, column_names, excerpt, rows_of, short_name
 
-__all__ = ["Message", "Privilege", "Problem", "load_problems"]
+__all__ = ["Columns", "Message", "Privilege", "Problem", "load_problems"]
 
 logger = logging.getLogger(__name__)
 
@@ -109,30 +109,45 @@ class Problem:
         return self.prompt if isinstance(self.prompt, str) else "\n\n".join(m["content"] for m in self.prompt)
 
 
+@dataclass(frozen=True)
+class Columns:
+    """Which columns of a data set are read. A dot steps into nested values.
+
+    Fields:
+      prompt: the question, as text or as a list of {"role", "content"} messages (also as the JSON text of such a list;
+        other keys of a message are not read).
+      answer: the right answer; None or "" = no answers wanted.
+      teacher: the name of the row's teacher, where it has one; None = no teacher is asked for.
+      privilege: what the teacher alone reads.
+    """
+
+    prompt: str = DEFAULT_PROMPT_COLUMN
+    answer: str | None = DEFAULT_ANSWER_COLUMN
+    teacher: str | None = None
+    privilege: Privilege = NO_PRIVILEGE
+
+
+DEFAULT_COLUMNS = Columns()
+
+
 def load_problems(
     path: str | Path,
+    columns: Columns = DEFAULT_COLUMNS,
     *,
-    prompt_column: str = DEFAULT_PROMPT_COLUMN,
-    answer_column: str | None = DEFAULT_ANSWER_COLUMN,
-    teacher_column: str | None = None,
-    privilege: Privilege = NO_PRIVILEGE,
     split: str = DEFAULT_SPLIT,
     limit: int | None = None,
     max_characters: int | None = None,
 ) -> list[Problem]:
     """All problems of a file or hub data set, in its order.
 
-    Files in verl's layout need no column names: if both columns are left at their defaults, a file without a `problem`
-    column that has `prompt` and `reward_model.ground_truth` is read through those two, and the log says so.
+    Files in verl's layout need no column names: if the columns of prompt and answer are left at their defaults, a file
+    without a `problem` column that has `prompt` and `reward_model.ground_truth` is read through those two, and the log
+    says so.
 
     Args:
         path: a .jsonl, .json (a list of objects) or .parquet file; any other name is a hub data set, "owner/name" or
           "owner/name:configuration".
-        prompt_column: column with the question, as text or as a list of {"role", "content"} messages (also as the JSON
-          text of such a list; other keys of a message are not read). A dot steps into nested values.
-        answer_column: column with the right answer; None or "" = no answers wanted. A dot steps into nested values.
-        teacher_column: column with the name of the row's teacher, where it has one; None = no teacher is asked for.
-        privilege: columns with what the teacher alone reads.
+        columns: what is read of a row.
         split: which split of a hub data set; files have none.
         limit: read the first so many problems only.
         max_characters: of a text with more, the first so many and one are kept, so that a few bytes of a compressed
@@ -150,18 +165,19 @@ def load_problems(
         )
     source = str(path)
     name, layout_columns = short_name(source), (VERL_PROMPT_COLUMN, VERL_ANSWER_COLUMN)
-    columns = [
+    prompt_column, answer_column, teacher_column = columns.prompt, columns.answer, columns.teacher
+    read = [
         prompt_column,
         answer_column,
         teacher_column,
-        *privilege.columns,
+        *columns.privilege.columns,
         DEFAULT_PROMPT_COLUMN,
         *layout_columns,
         "id",
     ]
     problems: list[Problem] = []
     own_ids: list[str | None] = []
-    for place, row in rows_of(source, split, [column for column in columns if column]):
+    for place, row in rows_of(source, split, [column for column in read if column]):
         if not problems:
             prompt_column, answer_column = _columns_of_layout(source, row, prompt_column, answer_column)
         where = f"{source}, {place}"
@@ -172,7 +188,7 @@ def load_problems(
             check_text(answer, f"column {answer_column!r}", where)
         own_ids.append(_name(row.get("id"), "id", where))
         teacher = _name(_lookup(row, teacher_column), teacher_column, where) if teacher_column else None
-        teacher_prompt = _teacher_prompt(row, prompt, privilege, source, place)
+        teacher_prompt = _teacher_prompt(row, prompt, columns.privilege, source, place)
         if max_characters is not None:
             prompt = _beginning(prompt, max_characters + 1)
             teacher_prompt = None if teacher_prompt is None else _beginning(teacher_prompt, max_characters + 1)

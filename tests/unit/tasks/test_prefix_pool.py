@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 
 from tutelage.errors import ConfigurationError, DataError
-from tutelage.tasks import load_problems, prefix_pool, turn_shares
+from tutelage.tasks import Columns, load_problems, prefix_pool, turn_shares
 
 
 def conversation(num_turns: int) -> list[dict[str, str]]:
@@ -48,7 +48,7 @@ def test_a_row_waits_for_its_turn() -> None:
 def test_rows_are_prompts(tmp_path) -> None:
     path = tmp_path / "pool.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in prefix_pool([conversation(2)], 5)))
-    problems = load_problems(path, answer_column=None)
+    problems = load_problems(path, Columns(answer=None))
     assert len(problems) == 5 and all(problem.messages[0]["role"] == "system" for problem in problems)
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from tutelage.errors import ConfigurationError, DataError
-from tutelage.tasks import Privilege, Problem, load_problems
+from tutelage.tasks import Columns, Privilege, Problem, load_problems
 
 SHARED_DATA = Path(__file__).parents[4] / "shared" / "data"
 CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "1 + 1?"}]
@@ -34,7 +35,8 @@ def rows(tmp_path: Path) -> Any:
     """Writes rows to a JSONL file and reads them back as problems."""
 
     def load(*rows: Any, **options: Any) -> list[Problem]:
-        return load_problems(write_jsonl(tmp_path / "rows.jsonl", list(rows)), **options)
+        columns = {each.name: options.pop(each.name) for each in fields(Columns) if each.name in options}
+        return load_problems(write_jsonl(tmp_path / "rows.jsonl", list(rows)), Columns(**columns), **options)
 
     return load
 
@@ -79,7 +81,7 @@ def test_json_list_blank_lines_bom_and_line_separators(tmp_path: Path) -> None:
 
 def test_answers_may_be_left_out(rows: Any) -> None:
     for nothing in (None, ""):
-        assert rows({"problem": "a"}, answer_column=nothing) == [Problem("rows/0", "a", None)]
+        assert rows({"problem": "a"}, answer=nothing) == [Problem("rows/0", "a", None)]
 
 
 def test_a_list_with_one_answer_is_that_answer(rows: Any) -> None:
@@ -114,9 +116,9 @@ def test_a_problem_reads_as_text_and_as_messages() -> None:
 
 def test_dotted_columns_step_into_values_unless_a_column_has_that_very_name(rows: Any) -> None:
     row = {"q": {"text": "a"}, "gold": {"final": {"value": 3}}}
-    (problem,) = rows(row, prompt_column="q.text", answer_column="gold.final.value")
+    (problem,) = rows(row, prompt="q.text", answer="gold.final.value")
     assert (problem.prompt, problem.answer) == ("a", "3")
-    assert rows({"q.text": "b", "q": {"text": "a"}}, prompt_column="q.text", answer_column=None)[0].prompt == "b"
+    assert rows({"q.text": "b", "q": {"text": "a"}}, prompt="q.text", answer=None)[0].prompt == "b"
 
 
 VERL_ROW = {"prompt": CHAT, "reward_model": {"ground_truth": "2", "style": "rule"}, "extra_info": {"index": "7"}}
@@ -128,13 +130,13 @@ def test_verl_layout_needs_no_column_names(tmp_path: Path, caplog: pytest.LogCap
         problems = load_problems(path)
     assert problems == [Problem("verl/0", tuple(CHAT), "2"), Problem("verl/1", tuple(CHAT), "2")]
     assert "verl's layout: reading prompt and reward_model.ground_truth" in caplog.text
-    assert load_problems(path, answer_column=None)[0] == Problem("verl/0", tuple(CHAT), None)
-    assert load_problems(path, prompt_column="prompt", answer_column="reward_model.ground_truth") == problems
+    assert load_problems(path, Columns(answer=None))[0] == Problem("verl/0", tuple(CHAT), None)
+    assert load_problems(path, Columns("prompt", "reward_model.ground_truth")) == problems
 
 
 def test_verl_layout_is_not_guessed_against_what_was_asked_or_is_there(rows: Any) -> None:
     with pytest.raises(DataError, match="no column 'answer'"):
-        rows(VERL_ROW, prompt_column="prompt")
+        rows(VERL_ROW, prompt="prompt")
     assert rows({**VERL_ROW, "problem": "own", "answer": "1"})[0] == Problem("rows/0", "own", "1")
 
 
@@ -146,8 +148,8 @@ def test_hub_data_sets_are_loaded_by_name(monkeypatch: pytest.MonkeyPatch) -> No
         return [{"question": "a", "answer": "1"}]
 
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
-    assert load_problems("openai/gsm8k:main", prompt_column="question", split="test") == [Problem("gsm8k/0", "a", "1")]
-    assert load_problems("squad-v1.1", prompt_column="question")[0].id == "squad-v1.1/0"
+    assert load_problems("openai/gsm8k:main", Columns("question"), split="test") == [Problem("gsm8k/0", "a", "1")]
+    assert load_problems("squad-v1.1", Columns("question"))[0].id == "squad-v1.1/0"
     assert calls == [("openai/gsm8k", "main", "test"), ("squad-v1.1", None, "train")]
 
 
@@ -247,7 +249,7 @@ def test_a_row_without_the_answer_column(rows: Any) -> None:
 
 def test_nested_columns_are_offered_as_the_nearest(rows: Any) -> None:
     with pytest.raises(DataError, match=r"did you mean 'reward_model\.ground_truth'\? Set data\.answer_column to it"):
-        rows(VERL_ROW, prompt_column="prompt", answer_column="reward_model.ground_thruth")
+        rows(VERL_ROW, prompt="prompt", answer="reward_model.ground_thruth")
 
 
 @pytest.mark.parametrize(
@@ -309,7 +311,7 @@ def test_text_that_cannot_be_kept_is_refused_by_row(rows: Any, row: Any, what: s
     spoiled = json.loads(json.dumps(row).replace("BAD", json.dumps(bad)[1:-1]))
     good = {"id": "x", "problem": "a", "answer": 1, "expert": ""}
     with pytest.raises(DataError, match=rf"rows\.jsonl, row 1 \(line 2\) has {fault} in {what}"):
-        rows(good, spoiled, teacher_column="expert")
+        rows(good, spoiled, teacher="expert")
 
 
 def test_whole_emoji_and_other_scripts_are_kept(rows: Any) -> None:
@@ -347,7 +349,7 @@ def test_of_parquet_only_named_columns_are_read(tmp_path: Path, monkeypatch: pyt
         return iter_batches(file, batch_size=batch_size, columns=columns)
 
     monkeypatch.setattr(pyarrow.parquet.ParquetFile, "iter_batches", noting)
-    assert load_problems(path, teacher_column="route") == [Problem("x", "a", "1", "r")]
+    assert load_problems(path, Columns(teacher="route")) == [Problem("x", "a", "1", "r")]
     assert asked == [["id", "problem", "answer", "route", "reward_model"]]
 
 
@@ -364,7 +366,7 @@ def test_a_parquet_file_without_the_column_names_all_that_it_has(tmp_path: Path)
     message = r"row 0 has no column 'problem'; it has 'question', 'gold\.final', 'tags'\. Expected data\.prompt_column"
     with pytest.raises(DataError, match=message):
         load_problems(path)
-    assert load_problems(path, prompt_column="question", answer_column="gold.final")[0].answer == "1"
+    assert load_problems(path, Columns("question", "gold.final"))[0].answer == "1"
 
 
 def test_of_a_hub_data_set_only_named_columns_are_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
