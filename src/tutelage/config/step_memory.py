@@ -123,10 +123,15 @@ class StepMemory:
             budget = int(rollout.cache_gib * GIB)
         elif self.device.startswith("cuda"):
             budget = int(CACHE_SHARE * machine_bytes(self.device))
-        if budget < both:  # fewer rows
-            states = states * budget // both
-            both = budget
-        return {"caches": both - states, **({"states": states} if states else {})}
+        fitting = min(budget, both)
+        caches, states = (both - states) * fitting // both, states * fitting // both
+        states += sum(model.drafted_state_bytes(rows, self._num_drafted) for model in self._decoding)
+        return {"caches": caches, **({"states": states} if states else {})}
+
+    @property
+    def _num_drafted(self) -> int:
+        asks_teacher = any(phase.recipe.policy.needs_teacher for phase in self.phases)
+        return MAX_DRAFT_LENGTH if asks_teacher and self.config.rollout.draft_length != 1 else 1
 
     def _kept_caches(self) -> dict[str, int]:
         """What captured decode steps work on, from one rollout to the next."""

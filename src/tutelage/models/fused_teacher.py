@@ -87,6 +87,9 @@ class FusedTeacher(LanguageModel):
     def cache_bytes_per_row(self) -> int:
         return sum(part.cache_bytes_per_row for part in self.parts)
 
+    def drafted_state_bytes(self, num_rows: int, num_drafted: int) -> int:
+        return sum(part.drafted_state_bytes(num_rows, num_drafted) for part in self.parts)
+
     def new_cache(self, num_rows: int, capacity: int, max_capacity: int | None = None) -> CachedRows:
         return JointCache([part.new_cache(num_rows, capacity, max_capacity) for part in self.parts])
 

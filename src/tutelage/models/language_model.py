@@ -145,7 +145,19 @@ class LanguageModel:
 
         What recurrent layers were given since is not counted: a few tokens' hidden states for each.
         """
-        return 2 * self._module_forward.mixers.state_bytes(self.autocast or self.module.dtype)
+        return 2 * self._module_forward.mixers.state_bytes(self._product_dtype)
+
+    def drafted_state_bytes(self, num_rows: int, num_drafted: int) -> int:
+        """Bytes of the states that are kept besides while so many tokens are drafted: after each but the last."""
+        mixers = self._module_forward.mixers
+        if num_rows == 0 or not mixers:
+            return 0
+        num_kept = min(num_drafted - 1, mixers.tokens_kept(num_rows, self._product_dtype))
+        return num_rows * num_kept * mixers.state_bytes(self._product_dtype)
+
+    @property
+    def _product_dtype(self) -> torch.dtype:
+        return self.autocast or self.module.dtype
 
     def check_settings(self) -> None:
         """Refuse settings under which this model cannot be computed, before the first step needs them.

@@ -2,9 +2,9 @@
 
 A state has no slots. It sums up all tokens that were read, so writing at an earlier position takes nothing back, and a
 token that only pads a row is read like any other. Both would go wrong silently. So a row is rolled back by `roll_back`,
-exactly: the states of the last call stay where they are, beside what each recurrent layer was given since. Where all of
-that stands, nothing is computed; elsewhere the layer reads the part that stands once more, from its old state. Nothing
-but recurrent layers is computed again. The price is a second copy of the states.
+exactly: the states of the last call stay where they are, beside what each recurrent layer was given since and, where
+memory allows, the states after each token. A row takes the states after its last token that stands. Where they were not
+kept, the layer reads what stands once more, from its old states; nothing but recurrent layers is computed again.
 
 Left out on purpose: how a layer reads; see `module_forward`.
 
@@ -35,6 +35,7 @@ class HybridCache(ContiguousCache):
       kept: the states that rows can be rolled back to, or to any token since.
       lengths_B: tokens that these have read of each row; on the host.
       inputs: what each recurrent layer was given since, [B, T, E] in pieces.
+      after: its states after each of these tokens, T of them; None = not kept.
       num_since: T, the same for all rows.
     """
 
@@ -44,21 +45,30 @@ class HybridCache(ContiguousCache):
         self.kept: dict[int, States] = {}
         self.lengths_B = torch.zeros(num_rows, dtype=torch.int64)
         self.inputs: dict[int, list[Tensor]] = {}
+        self.after: dict[int, list[States | None]] = {}
         self.num_since = 0
 
     def tensors(self) -> list[Tensor]:
         """See `KVCache`."""
         return [*super().tensors(), *(each for states in self.states.values() for each in states)]
 
-    def advance(self, layer: int, given_BTE: Tensor, states: States) -> None:
-        """A recurrent layer has read some more of every row, and these are its states now."""
-        self.states[layer] = states
+    def advance(self, layer: int, given_BTE: Tensor, after: list[States | None], num_kept: int) -> None:
+        """A recurrent layer has read some more tokens of every row.
+
+        Args:
+          after: its states after each of them, where they are known; after the last one they are.
+          num_kept: after how many tokens since the last call of `roll_back` they are kept.
+        """
+        assert after[-1] is not None
+        self.states[layer] = after[-1]
         self.inputs.setdefault(layer, []).append(given_BTE)
+        known = self.after.setdefault(layer, [])
+        known += [states if len(known) + place < num_kept else None for place, states in enumerate(after)]
 
     def fill(self, states: dict[int, States], lengths_B: Tensor) -> None:
         """These are the states after so many tokens of each row, whatever the rows were before."""
         self.states, self.kept, self.lengths_B = states, dict(states), lengths_B
-        self.inputs, self.num_since = {}, 0
+        self.inputs, self.after, self.num_since = {}, {}, 0
 
     @torch.no_grad()
     def roll_back(self, lengths_B: Tensor, reread: Callable[[int, Tensor, States], States]) -> None:
@@ -78,16 +88,24 @@ class HybridCache(ContiguousCache):
         for num_read in read_B[read_B < self.num_since].unique().tolist():
             rows_R = (read_B == num_read).nonzero()[:, 0]
             for layer, states in self.states.items():
-                old = tuple(each.index_select(0, rows_R.to(each.device)) for each in self.kept_of(layer))
-                if num_read:
-                    given_BTE = torch.cat(self.inputs[layer], dim=1)[:, :num_read]
-                    old = reread(layer, given_BTE.index_select(0, rows_R.to(given_BTE.device)), old)
-                _put(states, rows_R, old)
+                _put(states, rows_R, self._states_after(layer, num_read, rows_R, reread))
         if bool(is_new_B.any()):
             self._clear(is_new_B.nonzero()[:, 0])
         self.fill(self.states, lengths_B)
 
-    def kept_of(self, layer: int) -> States:
+    def _states_after(
+        self, layer: int, num_read: int, rows_R: Tensor, reread: Callable[[int, Tensor, States], States]
+    ) -> States:
+        """The states of some rows after they had read so many tokens since the last call of `roll_back`."""
+        known = self.after[layer][num_read - 1] if num_read else self._kept_of(layer)
+        if known is not None:
+            return _rows(known, rows_R)
+        given_BTE = torch.cat(self.inputs[layer], dim=1)[:, :num_read]
+        return reread(
+            layer, given_BTE.index_select(0, rows_R.to(given_BTE.device)), _rows(self._kept_of(layer), rows_R)
+        )
+
+    def _kept_of(self, layer: int) -> States:
         """The states of a layer that rows can be rolled back to; nothing was read before the first ones."""
         if layer not in self.kept:
             self.kept[layer] = tuple(map(torch.zeros_like, self.states[layer]))
@@ -102,14 +120,16 @@ class HybridCache(ContiguousCache):
         super().select(rows_B)
 
         def selected(known: dict[int, States]) -> dict[int, States]:
-            return {layer: tuple(each.index_select(0, rows_B) for each in states) for layer, states in known.items()}
+            return {layer: _rows(states, rows_B) for layer, states in known.items()}
 
         is_same = self.num_since == 0
+        self.after = {
+            layer: [None if states is None else _rows(states, rows_B) for states in known]
+            for layer, known in self.after.items()
+        }
         self.states = selected(self.states)
         self.kept = dict(self.states) if is_same else selected(self.kept)
-        self.inputs = {
-            layer: [given.index_select(0, rows_B) for given in pieces] for layer, pieces in self.inputs.items()
-        }
+        self.inputs = {layer: [_rows((given,), rows_B)[0] for given in pieces] for layer, pieces in self.inputs.items()}
         self.lengths_B = self.lengths_B[rows_B.cpu()]
 
     @torch.no_grad()
@@ -123,11 +143,15 @@ class HybridCache(ContiguousCache):
             if layer not in self.states:
                 zeros = tuple(each.new_zeros(self.num_rows, *each.shape[1:]) for each in source_states)
                 self.states[layer] = self.kept[layer] = zeros
-            taken = tuple(each.index_select(0, source_rows_R.to(each.device)) for each in source_states)
+            taken = _rows(source_states, source_rows_R)
             _put(self.states[layer], rows_R, taken)
-            _put(self.kept_of(layer), rows_R, taken)
+            _put(self._kept_of(layer), rows_R, taken)
         # Rows that were read further since are rolled back before anything else is read, to the first token of that.
         self.lengths_B[rows_R.cpu()] = (source.lengths_B + source.num_since)[source_rows_R.cpu()]
+
+
+def _rows(states: States, rows_R: Tensor) -> States:
+    return tuple(each.index_select(0, rows_R.to(each.device)) for each in states)
 
 
 def _put(states: States, rows_R: Tensor, new: States) -> None:
