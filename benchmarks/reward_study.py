@@ -134,6 +134,7 @@ def write_results(folder: Path, outcome: Outcome) -> None:
         first = {run["seed"]: numbers_of(run, when) for run in runs if run["method"] == plan.methods[0].name}
         if found:
             cells = [cell(found, first, name) for name in next(iter(found.values()))]
+            cells += ["-"] * (len(names) + 3 - len(cells))  # what a run cost is known after it
             lines.append(f"| {label} (n {len(found)}) | {' | '.join(cells)} |")
     text = "\n".join(lines)
     (folder / "results.md").write_text(text + "\n", encoding="utf-8")
@@ -141,7 +142,7 @@ def write_results(folder: Path, outcome: Outcome) -> None:
 
 
 def numbers_of(run: dict[str, Any], when: str) -> dict[str, float]:
-    """A row of the table; what a run cost is known after it only."""
+    """A row of the table."""
     evaluation, measures = run[when], run["measures"]
     found = {str(k): 100 * evaluation["pass_at_k"][str(k)] for k in KS}
     found["length"] = evaluation["mean_response_tokens"]
