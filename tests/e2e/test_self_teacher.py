@@ -13,7 +13,9 @@ from tests.support.objectives import objective_of
 from tests.support.rollouts import rated
 from tests.support.tiny_models import make_model
 from tests.support.tiny_run import write_run_file
-from tutelage.config import build_run, load_config
+from tutelage.config import RunAssembly, build_run, load_config
+from tutelage.doctor.finding import Verdict
+from tutelage.doctor.tokens import prompts
 from tutelage.errors import ConfigurationError
 from tutelage.losses.distributions import JensenShannon, ReverseKL
 from tutelage.models import LanguageModel, ModelSet, reference_snapshot
@@ -105,6 +107,24 @@ def test_a_teacher_that_knows_no_more_is_refused(run_file: Path) -> None:
         ConfigurationError, match=r"data\.privileged_template is set, and data\.privileged_column names no"
     ):
         build_run(load_config(run_file, ["data.privileged_template='{privileged} {prompt}'"]))
+
+
+def test_it_takes_the_memory_of_a_copy_or_none(run_file: Path) -> None:
+    def of_teacher(*overrides: str) -> int:
+        config = load_config(run_file, [*OWN, *overrides])
+        return RunAssembly(config).step_memory().forecast(1000)["update"]["teacher"]
+
+    half = "student.dtype=bfloat16"
+    assert of_teacher(LORA) == of_teacher(LORA, *MOVING) == 0
+    assert of_teacher(half, *MOVING) == of_teacher() == of_teacher(*MOVING) == 2 * of_teacher(half) > 0, (
+        "means are wide"
+    )
+
+
+def test_the_doctor_sees_that_the_prompts_are_meant_to_differ(run_file: Path) -> None:
+    finding = prompts(RunAssembly(load_config(run_file, OWN)))
+    assert finding.verdict == Verdict.ok and "the prompts differ, as [data] asks for" in finding.text
+    assert any("It is 0." in line for line in finding.details)
 
 
 # Facts of the method --------------------------------------------------------------------------------------------------

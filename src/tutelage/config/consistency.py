@@ -133,7 +133,7 @@ def _check_own_teacher(config: RunConfig) -> None:
         )
     if not teacher.is_student:
         return
-    if not (privileged or data.teacher_system_prompt is not None or data.teacher_chat_template_kwargs is not None):
+    if not data.differs_for_teacher:
         raise ConfigurationError(
             "teacher.weights is 'student', and the teacher reads what the student reads, so there would be nothing to "
             'learn. Let it read more: data.privileged_column = "solution", or data.teacher_system_prompt.'

@@ -355,6 +355,17 @@ class DataConfig(Section):
     scores: OptionalPath = None
 
     @property
+    def differs_for_teacher(self) -> bool:
+        """Whether a teacher is asked something else than the student, whatever their chat templates do."""
+        own = (
+            self.privileged_column,
+            self.teacher_prompt_column,
+            self.teacher_system_prompt,
+            self.teacher_chat_template_kwargs,
+        )
+        return any(value is not None for value in own)
+
+    @property
     def privilege(self) -> Privilege:
         """What the teacher alone reads."""
         return Privilege(self.privileged_column, self.privileged_template, self.teacher_prompt_column)

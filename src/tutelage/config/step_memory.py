@@ -165,7 +165,10 @@ class StepMemory:
         is_cut = learned < trained_bytes(student)
         own = _weights(student, config.student.quantization) + (learned if is_cut else 0)
         others = sum(map(_weights, models.values()))
-        if teacher is not None:
+        if teacher is not None and config.teacher.is_student:
+            if student.trainable.changes_backbone:  # else it is the same backbone, as the reference's
+                others += _weights(load_meta_model(as_it_starts(config.student, config.teacher.share), None))
+        elif teacher is not None:
             others += _weights_here(teacher, self.num_processes if config.runtime.shard_teacher else 1)
         resident = {"student": own, "teacher": others, "moments": 2 * learned}
         if student.autocast is not None:

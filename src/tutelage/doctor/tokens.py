@@ -105,7 +105,7 @@ def prompts(run: RunAssembly) -> Finding:
             )
         return Finding(Verdict.ok, "both models read the same tokens", details=details)
     where = _difference(sides["student"], sides["teacher"])
-    if data.teacher_system_prompt is not None or data.teacher_chat_template_kwargs is not None:
+    if data.differs_for_teacher:
         return Finding(Verdict.ok, f"the prompts differ, as [data] asks for: {where}", details=details)
     return Finding(
         Verdict.warning,
