@@ -167,7 +167,6 @@ def test_a_recipe_takes_a_step(recipe: Path, problems: Path, tmp_path: Path) -> 
     sets = f'evaluation.sets=[{{path = "{problems}", limit = 2}}]'
     models = [f"student={student_path()}"]
     models += [] if recipe.stem in WITHOUT_TEACHER | OWN_TEACHER | {"fixed_negative"} else [f"teacher={teacher_path()}"]
-    models += ["data.privileged_column=solution"] if recipe.stem in OWN_TEACHER else []
     models += ["data.verifier=math", "data.answer_column=answer"] if recipe.stem == "reopd" else []
     models += SPREAD if recipe.stem in WITH_REWARDS else []
     overrides = [f"data={problems}", f"output={tmp_path / 'run'}", sets, *SMALL, *models, *one_step_per_phase(recipe)]

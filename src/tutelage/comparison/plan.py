@@ -72,6 +72,12 @@ OWN = (
     "reference",
     "student.adapter",
     "student.trainable",
+    "teacher.weights",
+    "teacher.refresh_every",
+    "teacher.share",
+    "data.privileged_column",
+    "data.privileged_template",
+    "data.teacher_prompt_column",
 )
 
 
@@ -188,7 +194,9 @@ def check_comparable(methods: Sequence[Method], free: Sequence[str] = ()) -> lis
     unequal: list[str] = []
     notes: list[str] = []
     for key in keys:
-        found = {name: values.get(key) for name, values in flat.items()}
+        # A student that teaches itself has no other teacher that could be the same.
+        asked = [each for each in methods if not (each.config.teacher.is_student and _is_in(key, ("teacher",)))]
+        found = {each.name: flat[each.name].get(key) for each in asked}
         if (
             _is_in(key, OWN)
             or _is_in(key, free)

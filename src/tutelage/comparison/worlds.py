@@ -21,6 +21,11 @@ __all__ = ["World", "in_world", "read_world", "scaled_horizons"]
 # for what learns in the student, which stays.
 REPLACED = ("student", "teacher", "teachers", "reference", "data", "evaluation")
 LEARNING = ("adapter", "trainable")  # in [student]
+PRIVILEGE = (
+    "privileged_column",
+    "privileged_template",
+    "teacher_prompt_column",
+)  # in [data], of a student that teaches
 NEEDED = ("student", "teacher", "data")  # of these tables
 # Tables of sizes and numbers: a world's keys go over the recipe's, the others stay.
 MERGED = ("rollout", "optimizer", "checkpoint", "runtime", "logging")
@@ -59,6 +64,9 @@ def in_world(table: Mapping[str, Any], world: World) -> tuple[dict[str, Any], li
         changes += [f"steps {before} -> {tables['steps']}", *scaled]
     own = moved.get("student")
     learning = {key: own[key] for key in LEARNING if key in own} if isinstance(own, Mapping) else {}
+    taught = moved["teacher"] if _teaches_itself(moved) else None
+    asked = moved.get("data")
+    privilege = {key: asked[key] for key in PRIVILEGE if key in asked} if isinstance(asked, Mapping) else {}
     for key in REPLACED:
         if key in moved and key not in tables:
             changes.append(f"{key} left out")
@@ -69,6 +77,11 @@ def in_world(table: Mapping[str, Any], world: World) -> tuple[dict[str, Any], li
     if learning:  # what learns is part of the method; its rate is a multiple of the world's
         student = moved["student"]
         moved["student"] = {**({"path": student} if isinstance(student, str) else student), **learning}
+    if taught is not None:  # whose weights and what they read is the method
+        data = moved["data"]
+        moved["teacher"] = deepcopy(taught)
+        moved["data"] = {**({"path": data} if isinstance(data, str) else data), **privilege}
+        changes.remove("teacher")
     for key in MERGED:
         for name, value in tables.get(key, {}).items():
             before = moved.setdefault(key, {}).get(name)
@@ -139,9 +152,15 @@ def _moved_phases(phases: list[dict[str, Any]], ratio: float) -> list[dict[str, 
     return moved
 
 
+def _teaches_itself(table: Mapping[str, Any]) -> bool:
+    """The teacher is the student, so the world's is another method's."""
+    teacher = table.get("teacher")
+    return isinstance(teacher, Mapping) and "weights" in teacher
+
+
 def _check_shape(table: Mapping[str, Any]) -> None:
     """Refuse a table whose values are not of the kinds that they are changed as; a recipe may leave out its models."""
-    named = {key: table.get(key, {}) for key in NEEDED}
+    named = {key: table.get(key, {}) for key in NEEDED if not (key == "teacher" and _teaches_itself(table))}
     filled = {key: {"path": "of the world", **own} if isinstance(own, Mapping) else own for key, own in named.items()}
     resolve_config(deepcopy({**table, **filled}))
 

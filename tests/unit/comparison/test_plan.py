@@ -69,6 +69,15 @@ def test_unequal_runs_are_refused_by_the_key(override: str) -> None:
     assert check_comparable(make_methods([OPD, TRB], [override], None)) == []
 
 
+def test_a_student_that_teaches_itself_is_compared_with_another_teachers() -> None:
+    own = table(
+        "opsd", teacher={"weights": "student", "refresh_every": 1}, data={"path": "d", "privileged_column": "s"}
+    )
+    assert check_comparable(make_methods([OPD, own, TRB], [], None)) == []
+    with pytest.raises(ConfigurationError, match="teacher.path is 't' for opd, 'other' for trb. A"):
+        check_comparable(make_methods([OPD, own, TRB], ["trb:teacher=other"], None))
+
+
 def test_other_differences_are_named() -> None:
     methods = make_methods([OPD, TRB], ["trb:optimizer.learning_rate=0.5", "opd:rollout.prompts_per_step=9"], None)
     (note,) = check_comparable(methods, free=["rollout.prompts_per_step"])

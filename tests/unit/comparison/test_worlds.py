@@ -37,8 +37,10 @@ def test_every_recipe_keeps_its_method_in_the_embedded_world(recipe: Path, tmp_p
         key: table.get(key) for key in ("policy", "target", "divergence", "phase")
     }
     assert moved["student"].get("adapter") == table["student"].get("adapter"), "what learns is part of the method"
+    assert ("weights" in moved["teacher"]) == ("weights" in table.get("teacher", {})), "so is a student that teaches"
     config = resolve_config(moved)
     build_recipe(config)
+    assert config.data.privileged_column == table["data"].get("privileged_column")
     assert config.rollout.max_new_tokens == 90 and config.evaluation.greedy and config.student.path != "Qwen/Qwen3-1.7B"
 
 
