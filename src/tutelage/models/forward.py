@@ -40,9 +40,6 @@ class Forward(Protocol):
           positions_BT, num_visible: see `KVCache.begin`.
         """
 
-    def roll_back(self, cache: KVCache, lengths_B: Tensor) -> None:
-        """Let each row of a cache keep its first tokens; see `LanguageModel.roll_back`."""
-
     def fill(self, sequences: Sequence[Sequence[int]], rows_R: Tensor, cache: KVCache) -> None:
         """Write keys and values of whole sequences into these rows of a cache, from slot 0 on."""
 

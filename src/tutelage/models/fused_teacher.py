@@ -97,11 +97,6 @@ class FusedTeacher(LanguageModel):
     def prefill(self, sequences: Sequence[Sequence[int]], max_tokens: int = 16_384) -> CachedRows:
         return JointCache([part.prefill(sequences, max_tokens) for part in self.parts])
 
-    def roll_back(self, cache: CachedRows, lengths_B: Tensor) -> None:
-        assert isinstance(cache, JointCache)
-        for part, own in zip(self.parts, cache.parts, strict=True):
-            part.roll_back(own, lengths_B)
-
     def hidden_packed(self, sequences: Sequence[Sequence[int]], starts: Sequence[int] | None = None) -> Tensor:
         return torch.cat([part.hidden_packed(sequences, starts) for part in self.parts], dim=-1)
 

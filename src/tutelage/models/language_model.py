@@ -269,19 +269,6 @@ class LanguageModel:
             cache.select(torch.tensor([place[tuple(sequence)] for sequence in sequences], device=self.device))
         return cache
 
-    @torch.no_grad()
-    def roll_back(self, cache: CachedRows, lengths_B: Tensor) -> None:
-        """Let each row of a cache keep its first tokens, before it is read on from there.
-
-        Keys and values need it only in a model that has states as well, which are computed anew where that is needed.
-
-        Args:
-          lengths_B: tokens to keep: 0, or at least as many as at the last call (or after the row was filled).
-        """
-        assert isinstance(cache, KVCache)
-        with self._precision():
-            self._forward.roll_back(cache, lengths_B)
-
     def hidden_packed(self, sequences: Sequence[Sequence[int]], starts: Sequence[int] | None = None) -> Tensor:
         """Final hidden states of whole sequences, laid end to end: [N, D]; differentiable, without a cache.
 
@@ -311,7 +298,7 @@ class LanguageModel:
 
         Args:
           tokens_BT, positions_BT: new tokens of every row and the slots they take. What is in slots
-            from a row's first new position on counts as garbage and is overwritten; see also `roll_back`.
+            from a row's first new position on counts as garbage and is overwritten; see also `CachedRows.roll_back`.
           num_visible: number of leading slots any query may look at (1 + the largest position so far).
         """
         assert isinstance(cache, KVCache)

@@ -95,9 +95,6 @@ class LlamaForward:
         """See `Forward`."""
         return ContiguousCache
 
-    def roll_back(self, cache: KVCache, lengths_B: Tensor) -> None:
-        """Nothing: a row of keys and values is rolled back by writing earlier."""
-
     def allocate(self, cache: KVCache, dtype: torch.dtype | None) -> None:
         """See `Forward`."""
         cache.allocate(self.num_heads, self.head_size, self.decoder.norm.weight.new_empty(0, dtype=dtype))

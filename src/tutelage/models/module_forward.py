@@ -81,12 +81,6 @@ class ModuleForward:
             "back; call `roll_back` first"
         )
 
-    def roll_back(self, cache: KVCache, lengths_B: Tensor) -> None:
-        """See `Forward`."""
-        if self.mixers:
-            assert isinstance(cache, HybridCache)
-            cache.roll_back(lengths_B, self.mixers.reread)
-
     def fill(self, sequences: Sequence[Sequence[int]], rows_R: Tensor, cache: KVCache) -> None:
         """See `Forward`."""
         tokens_RT = _padded(sequences, rows_R.device)

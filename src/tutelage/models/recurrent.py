@@ -66,7 +66,9 @@ class Mixers:
         """Inside, the layers read new tokens of all rows of a cache, from its states on."""
 
         def read(forward: Any, layer: int, hidden_BTE: Tensor) -> Tensor:
-            output_BTE, after = _read(forward, hidden_BTE, cache.states.get(layer))
+            # Here and not in `roll_back`, since the weights of a sharded layer are there while it is called.
+            states = cache.states_of(layer, lambda given_RTE, old: _last(_read(forward, given_RTE, old)[1]))
+            output_BTE, after = _read(forward, hidden_BTE, states)
             cache.advance(layer, hidden_BTE, after, self.tokens_kept(cache.num_rows, hidden_BTE.dtype))
             return output_BTE
 
@@ -92,12 +94,6 @@ class Mixers:
 
         with self._replaced(read):
             yield states
-
-    def reread(self, layer: int, hidden_RTE: Tensor, states: States) -> States:
-        """The states of some rows after a layer has read some tokens."""
-        after = _read(self.by_layer[layer].forward, hidden_RTE, states)[1][-1]
-        assert after is not None
-        return after
 
     @contextmanager
     def _replaced(self, read: Any) -> Iterator[None]:
@@ -134,6 +130,11 @@ def _read(forward: Any, hidden_BTE: Tensor, states: States | None) -> tuple[Tens
         outputs.append(output_B1E)
         after.append(states)
     return torch.cat(outputs, dim=1), after
+
+
+def _last(after: list[States | None]) -> States:
+    assert after[-1] is not None
+    return after[-1]
 
 
 def _read_block(forward: Any, hidden_BTE: Tensor, states: States | None) -> tuple[Tensor, States]:

@@ -108,12 +108,6 @@ class SharedBackbone(LanguageModel):
             return super().prefill(sequences, max_tokens)
 
     @torch.no_grad()
-    def roll_back(self, cache: CachedRows, lengths_B: Tensor) -> None:
-        """See `LanguageModel.roll_back`."""
-        with self.trainable.replaced_by(self.kept):
-            super().roll_back(cache, lengths_B)
-
-    @torch.no_grad()
     def hidden_packed(self, sequences: Sequence[Sequence[int]], starts: Sequence[int] | None = None) -> Tensor:
         """See `LanguageModel.hidden_packed`."""
         with self.trainable.replaced_by(self.kept):

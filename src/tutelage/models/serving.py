@@ -166,7 +166,7 @@ def _served_error(model: LanguageModel) -> float:
     drafts_BT[0, 0] = tokens_BT[0, starts[0]]
     model.hidden_cached(drafts_BT, steps_BT, cache, length)
     steps_BT[0] += 1
-    model.roll_back(cache, steps_BT[:, 0])
+    cache.roll_back(steps_BT[:, 0])
     hidden_BTD = model.hidden_cached(tokens_BT.gather(1, steps_BT), steps_BT, cache, length)
     cached_BTV = model.logits(hidden_BTD).log_softmax(-1)
     packed_NV = model.logits(model.hidden_packed(sequences, starts)).log_softmax(-1)

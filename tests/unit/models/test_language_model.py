@@ -43,13 +43,13 @@ def test_a_rolled_back_draft_leaves_no_trace(architecture: str) -> None:
     starts, kept = torch.tensor([3, 5, 4]), torch.tensor([0, 2, 4])
     cache = model.prefill([row[:start] for row, start in zip(tokens.tolist(), starts.tolist(), strict=True)])
     places = torch.arange(4)
-    model.roll_back(cache, starts)
+    cache.roll_back(starts)
     draft = tokens.gather(1, starts[:, None] + places).where(places < kept[:, None], 39)
     # In two pieces, as a draft is written, and a single one of them, as most are.
     model.hidden_cached(draft[:, :1], starts[:, None], cache, 6)
     model.hidden_cached(draft[:, 1:], starts[:, None] + places[1:], cache, 9)
     positions = (starts + kept)[:, None] + places
-    model.roll_back(cache, positions[:, 0])
+    cache.roll_back(positions[:, 0])
     hidden = model.hidden_cached(tokens.gather(1, positions), positions, cache, 12)
     plain = model.module(input_ids=tokens).logits
     expected = plain.gather(1, positions[..., None].expand(-1, -1, plain.shape[-1]))

@@ -34,6 +34,14 @@ class CachedRows(ABC):
         """Keep, repeat or reorder rows: row i of the cache becomes the old row `rows_B[i]`."""
 
     @abstractmethod
+    def roll_back(self, lengths_B: Tensor) -> None:
+        """Let each row keep its first tokens, before it is read on from there.
+
+        Args:
+          lengths_B: tokens to keep: 0, or at least as many as at the last call, or when the row was filled after that.
+        """
+
+    @abstractmethod
     def copy_rows(self, source: CachedRows, source_rows_R: Tensor, rows_R: Tensor) -> None:
         """Overwrite rows `rows_R` with the rows `source_rows_R` of another cache of the same kind; grows if needed.
 
@@ -71,6 +79,9 @@ class KVCache(CachedRows):
             nothing but the work.
         """
         return CacheView(self, positions_BT, num_visible)
+
+    def roll_back(self, lengths_B: Tensor) -> None:
+        """See `CachedRows`. Keys and values need none: what is dropped is garbage, and written over."""
 
     @abstractmethod
     def allocate(self, num_heads: int, head_size: int, like: Tensor) -> None:

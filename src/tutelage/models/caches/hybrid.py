@@ -37,6 +37,7 @@ class HybridCache(ContiguousCache):
       inputs: what each recurrent layer was given since, [B, T, E] in pieces.
       after: its states after each of these tokens, T of them; None = not kept.
       num_since: T, the same for all rows.
+      unread: what recurrent layers have to read again before they read on: rows, what they are given, the old states.
     """
 
     def __init__(self, num_layers: int, num_rows: int, capacity: int, max_capacity: int | None = None) -> None:
@@ -47,6 +48,7 @@ class HybridCache(ContiguousCache):
         self.inputs: dict[int, list[Tensor]] = {}
         self.after: dict[int, list[States | None]] = {}
         self.num_since = 0
+        self.unread: dict[int, list[tuple[Tensor, Tensor, States]]] = {}
 
     def tensors(self) -> list[Tensor]:
         """See `KVCache`."""
@@ -68,16 +70,24 @@ class HybridCache(ContiguousCache):
     def fill(self, states: dict[int, States], lengths_B: Tensor) -> None:
         """These are the states after so many tokens of each row, whatever the rows were before."""
         self.states, self.kept, self.lengths_B = states, dict(states), lengths_B
-        self.inputs, self.after, self.num_since = {}, {}, 0
+        self.inputs, self.after, self.unread, self.num_since = {}, {}, {}, 0
 
-    @torch.no_grad()
-    def roll_back(self, lengths_B: Tensor, reread: Callable[[int, Tensor, States], States]) -> None:
-        """Let each row keep its first tokens, and drop what was read after them.
+    def states_of(self, layer: int, reread: Callable[[Tensor, States], States]) -> States | None:
+        """The states from which a recurrent layer reads on; None = nothing was read.
 
         Args:
-          lengths_B: tokens to keep: 0, or at least as many as at the last call.
-          reread: (layer, [R, T, E], states of R rows) -> the states after the layer has read these tokens.
+          reread: ([R, T, E], states of R rows) -> the states after the layer has read these tokens.
         """
+        for rows_R, given_RTE, states in self.unread.pop(layer, ()):
+            _put(self.states[layer], rows_R, reread(given_RTE, states))
+        return self.states.get(layer)
+
+    @torch.no_grad()
+    def roll_back(self, lengths_B: Tensor) -> None:
+        """See `CachedRows`. What must be read again is, when the layer reads on."""
+        if not self.states:  # there are keys and values at most
+            return
+        assert not self.unread
         lengths_B = lengths_B.cpu()
         is_new_B = lengths_B == 0
         read_B = (lengths_B - self.lengths_B).where(~is_new_B, self.num_since)
@@ -85,25 +95,21 @@ class HybridCache(ContiguousCache):
             f"rows of {self.lengths_B.tolist()} tokens, and {self.num_since} since, cannot be rolled back to "
             f"{lengths_B.tolist()}: the states in between were not kept"
         )
+        unread: dict[int, list[tuple[Tensor, Tensor, States]]] = {}
         for num_read in read_B[read_B < self.num_since].unique().tolist():
             rows_R = (read_B == num_read).nonzero()[:, 0]
             for layer, states in self.states.items():
-                _put(states, rows_R, self._states_after(layer, num_read, rows_R, reread))
+                known = self.after[layer][num_read - 1] if num_read else self._kept_of(layer)
+                if known is not None:
+                    _put(states, rows_R, _rows(known, rows_R))
+                    continue
+                given_BTE = torch.cat(self.inputs[layer], dim=1)[:, :num_read]
+                given_RTE = given_BTE.index_select(0, rows_R.to(given_BTE.device))
+                unread.setdefault(layer, []).append((rows_R, given_RTE, _rows(self._kept_of(layer), rows_R)))
         if bool(is_new_B.any()):
             self._clear(is_new_B.nonzero()[:, 0])
         self.fill(self.states, lengths_B)
-
-    def _states_after(
-        self, layer: int, num_read: int, rows_R: Tensor, reread: Callable[[int, Tensor, States], States]
-    ) -> States:
-        """The states of some rows after they had read so many tokens since the last call of `roll_back`."""
-        known = self.after[layer][num_read - 1] if num_read else self._kept_of(layer)
-        if known is not None:
-            return _rows(known, rows_R)
-        given_BTE = torch.cat(self.inputs[layer], dim=1)[:, :num_read]
-        return reread(
-            layer, given_BTE.index_select(0, rows_R.to(given_BTE.device)), _rows(self._kept_of(layer), rows_R)
-        )
+        self.unread = unread
 
     def _kept_of(self, layer: int) -> States:
         """The states of a layer that rows can be rolled back to; nothing was read before the first ones."""
@@ -117,6 +123,7 @@ class HybridCache(ContiguousCache):
 
     def select(self, rows_B: Tensor) -> None:
         """See `CachedRows`."""
+        assert not self.unread
         super().select(rows_B)
 
         def selected(known: dict[int, States]) -> dict[int, States]:
@@ -136,7 +143,7 @@ class HybridCache(ContiguousCache):
     def copy_rows(self, source: CachedRows, source_rows_R: Tensor, rows_R: Tensor) -> None:
         """See `CachedRows`. The rows cannot be rolled back to what they were in the source."""
         super().copy_rows(source, source_rows_R, rows_R)
-        assert isinstance(source, HybridCache)
+        assert isinstance(source, HybridCache) and not self.unread and not source.unread
         if not source.states:
             self._clear(rows_R)
         for layer, source_states in source.states.items():

@@ -22,6 +22,11 @@ class JointCache(CachedRows):
         for part in self.parts:
             part.select(rows_B)
 
+    def roll_back(self, lengths_B: Tensor) -> None:
+        """See `CachedRows`."""
+        for part in self.parts:
+            part.roll_back(lengths_B)
+
     def copy_rows(self, source: CachedRows, source_rows_R: Tensor, rows_R: Tensor) -> None:
         """See `CachedRows`."""
         assert isinstance(source, JointCache)

@@ -60,7 +60,7 @@ class Decoder:
         device = self.model.device
         self._positions_B = (self._device_starts_B + produced_B.to(device)).where(is_alive_B.to(device), 0)
         self._furthest = furthest
-        self.model.roll_back(self.cache, self._positions_B)
+        self.cache.roll_back(self._positions_B)
 
     def read(self, tokens_BT: Tensor, ahead: int = 0) -> Tensor:
         """Logits [B, T, V] after each of some new tokens, the first of which lies `ahead` of the rows' positions."""

@@ -36,19 +36,19 @@ class Rows:
         given_BTE = torch.rand(len(self.tokens), num_new, 1, generator=self.generator, dtype=torch.float64)
         for layer in LAYERS:
             zeros = (torch.zeros(len(self.tokens), 1, dtype=torch.float64),)
-            after = stepped(given_BTE, self.cache.states.get(layer, zeros))
+            after = stepped(given_BTE, self.cache.states_of(layer, self.reread) or zeros)
             self.cache.advance(layer, given_BTE, list(after), self.num_kept)
         self.cache.num_since += num_new
         for row, given_TE in zip(self.tokens, given_BTE, strict=True):
             row += given_TE[:, 0].tolist()
         self.check()
 
-    def roll_back(self, lengths: list[int]) -> None:
-        def reread(layer: int, given_RTE: Tensor, states: States) -> States:
-            self.num_reread += given_RTE.shape[:2].numel()
-            return stepped(given_RTE, states)[-1]
+    def reread(self, given_RTE: Tensor, states: States) -> States:
+        self.num_reread += given_RTE.shape[:2].numel()
+        return stepped(given_RTE, states)[-1]
 
-        self.cache.roll_back(torch.tensor(lengths), reread)
+    def roll_back(self, lengths: list[int]) -> None:
+        self.cache.roll_back(torch.tensor(lengths))
         self.tokens = [row[:length] for row, length in zip(self.tokens, lengths, strict=True)]
         self.check()
 
@@ -60,7 +60,8 @@ class Rows:
     def check(self) -> None:
         expected = [sum(x / 2**age for age, x in enumerate(reversed(row))) for row in self.tokens]
         for layer in self.cache.states:
-            torch.testing.assert_close(self.cache.states[layer][0][:, 0], torch.tensor(expected, dtype=torch.float64))
+            (state_B1,) = self.cache.states_of(layer, self.reread) or ()
+            torch.testing.assert_close(state_B1[:, 0], torch.tensor(expected, dtype=torch.float64))
 
 
 @pytest.mark.parametrize(("num_kept", "num_reread"), [(9, 0), (2, 6), (0, 16)])
@@ -106,4 +107,4 @@ def test_states_that_were_not_kept_are_asked_for_in_vain(lengths: list[int]) -> 
     rows.roll_back([3, 3])
     rows.read(2)
     with pytest.raises(AssertionError, match="cannot be rolled back to"):
-        rows.cache.roll_back(torch.tensor(lengths), lambda *given: given[2])
+        rows.cache.roll_back(torch.tensor(lengths))

@@ -201,7 +201,7 @@ def test_states_that_are_not_taken_back_are_found_out(
 ) -> None:
     """The power of the test above: a round that goes on from states that have read what was refused."""
 
-    def forgetting(self: HybridCache, lengths_B: Tensor, reread: Any) -> None:
+    def forgetting(self: HybridCache, lengths_B: Tensor) -> None:
         self.fill(self.states, lengths_B.cpu())
 
     monkeypatch.setattr(HybridCache, "roll_back", forgetting)
