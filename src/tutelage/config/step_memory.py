@@ -15,6 +15,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,6 +27,7 @@ from tutelage.kernels import Tiling
 from tutelage.losses import FULL_VOCABULARY
 from tutelage.models import LanguageModel, Vocabulary
 from tutelage.models.narrowed import narrowed_bytes
+from tutelage.models.recurrent import Mixers
 from tutelage.models.steps.graphed import KEPT_FREE_SHARE, KEPT_SHARE
 from tutelage.rollout.decoding import MAX_DRAFT_LENGTH
 from tutelage.rollout.engines.paired import CACHE_SHARE
@@ -288,6 +290,13 @@ def activation_bytes(student: LanguageModel, num_tokens: int, *, checkpoints: bo
         norms of queries and keys                 n (Q + K), and b (Q + K) where products are narrower; only Qwen3
         the feed-forward part                     4 b I
 
+    and a gated delta net of `transformers` in its plain form, with d_k, d_v its head sizes, H_k, H_v numbers of heads
+    and blocks of 64 tokens, in place of projections, queries, keys and values (measured; installed kernels keep less)
+
+        five matrices of a block                  1280 H_v
+        its queries, keys and values              (24 + 5.5 b) (d_k + d_v) H_v + 5 b d_k H_k
+        what the projections read                 4.5 b E
+
     Args:
       checkpoints: only every layer's input is kept, and one layer at a time computed again.
     """
@@ -300,13 +309,22 @@ def activation_bytes(student: LanguageModel, num_tokens: int, *, checkpoints: bo
     n = max(4, s)
     is_autocast = b < s
     of_norm = n + (b if s < n else 0)  # autocast leaves norms in the stream's type
-    per_layer = 2 * of_norm * width + (5 if is_autocast else 2) * b * width
-    per_layer += b * (3 * queries + 2 * keys + 4 * inner)
+    everywhere = 2 * of_norm * width + 4 * b * inner
+    attention = (5 if is_autocast else 2) * b * width + b * (3 * queries + 2 * keys)
     if _norms_heads(student):
-        per_layer += (n + (b if b < n else 0)) * (queries + keys)
+        attention += (n + (b if b < n else 0)) * (queries + keys)
+    recurrent = [_delta_net_bytes(mixer, width, b) for mixer in Mixers.of(student.module.base_model).by_layer.values()]
     num_layers = int(config.num_hidden_layers)
-    kept = num_layers * s * width if checkpoints else num_layers * per_layer
-    return num_tokens * (kept + per_layer)
+    mixing = sum(recurrent) + (num_layers - len(recurrent)) * attention
+    kept = num_layers * s * width if checkpoints else num_layers * everywhere + mixing
+    return num_tokens * (kept + everywhere + max([attention, *recurrent]))
+
+
+def _delta_net_bytes(mixer: Any, width: int, b: int) -> int:
+    """Of one token in one gated delta net, see `activation_bytes`."""
+    heads, size = mixer.num_v_heads, mixer.head_k_dim
+    vectors = (24 + 5.5 * b) * heads * (size + mixer.head_v_dim) + 5 * b * mixer.num_k_heads * size
+    return int(1280 * heads + vectors + 4.5 * b * width)
 
 
 def trained_bytes(student: LanguageModel) -> int:

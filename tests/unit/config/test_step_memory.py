@@ -50,6 +50,21 @@ def test_activations_are_what_autograd_keeps(family: str, dtype: torch.dtype, au
     assert 0.9 * forecast < kept_bytes(student, sequences) < 1.1 * forecast
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("heads", [(4, 8, 32, 32), (2, 8, 16, 32)], ids=str)
+def test_activations_of_gated_delta_nets(heads: tuple[int, ...], dtype: torch.dtype) -> None:
+    """Three of four layers, as these families have them; the plain form fills its last block up, here to 192 tokens."""
+    names = ("linear_num_key_heads", "linear_num_value_heads", "linear_key_head_dim", "linear_value_head_dim")
+    shape: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 4}
+    layers = ["linear_attention"] * 3 + ["full_attention"]
+    module = make_model("qwen3_5", dtype=dtype, **shape, layer_types=layers, **dict(zip(names, heads, strict=True)))
+    student = LanguageModel(module)
+    student.enable_grad()
+    forecast = activation_bytes(student, 8 * 192) - activation_bytes(student, 8 * 192, checkpoints=True)
+    stream = 4 * 8 * 192 * 64 * dtype.itemsize  # of which checkpoints keep all, and one layer
+    assert 0.85 * (forecast + stream) < kept_bytes(student, [[1] * 192] * 8) < 1.15 * (forecast + stream)
+
+
 def test_checkpoints_keep_the_stream_alone() -> None:
     student = LanguageModel(make_model(dtype=torch.float32, num_hidden_layers=6), checkpoints_gradient=True)
     student.enable_grad()
