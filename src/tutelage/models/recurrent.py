@@ -27,8 +27,9 @@ __all__ = ["Mixers"]
 
 # What the decoder's layers call the part that mixes tokens, where it is recurrent.
 RECURRENT_NAME = "linear_attn"
-# The plain form of a block fills it up to 64 tokens. Up to so many tokens a CPU reads one after the other faster: at 8
-# rows of 2, 4, 8 tokens in 0.16, 0.3, 0.8 of the time, at 32 rows in 0.07, 0.27, 0.35; a single row only up to 2.
+# The plain form of a block fills it up to 64 tokens. A CPU reads up to so many tokens one after the other: 2, 4, 8
+# tokens of 8 rows take 0.43, 0.83, 1.37 of a block's time, of 32 rows 0.25, 0.39, 0.62, of a single row 0.85, 1.39,
+# 2.29; and then the states after each of them are known, and nothing is read again (benchmarks/hybrid.py).
 MAX_SINGLE_TOKENS, SINGLE_TOKENS_PER_ROW = 8, 2
 # States after each token of a round are kept up to so many bytes for a model; beyond, what stands is read once more.
 KEPT_STATE_BYTES = 2**30
