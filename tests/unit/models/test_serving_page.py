@@ -83,3 +83,15 @@ def test_a_line_of_the_table(line: str) -> None:
         return
     forward = "ours" if model.uses_fast_forward else "the module's"
     assert LINES[line] == f"{forward} | {'slots and states' if model.cache_bytes_per_row else 'slots'}"
+
+
+def test_the_memory_that_the_page_names() -> None:
+    """Of the default configuration, which is that of 9B: 24 of 32 layers are recurrent."""
+    with torch.device("meta"):
+        module = transformers.Qwen3_5ForCausalLM(transformers.Qwen3_5TextConfig()).to(torch.bfloat16)
+    model = LanguageModel(module)
+    states = model.cache_bytes_per_row / 2
+    assert f"it is {states / 2**20} MiB" in PAGE.read_text()
+    assert f"values of {round(states / model.cache_bytes_per_slot, -1):,.0f} tokens" in re.sub(
+        r"\s+", " ", PAGE.read_text()
+    )
