@@ -147,6 +147,7 @@ def test_sampled_tokens_at_the_edges(member: TokenLoss, dtype: torch.dtype) -> N
                 torch.full((int(drawn.sum()),), is_teachers),
                 *events,
                 reference_logprobs=q[drawn],
+                is_inside=torch.isin(drawn.nonzero()[:, 0], q.topk(min(4, len(q))).indices),
             )
             values = member.on_tokens(p[drawn], facts)
             assert not values.isnan().any(), (name, is_teachers)

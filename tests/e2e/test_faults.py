@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import resource
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
@@ -117,24 +118,34 @@ def test_a_run_killed_while_its_folder_is_made_starts_again(undisturbed: dict[st
 
 
 @pytest.mark.parametrize(
-    ("limit_bytes", "facts"),
+    ("limit_bytes", "since", "facts"),
     [
-        (60_000, ["the checkpoint of step 1 could not be written", "File too large", "resume with --resume"]),
-        (150_000, ["the checkpoint of step 1 could not be written", "resume with --resume"]),
-        (2_500, ["File too large", "run/samples.jsonl"]),
+        (60_000, None, ["the checkpoint of step 1 could not be written", "File too large", "resume with --resume"]),
+        (150_000, None, ["the checkpoint of step 1 could not be written", "resume with --resume"]),
+        (1_000, "samples.jsonl", ["File too large", "run/samples.jsonl"]),
     ],
     ids=["weights", "moments", "samples"],
 )
 def test_a_disk_that_is_full_ends_the_run_in_one_line_and_loses_nothing(
-    undisturbed: dict[str, object], tmp_path: Path, limit_bytes: int, facts: list[str]
+    undisturbed: dict[str, object], tmp_path: Path, limit_bytes: int, since: str | None, facts: list[str]
 ) -> None:
-    """No file may grow beyond a limit, so the system itself refuses the writing, as it does on a full disk."""
+    """No file may grow beyond a limit, so the system itself refuses the writing, as it does on a full disk.
+
+    `since`: the limit holds once this file is added to.
+    """
     path, said = write_run_file(tmp_path), tmp_path / "said"
 
+    append = RunFolder.append
+
+    def appended(folder: RunFolder, name: str, records: Iterable[dict[str, Any]]) -> None:
+        if name == since:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, limit_bytes))
+        append(folder, name, records)
+
     def limited(monkeypatch: pytest.MonkeyPatch) -> None:
-        # The trial before the first step writes a tokenizer, which is larger than the smallest of these limits.
-        monkeypatch.setattr("tutelage.config.assembly.check_savable", lambda *_: None)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, limit_bytes))
+        monkeypatch.setattr(RunFolder, "append", appended)
+        if since is None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, limit_bytes))
 
     assert exit_code(lambda: command(path, said), limited) == 2
     (line,) = said.read_text().splitlines()

@@ -249,7 +249,7 @@ def test_a_run_that_ends_before_it_computes_leaves_nothing(here: Path, monkeypat
     def refuses(*_: object, **__: object) -> None:
         raise DataError("no")
 
-    monkeypatch.setattr(evaluating, "evaluate", refuses)
+    monkeypatch.setattr(evaluating, "mark", refuses)
     with pytest.raises(DataError):
         train(build_run(load_config("run.toml", ["output=above/new"])), Observer())
     assert not Path("above").exists()
