@@ -9,7 +9,7 @@ TORCH ?= torch==2.13.0
 TRITON ?= triton==3.6.0 numpy<2.4
 
 # Left out of the quick tests is what takes long by its nature; pyproject.toml says what each mark means
-QUICK := not (compiles or processes or runs or statistics or sweeps)
+QUICK := not (compiles or processes or rollouts or runs or statistics or sweeps)
 QUICK_TESTS := tests/unit tests/contracts tests/test_imports.py tests/test_layout.py
 
 .PHONY: demo test test-vllm test-triton check lint format clean

@@ -228,6 +228,7 @@ def test_memory_is_taken_once_in_the_type_that_is_asked_for(kind: type[KVCache])
     assert type(cache.empty(2, 5)) is kind
 
 
+@pytest.mark.rollouts
 @every_member
 @pytest.mark.parametrize("name", ["qwen3", "gemma2"])
 def test_answers_do_not_depend_on_the_cache(kind: type[KVCache], name: str, monkeypatch: pytest.MonkeyPatch) -> None:

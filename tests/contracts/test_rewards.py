@@ -100,6 +100,7 @@ def test_every_member_is_here() -> None:
 # --- rewards ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.sweeps
 @pytest.mark.filterwarnings(f"ignore::{RewardWarning.__module__}.RewardWarning")
 @every_reward
 def test_any_text_has_one_finite_number(reward: Reward) -> None:
@@ -108,6 +109,7 @@ def test_any_text_has_one_finite_number(reward: Reward) -> None:
     assert bool(values_B.isfinite().all())
 
 
+@pytest.mark.sweeps
 @pytest.mark.filterwarnings(f"ignore::{RewardWarning.__module__}.RewardWarning")
 @every_reward
 def test_an_answer_is_judged_alone_as_among_others_and_again_alike(reward: Reward) -> None:

@@ -27,6 +27,7 @@ def some_rows(label: str, dtype: torch.dtype = torch.float32) -> tuple[Compositi
     return composition, student, student if composition.temperature != 1 and composition.top_k is None else teacher
 
 
+@pytest.mark.sweeps
 @every_composition
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
 def test_a_few_numbers_give_every_tokens_probability(label: str, dtype: torch.dtype) -> None:

@@ -137,6 +137,7 @@ FITS: dict[str, tuple[Spoil, str]] = {
 }
 
 
+@pytest.mark.sweeps
 @pytest.mark.parametrize("case", FITS)
 @pytest.mark.parametrize("load", [load_language_model, meta_model_of])
 def test_files_that_are_not_the_configurations_model_are_refused(folder: Path, case: str, load: Any) -> None:
@@ -153,6 +154,7 @@ def test_files_that_are_not_the_configurations_model_are_refused(folder: Path, c
 DAMAGED = ["", "{", "[]", "null", '"text"', "\x00\x01", "[" * 3000, '{"model_type": 3}', '{"a": 1e999}']
 
 
+@pytest.mark.sweeps
 @pytest.mark.parametrize("content", DAMAGED, ids=range(len(DAMAGED)))
 @pytest.mark.parametrize("name", ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"])
 def test_damaged_files_are_one_line(folder: Path, name: str, content: str) -> None:
@@ -176,6 +178,7 @@ NONSENSE = [
 ]  # fmt: skip
 
 
+@pytest.mark.sweeps
 @pytest.mark.parametrize("changes", NONSENSE, ids=[next(iter(changes)) for changes in NONSENSE])
 def test_nonsense_in_a_configuration_is_one_line_or_of_no_effect(folder: Path, changes: dict[str, Any]) -> None:
     before = load_language_model(str(folder), make_tokenizer()).module.state_dict()

@@ -212,6 +212,7 @@ def adapter_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place / "adapter"
 
 
+@pytest.mark.sweeps
 @pytest.mark.parametrize("case", BEYOND)
 def test_an_adapter_that_is_damaged_or_more_than_low_rank_is_one_line(
     case: str, adapter_folder: Path, tmp_path: Path

@@ -117,6 +117,7 @@ def rated_metrics(num_steps=12):
             for step in range(num_steps)]  # fmt: skip
 
 
+@pytest.mark.runs
 def test_a_run_with_rewards_shows_what_it_has_in_place_of_a_teacher(tmp_path):
     rated = read_run(write_run(tmp_path / "rated", rated_metrics()))
     plain = read_run(write_run(tmp_path / "plain", full_metrics()))

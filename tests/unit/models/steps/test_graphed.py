@@ -25,6 +25,8 @@ from tutelage.models import FixedFusion, FusedTeacher, LanguageModel
 from tutelage.models.steps import graphed
 from tutelage.policies import Student, TrustRegion
 
+pytestmark = pytest.mark.rollouts
+
 
 @pytest.mark.parametrize("name", ["qwen3", "llama"])
 def test_the_student_alone(name: str) -> None:

@@ -35,6 +35,8 @@ from tutelage.rollout.decoding.draft_length import Costs, DraftLength
 from tutelage.rollout.decoding.late import HostCopy, Marks, unpacked
 from tutelage.types import Prompt, Rollout
 
+pytestmark = pytest.mark.rollouts
+
 PROMPTS = [
     Prompt([1, 2, 3]),
     Prompt([4], teacher_tokens=[8, 4, 4]),

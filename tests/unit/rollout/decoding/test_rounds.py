@@ -28,6 +28,8 @@ from tutelage.policies import (
 from tutelage.rollout import Limits, PairedEngine, uniforms
 from tutelage.types import Prompt
 
+pytestmark = pytest.mark.rollouts
+
 LENGTH, STOP = 3, 5
 NUM_SAMPLES = 10_000
 

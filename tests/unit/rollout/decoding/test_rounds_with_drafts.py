@@ -23,6 +23,8 @@ from tutelage.rollout import Limits, PairedEngine, uniforms
 from tutelage.rollout.decoding import drafts
 from tutelage.types import Prompt, Rollout
 
+pytestmark = pytest.mark.rollouts
+
 POLICIES: list[Policy] = [
     TrustRegion(kl_radius=0.01),
     TrustRegion(kl_radius=0.2),

@@ -17,6 +17,8 @@ from tutelage.policies import Policy, Student, TrustRegion
 from tutelage.rollout import Limits, PairedEngine
 from tutelage.types import Batch, Prompt, Rollout
 
+pytestmark = pytest.mark.rollouts
+
 PROMPTS = [
     Prompt([1, 2, 3]),
     Prompt([4], teacher_tokens=[9, 10], teacher_name="code"),
