@@ -240,6 +240,7 @@ def test_a_member_of_ones_own_is_found_by_name_trained_and_opened(
     assert opened.trainable.parameters().keys() == changed
 
 
+@pytest.mark.runs
 def test_what_learns_is_named_with_its_fields(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_run_file(tmp_path, steps=1)
     by_name, in_short = (

@@ -26,6 +26,7 @@ def test_known_architectures_are_recognised_and_others_left_alone(architecture: 
     assert not plain.uses_fast_forward
 
 
+@pytest.mark.sweeps
 @pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
 @torch.no_grad()
 def test_packed_sequences_equal_the_modules_forward(architecture: str, dtype: torch.dtype) -> None:

@@ -55,6 +55,7 @@ def test_every_student_is_read_back_as_it_is(student: LanguageModel, tmp_path: P
     assert all(torch.equal(weight, before[name]) for name, weight in student.module.state_dict().items())
 
 
+@pytest.mark.sweeps
 def test_an_architecture_whose_files_have_other_names_is_read_back(architecture: str, tmp_path: Path) -> None:
     for number, tie in enumerate((True, False)):
         model = student_of(make_model(architecture, vocab_size=264, tie=tie, dtype=torch.float32))

@@ -73,6 +73,7 @@ def test_the_reference_reads_what_it_should(models: ModelSet, rollouts: list[Rol
         torch.testing.assert_close(rollout.reference.tail_logprobs_T.exp(), tail)
 
 
+@pytest.mark.sweeps
 @pytest.mark.parametrize("divergence", [FULL, RENORMALISED], ids=["full", "renormalised"])
 @pytest.mark.parametrize(
     "target", [Extrapolated(1.25), SelfPast(0.4), Bridge(0.6), Bridge(0.6, detach=False)], ids=repr
