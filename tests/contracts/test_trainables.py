@@ -219,6 +219,27 @@ def test_a_snapshot_stays_what_the_student_was(settings: TrainableSettings) -> N
     assert not torch.equal(logprobs(snapshot), logprobs(model)), "it was a copy"
 
 
+@pytest.mark.parametrize("is_fast", [True, False], ids=["our forward", "the module's"])
+@pytest.mark.parametrize("autocast", [None, torch.bfloat16], ids=str)
+@every_member
+def test_a_snapshot_reads_beside_a_student_whose_weights_are_fixed(
+    settings: TrainableSettings, autocast: torch.dtype | None, is_fast: bool
+) -> None:
+    """Neither reads what was kept of the other's weights: copies in the type of autocast, or norms."""
+    model = learner(settings, dtype=torch.float32)
+    shake(model, 1)
+    model.enable_grad()
+    snapshot = reference_snapshot(model)
+    shake(model, 2)
+    for each in (model, snapshot):
+        each.autocast, each.fast_forward = autocast, is_fast
+    expected = [logprobs(model), logprobs(snapshot)]
+    assert not torch.equal(*expected)
+    with model.weights_fixed():
+        found = [logprobs(each) for each in (model, snapshot, model, snapshot)]
+    assert all(torch.equal(one, other) for one, other in zip(found, expected * 2, strict=True))
+
+
 @pytest.mark.runs
 def test_a_member_of_ones_own_is_found_by_name_trained_and_opened(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

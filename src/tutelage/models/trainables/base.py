@@ -66,14 +66,19 @@ class Trainable(ABC):
     def replaced_by(self, state: Mapping[str, Tensor]) -> Iterator[None]:
         """Other values in the place of these for a while; a graph that was made before is not disturbed.
 
-        A graph keeps the tensors that it was made with, and these are put aside and not written to.
+        A graph keeps the tensors that it was made with, and these are put aside and not written to. Nor is what is kept
+        of these, as inside `weights_fixed`, taken for the others'.
         """
         own = {name: weight.data for name, weight in self.parameters().items()}
+        keeps_casts = torch.is_autocast_cache_enabled()
         try:
+            # Autocast knows a weight that it has cast by its object, whatever the values.
+            torch.set_autocast_cache_enabled(False)
             self._put_in_place(state)
             yield
         finally:
             self._put_in_place(own)
+            torch.set_autocast_cache_enabled(keeps_casts)
 
     def _put_in_place(self, state: Mapping[str, Tensor]) -> None:
         for name, weight in self.parameters().items():

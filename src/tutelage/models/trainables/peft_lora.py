@@ -144,6 +144,18 @@ class PeftLora(Trainable):
             self.module.train()  # then peft drops the norms
             self.module.eval()
 
+    @contextmanager
+    def replaced_by(self, state: Mapping[str, Tensor]) -> Iterator[None]:
+        """See `Trainable.replaced_by`; DoRA's norms that are kept are dropped, and made anew afterwards."""
+        with super().replaced_by(state):
+            if not self.is_dora:
+                yield
+                return
+            from peft.helpers import DoraCaching
+
+            with DoraCaching(enabled=False):
+                yield
+
     def obstacle(self, switch: str) -> str | None:
         if not (self.is_dora and switch in ("rollout.compile", "runtime.compile")):
             return None
