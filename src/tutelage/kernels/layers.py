@@ -19,7 +19,8 @@ def layer_kernels(states: Tensor) -> ModuleType | None:
 
     A gradient needs what the plain form keeps, and float64 asks for more than kernels sum in.
     """
-    if torch.is_grad_enabled() or states.dtype not in TYPES or not has_kernels(states.device):
+    # The cheapest question comes first: on a CPU it is asked for each small operation of every step.
+    if not states.is_cuda or torch.is_grad_enabled() or states.dtype not in TYPES or not has_kernels(states.device):
         return None
     from tutelage.kernels import triton_layers
 
