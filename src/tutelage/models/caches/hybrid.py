@@ -96,8 +96,9 @@ class HybridCache(ContiguousCache):
             f"{lengths_B.tolist()}: the states in between were not kept"
         )
         unread: dict[int, list[tuple[Tensor, Tensor, States]]] = {}
+        device = next(iter(self.states.values()))[0].device  # sent there once, and not for each layer
         for num_read in read_B[read_B < self.num_since].unique().tolist():
-            rows_R = (read_B == num_read).nonzero()[:, 0]
+            rows_R = (read_B == num_read).nonzero()[:, 0].to(device)
             for layer, states in self.states.items():
                 known = self.after[layer][num_read - 1] if num_read else self._kept_of(layer)
                 if known is not None:
@@ -107,7 +108,7 @@ class HybridCache(ContiguousCache):
                 given_RTE = given_BTE.index_select(0, rows_R.to(given_BTE.device))
                 unread.setdefault(layer, []).append((rows_R, given_RTE, _rows(self._kept_of(layer), rows_R)))
         if bool(is_new_B.any()):
-            self._clear(is_new_B.nonzero()[:, 0])
+            self._clear(is_new_B.nonzero()[:, 0].to(device))
         self.fill(self.states, lengths_B)
         self.unread = unread
 
