@@ -86,17 +86,18 @@ class EditingEngine:
         """The answers after one more round."""
         branches = list(self._branches(policy, request, answers))
         continued = self._continued(request, answers, branches, number)
-        found, changed = list(answers), list[tuple[_Branch, Rollout]]()
+        changed = []
         for branch in branches:
             made, rest = answers[branch.place].rollout, continued.get(branch.place)
             tokens = branch.kept + ([] if rest is None else rest.response_tokens[: branch.room])
             is_whole = rest is not None and rest.finished and len(rest) <= branch.room
             finished = is_whole or branch.kept[-1] == self.models.vocabulary.stop_id
-            prompt = Prompt(made.prompt_tokens, made.teacher_prompt_tokens, teacher_name=made.teacher_name)
             places = {"prompt_index": made.prompt_index, "sample_index": made.sample_index}
             unread = torch.full((len(tokens),), math.nan)
-            changed.append((branch, Rollout.answer_to(prompt, tokens, unread, finished=finished, **places)))
-        for (branch, _), rollout in zip(changed, self._read([rollout for _, rollout in changed]), strict=True):
+            prompt = request.prompts[made.prompt_index]
+            changed.append(Rollout.answer_to(prompt, tokens, unread, finished=finished, **places))
+        found = list(answers)
+        for branch, rollout in zip(branches, self._read(changed), strict=True):
             found[branch.place] = _Edited(rollout, branch.forced, len(branch.kept))
         return found
 
