@@ -104,7 +104,8 @@ class EditingEngine:
     def _branches(self, policy: Intervention, request: Request, answers: Sequence[_Edited]) -> Iterator[_Branch]:
         """Where each answer is changed; none for one that agrees with its teacher wherever it may be changed."""
         scorer = LocalScorer(self.models.teachers, self.models.vocabulary, self.limits.score_tokens)
-        read = scorer.score([each.rollout for each in answers], keep_hidden=True)
+        forces = policy.token == "teacher"
+        read = scorer.score([each.rollout for each in answers], keep_hidden=forces)
         if not any(map(len, read)):
             return
         for place, kl_T in enumerate(torch.split(recorded_kl(Batch(read), reverse=True), [len(each) for each in read])):
@@ -115,7 +116,7 @@ class EditingEngine:
             if not float(kl_T[at]) > policy.min_divergence:
                 continue
             kept, forced = each.rollout.response_tokens[: at + 1], each.forced
-            if policy.token == "teacher":
+            if forces:
                 kept, forced = [*kept[:-1], self._favourite(read[place], at)], forced | {at}
             yield _Branch(place, kept, forced, request.max_new_tokens - len(kept))
 
