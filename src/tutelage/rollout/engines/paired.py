@@ -142,12 +142,13 @@ class PairedEngine:
             return []
         rollouts: list[Rollout] = []
         names = [prompt.teacher_name if policy.needs_teacher else None for prompt in prompts]
-        for name in dict.fromkeys(names):
-            places = [place for place, named in enumerate(names) if named == name]
-            # A prompt's stream is its place among all prompts, whichever teacher it has.
-            own = [replace(prompts[i], stream=prompts[i].stream_at(i)) for i in places]
-            made = self._decode(policy, name, replace(request, prompts=own))
-            rollouts += [replace(rollout, prompt_index=places[rollout.prompt_index]) for rollout in made]
+        with self.student.weights_fixed():
+            for name in dict.fromkeys(names):
+                places = [place for place, named in enumerate(names) if named == name]
+                # A prompt's stream is its place among all prompts, whichever teacher it has.
+                own = [replace(prompts[i], stream=prompts[i].stream_at(i)) for i in places]
+                made = self._decode(policy, name, replace(request, prompts=own))
+                rollouts += [replace(rollout, prompt_index=places[rollout.prompt_index]) for rollout in made]
         return sorted(rollouts, key=lambda rollout: (rollout.prompt_index, rollout.sample_index))
 
     def score(self, rollouts: Sequence[Rollout], *, keep_hidden: bool = False) -> list[Rollout]:
@@ -195,5 +196,4 @@ class PairedEngine:
             prefill_tokens=self.limits.score_tokens,
             draft_length=None if teacher is None else self._draft_lengths.for_call(name),
         )
-        with self.student.weights_fixed():
-            return Decoding(self.student, teacher, self.vocabulary, policy, request, settings).run()
+        return Decoding(self.student, teacher, self.vocabulary, policy, request, settings).run()
