@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -94,7 +95,7 @@ class LanguageModel:
         """Where the head lives; tokens are sent there."""
         return next(self._head.parameters()).device
 
-    @property
+    @cached_property
     def config(self) -> Any:
         """The text configuration (multimodal models keep it one level down)."""
         return self.module.config.get_text_config()
