@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import tomllib
 from dataclasses import replace
 from pathlib import Path
@@ -84,6 +85,8 @@ def test_a_recipe_opens_with_what_it_is(recipe: Path) -> None:
         assert "Plain on-policy distillation" in lines[0]
     else:
         assert "Differs from plain OPD (opd.toml)" in text
+        size = tomllib.loads(recipe.read_text())["rollout"]["prompts_per_step"]
+        assert size == 64 or f"{size} prompts" in text or re.search(r"\(opd\.toml\): as \w+\.toml, with", text)
 
 
 def method_of(name: str) -> Recipe:
