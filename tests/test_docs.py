@@ -209,6 +209,15 @@ def test_run_files_in_the_text_are_valid(page: Path) -> None:
 
 
 @page
+def test_tables_have_a_heading(page: Path) -> None:
+    """A row after a blank line would be shown as text."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    for table in re.findall(r"(?:^\|.*\n)+", text, flags=re.MULTILINE):
+        _, *lines = table.splitlines()
+        assert lines and re.fullmatch(r"\|(-+\|)+", lines[0]), table
+
+
+@page
 def test_python_in_the_text_compiles(page: Path) -> None:
     for block in blocks(page, "python"):
         compile(block, page.name, "exec")
