@@ -42,7 +42,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoModelForCausalLM, GenerationConfig, Qwen3Config, Qwen3ForCausalLM
+from transformers import AutoModelForCausalLM, GenerationConfig
 from transformers.generation import ContinuousBatchingConfig
 
 from constant_hazard import ConstantHazardHead
@@ -60,6 +60,7 @@ from measuring import (
     wide_console,
     write_json,
 )
+from random_models import QWEN3, VOCABULARY, Shape, random_module
 from tutelage.demo import make_problems, student_path, teacher_path
 from tutelage.models import LanguageModel, load_language_model, load_tokenizer
 from tutelage.policies import Policy, Student, TrustRegion
@@ -79,20 +80,6 @@ MEAN_SHARE = 4  # the mean answer would be the limit's quarter, were there no li
 CONTINUOUS_PROMPTS = 128
 
 GPU_ROWS, GPU_PROMPT_TOKENS, GPU_NEW_TOKENS = 64, 128, 1024
-# Shapes of the published configurations.
-QWEN3_1_7B: dict[str, Any] = {
-    "hidden_size": 2048,
-    "intermediate_size": 6144,
-    "num_hidden_layers": 28,
-    "num_attention_heads": 16,
-}
-QWEN3_8B: dict[str, Any] = {
-    "hidden_size": 4096,
-    "intermediate_size": 12288,
-    "num_hidden_layers": 36,
-    "num_attention_heads": 32,
-}
-QWEN3_VOCABULARY = 151_936
 
 LOCKSTEP, STUDENT = "lock-step", "student"
 SELF_CHOSEN = ("auto", "estimated")
@@ -604,28 +591,14 @@ def vocabulary_section(options: argparse.Namespace, console: Console) -> list[di
     """Where the policy is what costs: unrelated models whose logits are spread like real ones, 2 and 4 small layers."""
     models = []
     for number, (name, num_layers) in enumerate((("student", 2), ("teacher", 4))):
-        config = Qwen3Config(
-            hidden_size=128,
-            intermediate_size=256,
-            num_hidden_layers=num_layers,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            head_dim=32,
-            vocab_size=QWEN3_VOCABULARY,
-            tie_word_embeddings=True,
-            eos_token_id=None,
-            bos_token_id=None,
-            pad_token_id=None,
-        )
-        torch.manual_seed(number)
-        module = Qwen3ForCausalLM(config).eval().requires_grad_(False)
+        shape = Shape(128, num_layers, 4, 256, num_key_value_heads=2, head_dim=32)
+        module = random_module(shape, device="cpu", dtype=torch.float32, seed=number)
         torch.nn.init.constant_(module.model.norm.weight, 10.0)
-        module.generation_config.eos_token_id = None
         models.append(LanguageModel(module, name=name, compile=options.compile))
     rows, new_tokens = 4, 24 if options.quick else 48
     seconds = [single_token_seconds(model, rows, options.clock) for model in models]
     pair = Pair(models[0], models[1], 4, seconds[1] / seconds[0])
-    shown = trb_table(f"{QWEN3_VOCABULARY} words, two small random models, {new_tokens} new tokens")
+    shown = trb_table(f"{VOCABULARY} words, two small random models, {new_tokens} new tokens")
     prompts = [[1 + place, 2, 3, 4] for place in range(rows)]
     records = measure_trb(pair, prompts, rows, RADII[1:2], new_tokens, options, shown)
     console.print(shown)
@@ -637,10 +610,10 @@ def vocabulary_section(options: argparse.Namespace, console: Console) -> list[di
 
 def gpu_section(options: argparse.Namespace, console: Console) -> list[dict[str, Any]]:
     """The trust-region table at the size people train."""
-    pair = random_pair(torch.device("cuda"), options.compile)
+    pair = random_pair(options.compile)
     generator = torch.Generator().manual_seed(PROMPT_SEED)
     shape = (GPU_ROWS, GPU_PROMPT_TOKENS)
-    prompts = torch.randint(0, QWEN3_VOCABULARY, shape, generator=generator).tolist()
+    prompts = torch.randint(0, VOCABULARY, shape, generator=generator).tolist()
     new_tokens = 128 if options.quick else GPU_NEW_TOKENS
     radii = RADII[1:2] if options.quick else RADII
     shown = trb_table(f"Qwen3-1.7B and 8B shapes, random bfloat16 weights, {new_tokens} new tokens")
@@ -649,38 +622,18 @@ def gpu_section(options: argparse.Namespace, console: Console) -> list[dict[str,
     return records
 
 
-def random_pair(device: torch.device, compiles: bool) -> Pair:
+def random_pair(compiles: bool) -> Pair:
     """Two unrelated random models of the published shapes. They never stop, so every answer has the full length.
 
     Unrelated models are some nats apart at every prefix, more than any budget here, so the trust region binds
     everywhere and acceptance is near its lower end.
     """
-    models: list[LanguageModel] = []
-    for name, shape, is_tied in (("student", QWEN3_1_7B, True), ("teacher", QWEN3_8B, False)):
-        config = Qwen3Config(
-            **shape,
-            num_key_value_heads=8,
-            head_dim=128,
-            vocab_size=QWEN3_VOCABULARY,
-            max_position_embeddings=40_960,
-            tie_word_embeddings=is_tied,
-            eos_token_id=None,
-            bos_token_id=None,
-            pad_token_id=None,
-        )
-        torch.manual_seed(len(models))
-        before = torch.get_default_dtype()
-        torch.set_default_dtype(torch.bfloat16)
-        try:
-            with device:
-                module = Qwen3ForCausalLM(config).eval().requires_grad_(False)
-        finally:
-            torch.set_default_dtype(before)
-        module.generation_config.eos_token_id = None
-        models.append(LanguageModel(module, name=name, compile=compiles))
-    student, teacher = models
+    student, teacher = (
+        LanguageModel(random_module(QWEN3[size], device="cuda", seed=number), name=name, compile=compiles)
+        for number, (name, size) in enumerate((("student", "1.7B"), ("teacher", "8B")))
+    )
     seconds = [single_token_seconds(model, GPU_ROWS, "wall", filled=512) for model in (student, teacher)]
-    return Pair(student, teacher, QWEN3_8B["num_hidden_layers"], seconds[1] / seconds[0])
+    return Pair(student, teacher, QWEN3["8B"].num_hidden_layers, seconds[1] / seconds[0])
 
 
 # ------------------------------------------------------------------------------------------------------- profile
