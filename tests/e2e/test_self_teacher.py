@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from tests.support.objectives import objective_of
+from tests.support.quick_run import metrics
 from tests.support.rollouts import rated
+from tests.support.scored_answers import scored
 from tests.support.tiny_models import make_model
 from tests.support.tiny_run import write_run_file
 from tutelage.config import RunAssembly, build_run, load_config
@@ -20,7 +22,7 @@ from tutelage.errors import ConfigurationError
 from tutelage.losses.distributions import JensenShannon, ReverseKL
 from tutelage.models import LanguageModel, ModelSet, reference_snapshot
 from tutelage.policies import Student
-from tutelage.rollout import LocalScorer, PairedEngine
+from tutelage.rollout import PairedEngine
 from tutelage.training import Observer, Run, train
 from tutelage.types import Prompt
 
@@ -44,7 +46,7 @@ def made(path: Path, *overrides: str, resume: bool = False) -> Run:
 
 
 def losses(folder: Path) -> list[float]:
-    return [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [record["loss"] for record in metrics(folder)]
 
 
 @pytest.mark.parametrize("what_learns", [[], [LORA]], ids=["all weights", "adapter"])
@@ -79,8 +81,7 @@ def test_a_teacher_that_follows_is_resumed_as_it_was(run_file: Path, what_learns
 def test_such_a_teacher_can_help_to_draw(run_file: Path, what_learns: list[str]) -> None:
     run = made(run_file, *what_learns, *MOVING, "policy={name='trust_region', kl_radius=0.05}", "steps=2")
     train(run, Observer())
-    first = json.loads((run_file.parent / "run/metrics.jsonl").read_text().splitlines()[0])
-    assert first["blend_mean"] > 0
+    assert metrics(run_file.parent / "run")[0]["blend_mean"] > 0
 
 
 @pytest.mark.parametrize(
@@ -137,8 +138,7 @@ def own_models() -> ModelSet:
 
 def answered(models: ModelSet, *prompts: Prompt) -> list[Any]:
     engine = PairedEngine(models.student, models.teachers)
-    drawn = engine.generate(Student(), list(prompts), max_new_tokens=6, num_samples=2)
-    return LocalScorer(models.teachers, models.vocabulary, 1000).score(drawn)
+    return scored(models, engine.generate(Student(), list(prompts), max_new_tokens=6, num_samples=2))
 
 
 @pytest.mark.parametrize(

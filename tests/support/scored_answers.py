@@ -1,10 +1,14 @@
-"""Answers to two prompts, for a teacher to score."""
+"""Answers to two prompts, for a teacher to score, and answers that one has scored."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 
 from tests.support.rollouts import rollout_of
+from tutelage.models import ModelSet
+from tutelage.rollout import LocalScorer
 from tutelage.types import Prompt, Rollout
 
 PROMPT, OTHER = Prompt([1, 2, 3], teacher_tokens=[9, 1, 2, 3]), Prompt([4])
@@ -24,3 +28,8 @@ def answers() -> list[Rollout]:
                 )
             )
     return made
+
+
+def scored(models: ModelSet, rollouts: Sequence[Rollout]) -> list[Rollout]:
+    """As the teachers here read them."""
+    return LocalScorer(models.teachers, models.vocabulary, 1000).score(rollouts)

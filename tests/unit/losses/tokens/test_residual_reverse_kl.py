@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any
 
 import pytest
 import torch
@@ -11,13 +10,14 @@ from torch import Tensor
 
 from tests.support.objectives import objective_of
 from tests.support.rollouts import rated
+from tests.support.scored_answers import scored
 from tests.support.tiny_models import make_model
 from tutelage.losses import TokenFacts, TokenLoss, UnionTopK
 from tutelage.losses.distributions import ReverseKL
 from tutelage.losses.support import StudentTopK, Support, TeacherTopK
 from tutelage.losses.tokens import ResidualReverseKL, SampledReverseKL
 from tutelage.policies import Student
-from tutelage.rollout import LocalScorer, PairedEngine
+from tutelage.rollout import PairedEngine
 from tutelage.types import DenseTarget
 
 P, Q = torch.tensor([[0.5, 0.3, 0.15, 0.05], [0.6, 0.1, 0.2, 0.1]], dtype=torch.float64)
@@ -142,7 +142,7 @@ def test_models_give_the_same_estimate_however_its_support_is_found() -> None:
     student = make_model("qwen3", vocab_size=24, stop_ids=7, seed=1)
     engine = PairedEngine(student, make_model("qwen3", vocab_size=24, stop_ids=7, seed=2), support_size=3)
     made = engine.generate(Student(), [[1, 2, 3], [4]], max_new_tokens=8, num_samples=2)
-    scored = rated(engine_scored(engine, made))
+    batch = rated(scored(engine.models, made))
     inside = [(r.support_ids == torch.tensor(r.response_tokens)[:, None]).any(-1) for r in made]
     assert {bool(each) for each in torch.cat(inside)} == {True, False}
     found = {}
@@ -150,7 +150,7 @@ def test_models_give_the_same_estimate_however_its_support_is_found() -> None:
         engine.student.module.zero_grad()
         loss = objective_of(
             engine.models, ResidualReverseKL("student_top_k", 3), form=form, chunk_tokens=chunk
-        ).backward(scored)
+        ).backward(batch)
         weight = next(iter(engine.student.module.parameters())).grad
         assert weight is not None
         found[form, chunk] = (loss.loss, weight.clone())
@@ -158,7 +158,3 @@ def test_models_give_the_same_estimate_however_its_support_is_found() -> None:
     for value, gradient in found.values():
         assert value == pytest.approx(first[0], rel=1e-6)
         torch.testing.assert_close(gradient, first[1], rtol=1e-4, atol=1e-6)
-
-
-def engine_scored(engine: PairedEngine, made: list[Any]) -> list[Any]:
-    return LocalScorer(engine.models.teachers, engine.models.vocabulary, 1000).score(made)

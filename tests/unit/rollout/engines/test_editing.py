@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from tests.support.rollouts import rollout_of
+from tests.support.scored_answers import scored
 from tests.support.tiny_models import make_model
 from tutelage.errors import ConfigurationError
 from tutelage.models import LanguageModel
 from tutelage.policies import Intervention, Student
-from tutelage.rollout import EditingEngine, LocalScorer, PairedEngine, Request
-from tutelage.types import Batch, Prompt, Rollout
+from tutelage.rollout import EditingEngine, PairedEngine, Request
+from tutelage.types import Batch, Prompt
 from tutelage.weighting import recorded_kl
 
 LIMIT = 12
@@ -32,10 +33,6 @@ def editing(paired: PairedEngine) -> EditingEngine:
     return EditingEngine(paired.models, paired, support_size=3)
 
 
-def scored(paired: PairedEngine, rollouts: list[Rollout]) -> list[Rollout]:
-    return LocalScorer(paired.models.teachers, paired.models.vocabulary, 1000).score(rollouts)
-
-
 def logprobs(paired: PairedEngine, model: LanguageModel, prompt: list[int], response: list[int]) -> torch.Tensor:
     """Naively: [T, V]."""
     with torch.no_grad():
@@ -46,7 +43,7 @@ def logprobs(paired: PairedEngine, model: LanguageModel, prompt: list[int], resp
 def test_one_token_is_the_teachers_and_what_stands_before_it_stays(paired: PairedEngine) -> None:
     drawn, made = paired.answer(Student(), REQUEST), editing(paired).answer(Intervention(), REQUEST)
     places = set()
-    for before, after, read in zip(drawn, made, scored(paired, drawn), strict=True):
+    for before, after, read in zip(drawn, made, scored(paired.models, drawn), strict=True):
         at = int(recorded_kl(Batch([read]), reverse=True).argmax())
         places.add(at)
         old, new = before.response_tokens, after.response_tokens
@@ -74,7 +71,7 @@ def test_what_follows_is_drawn_anew_and_from_the_student(paired: PairedEngine) -
     drawn = paired.answer(Student(), REQUEST)
     made = editing(paired).answer(Intervention(token="student"), REQUEST)
     new_tails = 0
-    for before, after, read in zip(drawn, made, scored(paired, drawn), strict=True):
+    for before, after, read in zip(drawn, made, scored(paired.models, drawn), strict=True):
         at = int(recorded_kl(Batch([read]), reverse=True).argmax())
         assert after.response_tokens[: at + 1] == before.response_tokens[: at + 1]
         assert after.blend is not None and not after.blend.any()
