@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from tutelage.config import build_run, load_config, resolve_config
 from tutelage.errors import ConfigurationError, ModelError, RewardError, RunInterrupted
 from tutelage.rewards import REWARDS, Answers, Judge, Reward, Setting
 from tutelage.training import Observer, read_state, train
+from tutelage.training.checkpoint_files import MANIFEST, fingerprint_of
 
 CONSTRAINED = """
 [[reward]]
@@ -38,6 +40,25 @@ thresholds = { tokens = 0.2 }
 """
 
 
+def ended(
+    folder: Path,
+    tables: str,
+    steps: int,
+    *overrides: str,
+    stop_at: int | None = None,
+    meanwhile: Callable[[Path], object] = lambda run_file: None,
+) -> Path:
+    """The folder of a run that is over; stopped after a step, and `meanwhile` done, it was resumed."""
+    folder.mkdir()
+    path = write_run_file(folder, tables, steps=steps)
+    if stop_at is not None:
+        with pytest.raises(RunInterrupted):
+            train(made(path, *overrides), StopAt(stop_at))
+        meanwhile(path)
+    train(made(path, *overrides, resume=stop_at is not None), Observer())
+    return folder / "run"
+
+
 def test_rewards_are_metrics_and_stand_beside_the_samples(tmp_path: Path) -> None:
     train(made(write_run_file(tmp_path, CONSTRAINED, steps=2)), Observer())
     explained = (Path(__file__).parents[2] / "docs/usage/metrics.md").read_text()
@@ -55,61 +76,51 @@ def test_rewards_are_metrics_and_stand_beside_the_samples(tmp_path: Path) -> Non
 
 
 def test_what_nothing_learns_from_changes_no_weight(tmp_path: Path) -> None:
-    runs = {}
-    for name, tables in (("plain", ""), ("rated", CONSTRAINED)):
-        (tmp_path / name).mkdir()
-        train(made(write_run_file(tmp_path / name, tables, steps=2)), Observer())
-        runs[name] = metrics(tmp_path / name / "run")
-    for plain, rated in zip(runs["plain"], runs["rated"], strict=True):
+    runs = [metrics(ended(tmp_path / name, tables, 2)) for name, tables in (("plain", ""), ("rated", CONSTRAINED))]
+    for plain, rated in zip(*runs, strict=True):
         assert {name: rated[name] for name in plain} | {"reward": rated["correct"]} == plain
 
 
 def test_a_resumed_run_has_the_same_multipliers_and_bytes(tmp_path: Path) -> None:
-    files = {}
-    for name in ("whole", "resumed"):
-        (tmp_path / name).mkdir()
-        path = write_run_file(tmp_path / name, CONSTRAINED, steps=4)
-        if name == "resumed":
-            with pytest.raises(RunInterrupted):
-                train(made(path), StopAt(1))
-        train(made(path, resume=name == "resumed"), Observer())
-        files[name] = metrics(tmp_path / name / "run")
-        state = read_state(tmp_path / name / "run/checkpoints/step-000004").rating
+    whole, resumed = ended(tmp_path / "whole", CONSTRAINED, 4), ended(tmp_path / "resumed", CONSTRAINED, 4, stop_at=1)
+    assert metrics(whole) == metrics(resumed)
+    checkpoints = [run / "checkpoints/step-000004" for run in (whole, resumed)]
+    for checkpoint in checkpoints:
+        state = read_state(checkpoint).rating
         assert set(state) == {"u", "velocity"} and state["u"]["tokens"] != 0
-    assert files["whole"] == files["resumed"]
-    one, other = (
-        (tmp_path / name / "run/checkpoints/step-000004/trainer.json").read_bytes() for name in ("whole", "resumed")
-    )
+    one, other = ((checkpoint / "trainer.json").read_bytes() for checkpoint in checkpoints)
     assert one == other
 
 
 def test_what_a_student_learns_from_combined_rewards_is_resumed_to_the_same_bytes(tmp_path: Path) -> None:
     """Multipliers decide about rewards, these about weights, and weights about the next rewards."""
     loss = '[[loss]]\nname = "clipped_surrogate"\nadvantage = { name = "group_reward", scale = "none" }\n'
+    common = ["policy=student", "optimizer.warmup_steps=0", "rollout.samples_per_prompt=4"]
     weights = {}
-    for name in ("whole", "resumed", "otherwise"):
-        (tmp_path / name).mkdir()
-        path = write_run_file(tmp_path / name, CONSTRAINED + loss, steps=4)
-        more = ["policy=student", "optimizer.warmup_steps=0", "rollout.samples_per_prompt=4"]
-        more += ["reward_combination.thresholds={tokens=0.9}"] if name == "otherwise" else []
-        if name == "resumed":
-            with pytest.raises(RunInterrupted):
-                train(made(path, *more), StopAt(1))
-        train(made(path, *more, resume=name == "resumed"), Observer())
-        weights[name] = (tmp_path / name / "run/checkpoints/step-000004/model.safetensors").read_bytes()
+    for name, stop_at, more in (
+        ("whole", None, []),
+        ("resumed", 1, []),
+        ("otherwise", None, ["reward_combination.thresholds={tokens=0.9}"]),
+    ):
+        run = ended(tmp_path / name, CONSTRAINED + loss, 4, *common, *more, stop_at=stop_at)
+        weights[name] = (run / "checkpoints/step-000004/model.safetensors").read_bytes()
         assert (tmp_path / name / "student/model.safetensors").read_bytes() != weights[name]
     assert weights["whole"] == weights["resumed"] != weights["otherwise"]
 
 
 def test_a_checkpoint_from_before_there_were_rewards_is_resumed(tmp_path: Path) -> None:
-    path = write_run_file(tmp_path, steps=4)
-    with pytest.raises(RunInterrupted):
-        train(made(path), StopAt(1))
-    checkpoint = tmp_path / "run/checkpoints/step-000002"
-    state = json.loads((checkpoint / "trainer.json").read_text())
-    assert state.pop("rating") == {}
-    (checkpoint / "trainer.json").write_text(json.dumps(state))
-    assert read_state(checkpoint).step == 2
+    def without_rating(run_file: Path) -> None:
+        checkpoint = run_file.parent / "run/checkpoints/step-000002"
+        state = json.loads((checkpoint / "trainer.json").read_text())
+        assert state.pop("rating") == {}
+        (checkpoint / "trainer.json").write_text(json.dumps(state))
+        manifest = json.loads((checkpoint / MANIFEST).read_text())
+        manifest["trainer.json"] = fingerprint_of(checkpoint / "trainer.json")
+        (checkpoint / MANIFEST).write_text(json.dumps(manifest))
+        assert read_state(checkpoint).step == 2
+
+    whole = ended(tmp_path / "whole", "", 4)
+    assert metrics(ended(tmp_path / "resumed", "", 4, stop_at=1, meanwhile=without_rating)) == metrics(whole)
 
 
 # --- rewards that fail -----------------------------------------------------------------------------------------------
@@ -182,19 +193,16 @@ def test_a_function_that_fails_is_corrected_and_the_run_goes_on(
 
 
 def test_a_reward_model_rates_a_run_that_resumes_to_the_same_bytes(tmp_path: Path) -> None:
-    model, files = save_reward_model(tmp_path / "rm"), {}
+    model = save_reward_model(tmp_path / "rm")
     tables = f'[[reward]]\nname = "reward_model"\npath = "{model}"\n'
-    for name in ("whole", "resumed"):
-        (tmp_path / name).mkdir()
-        path = write_run_file(tmp_path / name, tables, steps=3)
-        if name == "resumed":
-            with pytest.raises(RunInterrupted):
-                train(made(path), StopAt(1))
-            path.write_text(path.read_text().replace(str(model), str(model.rename(tmp_path / "moved"))))
-        train(made(path, resume=name == "resumed"), Observer())
-        files[name] = metrics(tmp_path / name / "run")
-    assert files["whole"] == files["resumed"] and files["whole"][0]["reward_std/reward_model"] > 0
-    recorded = json.loads((tmp_path / "whole/run/fingerprints.json").read_text())["inputs"]["rewards"]
+
+    def move(path: Path) -> None:
+        path.write_text(path.read_text().replace(str(model), str(model.rename(tmp_path / "moved"))))
+
+    whole = ended(tmp_path / "whole", tables, 3)
+    resumed = ended(tmp_path / "resumed", tables, 3, stop_at=1, meanwhile=move)
+    assert metrics(whole) == metrics(resumed) and metrics(whole)[0]["reward_std/reward_model"] > 0
+    recorded = json.loads((whole / "fingerprints.json").read_text())["inputs"]["rewards"]
     assert set(recorded) == {"reward_model"} and recorded["reward_model"]["weights"].startswith("sha256")
 
 
