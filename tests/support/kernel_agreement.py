@@ -158,6 +158,11 @@ def compositions(num_rows: int, vocabulary_size: int) -> dict[str, Composition]:
     }
 
 
+def teacher_of(composition: Composition, student: Tensor, teacher: Tensor) -> Tensor:
+    """The other side of a composition: a temperature alone has no teacher, and reads the student twice."""
+    return student if composition.temperature != 1 and composition.top_k is None else teacher
+
+
 def assert_compose_alike(name: str, student: Tensor, teacher: Tensor, every: int = 1, first: int = 0) -> None:
     """Every n-th composition in one program per row against whole rows in plain torch: numbers, tokens and verdicts."""
     from tutelage.kernels import triton_kernels
@@ -169,7 +174,7 @@ def assert_compose_alike(name: str, student: Tensor, teacher: Tensor, every: int
     for label, composition in list(compositions(*student.shape).items())[first % every :: every]:
         if isinstance(composition.blend, Tensor):
             composition = Composition(blend=composition.blend.to(student.device))
-        own_teacher = student if composition.temperature != 1 and composition.top_k is None else teacher
+        own_teacher = teacher_of(composition, student, teacher)
         rows = composition.rows(student, own_teacher)
         expected = composition.sums(student, own_teacher, rows)
         sums, tokens = triton_kernels.draw_composed(composition, student, own_teacher, uniforms)
@@ -220,7 +225,7 @@ def assert_lawful(device: str, num_strata: int, every: int = 1) -> None:
     for label, composition in list(compositions(1, 5).items())[::every]:
         if isinstance(composition.blend, Tensor):
             continue
-        q = student if composition.temperature != 1 and composition.top_k is None else teacher
+        q = teacher_of(composition, student, teacher)
         mu = composition.rows(student[None], q[None]).logprobs_BV[0].double().exp()
         rows = [side.expand(num_strata, -1).contiguous() for side in (student, q)]
         _, tokens = triton_kernels.draw_composed(composition, *rows, strata)

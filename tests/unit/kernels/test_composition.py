@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.support.kernel_agreement import compositions
+from tests.support.kernel_agreement import compositions, teacher_of
 from tests.support.rows import related_rows
 from tutelage import kernels
 from tutelage.kernels import Composition, reference
@@ -20,11 +20,11 @@ every_composition = pytest.mark.parametrize("label", LABELS)
 
 
 def some_rows(label: str, dtype: torch.dtype = torch.float32) -> tuple[Composition, Tensor, Tensor]:
-    """A composition, and rows with a few tokens that a side forbids; a temperature alone has no teacher."""
+    """A composition, and rows with a few tokens that a side forbids."""
     composition = compositions(NUM_ROWS, VOCABULARY)[label]
     student, teacher = (logits.to(dtype) for logits in related_rows(NUM_ROWS, VOCABULARY, 2.0, seed=3))
     student[:, 5], teacher[:, 7] = -math.inf, -math.inf
-    return composition, student, student if composition.temperature != 1 and composition.top_k is None else teacher
+    return composition, student, teacher_of(composition, student, teacher)
 
 
 @pytest.mark.sweeps
