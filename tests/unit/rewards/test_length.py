@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
-from tests.support.rollouts import rollout_of
+from tests.support.rated_answers import answers_of
 from tutelage.errors import ConfigurationError
-from tutelage.rewards import Answers, Length, Overlong, Reward, Setting
-from tutelage.tasks import Problem
+from tutelage.rewards import Length, Overlong, Reward, Setting
 
 
 def judged(reward: Reward, lengths: list[int], max_new_tokens: int = 100) -> list[float]:
-    rollouts = [rollout_of([1], [2] * size, torch.zeros(size), torch.zeros(size)) for size in lengths]
-    answers = Answers(rollouts, [Problem("p", "q")] * len(lengths), [""] * len(lengths))
-    values: list[float] = reward.opened(Setting(max_new_tokens=max_new_tokens))(answers).tolist()
+    judge = reward.opened(Setting(max_new_tokens=max_new_tokens))
+    values: list[float] = judge(answers_of(["x" * length for length in lengths])).tolist()
     return values
 
 

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from tutelage.errors import ConfigurationError
 from tutelage.rewards.combinations import (
-    COMBINATIONS,
     Combination,
     Constrained,
     Hypervolume,
@@ -331,8 +330,3 @@ def test_an_advantage_with_a_deviation_takes_the_factor_out() -> None:
 def test_refuses_impossible_fields_with_the_reason(make: Any, message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         make()
-
-
-def test_every_member_is_here() -> None:
-    tested = {WeightedSum, NormalisedSum, WorstCase, LowerConfidenceBound, Constrained, PidConstrained, Progress}
-    assert set(COMBINATIONS.values()) == {*tested, Hypervolume}
