@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from tests.support.adapters import SEQUENCES, logprobs
+from tests.support.adapters import SEQUENCES, logprobs, shake
 from tests.support.quick_run import made
 from tests.support.tiny_models import make_model
 from tests.support.tiny_run import write_run_file
@@ -61,13 +61,6 @@ def learner(settings: TrainableSettings, seed: int = 0, **shape: Any) -> Languag
     """A model in float64 in which something learns."""
     module = make_model(initializer_range=0.1, **shape)
     return LanguageModel(module, trainable=settings.put_on(module, Base("base"), seed))
-
-
-def shake(model: LanguageModel, seed: int) -> None:
-    """What learns, as it may be after some training."""
-    generator = torch.Generator().manual_seed(seed)
-    for weight in model.trainable.parameters().values():
-        weight.data += 0.05 * torch.randn(weight.shape, generator=generator, dtype=weight.dtype)
 
 
 def loss(model: LanguageModel) -> Tensor:

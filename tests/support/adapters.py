@@ -29,7 +29,7 @@ def adapted(module: Any, method: Any = "lora", seed: int = 0, **settings: Any) -
 
 
 def shake(model: LanguageModel, seed: int = 0, size: float = 0.05) -> None:
-    """An adapter as it may be after some training."""
+    """What learns, as it may be after some training."""
     generator = torch.Generator().manual_seed(seed)
     for weight in model.trainable_state().values():
         weight.add_(size * torch.randn(weight.shape, generator=generator, dtype=weight.dtype))

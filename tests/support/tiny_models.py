@@ -77,9 +77,10 @@ def make_model(
     return model
 
 
-def rounding(architecture: str) -> float:
+def rounding(architecture: str) -> dict[str, float]:
     """How far apart two ways to compute logits of a float64 model may be; recurrent layers compute in float32."""
-    return 2e-4 if architecture in HYBRIDS else 1e-9
+    tolerance = 2e-4 if architecture in HYBRIDS else 1e-9
+    return {"rtol": tolerance, "atol": tolerance}
 
 
 def pair() -> ModelSet:

@@ -28,7 +28,6 @@ from tutelage.rollout import reading
 from tutelage.rollout.decoding import MAX_DRAFT_LENGTH
 
 END_OF_TEXT, IM_END = 256, 258
-OPENING = "{{- '<|im_start|>assistant\n' -}}"
 
 
 @pytest.fixture

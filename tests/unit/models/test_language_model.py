@@ -31,8 +31,7 @@ def test_ragged_cached_decoding_equals_plain_forwards(architecture: str) -> None
     for row, (sequence, cached) in enumerate(zip(sequences, decode_one_by_one(model, sequences, 3), strict=True)):
         plain = model.module(input_ids=torch.tensor([sequence])).logits[0]
         start = 3 + row
-        close = {"rtol": rounding(architecture), "atol": rounding(architecture)}
-        torch.testing.assert_close(cached, plain[start : start + len(cached)], **close)
+        torch.testing.assert_close(cached, plain[start : start + len(cached)], **rounding(architecture))
 
 
 @torch.no_grad()
@@ -53,8 +52,7 @@ def test_a_rolled_back_draft_leaves_no_trace(architecture: str) -> None:
     hidden = model.hidden_cached(tokens.gather(1, positions), positions, cache, 12)
     plain = model.module(input_ids=tokens).logits
     expected = plain.gather(1, positions[..., None].expand(-1, -1, plain.shape[-1]))
-    close = {"rtol": rounding(architecture), "atol": rounding(architecture)}
-    torch.testing.assert_close(model.logits(hidden), expected, **close)
+    torch.testing.assert_close(model.logits(hidden), expected, **rounding(architecture))
 
 
 @torch.no_grad()
@@ -65,5 +63,6 @@ def test_cache_rows_can_be_repeated_and_dropped(architecture: str) -> None:
     rows = torch.tensor([1, 1, 0])
     cache.select(rows)
     hidden = model.hidden_cached(tokens[rows, 6:], torch.tensor([[6, 7]]).expand(3, 2), cache, 8)
-    close = {"rtol": rounding(architecture), "atol": rounding(architecture)}
-    torch.testing.assert_close(model.logits(hidden), model.module(input_ids=tokens[rows]).logits[:, 6:], **close)
+    torch.testing.assert_close(
+        model.logits(hidden), model.module(input_ids=tokens[rows]).logits[:, 6:], **rounding(architecture)
+    )

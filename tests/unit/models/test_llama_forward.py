@@ -77,7 +77,7 @@ def test_rows_taken_over_by_another_prompt(architecture: str) -> None:
     logits = model.logits(model.hidden_cached(new, positions, cache, 7))
     for row, prompt in enumerate(prompts):
         expected = model.module(input_ids=torch.tensor([[*prompt, *new[row].tolist()]])).logits[0, -3:]
-        torch.testing.assert_close(logits[row], expected, rtol=rounding(architecture), atol=rounding(architecture))
+        torch.testing.assert_close(logits[row], expected, **rounding(architecture))
 
 
 def test_compiling_a_forward_that_is_not_ours_is_refused() -> None:
