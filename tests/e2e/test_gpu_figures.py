@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,12 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parents[2]
-BENCHMARKS = ROOT / "benchmarks"
 
 
 def test_every_section_runs_on_a_cpu(tmp_path: Path) -> None:
     paths = os.pathsep.join([str(ROOT / "src"), *sys.path])
     done = subprocess.run(
-        [sys.executable, str(BENCHMARKS / "gpu.py"), "--tiny", "--json", str(tmp_path / "gpu.json")],
+        [sys.executable, str(ROOT / "benchmarks/gpu.py"), "--tiny", "--json", str(tmp_path / "gpu.json")],
         capture_output=True,
         text=True,
         check=False,
@@ -40,9 +39,8 @@ def test_every_section_runs_on_a_cpu(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    return importlib.import_module("gpu")
+def gpu(benchmark_module: Callable[[str], Any]) -> Any:
+    return benchmark_module("gpu")
 
 
 def test_without_a_gpu_it_says_so_in_one_line(

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,17 +11,10 @@ import torch
 from tests.support.tiny_models import make_model
 from tests.support.tiny_run import make_tokenizer
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
-
-@pytest.fixture(scope="module")
-def real_pair() -> Any:
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
-        import real_pair
-    finally:
-        sys.path.remove(str(BENCHMARKS))
-    return real_pair
+@pytest.fixture
+def real_pair(benchmark_module: Callable[[str], Any]) -> Any:
+    return benchmark_module("real_pair")
 
 
 def test_no_text_and_no_item_is_in_two_sets(real_pair: Any) -> None:

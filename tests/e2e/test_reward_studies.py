@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import itertools
 import math
 from argparse import Namespace
@@ -17,18 +16,10 @@ import torch
 from tutelage.comparison import Plan
 from tutelage.comparison.plan import check_comparable
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-
 
 @pytest.fixture
-def module(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    return importlib.import_module
-
-
-@pytest.fixture
-def rare(module: Callable[[str], Any]) -> Any:
-    return module("rare_solutions")
+def rare(benchmark_module: Callable[[str], Any]) -> Any:
+    return benchmark_module("rare_solutions")
 
 
 def answers_of(rare: Any) -> list[tuple[int, ...]]:
@@ -96,9 +87,9 @@ def test_equal_pass_at_1_is_where_every_run_of_a_seed_gets_to(rare: Any) -> None
 
 
 def test_the_methods_of_the_study_can_be_compared(
-    module: Callable[[str], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    benchmark_module: Callable[[str], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    study = module("reward_study")
+    study = benchmark_module("reward_study")
     plans: list[Plan] = []
     monkeypatch.setattr(study, "run_plan", lambda plan, where, console, **options: plans.append(plan))
     options = Namespace(regime="packaged", choose=False, resume=False, workers=1)
