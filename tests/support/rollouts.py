@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tutelage.diagnostics import METRICS
 from tutelage.types import Batch, Reading, Rollout
 
 
@@ -66,19 +65,6 @@ def make_rollouts(seed: int = 0, lengths: tuple[int, ...] = (7, 1, 12, 5)) -> li
 
 
 KL_RADIUS = 0.02
-
-# Metrics of whole batches and of losses on tokens, which no function of rollouts alone computes.
-_FAMILIES = (
-    "group_share_",
-    "train_pass_at_",
-    "advantage_",
-    "ratio_",
-    "sequence_ratio_",
-    "clip_share_",
-    "correction_",
-)
-OF_BATCHES = {"teacher_support_auroc", "memory_gib", "zero_spread_share"}
-OF_BATCHES |= {name for name in METRICS if name.startswith(_FAMILIES)}
 
 
 def hand_made_rollouts(lengths=(1, 2, 3, 4, 5), seed=0):

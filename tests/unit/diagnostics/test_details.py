@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from tests.support.rollouts import OF_BATCHES, hand_made_rollouts, rollout_of
+from tests.support.metrics import OF_BATCHES
+from tests.support.rollouts import hand_made_rollouts, rollout_of
 from tutelage.diagnostics import METRICS, POSITIONS, detail_metrics, rollout_metrics
 
 

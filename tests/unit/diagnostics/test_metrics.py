@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from tests.support.rollouts import KL_RADIUS, OF_BATCHES, hand_made_rollouts, rollout_of
+from tests.support.metrics import OF_BATCHES
+from tests.support.rollouts import KL_RADIUS, hand_made_rollouts, rollout_of
 from tutelage.diagnostics import METRICS, detail_metrics, rollout_metrics
 from tutelage.errors import DataError
 
