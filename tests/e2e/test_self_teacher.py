@@ -128,7 +128,7 @@ def test_the_doctor_sees_that_the_prompts_are_meant_to_differ(run_file: Path) ->
     assert any("It is 0." in line for line in finding.details)
 
 
-# Facts of the method --------------------------------------------------------------------------------------------------
+# --- facts of the method ---------------------------------------------------------------------------------------------
 
 
 def own_models() -> ModelSet:

@@ -1,4 +1,4 @@
-"""The draws have the laws they promise, by a chi-square test that notices the wrong law; Philox is Philox."""
+"""The draws have the laws they promise, by a chi-square test that notices the wrong law."""
 
 from __future__ import annotations
 

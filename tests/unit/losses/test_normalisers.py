@@ -1,3 +1,5 @@
+"""Over what a loss on sampled tokens is averaged, by hand."""
+
 from __future__ import annotations
 
 import pytest

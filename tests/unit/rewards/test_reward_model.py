@@ -88,7 +88,7 @@ def test_a_template_may_ask_for_the_date(tmp_path: Path) -> None:
     assert setting.clock.was_asked
 
 
-def _rename_head(folder: Path) -> None:
+def _with_another_width(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     config["hidden_size"] = 64
     (folder / "config.json").write_text(json.dumps(config))
@@ -104,7 +104,7 @@ def _rename_head(folder: Path) -> None:
         ),
         (lambda path: save_reward_model(path, vocab_size=200, pad=0), r"has the id 258, and the model 200 rows"),
         (lambda path: path, r"model directory .* does not exist"),
-        (lambda path: _rename_head(save_reward_model(path)), r"the weights of .* are not those of the model"),
+        (lambda path: _with_another_width(save_reward_model(path)), r"the weights of .* are not those of the model"),
     ],
     ids=["several outputs", "a language model", "another tokenizer", "nothing", "other shapes"],
 )

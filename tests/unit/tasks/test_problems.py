@@ -417,7 +417,7 @@ def test_an_answer_that_is_no_number_is_refused(tmp_path: Path, number: str) -> 
         load_problems(path)
 
 
-# What the teacher alone reads -----------------------------------------------------------------------------------------
+# --- what the teacher alone reads ------------------------------------------------------------------------------------
 
 SOLVED = {"problem": "1 + 1?", "answer": "2", "solution": "{prompt} is 2."}
 
