@@ -164,12 +164,10 @@ def collect(
         drawn = drawing.groups(others, first_stream=attempt * len(numbers))
         for place, values in enumerate(drawing.rewards_of(drawn)):
             if len(set(values)) > 1:
-                numbers[flat[place]], groups[flat[place]] = others[place], drawn[place]
-    judged = [
-        replace(each, rollout=replace(each.rollout, prompt_index=slot))
-        for slot, group in enumerate(groups)
-        for each in group
-    ]
+                slot = flat[place]
+                # From now on it is compared with groups of other draws, and told from them by its place.
+                numbers[slot], groups[slot] = others[place], [each.at(slot) for each in drawn[place]]
+    judged = [each for group in groups for each in group]
     rewards = drawing.entries(judged)
     if judged and all(each.verdict is not None for each in judged):
         rewards["correct"] = torch.tensor([float(bool(each.verdict)) for each in judged])
@@ -185,6 +183,10 @@ class _Judged:
     verdict: bool | None
     rated: Mapping[str, float]
     is_own: bool = False
+
+    def at(self, slot: int) -> _Judged:
+        """The same answer to a prompt that is in another place of the step."""
+        return replace(self, rollout=replace(self.rollout, prompt_index=slot))
 
 
 @dataclass(frozen=True)

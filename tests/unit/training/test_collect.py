@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,23 @@ def test_it_is_a_function_of_the_step_and_may_be_shared(run_file: Path) -> None:
     alone, again, shared = batch_of(run, 1), batch_of(run, 1), batch_of(run, 1, map_shards=in_two)
     assert groups_of(alone) == groups_of(again) == groups_of(shared) != groups_of(batch_of(run, 2))
     assert alone.num_redrawn == shared.num_redrawn
+
+
+def test_a_combination_never_takes_answers_to_two_prompts_for_one_group(
+    run_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = run_of(run_file, "rollout.redraws=3", 'reward_combination={name = "normalised_sum"}')
+    rating = run.source.rating
+    assert rating is not None
+    entries, asked = rating.entries, list[Sequence[int]]()
+
+    def spied(found: Any, groups: Sequence[int], step: int) -> Any:
+        asked.append(groups)
+        return entries(found, groups, step)
+
+    monkeypatch.setattr(rating, "entries", spied)
+    assert batch_of(run).num_redrawn > 6, "prompts were drawn more than once"
+    assert all(set(Counter(groups).values()) == {2} for groups in asked), asked
 
 
 def test_where_no_prompt_is_left_what_was_drawn_stays(run_file: Path) -> None:
