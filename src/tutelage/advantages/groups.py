@@ -1,6 +1,6 @@
 """Numbers of answers, compared with those of the other answers to the same prompt.
 
-Axis letters: B answers, N tokens of all answers laid end to end.
+Axis letters: B answers, N tokens of all answers laid end to end. What is compared by `group_...` may be tokens, too.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tutelage.advantages.base import Advantage
-from tutelage.advantages.groups import on_tokens
+from tutelage.advantages.groups import group_deviations, group_means, on_tokens
 from tutelage.errors import ConfigurationError
 from tutelage.types import Batch, Fact
 
@@ -52,17 +52,10 @@ class NormalisedLogRatio(Advantage):
         if self.future:
             returns_N = torch.cat([_with_future(rewards_T) for rewards_T in torch.split(returns_N, batch.lengths)])
         pools_B = batch.prompts_B if self.over == "prompt" else torch.zeros_like(batch.prompts_B)
-        _, pools_N = torch.unique(on_tokens(pools_B, batch), return_inverse=True)
-        num_pools = int(pools_N.max()) + 1
-
-        def pooled(values_N: Tensor) -> Tensor:
-            return values_N.new_zeros(num_pools).index_add(0, pools_N, values_N)
-
-        sizes = pooled(torch.ones_like(returns_N))
-        centred_N = returns_N - (pooled(returns_N) / sizes)[pools_N]
+        pools_N = on_tokens(pools_B, batch)
+        centred_N = returns_N - group_means(returns_N, pools_N)
         if self.divide:
-            deviations = (pooled(centred_N**2) / (sizes - 1).clamp_min(1)).sqrt()
-            centred_N = centred_N / deviations.clamp_min(LEAST_DEVIATION)[pools_N]
+            centred_N = centred_N / group_deviations(returns_N, pools_N).clamp_min(LEAST_DEVIATION)
         return centred_N.to(target_logprobs_N.dtype)
 
 
