@@ -5,12 +5,12 @@ Axis letters: B answers, N tokens of all answers laid end to end, P groups.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from statistics import fmean
 
 import torch
 from torch import Tensor
 
-from tutelage.advantages.groups import group_means, group_sizes, on_tokens
+from tutelage.advantages.groups import group_means, on_tokens
 from tutelage.evaluation import pass_at_k
 from tutelage.types import Batch
 
@@ -29,46 +29,36 @@ def group_metrics(batch: Batch) -> dict[str, float]:
     metrics = {}
     if "reward" in batch.rewards and (share := zero_spread_share(batch, batch.rewards["reward"])) is not None:
         metrics["zero_spread_share"] = share
-    places = _firsts_of_groups(batch)
-    if "correct" not in batch.rewards or not places:
+    groups = _of_groups(batch, _is_right(batch)) if "correct" in batch.rewards else []
+    if not groups:
         return metrics
-    solved_B, sizes_B = group_means(_is_right(batch), batch.prompts_B), group_sizes(batch.prompts_B)
-    bins_P = _difficulties(solved_B[places])
+    sizes_P, num_right_P = torch.tensor([len(each) for each in groups]), torch.tensor([sum(each) for each in groups])
+    bins_P = _difficulties(num_right_P.double() / sizes_P)
     for place, name in enumerate(DIFFICULTIES):
         metrics[f"group_share_{name}"] = float((bins_P == place).double().mean())
-    sizes_P = sizes_B[places].round().long().numpy()
-    num_right_P = (solved_B * sizes_B)[places].round().long().numpy()
     tries = [2**power for power in range(int(sizes_P.min()).bit_length())]
     for k in (k for k in tries if k <= MAX_TRIES):
-        metrics[f"train_pass_at_{k}"] = float(pass_at_k(sizes_P, num_right_P, k).mean())
+        metrics[f"train_pass_at_{k}"] = float(pass_at_k(sizes_P.numpy(), num_right_P.numpy(), k).mean())
     return metrics
 
 
 def zero_spread_share(batch: Batch, rewards_B: Tensor) -> float | None:
     """Share of the groups whose rewards are all equal; None where no prompt has two answers."""
-    numbers_B = torch.unique(batch.prompts_B, return_inverse=True)[1]
-    firsts = _firsts_of_groups(batch)
-    if not firsts:
-        return None
-    empty_P = rewards_B.new_zeros(int(numbers_B.max()) + 1)
-    low_P, high_P = (
-        empty_P.scatter_reduce(0, numbers_B, rewards_B, reduce=extreme, include_self=False)
-        for extreme in ("amin", "amax")
-    )
-    return float((low_P == high_P)[numbers_B[firsts]].double().mean())
+    flat = [len(set(rewards)) == 1 for rewards in _of_groups(batch, rewards_B)]
+    return fmean(flat) if flat else None
 
 
 def advantages_by_difficulty(batch: Batch, advantages_N: Tensor) -> dict[str, float]:
     """Mean |A| over the tokens of groups of each difficulty; what has no token, or no verdict, is left out."""
     if "correct" not in batch.rewards:
         return {}
-    bins_N = on_tokens(_difficulties(group_means(_is_right(batch), batch.prompts_B)), batch)
+    bins_N = on_tokens(_difficulties(group_means(_is_right(batch).double(), batch.prompts_B)), batch)
     found = {name: advantages_N[bins_N == place].abs() for place, name in enumerate(DIFFICULTIES)}
     return {f"advantage_{name}": float(values.double().mean()) for name, values in found.items() if len(values)}
 
 
 def _is_right(batch: Batch) -> Tensor:
-    return (batch.rewards["correct"] > 0).double()
+    return batch.rewards["correct"] > 0
 
 
 def _difficulties(solved: Tensor) -> Tensor:
@@ -76,8 +66,9 @@ def _difficulties(solved: Tensor) -> Tensor:
     return (solved > 0).long() + (solved > 0.5).long() + (solved >= 1).long()
 
 
-def _firsts_of_groups(batch: Batch) -> Sequence[int]:
-    """The place of one answer of each group of two or more."""
-    first = {prompt: place for place, prompt in reversed(list(enumerate(batch.prompts_B.tolist())))}
-    sizes = group_sizes(batch.prompts_B).tolist()
-    return sorted(place for place in first.values() if sizes[place] > 1)
+def _of_groups(batch: Batch, values_B: Tensor) -> list[list[float]]:
+    """A number of each answer, group by group; a group of one is left out."""
+    groups: dict[int, list[float]] = {}
+    for prompt, value in zip(batch.prompts_B.tolist(), values_B.tolist(), strict=True):
+        groups.setdefault(prompt, []).append(value)
+    return [values for values in groups.values() if len(values) > 1]
