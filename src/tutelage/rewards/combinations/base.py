@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
+import torch
 from torch import Tensor
 
 from tutelage.advantages.groups import group_deviations, group_means
@@ -57,6 +58,10 @@ class Ratings:
             label: self.weights[label] * (normalised_in_groups(values_B, self.groups_B) if normalised else values_B)
             for label, values_B in self.rewards.items()
         }
+
+    def members(self, *, normalised: bool = False) -> Tensor:
+        """The same as one tensor, [K, B], for those who do not ask which is which."""
+        return torch.stack(list(self.weighted(normalised=normalised).values()))
 
 
 @dataclass(frozen=True)

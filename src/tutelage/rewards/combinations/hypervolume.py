@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from tutelage.rewards.combinations.base import Combination, Ratings, State
@@ -36,7 +35,7 @@ class Hypervolume(Combination):
 
     def combine(self, ratings: Ratings, state: State) -> Tensor:
         factor: float = state["factor"]
-        return factor * torch.stack(list(ratings.weighted().values())).sum(0)
+        return factor * ratings.members().sum(0)
 
     def next_state(self, ratings: Ratings, state: State) -> State:
         point = tuple(ratings.signed(ratings.means).values())

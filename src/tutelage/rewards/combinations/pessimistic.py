@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from tutelage.errors import ConfigurationError
@@ -26,7 +25,7 @@ class WorstCase(Combination):
     normalised: bool = False
 
     def combine(self, ratings: Ratings, state: State) -> Tensor:
-        return _members(ratings, self.normalised).amin(0)
+        return ratings.members(normalised=self.normalised).amin(0)
 
 
 @dataclass(frozen=True)
@@ -61,11 +60,7 @@ class LowerConfidenceBound(Combination):
             )
 
     def combine(self, ratings: Ratings, state: State) -> Tensor:
-        members_KB = _members(ratings, self.normalised)
+        members_KB = ratings.members(normalised=self.normalised)
         variance_B = members_KB.var(0, correction=0)
         penalty_B = variance_B if self.penalty == "variance" else variance_B.sqrt()
         return members_KB.mean(0) - plain_number(self.coefficient, "reward_combination.coefficient") * penalty_B
-
-
-def _members(ratings: Ratings, normalised: bool) -> Tensor:
-    return torch.stack(list(ratings.weighted(normalised=normalised).values()))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from tutelage.rewards.combinations.base import Combination, Ratings, State
@@ -17,7 +16,7 @@ class WeightedSum(Combination):
     """r = Σ w_i r_i."""
 
     def combine(self, ratings: Ratings, state: State) -> Tensor:
-        return torch.stack(list(ratings.weighted().values())).sum(0)
+        return ratings.members().sum(0)
 
 
 @dataclass(frozen=True)
@@ -29,4 +28,4 @@ class NormalisedSum(Combination):
     """
 
     def combine(self, ratings: Ratings, state: State) -> Tensor:
-        return torch.stack(list(ratings.weighted(normalised=True).values())).sum(0)
+        return ratings.members(normalised=True).sum(0)
