@@ -122,7 +122,7 @@ class Objective:
             rollouts = [batch.rollouts[i] for i in places]
             planned = {name: torch.cat([parts[i] for i in places]) for name, parts in plan.items()}
             values_N, logprobs_N = self._per_token(rollouts, planned, statistics)
-            weights_N = torch.cat([plan["weights"][i] for i in places]).to(values_N)
+            weights_N = planned["weights"].to(values_N)
             # A value with weight 0 must not count when it is infinite, either.
             loss = (weights_N * values_N.masked_fill(weights_N == 0, 0)).sum() / denominator
             if self._pair_losses:
@@ -135,8 +135,7 @@ class Objective:
         run = run or Learner(self.models.student).backward
         run([partial(loss_of, places) for places in self._micro_batches(batch)])
         # Which losses there are is the same for all processes, so all of them gather or none does.
-        has_token_losses = any(isinstance(loss, TokenLoss) for loss in self._token_terms)
-        of_tokens = statistics.result(gather) if has_token_losses else {}
+        of_tokens = statistics.result(gather) if self._token_losses else {}
         found = {**of_tokens, **self._batch_statistics(batch, of_batch)}
         return BatchLoss(all_sum(total), num_tokens, all_sum(mismatch), total_weight / num_tokens, found)
 
@@ -154,10 +153,14 @@ class Objective:
         """What gives a number per token."""
         return [loss for loss in self._losses if isinstance(loss, DistributionLoss | TokenLoss)]
 
+    @property
+    def _token_losses(self) -> dict[int, TokenLoss]:
+        """Those of `_token_terms` that look at sampled tokens, by their places there."""
+        return {place: loss for place, loss in enumerate(self._token_terms) if isinstance(loss, TokenLoss)}
+
     def _plan(self, batch: Batch) -> dict[str, Tensor]:
         """What the whole batch decides for each of its tokens, [N] each: weights, advantages, random numbers."""
-        weighting, target = self.recipe.weighting, self.recipe.target
-        losses = {place: loss for place, loss in enumerate(self._token_terms) if isinstance(loss, TokenLoss)}
+        weighting, target, losses = self.recipe.weighting, self.recipe.target, self._token_losses
         drawn_2N = self._uniforms(batch) if weighting.is_random or losses else None
         plan = {"weights": weighting(batch, drawn_2N[0] if drawn_2N is not None and weighting.is_random else None)}
         if not losses:
@@ -188,19 +191,17 @@ class Objective:
     def _batch_statistics(self, batch: Batch, plan: Mapping[str, Tensor]) -> dict[str, float]:
         """What the token losses report that the plan of the whole batch decides."""
         found = []
-        for place, loss in enumerate(self._token_terms):
-            if isinstance(loss, TokenLoss):
-                found.append(loss.batch_statistics(batch))
-                if loss.advantage is not None and loss.advantage.rewards:
-                    found.append(advantages_by_difficulty(batch, plan[f"advantages.{place}"]))
+        for place, loss in self._token_losses.items():
+            found.append(loss.batch_statistics(batch))
+            if loss.advantage is not None and loss.advantage.rewards:
+                found.append(advantages_by_difficulty(batch, plan[f"advantages.{place}"]))
         return combined(found)
 
     def _uniforms(self, batch: Batch) -> Tensor:
         """Two random numbers per token, keyed by where it is and by nothing else, for weighting and losses: [2, N]."""
-        prompts_B = torch.tensor([rollout.prompt_index for rollout in batch.rollouts])
         samples_B = torch.tensor([rollout.sample_index for rollout in batch.rollouts])
         places_T = torch.arange(max(batch.lengths))
-        drawn_2BT = uniforms(derive_seed(self.seed, "objective"), self.step, prompts_B, samples_B, places_T)
+        drawn_2BT = uniforms(derive_seed(self.seed, "objective"), self.step, batch.prompts_B, samples_B, places_T)
         is_token_BT = places_T < torch.tensor(batch.lengths)[:, None]
         return torch.stack([drawn_BT[is_token_BT] for drawn_BT in drawn_2BT])
 
@@ -229,9 +230,10 @@ class Objective:
         tokens_N = torch.tensor([token for r in rollouts for token in r.response_tokens], device=device)
         micro_batch = MicroBatch(student, vocabulary, rollouts, hidden_ND, tokens_N, known.pop("weights"))
         chunk_tokens = self.chunk_tokens or tokens_per_chunk(vocabulary)
-        if any(isinstance(loss, TokenLoss) and loss.asks_answer_ratio for loss in self._token_terms):
+        lengths = [len(r) for r in rollouts]
+        if any(loss.asks_answer_ratio for loss in self._token_losses.values()):
             now_N = sampled_logprobs(micro_batch, chunk_tokens)
-            known["answer_log_ratios"] = _means(now_N - known["student_logprobs"], [len(r) for r in rollouts])
+            known["answer_log_ratios"] = _means(now_N - known["student_logprobs"], lengths)
         terms = TokenTerms(self._token_terms, self.recipe.target, known)
         target_models = TargetModels(self.models, rollouts, device)
         is_one_chunk = bool(self.chunk_tokens) or len(hidden_ND) <= chunk_tokens
@@ -243,8 +245,7 @@ class Objective:
             found = tiled(micro_batch, terms, target_models, keeps=form == "tiled")
         if terms.learns_from_tokens:
             now_N = found[1].detach()
-            known["answer_log_ratios"] = _means(now_N - known["student_logprobs"], [len(r) for r in rollouts])
-            statistics.add(terms.statistics(now_N))
+            statistics.add(terms.statistics(now_N, _means(now_N - known["student_logprobs"], lengths)))
         return found
 
     def _form(self, terms: TokenTerms, target_models: TargetModels, *, is_one_chunk: bool) -> str:

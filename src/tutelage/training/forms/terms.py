@@ -90,14 +90,19 @@ class TokenTerms:
         """Those that look at no sampled token."""
         return [loss for loss in self.losses if isinstance(loss, DistributionLoss)]
 
+    @property
+    def token_losses(self) -> dict[int, TokenLoss]:
+        """Those that look at sampled tokens, by their places among all."""
+        return {place: loss for place, loss in enumerate(self.losses) if isinstance(loss, TokenLoss)}
+
     def asks_inside(self, window: Support) -> bool:
         """Some term looks through this window and asks which of its events a sampled token is."""
-        return any(isinstance(loss, TokenLoss) and loss.asks_inside and loss.window == window for loss in self.losses)
+        return any(loss.asks_inside and loss.window == window for loss in self.token_losses.values())
 
     @property
     def learns_from_tokens(self) -> bool:
         """Some term has a gradient through log p of the sampled tokens."""
-        return any(isinstance(loss, TokenLoss) for loss in self.losses)
+        return bool(self.token_losses)
 
     def __call__(self, events: Callable[[Support], Events], logprobs_n: Tensor, span: slice) -> Tensor:
         """The sum of all terms, [n].
@@ -132,22 +137,15 @@ class TokenTerms:
 
     def on_tokens(self, logprobs_n: Tensor, span: slice) -> Tensor:
         """The sum of the token losses, which look at no events, [n]."""
-        values = [
-            self._of_tokens(place, loss, {}, logprobs_n, span)
-            for place, loss in enumerate(self.losses)
-            if isinstance(loss, TokenLoss)
-        ]
+        values = [self._of_tokens(place, loss, {}, logprobs_n, span) for place, loss in self.token_losses.items()]
         return _sum(values)
 
-    def statistics(self, logprobs_N: Tensor) -> list[tuple[str, Tensor]]:
-        """What the token losses report of all tokens, [N] each; the answers' ratios must be known."""
+    def statistics(self, logprobs_N: Tensor, answer_log_ratios_N: Tensor) -> list[tuple[str, Tensor]]:
+        """What the token losses report of all tokens, [N] each, given log p and its answers' ratios as they are now."""
         found: list[tuple[str, Tensor]] = []
-        for place, loss in enumerate(self.losses):
-            if isinstance(loss, TokenLoss):
-                facts = replace(
-                    self._facts(place, loss, {}, slice(None)), answer_log_ratios=self.known["answer_log_ratios"]
-                )
-                found += loss.statistics(logprobs_N, facts).items()
+        for place, loss in self.token_losses.items():
+            facts = replace(self._facts(place, loss, {}, slice(None)), answer_log_ratios=answer_log_ratios_N)
+            found += loss.statistics(logprobs_N, facts).items()
         return found
 
     def _of_tokens(
