@@ -79,7 +79,7 @@ class Rating:
           RewardError: the combined reward is not finite.
         """
         rewards = {label: torch.tensor([each[label] for each in found], dtype=torch.float64) for label in self.judges}
-        ratings = self._ratings(rewards, groups, step)
+        ratings = self._ratings(rewards, torch.tensor(groups), step)
         combined_B = self.combination.at(step).combine(ratings, self.state)
         if not bool(combined_B.isfinite().all()):
             raise RewardError(
@@ -115,11 +115,11 @@ class Rating:
 
     def _ratings_of(self, batch: Batch, step: int) -> Ratings:
         rewards = {label: batch.rewards[label].double() for label in self.judges}
-        return self._ratings(rewards, [rollout.prompt_index for rollout in batch.rollouts], step)
+        return self._ratings(rewards, batch.prompts_B, step)
 
-    def _ratings(self, rewards: Mapping[str, Tensor], groups: Sequence[int], step: int) -> Ratings:
+    def _ratings(self, rewards: Mapping[str, Tensor], groups_B: Tensor, step: int) -> Ratings:
         weights = {each.label: float(each.at(step).weight) for each in self.rewards}  # type: ignore[arg-type]
-        return Ratings(rewards, weights, torch.tensor(groups))
+        return Ratings(rewards, weights, groups_B)
 
 
 def check_rewards(rewards: Sequence[Reward], combination: Combination) -> None:
