@@ -167,7 +167,7 @@ class Objective:
             return plan
         assert drawn_2N is not None
         student_N = batch.joined("student.logprobs_T")
-        target_N = torch.full_like(student_N, torch.nan)
+        target_N = unknown_N = torch.full_like(student_N, torch.nan)
         if any(Fact.teacher_token in loss.needs for loss in losses.values()):
             # Each sampled token as an event of its own: the rule is one that `acts_per_token`.
             target_N = target(student_N[:, None], batch.joined("teacher.logprobs_T")[:, None])[:, 0]
@@ -182,8 +182,8 @@ class Objective:
         if any(Fact.reference in loss.needs for loss in losses.values()):
             plan["reference_logprobs"] = batch.joined("reference.logprobs_T")
         for place, loss in losses.items():
-            if loss.advantage is not None:
-                plan[f"advantages.{place}"] = loss.advantage(batch, target_N)
+            advantage = loss.advantage
+            plan[f"advantages.{place}"] = unknown_N if advantage is None else advantage(batch, target_N)
             if (factors_N := loss.factors(batch, plan["weights"])) is not None:
                 plan[f"factors.{place}"] = factors_N.to(student_N.dtype)
         return plan

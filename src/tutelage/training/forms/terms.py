@@ -72,8 +72,8 @@ class TokenTerms:
     Fields:
       losses: with numbers in place of schedules, none with a coefficient of 0.
       target: the rule that makes a target of the models' distributions.
-      known: name -> [N] on the device: the fields of `TokenFacts`, and of the loss at place i its advantages under
-        "advantages.i" and its factors under "factors.i", if it has any.
+      known: name -> [N] on the device: the fields of `TokenFacts`, and of the token loss at place i its advantages
+        under "advantages.i" and, if it has any, its factors under "factors.i".
     """
 
     losses: Sequence[DistributionLoss | TokenLoss]
@@ -166,20 +166,16 @@ class TokenTerms:
     def _facts(self, place: int, loss: TokenLoss, seen: Mapping[Support, Seen], span: slice) -> TokenFacts:
         """What a loss is told of some tokens; events only of windows that were seen."""
         student, target, is_inside = UNSEEN if loss.window is None else seen.get(loss.window, UNSEEN)
-        sampled = self.known["student_logprobs"][span]
-
-        def known(name: str) -> Tensor:
-            return self.known[name][span] if name in self.known else torch.full_like(sampled, torch.nan)
-
+        known = self.known
         return TokenFacts(
-            student_logprobs=sampled,
-            behaviour_logprobs=known("behaviour_logprobs"),
-            target_logprobs=known("target_logprobs"),
-            advantages=known(f"advantages.{place}"),
-            uniforms=known("uniforms"),
-            is_teachers=known("is_teachers"),
-            reference_logprobs=known("reference_logprobs") if Fact.reference in loss.needs else None,
-            answer_log_ratios=known("answer_log_ratios") if loss.asks_answer_ratio else None,
+            student_logprobs=known["student_logprobs"][span],
+            behaviour_logprobs=known["behaviour_logprobs"][span],
+            target_logprobs=known["target_logprobs"][span],
+            advantages=known[f"advantages.{place}"][span],
+            uniforms=known["uniforms"][span],
+            is_teachers=known["is_teachers"][span],
+            reference_logprobs=known["reference_logprobs"][span] if Fact.reference in loss.needs else None,
+            answer_log_ratios=known["answer_log_ratios"][span] if loss.asks_answer_ratio else None,
             student_events=student,
             target_events=target,
             is_inside=is_inside if loss.asks_inside else None,
