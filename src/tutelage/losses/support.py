@@ -57,7 +57,6 @@ class Support(ABC):
     def name(self) -> str:
         """As a run file has it."""
 
-    @abstractmethod
     def events(self, student_logits: Tensor, target: Target) -> tuple[Tensor, Tensor]:
         """Log-probabilities of student and target on the same events, [..., events] each.
 
@@ -65,10 +64,11 @@ class Support(ABC):
           student_logits: [..., V]; need not be normalised.
           target: sparse or dense, same leading axes.
         """
+        return self.events_and_ids(student_logits, target)[:2]
 
     @abstractmethod
-    def holds(self, tokens: Tensor, student_logits: Tensor, target: Target) -> Tensor:
-        """Whether a token is an event of its own there, [...], and not among the rest; `tokens`: ids, [...]."""
+    def events_and_ids(self, student_logits: Tensor, target: Target) -> tuple[Tensor, Tensor, Tensor | None]:
+        """`events`, and the ids [..., K'] of tokens that are events of their own, not among the rest; None = all are."""
 
 
 @dataclass(frozen=True)
@@ -82,13 +82,10 @@ class FullVocabulary(Support):
     def name(self) -> str:
         return "full"
 
-    def events(self, student_logits: Tensor, target: Target) -> tuple[Tensor, Tensor]:
+    def events_and_ids(self, student_logits: Tensor, target: Target) -> tuple[Tensor, Tensor, Tensor | None]:
         if isinstance(target, SparseTarget):
             raise _known_on_a_record_only("full", target.whose)
-        return normalise(student_logits), normalise(target.logits)
-
-    def holds(self, tokens: Tensor, student_logits: Tensor, target: Target) -> Tensor:
-        return torch.ones_like(tokens, dtype=torch.bool)
+        return normalise(student_logits), normalise(target.logits), None
 
 
 @dataclass(frozen=True)
@@ -119,7 +116,7 @@ class TopK(Support):
     def choose(self, student_logprobs: Tensor, teacher_logprobs: Tensor) -> Tensor:
         """Token ids [..., K'], an id may stand there twice only if `may_repeat`, and counts once."""
 
-    def events(self, student_logits: Tensor, target: Target) -> tuple[Tensor, Tensor]:
+    def events_and_ids(self, student_logits: Tensor, target: Target) -> tuple[Tensor, Tensor, Tensor | None]:
         if isinstance(target, SparseTarget):
             if target.whose != self.whose:
                 raise _known_on_a_record_only(f"{self.whose}_top_k", target.whose)
@@ -128,20 +125,13 @@ class TopK(Support):
         # Which tokens are looked at is a choice, not a function to differentiate.
         ids = self.choose(student_logprobs.detach(), target_logprobs.detach())
         target_tail = tail_logprobs(target_logprobs, ids)
-        return self._on(ids, student_logprobs, target_logprobs.gather(-1, ids), target_tail, self.may_repeat)
+        return *self._on(ids, student_logprobs, target_logprobs.gather(-1, ids), target_tail, self.may_repeat), ids
 
-    def holds(self, tokens: Tensor, student_logits: Tensor, target: Target) -> Tensor:
-        if isinstance(target, SparseTarget):
-            ids = self.recorded_ids(target, student_logits.shape[-1])
-        else:
-            ids = self.choose(normalise(student_logits.detach()), normalise(target.logits.detach()))
-        return (ids == tokens[..., None]).any(-1)
-
-    def _on_record(self, student_logprobs: Tensor, target: SparseTarget) -> tuple[Tensor, Tensor]:
+    def _on_record(self, student_logprobs: Tensor, target: SparseTarget) -> tuple[Tensor, Tensor, Tensor]:
         """On the first k tokens of a record; what it kept beyond them joins the rest."""
         ids = self.recorded_ids(target, student_logprobs.shape[-1])
         # Where a server names fewer events than K, one of them is repeated.
-        return self._on(ids, student_logprobs, *self._recorded(target), may_repeat=target.whose == "teacher")
+        return *self._on(ids, student_logprobs, *self._recorded(target), may_repeat=target.whose == "teacher"), ids
 
     def recorded_ids(self, target: SparseTarget, vocabulary_size: int) -> Tensor:
         """The support of a record: [..., K]."""

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from tutelage.distributions import gather_logprobs, normalise
 from tutelage.losses import Support
-from tutelage.training.forms.terms import Events, MicroBatch, TokenTerms
+from tutelage.training.forms.terms import Events, MicroBatch, TokenTerms, is_among
 from tutelage.training.target_models import TargetModels
 
 __all__ = ["chunked", "in_chunks", "sampled_logprobs"]
@@ -39,13 +39,12 @@ def chunked(
         logits_nV = batch.vocabulary.shared_logits(batch.student.logits(hidden_nD))
 
         def events(window: Support) -> Events:
-            target = teacher[window](span)
-            third, is_inside = None, None
+            student, taught, ids = window.events_and_ids(logits_nV, teacher[window](span))
+            third = None
             if window in reference:
                 _, third = window.events(logits_nV.detach(), reference[window](span))
-            if terms.asks_inside(window):
-                is_inside = window.holds(batch.tokens_N[span], logits_nV, target)
-            return Events(*window.events(logits_nV, target), third, is_inside)
+            is_inside = is_among(batch.tokens_N[span], ids) if terms.asks_inside(window) else None
+            return Events(student, taught, third, is_inside)
 
         with torch.set_grad_enabled(is_learned_from and torch.is_grad_enabled()):
             logprobs_n = gather_logprobs(normalise(logits_nV), batch.tokens_N[span])

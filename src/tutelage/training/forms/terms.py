@@ -18,7 +18,7 @@ from tutelage.targets import TargetRule
 from tutelage.training.recipe import windows_of
 from tutelage.types import Fact, Rollout
 
-__all__ = ["Events", "MicroBatch", "TokenTerms"]
+__all__ = ["Events", "MicroBatch", "TokenTerms", "is_among"]
 
 
 @dataclass(frozen=True)
@@ -180,6 +180,11 @@ class TokenTerms:
             target_events=target,
             is_inside=is_inside if loss.asks_inside else None,
         )
+
+
+def is_among(tokens: Tensor, ids: Tensor | None) -> Tensor:
+    """Whether a token, [...], is one of its own ids, [..., K']; None = of all there are."""
+    return torch.ones_like(tokens, dtype=torch.bool) if ids is None else (ids == tokens[..., None]).any(-1)
 
 
 def _sum(values: Sequence[Tensor]) -> Tensor:

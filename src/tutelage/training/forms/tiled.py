@@ -20,7 +20,7 @@ from tutelage.kernels import (
 from tutelage.losses import FULL_VOCABULARY, StudentTopK, Support
 from tutelage.models import LanguageModel
 from tutelage.training.forms.choice import is_sum_over_events, share_with_kernels
-from tutelage.training.forms.terms import Events, MicroBatch, TokenTerms
+from tutelage.training.forms.terms import Events, MicroBatch, TokenTerms, is_among
 from tutelage.training.target_models import TargetModels, Targets
 from tutelage.types import SparseTarget
 
@@ -66,7 +66,7 @@ def _on_support(
             third = None
             if reference is not None:
                 _, third = support.events_on_record(*known, _recorded(reference, span))
-            is_inside = (ids_NK[span] == batch.tokens_N[span, None]).any(-1)
+            is_inside = is_among(batch.tokens_N[span], ids_NK[span])
             return terms(lambda _: Events(student, taught, third, is_inside), events.sampled_n, span)
 
     sampled = Sampled(batch.tokens_N, batch.weights_N)

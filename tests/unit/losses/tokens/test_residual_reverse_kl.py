@@ -18,6 +18,7 @@ from tutelage.losses.support import StudentTopK, Support, TeacherTopK
 from tutelage.losses.tokens import ResidualReverseKL, SampledReverseKL
 from tutelage.policies import Student
 from tutelage.rollout import PairedEngine
+from tutelage.training.forms.terms import is_among
 from tutelage.types import DenseTarget
 
 P, Q = torch.tensor([[0.5, 0.3, 0.15, 0.05], [0.6, 0.1, 0.2, 0.1]], dtype=torch.float64)
@@ -31,7 +32,8 @@ def of_token(
     logits = p.log().clone().requires_grad_()
     logprobs, target = logits.log_softmax(-1)[None], DenseTarget(q.log()[None])
     window = window or loss.window
-    student_events, target_events = (None, None) if window is None else window.events(logprobs, target)
+    seen = (None, None, None) if window is None else window.events_and_ids(logprobs, target)
+    student_events, target_events, ids = seen
     drawn = torch.tensor([token])
     then, known = p.log()[drawn], q.log()[drawn]
     value = loss.on_tokens(
@@ -45,7 +47,7 @@ def of_token(
             torch.zeros(1).bool(),
             student_events,
             target_events,
-            is_inside=None if window is None else window.holds(drawn, logprobs, target),
+            is_inside=None if window is None else is_among(drawn, ids),
         ),
     )
     value.sum().backward()
