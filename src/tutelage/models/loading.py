@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from tutelage.models.context import ContextLength, context_length_in
 from tutelage.models.finite import check_finite_weights
 from tutelage.models.generation import read_generation_config
 from tutelage.models.language_model import LanguageModel, stop_ids_of
-from tutelage.models.quantised import method_of, quantised
+from tutelage.models.quantised import placement_of, quantised
 from tutelage.models.reading import ADVICE, reading
 from tutelage.models.serving import check_servable
 from tutelage.models.source import DTYPES, ModelSource
@@ -26,7 +27,7 @@ from tutelage.models.vocabulary import PROBE_TEXT
 from tutelage.models.weight_check import check_report, load_meta_module, quietly
 from tutelage.models.weight_files import weight_files
 
-__all__ = ["check_distinct", "check_files", "context_length_of", "load_language_model", "load_tokenizer"]
+__all__ = ["check_distinct", "check_files", "context_length_of", "load_language_model", "load_module", "load_tokenizer"]
 
 
 def check_distinct(student: ModelSource, teacher: ModelSource) -> None:
@@ -120,30 +121,11 @@ def load_language_model(
     check_files(source)
     noted = base_of(path)
     base = Base(path, source.revision) if noted is None else noted
-    meta_module = load_meta_module(replace(source, path=base.path, revision=base.revision))
-    comes_quantised = method_of(meta_module.config) is not None
-    placement = (
-        {"device_map": {"": str(device)}} if comes_quantised else {}
-    )  # quantised weights are made where they stay
+    source = replace(source, path=base.path, revision=base.revision)
+    placement = placement_of(load_meta_module(source).config, device)
     if quantization is not None:
         placement = quantised(quantization, dtype, device)
-    with reading("model", base.path), quietly():
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            base.path,
-            revision=base.revision,
-            trust_remote_code=source.trust_remote_code,
-            dtype=dtype,
-            use_safetensors=None if source.allow_pickle else True,
-            attn_implementation=source.attention,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are refused by name below
-            **placement,
-        )
-    module, report = loaded
-    check_report(report, base.path)
-    check_finite_weights(module, base.path)
-    # Rollouts and losses must see the same distribution, so dropout stays off throughout, also while training.
-    module.eval()
+    module = load_module(AutoModelForCausalLM, source, placement)
     if noted is not None or not trainable.kind.changes_backbone:
         # Numbers that were rounded twice, or quantised, cannot be compared with those of the files.
         is_comparable = dtype != torch.float16 and not placement
@@ -160,6 +142,33 @@ def load_language_model(
     model = LanguageModel(module, tokenizer, stop_ids, name=path, trainable=learning)
     check_servable(model)
     return model
+
+
+def load_module(kind: Any, source: ModelSource, placement: Mapping[str, Any]) -> Any:
+    """The `transformers` model of a directory or hub id with its weights: all of them, finite, and without dropout.
+
+    Args:
+      kind: which of transformers' automatic classes makes it.
+      placement: arguments for `from_pretrained` that say where, or as which codes, weights are made; mostly none.
+    Raises:
+      ModelError: unreadable files, or weights of another model.
+    """
+    with reading("model", source.path), quietly():
+        module, report = kind.from_pretrained(
+            source.path,
+            revision=source.revision,
+            trust_remote_code=source.trust_remote_code,
+            dtype=DTYPES[source.dtype],
+            use_safetensors=None if source.allow_pickle else True,
+            attn_implementation=source.attention,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are refused by name below
+            **placement,
+        )
+    check_report(report, source.path)
+    check_finite_weights(module, source.path)
+    # Rollouts and losses must see the same distribution, so dropout stays off throughout, also while training.
+    return module.eval()
 
 
 def _check_directory(path: str, file_name: str) -> None:

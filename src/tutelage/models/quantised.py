@@ -24,6 +24,7 @@ __all__ = [
     "check_unquantised",
     "is_quantised",
     "method_of",
+    "placement_of",
     "quantised",
 ]
 
@@ -36,6 +37,11 @@ def method_of(config: Any) -> str | None:
             method = settings.get("quant_method") if isinstance(settings, dict) else settings.quant_method
             return str(getattr(method, "value", method))
     return None
+
+
+def placement_of(config: Any, device: str | torch.device) -> dict[str, Any]:
+    """Arguments for `from_pretrained`: weights of a folder that came quantised are made on their device, and stay."""
+    return {} if method_of(config) is None else {"device_map": {"": str(device)}}
 
 
 def is_quantised(module: Any) -> bool:

@@ -12,13 +12,12 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from tutelage.errors import ModelError
 from tutelage.models.context import ContextLength, context_length_in
-from tutelage.models.finite import check_finite_weights
-from tutelage.models.loading import check_files
-from tutelage.models.quantised import method_of
+from tutelage.models.loading import check_files, load_module
+from tutelage.models.quantised import placement_of
 from tutelage.models.reading import reading
-from tutelage.models.source import DTYPES, ModelSource
+from tutelage.models.source import ModelSource
 from tutelage.models.trainables.adapter_folder import base_of
-from tutelage.models.weight_check import check_report, load_meta_module, quietly
+from tutelage.models.weight_check import load_meta_module
 
 __all__ = ["SequenceScorer", "load_sequence_scorer", "meta_sequence_scorer"]
 
@@ -110,24 +109,9 @@ def load_sequence_scorer(source: ModelSource, tokenizer: Any, *, device: str | t
     Raises:
       ModelError: missing or unreadable files, weights of another model, several outputs, an adapter, NaN.
     """
-    is_quantised = method_of(meta_sequence_scorer(source, tokenizer).module.config) is not None
-    with reading("model", source.path), quietly():
-        loaded: Any = AutoModelForSequenceClassification.from_pretrained(
-            source.path,
-            revision=source.revision,
-            trust_remote_code=source.trust_remote_code,
-            dtype=DTYPES[source.dtype],
-            use_safetensors=None if source.allow_pickle else True,
-            attn_implementation=source.attention,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are refused by name below
-            **({"device_map": {"": str(device)}} if is_quantised else {}),
-        )
-    module, report = loaded
-    check_report(report, source.path)
-    check_finite_weights(module, source.path)
-    module.eval().requires_grad_(False)
-    if not is_quantised:
+    placement = placement_of(meta_sequence_scorer(source, tokenizer).module.config, device)
+    module = load_module(AutoModelForSequenceClassification, source, placement).requires_grad_(False)
+    if not placement:
         module.to(device)
     return SequenceScorer(module, tokenizer, source.path)
 
