@@ -25,6 +25,7 @@ from tutelage.models.forward import Forward
 from tutelage.models.llama_forward import LlamaForward
 from tutelage.models.module_forward import ModuleForward
 from tutelage.models.narrowed import NarrowedModel
+from tutelage.models.packing import padded_batches
 from tutelage.models.quantised import is_quantised
 from tutelage.models.steps import STEPS, DecodeStep
 from tutelage.models.trainables import AllWeights, Trainable
@@ -263,7 +264,8 @@ class LanguageModel:
         unique = list(distinct)
         cache = self.new_cache(len(unique), max(map(len, unique), default=0))
         assert isinstance(cache, KVCache)
-        for batch in _batches([len(sequence) for sequence in unique], max_tokens):
+        lengths = {row: len(sequence) for row, sequence in enumerate(unique) if sequence}
+        for batch in padded_batches(lengths, max_tokens):
             with self._precision():
                 self._forward.fill([unique[row] for row in batch], torch.tensor(batch, device=self.device), cache)
         if len(unique) != len(sequences):
@@ -387,18 +389,6 @@ def _projection_widths(layer: Any) -> int | None:
     attention = getattr(layer, "self_attn", None)
     widths = [getattr(getattr(attention, name, None), "out_features", None) for name in ("k_proj", "v_proj")]
     return None if None in widths else sum(int(width) for width in widths if width is not None)
-
-
-def _batches(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
-    """Places of the non-empty sequences, like lengths together, at most `max_tokens` padded tokens at a time."""
-    batch: list[int] = []
-    for i in sorted((i for i, length in enumerate(lengths) if length), key=lambda i: -lengths[i]):
-        if batch and lengths[batch[0]] * (len(batch) + 1) > max_tokens:
-            yield batch
-            batch = []
-        batch.append(i)
-    if batch:
-        yield batch
 
 
 def as_language_model(model: Any, name: str = "model") -> LanguageModel:

@@ -14,7 +14,7 @@ Left out on purpose: which model computes; see `llama_forward`.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Block", "Layout", "Packing", "pack"]
+__all__ = ["Block", "Layout", "Packing", "pack", "padded_batches"]
 
 # A row joins a block while the block stays this full, or its empty part is worth less than a call of its own: emptier
 # blocks waste work, fuller ones mean many small calls.
@@ -188,6 +188,22 @@ def pack(sequences: Sequence[Sequence[int]], starts: Sequence[int], device: torc
         [row for row in rows if len(row.queries)],
         [row for row in tail_rows if len(row.queries)],
     )
+
+
+def padded_batches(lengths: Mapping[int, int], max_tokens: int) -> Iterator[list[int]]:
+    """Places of sequences in batches, like lengths together: each is one sequence, or at most `max_tokens` padded ones.
+
+    Args:
+      lengths: of the sequences, by their places.
+    """
+    batch: list[int] = []
+    for place in sorted(lengths, key=lambda place: -lengths[place]):
+        if batch and lengths[batch[0]] * (len(batch) + 1) > max_tokens:
+            yield batch
+            batch = []
+        batch.append(place)
+    if batch:
+        yield batch
 
 
 def _as_tensor(numbers: list[int], device: torch.device) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 from tutelage.errors import ModelError
 from tutelage.models.context import ContextLength, context_length_in
 from tutelage.models.loading import check_files, load_module
+from tutelage.models.packing import padded_batches
 from tutelage.models.quantised import placement_of
 from tutelage.models.reading import reading
 from tutelage.models.source import ModelSource
@@ -59,14 +60,14 @@ class SequenceScorer:
         """
         pad = self.module.config.get_text_config().pad_token_id
         scores_B = torch.empty(len(sequences), dtype=torch.float64)
-        for batch in _batches([len(each) for each in sequences], max_batch_tokens, alone=pad is None):
-            longest = max(len(sequences[place]) for place in batch)
+        lengths = {place: len(tokens) for place, tokens in enumerate(sequences)}
+        for batch in padded_batches(lengths, 0 if pad is None else max_batch_tokens):
+            longest = lengths[batch[0]]
             tokens_BT = torch.full((len(batch), longest), pad or 0)
             mask_BT = torch.zeros(len(batch), longest, dtype=torch.long)
             for row, place in enumerate(batch):
-                length = len(sequences[place])
-                tokens_BT[row, :length] = torch.tensor(sequences[place])
-                mask_BT[row, :length] = 1
+                tokens_BT[row, : lengths[place]] = torch.tensor(sequences[place])
+                mask_BT[row, : lengths[place]] = 1
             device = self.module.device
             found = self.module(input_ids=tokens_BT.to(device), attention_mask=mask_BT.to(device))
             scores_B[batch] = found.logits[:, 0].double().cpu()
@@ -119,15 +120,3 @@ def load_sequence_scorer(source: ModelSource, tokenizer: Any, *, device: str | t
 def _encodable(text: str) -> str:
     """The text with question marks for halves of surrogate pairs, which no tokenizer takes."""
     return text.encode("utf-8", "replace").decode("utf-8")
-
-
-def _batches(lengths: Sequence[int], max_tokens: int, *, alone: bool) -> Iterator[list[int]]:
-    """Places in batches whose rows, padded to the longest, have at most so many tokens; one row at least."""
-    batch: list[int] = []
-    for place in sorted(range(len(lengths)), key=lambda place: -lengths[place]):
-        if batch and (alone or (len(batch) + 1) * lengths[batch[0]] > max_tokens):
-            yield batch
-            batch = []
-        batch.append(place)
-    if batch:
-        yield batch
