@@ -31,7 +31,7 @@ from tutelage.paths import check_file_name, expanded_path
 from tutelage.report.sources import flattened
 from tutelage.tasks import excerpt
 
-__all__ = ["load_config", "read_run_file", "resolve_config", "settings_of", "to_toml", "unknown_key"]
+__all__ = ["load_config", "read_run_file", "resolve_config", "settings_of", "to_toml", "unknown_key", "with_key"]
 
 # Tables that may be written as one string, and the field that the string then means.
 SHORTHANDS = {"student": "path", "teacher": "path", "data": "path", "policy": "name", "target": "name"}
@@ -105,6 +105,15 @@ def unknown_key(key: str, known: Iterable[str]) -> ConfigurationError:
     prefix = key[: -len(name)]
     hint = f"Did you mean {prefix}{near[0]}?" if near else f"Known here: {', '.join(known) or 'none'}."
     return ConfigurationError(f"unknown configuration key {key!r}. {hint}")
+
+
+def with_key(message: str, key: str, *names: str) -> str:
+    """A member's message with the key that its table has in the run file.
+
+    Args:
+      names: what the member calls its table, wherever that stands.
+    """
+    return re.sub(rf"(?<![\w.])(?:{'|'.join(map(re.escape, names))})(?=\.)", lambda _: key, message)
 
 
 def _expanded(key: str, value: Any) -> Any:
@@ -218,8 +227,8 @@ def _explained(problem: ValidationError) -> str:
         return f"{key} is missing; a run needs it. Add it to the run file, or give --set {key}=..."
     if error["type"] == "value_error":
         message = str(error["ctx"]["error"])
-        if key in NAMED:  # a member knows its table by one name, wherever it stands
-            message = re.sub(r"^[a-z_.]+(?=\.\w+ is )", key, message)
+        if key == "student.trainable":
+            message = with_key(message, key, "student.adapter")
         return key + message.removeprefix(THIS) if message.startswith(THIS) else message
     found = excerpt(error["input"], MAX_SHOWN)
     if error["type"] in ("dict_type", "model_type", "dataclass_type"):

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import MISSING, fields
 from types import UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from tutelage.advantages import ADVANTAGES, Advantage
-from tutelage.config.load import unknown_key
+from tutelage.config.load import unknown_key, with_key
 from tutelage.config.schema import RunConfig
 from tutelage.errors import ConfigurationError
 from tutelage.losses import LOSSES, Loss
 from tutelage.schedules import schedule_from
 from tutelage.tasks import excerpt
 
-__all__ = ["losses_from", "part_from"]
+__all__ = ["losses_from", "named_in_refusals", "part_from"]
 
 Part = TypeVar("Part")
 
@@ -51,6 +51,15 @@ def part_from(table: Mapping[str, Any], members: Mapping[str, type[Part]], key: 
     return member(**values)
 
 
+@contextmanager
+def named_in_refusals(key: str, *names: str) -> Iterator[None]:
+    """Refusals of a member with the key of its table; see `with_key`."""
+    try:
+        yield
+    except ConfigurationError as problem:
+        raise ConfigurationError(with_key(str(problem), key, *names)) from problem
+
+
 def losses_from(config: RunConfig) -> tuple[Loss, ...]:
     """The terms of the objective: those of [[loss]], or the one that [divergence] names.
 
@@ -60,10 +69,8 @@ def losses_from(config: RunConfig) -> tuple[Loss, ...]:
     tables = {f"loss[{place}]": table for place, table in enumerate(config.loss)}
     terms = []
     for key, table in (tables or {"divergence": config.divergence or {}}).items():
-        try:
+        with named_in_refusals(key, "divergence", "loss"):
             terms.append(part_from(table, LOSSES, key))
-        except ConfigurationError as problem:  # a member knows its table by one name, wherever it stands
-            raise ConfigurationError(re.sub(r"\b(divergence|loss)\.", f"{key}.", str(problem))) from problem
     return tuple(terms)
 
 
@@ -93,10 +100,8 @@ def _advantage_from(value: Any, key: str) -> Advantage:
             f"{key} is {excerpt(value)}; expected a table with a name, or the name alone, of one of "
             f"{', '.join(ADVANTAGES)}. Correct it in the run file or with --set."
         )
-    try:
+    with named_in_refusals(key, "advantage"):
         return part_from(table, ADVANTAGES, key)
-    except ConfigurationError as problem:
-        raise ConfigurationError(re.sub(r"^advantage\.", f"{key}.", str(problem))) from problem
 
 
 def _settable(member: type[Any]) -> list[str]:

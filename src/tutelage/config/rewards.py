@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from tutelage.config.parts import part_from
+from tutelage.config.parts import named_in_refusals, part_from
 from tutelage.config.schema import RunConfig
 from tutelage.errors import ConfigurationError
 from tutelage.rewards import COMBINATIONS, REWARDS, Combination, Rating, Reward, Setting, check_rewards
@@ -47,11 +46,8 @@ class RatingPlan:
         """
         found = {}
         for place, reward in enumerate(self.rewards):
-            with_key = f"reward[{place}]"
-            try:
+            with named_in_refusals(f"reward[{place}]", "reward"):
                 found[reward.label] = reward.check(self.setting)
-            except ConfigurationError as problem:
-                raise _named(problem, with_key) from problem
         return {label: digests for label, digests in found.items() if digests}
 
     def opened(self, problems: Sequence[Problem], response_of: Callable[[Rollout], str]) -> Rating:
@@ -103,10 +99,8 @@ def check_reward_names(phases: Sequence[Phase], plan: RatingPlan | None) -> None
 
 
 def _reward_from(table: Mapping[str, Any], key: str) -> Reward:
-    try:
+    with named_in_refusals(key, "reward"):
         reward = part_from(table, REWARDS, key)
-    except ConfigurationError as problem:
-        raise _named(problem, key) from problem
     return replace(reward, label=reward.label or table["name"])
 
 
@@ -117,8 +111,3 @@ def _combination_from(table: Mapping[str, Any]) -> Combination:
         for name, value in table.items()
     }
     return part_from(pairs, COMBINATIONS, COMBINATION_KEY)
-
-
-def _named(problem: ConfigurationError, key: str) -> ConfigurationError:
-    """A refusal with the table's own key; a member knows it by one name, wherever it stands."""
-    return ConfigurationError(re.sub(r"\breward\.", f"{key}.", str(problem)))

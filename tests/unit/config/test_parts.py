@@ -136,3 +136,9 @@ def test_parts_inside_parts_and_lists_of_them() -> None:
     loss = part_from(table, LOSSES, "loss[0]")
     assert loss == CISPO(Sum((GroupReward(), Focal(GroupReward(scale="none"))), (1.0, Linear(0.2, 0.0, 4))))
     assert loss.at(2) == CISPO(Sum((GroupReward(), Focal(GroupReward(scale="none"))), (1.0, 0.1)))
+
+
+def test_a_part_inside_a_part_is_named_in_full_wherever_its_refusal_names_it() -> None:
+    table = {"name": "cispo", "advantage": {"name": "focal", "of": "group_reward", "right": -1}}
+    expected = r"^loss\[0\]\.advantage\.right is -1; expected more than loss\[0\]\.advantage\.wrong = 0\.0\."
+    refuse(table, LOSSES, "loss[0]", expected)
