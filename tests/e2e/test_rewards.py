@@ -247,6 +247,10 @@ def test_a_reward_model_that_is_none_is_refused_first(tmp_path: Path) -> None:
             ('reward={name="function", function="no_such_module:f"}',),
             r"^reward\[0\]\.function is 'no_such_module:f', wh",
         ),
+        (
+            ('reward={name="function", function="reward.rules"}',),
+            r"^reward\[0\]\.function is 'reward\.rules'; expected",
+        ),
         (('reward={name="function"}',), r"^reward\[0\]\.function is missing; 'function' needs it"),
         (('reward={name="overlong", cache_tokens=99}',), r"^reward\[0\]\.cache_tokens is 99, more than the 6 tokens"),
     ],

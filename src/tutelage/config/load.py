@@ -108,12 +108,12 @@ def unknown_key(key: str, known: Iterable[str]) -> ConfigurationError:
 
 
 def with_key(message: str, key: str, *names: str) -> str:
-    """A member's message with the key that its table has in the run file.
+    """A member's message with the key that its table has in the run file; quoted values and paths stay.
 
     Args:
       names: what the member calls its table, wherever that stands.
     """
-    return re.sub(rf"(?<![\w.])(?:{'|'.join(map(re.escape, names))})(?=\.)", lambda _: key, message)
+    return re.sub(rf"(?<![\w.'\"/\\])(?:{'|'.join(map(re.escape, names))})(?=\.)", lambda _: key, message)
 
 
 def _expanded(key: str, value: Any) -> Any:
