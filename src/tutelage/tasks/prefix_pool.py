@@ -60,8 +60,8 @@ def prefix_pool(
     turns = [_turns(place, messages) for place, messages in enumerate(conversations)]
     generator = random.Random(seed)
     if over == "conversation":
-        places = [(place, generator) for place in generator.choices(range(len(turns)), k=count)]
-        drawn = [(place, _drawn_turn(len(turns[place]), decay, own)) for place, own in places]
+        places = generator.choices(range(len(turns)), k=count)
+        drawn = [(place, _drawn_turn(len(turns[place]), decay, generator)) for place in places]
     else:
         all_turns = [(place, turn) for place, own in enumerate(turns) for turn in range(len(own))]
         drawn = generator.choices(all_turns, [decay**turn for _, turn in all_turns], k=count)
