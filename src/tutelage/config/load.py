@@ -73,7 +73,7 @@ def resolve_config(table: dict[str, Any], overrides: Sequence[str] = ()) -> RunC
     if table.get("loss"):
         table.setdefault("divergence", None)
     if isinstance(table.get("reward"), str | dict | list):
-        table["reward"] = _expanded_rewards(table["reward"])
+        table["reward"] = _tables(table["reward"], "name")
     _expand_evaluation_sets(table)
     _expand_phases(table)
     _check_known(table, RunConfig, "")
@@ -122,19 +122,17 @@ def _expanded(key: str, value: Any) -> Any:
     return {SHORTHANDS[key]: value} if key in SHORTHANDS and isinstance(value, str) else value
 
 
-def _expanded_rewards(rewards: str | dict[str, Any] | list[Any]) -> list[Any]:
-    """Rewards as tables; one may stand alone, and a name is short for its table."""
-    items = rewards if isinstance(rewards, list) else [rewards]
-    return [{"name": item} if isinstance(item, str) else item for item in items]
+def _tables(value: Any, field: str) -> list[Any]:
+    """A list of tables; one may stand alone, and a string is short for one with this field."""
+    items = value if isinstance(value, list) else [value]
+    return [{field: item} if isinstance(item, str) else item for item in items]
 
 
 def _expand_evaluation_sets(table: dict[str, Any]) -> None:
     evaluation = table.get("evaluation")
     if not isinstance(evaluation, dict) or "sets" not in evaluation:
         return
-    sets = evaluation["sets"]
-    items = sets if isinstance(sets, list) else [sets]
-    evaluation["sets"] = [{"path": item} if isinstance(item, str) else item for item in items]
+    evaluation["sets"] = _tables(evaluation["sets"], "path")
     for place, item in enumerate(evaluation["sets"]):
         if isinstance(item, dict):
             _check_known(item, EvaluationSetConfig, f"evaluation.sets[{place}].")
