@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tutelage.comparison.running import Job
-from tutelage.comparison.worlds import World, in_world
+from tutelage.comparison.worlds import LEARNING, OWN_TEACHER, PRIVILEGE, World, in_world
 from tutelage.config import (
     RunConfig,
     build_phases,
@@ -70,14 +70,9 @@ OWN = (
     "reward_combination",
     "phase",
     "reference",
-    "student.adapter",
-    "student.trainable",
-    "teacher.weights",
-    "teacher.refresh_every",
-    "teacher.share",
-    "data.privileged_column",
-    "data.privileged_template",
-    "data.teacher_prompt_column",
+    *(f"student.{key}" for key in LEARNING),
+    *(f"teacher.{key}" for key in OWN_TEACHER),
+    *(f"data.{key}" for key in PRIVILEGE),
 )
 
 

@@ -15,17 +15,15 @@ from typing import Any
 from tutelage.config import RunConfig, read_run_file, resolve_config
 from tutelage.errors import ConfigurationError
 
-__all__ = ["World", "in_world", "read_world", "scaled_horizons"]
+__all__ = ["LEARNING", "OWN_TEACHER", "PRIVILEGE", "World", "in_world", "read_world", "scaled_horizons"]
 
 # Tables that say which models, prompts and problems there are: a world's own take the place of all of the recipe's, but
-# for what learns in the student, which stays.
+# for what is the method.
 REPLACED = ("student", "teacher", "teachers", "reference", "data", "evaluation")
+# What in these tables belongs to the method: what learns, and a student that teaches itself with what it then reads.
 LEARNING = ("adapter", "trainable")  # in [student]
-PRIVILEGE = (
-    "privileged_column",
-    "privileged_template",
-    "teacher_prompt_column",
-)  # in [data], of a student that teaches
+OWN_TEACHER = ("weights", "refresh_every", "share")  # in [teacher]
+PRIVILEGE = ("privileged_column", "privileged_template", "teacher_prompt_column")  # in [data]
 NEEDED = ("student", "teacher", "data")  # of these tables
 # Tables of sizes and numbers: a world's keys go over the recipe's, the others stay.
 MERGED = ("rollout", "optimizer", "checkpoint", "runtime", "logging")
