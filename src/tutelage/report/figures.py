@@ -118,7 +118,7 @@ def draw_figures(methods: Methods) -> Iterator[ReportFigure]:
             _bands(axes, methods, strokes, curve_of)
             yield _finished(figure, name, title, f"{caption} {_band_words(methods)}")
     for key, title, subtitle, caption in metrics:
-        if any(map(len, _curves(methods, _metric(key)))):
+        if _with_metric(methods, key):
             figure, (axes,) = _sheet(methods, strokes)
             dress(axes, title, subtitle)
             _smooth_bands(axes, methods, strokes, key)
@@ -149,9 +149,7 @@ def _rewards(methods: Methods, strokes: Strokes) -> Iterator[ReportFigure]:
 
 
 def _clipping(methods: Methods, strokes: Strokes) -> Iterator[ReportFigure]:
-    clipped = {
-        name: runs for name, runs in methods.items() if any(len(curve(run.metrics, "clip_share_high")) for run in runs)
-    }
+    clipped = _with_metric(methods, "clip_share_high")
     if not clipped:
         return
     figure, (above, below) = _sheet(clipped, strokes, rows=2)
@@ -168,7 +166,7 @@ def _clipping(methods: Methods, strokes: Strokes) -> Iterator[ReportFigure]:
 
 
 def _entropy(methods: Methods, strokes: Strokes) -> Iterator[ReportFigure]:
-    if not any(map(len, _curves(methods, _metric("teacher_entropy")))):
+    if not _with_metric(methods, "teacher_entropy"):
         return
     figure, (axes,) = _sheet(methods, strokes)
     dress(axes, "Teacher entropy and pass@1", "left, lines: entropy, nats per token; right, marks: pass@1")
@@ -194,9 +192,7 @@ def _entropy(methods: Methods, strokes: Strokes) -> Iterator[ReportFigure]:
 
 
 def _trust_region(methods: Methods, strokes: Strokes) -> Iterator[ReportFigure]:
-    blended = {
-        name: runs for name, runs in methods.items() if any(len(curve(run.metrics, "blend_mean")) for run in runs)
-    }
+    blended = _with_metric(methods, "blend_mean")
     if not blended:
         return
     figure, (above, below) = _sheet(blended, strokes, rows=2)
@@ -313,6 +309,11 @@ def _bands(
 
 def _metric(key: str) -> CurveOf:
     return lambda run: curve(run.metrics, key)
+
+
+def _with_metric(methods: Methods, key: str) -> Methods:
+    """The methods of which a run recorded it."""
+    return {name: runs for name, runs in methods.items() if any(len(curve(run.metrics, key)) for run in runs)}
 
 
 def _curves(methods: Methods, curve_of: CurveOf) -> list[Curve]:
