@@ -132,8 +132,7 @@ class StepMemory:
 
     @property
     def _num_drafted(self) -> int:
-        asks_teacher = any(phase.recipe.policy.needs_teacher for phase in self.phases)
-        return MAX_DRAFT_LENGTH if asks_teacher and self.config.rollout.draft_length != 1 else 1
+        return MAX_DRAFT_LENGTH if self._teacher_decodes and self.config.rollout.draft_length != 1 else 1
 
     def _kept_caches(self) -> dict[str, int]:
         """What captured decode steps work on, from one rollout to the next."""
@@ -246,8 +245,11 @@ class StepMemory:
     @property
     def _decoding(self) -> list[LanguageModel]:
         """The models that decode answers."""
-        asks_teacher = any(phase.recipe.policy.needs_teacher for phase in self.phases)
-        return [self._student, *(self._teachers if asks_teacher else ())]
+        return [self._student, *(self._teachers if self._teacher_decodes else ())]
+
+    @property
+    def _teacher_decodes(self) -> bool:
+        return any(phase.recipe.policy.needs_teacher for phase in self.phases)
 
     def _learned_here(self) -> int:
         """Bytes of the weights whose gradients and moments this process holds."""
