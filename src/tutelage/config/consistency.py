@@ -86,11 +86,7 @@ def check_reference(reference: ReferenceConfig, recipes: Sequence[Recipe]) -> No
             f"reference.path is {reference.path!r} and reference.refresh_every {reference.refresh_every}; what is "
             "refreshed is a copy of the student. Drop one of the two."
         )
-    if reference.share < 1 and not reference.refresh_every:
-        raise ConfigurationError(
-            f"reference.share is {reference.share:g}, but reference.refresh_every is 0, so the reference never moves. "
-            "Set reference.refresh_every to a number of steps, such as 1, or drop reference.share."
-        )
+    reference.check_share("reference")
 
 
 def _check_student(student: StudentConfig, autocast: str | None, device: str) -> None:

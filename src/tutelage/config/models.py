@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from tutelage.config.schema import ModelConfig, ReferenceConfig, RunConfig, StudentConfig, TeacherConfig
+from tutelage.config.schema import FollowerConfig, ModelConfig, RunConfig, StudentConfig, TeacherConfig
 from tutelage.errors import ConfigurationError
 from tutelage.models import (
     ALL_WEIGHTS,
@@ -179,9 +179,7 @@ def load_reference(
     return student_at_start(config.reference, student, load_start)
 
 
-def student_at_start(
-    settings: ReferenceConfig | TeacherConfig, student: LanguageModel, load_start: LoadStart
-) -> LanguageModel:
+def student_at_start(settings: FollowerConfig, student: LanguageModel, load_start: LoadStart) -> LanguageModel:
     """A model that begins as the student and is computed as it is; `settings` say how it goes on."""
     model = load_start(settings.share)
     model.autocast = student.autocast
@@ -190,9 +188,7 @@ def student_at_start(
 
 def reference_of(config: RunConfig, models: ModelSet) -> Reference:
     """How the model changes that follows the student, a teacher or the reference; most runs have none."""
-    follower: tuple[ReferenceConfig | TeacherConfig, LanguageModel | None]
-    for follower in ((config.teacher, models.teacher), (config.reference, models.reference)):
-        settings, model = follower
+    for settings, model in ((config.teacher, models.teacher), (config.reference, models.reference)):
         if model is not None and settings.refresh_every:
             return MovingReference(models.student, model, settings.refresh_every, settings.share)
     return Reference()

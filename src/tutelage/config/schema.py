@@ -64,6 +64,7 @@ __all__ = [
     "EvaluationConfig",
     "EvaluationSetConfig",
     "ExpertConfig",
+    "FollowerConfig",
     "LoggingConfig",
     "ModelConfig",
     "PhaseConfig",
@@ -212,18 +213,34 @@ class ExpertConfig(ModelConfig):
     weight: float | Literal["dynamic"] = 1.0
 
 
-class TeacherConfig(ModelConfig):
+class FollowerConfig(ModelConfig):
+    """A model that may follow the student: refreshed every so many steps.
+
+    `share`: a of phi <- a theta + (1 - a) phi at every refresh, with phi its weights and theta the student's.
+    """
+
+    refresh_every: int = Field(default=0, ge=0)
+    share: float = Field(default=1.0, gt=0, le=1)
+
+    def check_share(self, role: str) -> None:
+        """Refuse a share of a model that never moves; `role` is its table in the run file."""
+        if self.share < 1 and not self.refresh_every:
+            raise ConfigurationError(
+                f"{role}.share is {self.share:g}, but {role}.refresh_every is 0, so the {role} never moves. Set "
+                f"{role}.refresh_every to a number of steps, such as 1, or drop {role}.share."
+            )
+
+
+class TeacherConfig(FollowerConfig):
     """[teacher]: a model, or several: `experts` make one distribution with it, `routes` take some of the prompts.
 
     With `server` it runs there; `path` is then for its tokenizer and configuration only. With `weights = "student"` it
-    is the student itself with its initial weights or, with `refresh_every` and `share` as of [reference], with later
+    is the student itself with its initial weights or, with `refresh_every` and `share`, with later
     ones; all else of the model is then the student's.
     """
 
     path: PathText = None  # type: ignore[assignment]  # see `_has_weights`
     weights: Literal["student"] | None = None
-    refresh_every: int = Field(default=0, ge=0)
-    share: float = Field(default=1.0, gt=0, le=1)
     weight: float = 1.0
     experts: list[ExpertConfig] = []
     largest_dynamic_weight: float = Field(default=2.0, gt=0)
@@ -277,11 +294,7 @@ class TeacherConfig(ModelConfig):
                 f"teacher.weights is 'student', and teacher.{min(taken)} is set; such a teacher is the student alone, "
                 "loaded as the student is. Drop one of the two."
             )
-        if self.share < 1 and not self.refresh_every:
-            raise ConfigurationError(
-                f"teacher.share is {self.share:g}, but teacher.refresh_every is 0, so the teacher never moves. Set "
-                "teacher.refresh_every to a number of steps, such as 1, or drop teacher.share."
-            )
+        self.check_share("teacher")
         return self
 
     @model_validator(mode="after")
@@ -310,15 +323,10 @@ class TeacherConfig(ModelConfig):
         return self
 
 
-class ReferenceConfig(ModelConfig):
-    """[reference]: the third model of targets that have one. Without `path`, the student's initial weights.
-
-    `share`: a of phi <- a theta + (1 - a) phi at every refresh, with phi its weights and theta the student's.
-    """
+class ReferenceConfig(FollowerConfig):
+    """[reference]: the third model of targets that have one. Without `path`, the student's initial weights."""
 
     path: OptionalPath = None  # type: ignore[assignment]  # every other model must be named
-    refresh_every: int = Field(default=0, ge=0)
-    share: float = Field(default=1.0, gt=0, le=1)
     reads: Literal["student", "teacher"] = "student"
 
 
