@@ -195,7 +195,7 @@ def reference_of(config: RunConfig, models: ModelSet) -> Reference:
 
 
 def load_meta_models(config: RunConfig, tokenizers: Mapping[str, Any]) -> dict[str, LanguageModel]:
-    """Every model without its weights, by its key in the run file.
+    """Every model of the run without its weights, by its key in the run file.
 
     Raises:
       ModelError: files do not fit their configuration.
@@ -203,8 +203,9 @@ def load_meta_models(config: RunConfig, tokenizers: Mapping[str, Any]) -> dict[s
     """
     student = load_meta_model(config.student, tokenizers["student"], config.student.what_learns)
     student.autocast = _autocast_of(config)
-    others = {key: load_meta_model(model, tokenizers[key]) for key, model in other_models(config)}
-    return {"student": student, "teacher": load_meta_model(config.teacher, tokenizers["teacher"]), **others}
+    teacher = {"teacher": config.teacher} if config.has_teacher else {}
+    others = {**teacher, **dict(other_models(config))}
+    return {"student": student, **{key: load_meta_model(model, tokenizers[key]) for key, model in others.items()}}
 
 
 def load_meta_model(model: ModelConfig, tokenizer: Any, trainable: TrainableSettings = ALL_WEIGHTS) -> LanguageModel:

@@ -53,12 +53,15 @@ def load_tokenizers(config: RunConfig) -> Tokenizers:
       VocabularyMismatchError: they differ in content.
     """
     student, teacher = config.student, config.teacher
-    if config.has_teacher and not teacher.is_student:
+    is_other = config.has_teacher and not teacher.is_student
+    if is_other:
         check_distinct(student.source, teacher.source)
-    for model in (student, teacher) if teacher.server is None else (student,):
+    for model in (student, teacher) if is_other and teacher.server is None else (student,):
         check_files(model.source)
-    loaded = {"student": load_tokenizer(student.source), "teacher": load_tokenizer(teacher.source)}
-    check_same_tokenizer(loaded["student"], loaded["teacher"])
+    loaded = {"student": load_tokenizer(student.source)}
+    loaded["teacher"] = load_tokenizer(teacher.source) if is_other else loaded["student"]
+    if is_other:
+        check_same_tokenizer(loaded["student"], loaded["teacher"])
     for key, other in other_models(config):
         if key.startswith(ROUTE):
             check_distinct(student.source, other.source)

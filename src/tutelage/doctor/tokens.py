@@ -7,7 +7,6 @@ from typing import Any
 
 from tutelage.config import RunAssembly
 from tutelage.doctor.finding import Finding, Verdict
-from tutelage.models import LanguageModel
 from tutelage.tasks import closing_text
 from tutelage.types import Prompt
 
@@ -19,13 +18,13 @@ SHOWN_CHARACTERS, SHOWN_TOKENS = 400, 40
 def tokenizers(run: RunAssembly) -> Finding:
     """The same text for every id, and the same cut of a probe text."""
     student = run.tokenizers.student
-    equal = "" if len(_models(run)) == 1 else ", equal by content in every model"
+    equal = "" if len(run.meta_models) == 1 else ", equal by content in every model"
     return Finding(Verdict.ok, f"{len(student.get_vocab())} tokens{equal}")
 
 
 def sizes(run: RunAssembly) -> Finding:
     """Rows of the embedding tables against tokens; padding rows are masked."""
-    rows = {name: model.padded_vocabulary_size for name, model in _models(run).items()}
+    rows = {name: model.padded_vocabulary_size for name, model in run.meta_models.items()}
     vocabulary, num_tokens = run.vocabulary, len(run.tokenizers.student.get_vocab())
     shown = ", ".join(f"{name} {size}" for name, size in rows.items())
     missing = num_tokens - (vocabulary.size - len(vocabulary.padding_ids))
@@ -45,7 +44,7 @@ def sizes(run: RunAssembly) -> Finding:
 def stops(run: RunAssembly) -> Finding:
     """Which ids end an answer of each model, and which event they become."""
     vocabulary, tokenizer = run.vocabulary, run.tokenizers.student
-    named = {name: list(model.stop_ids) for name, model in _models(run).items()}
+    named = {name: list(model.stop_ids) for name, model in run.meta_models.items()}
     shown = "; ".join(f"{name} {_tokens(tokenizer, ids) if ids else 'none'}" for name, ids in named.items())
     if not vocabulary.stop_ids:
         return Finding(
@@ -140,11 +139,6 @@ def closing(run: RunAssembly) -> Finding:
         "Add the token that ends a turn to eos_token_id in generation_config.json, or set data.use_chat_template = "
         "false for a base student.",
     )
-
-
-def _models(run: RunAssembly) -> dict[str, LanguageModel]:
-    """The models of the run; one without a teacher has the student's files in its place, which are no model of it."""
-    return {name: model for name, model in run.meta_models.items() if name != "teacher" or run.config.has_teacher}
 
 
 def _ids(prompt: Prompt) -> Iterator[int]:
