@@ -266,6 +266,19 @@ class LargestTensor(TorchDispatchMode):
 
 
 @every_member
+def test_the_student_beside_mu_is_that_of_its_logits(policy: Policy) -> None:
+    """Bit for bit, whether mu has made its rows before or not; and of other logits if these are asked for."""
+    (student, teacher), index = rows(holes=0.2), (torch.tensor([1, 0]), torch.tensor([3, 2]))
+    behaviour = policy.propose(student, teacher)
+    for _ in range(2):
+        p = behaviour.student(student)
+        assert torch.equal(p.rows(index), normalise(student[index])), "rows"
+        behaviour.draw(torch.full((2, 4), 0.5, dtype=torch.float64))
+    assert torch.equal(p.logprobs_BV, normalise(student))
+    assert torch.equal(behaviour.student(teacher).logprobs_BV, normalise(teacher))
+
+
+@every_member
 def test_looks_at_the_teacher_only_if_it_says_so(policy: Policy) -> None:
     student, teacher = rows()
     if policy.needs_teacher:

@@ -58,6 +58,10 @@ class Behaviour:
         """A token per row, as `distributions.sample` draws it."""
         return draw(self.logprobs_BV, uniforms_B)
 
+    def student(self, student_logits_BV: Tensor) -> Behaviour:
+        """p beside mu, from the logits that the policy was given; what has been read of them for mu stays read."""
+        return Softmax(student_logits_BV)
+
     def judged(self, drafts_B: Tensor, keeps_B: Tensor) -> Judged | None:
         """What a kernel says of one draft per row, see `kernels.judge_trust_region`; None = there is no kernel."""
         return None
@@ -85,6 +89,9 @@ class Softmax(Behaviour):
     def draw(self, uniforms_B: Tensor) -> Tensor:
         is_read_once = has_kernels(self.logits_BV.device)
         return draw(self.logits_BV if is_read_once else self.logprobs_BV, uniforms_B)
+
+    def student(self, student_logits_BV: Tensor) -> Behaviour:
+        return self if student_logits_BV is self.logits_BV else super().student(student_logits_BV)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from tutelage.kernels import (
     judge_composed,
     read_composition,
 )
-from tutelage.policies.base import Behaviour
+from tutelage.policies.base import Behaviour, Softmax
 
 __all__ = ["Composed"]
 
@@ -36,6 +36,7 @@ class Composed(Behaviour):
     def __init__(self, composition: Composition, student_logits_BV: Tensor, teacher_logits_BV: Tensor) -> None:
         self.composition = composition
         self.student_logits_BV, self.teacher_logits_BV = student_logits_BV, teacher_logits_BV
+        self._student = Softmax(student_logits_BV)
         self._sums: CompositionSums | None = None
         self._has_kernels = has_kernels(student_logits_BV.device)
         self._is_whole = fits_a_piece(student_logits_BV) and not self._has_kernels
@@ -89,6 +90,9 @@ class Composed(Behaviour):
         )
         return tokens_B
 
+    def student(self, student_logits_BV: Tensor) -> Behaviour:
+        return self._student.student(student_logits_BV)
+
     def judged(self, drafts_B: Tensor, keeps_B: Tensor) -> Judged | None:
         if not self._has_kernels:
             return None
@@ -99,7 +103,9 @@ class Composed(Behaviour):
 
     @cached_property
     def _all_rows(self) -> ComposedRows:
-        return self.composition.rows(self.student_logits_BV, self.teacher_logits_BV)
+        rows = self.composition.rows(self.student_logits_BV, self.teacher_logits_BV)
+        self._student.logprobs_BV = rows.student_BV
+        return rows
 
     @property
     def _whole(self) -> ComposedRows | None:

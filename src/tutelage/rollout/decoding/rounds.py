@@ -28,7 +28,7 @@ from tutelage.distributions import NO_TOKEN, gather_logprobs, normalise
 from tutelage.errors import NonFiniteError
 from tutelage.kernels import draw
 from tutelage.models import LanguageModel, Vocabulary
-from tutelage.policies import Policy, Softmax, Student
+from tutelage.policies import Policy
 from tutelage.rollout.decoding import drafts
 from tutelage.rollout.decoding.decoder import Decoder
 from tutelage.rollout.decoding.draft_length import DraftLength
@@ -190,8 +190,7 @@ class Decoding:
             teacher_logits_BLV = self.teacher.read(tokens_BL).to(self.device)
         places_L = torch.arange(length, device=self.device)
         behaviour = self.policy.propose(student_logits_BLV, teacher_logits_BLV, now.produced_B[:, None] + places_L)
-        # Bitwise the same for the student itself, and one pass over the vocabulary less.
-        student = behaviour if isinstance(self.policy, Student) else Softmax(student_logits_BLV)
+        student = behaviour.student(student_logits_BLV)
         replaced_BL = None
         if self.draft_length is None:
             tokens_BL = behaviour.draw(draws_BL)
