@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 
 from tutelage.distributions import NO_TOKEN
-from tutelage.kernels.triton_rows import _INF, LOWEST_PEAK, _load, _load_block, _narrowed, _row_of
+from tutelage.kernels.triton_rows import _INF, LOWEST_PEAK, _load_block, _narrowed, _row_of
 
 # A draw that finds nothing to draw from, told apart from a row that is NaN.
 NOTHING = -2
@@ -155,16 +155,7 @@ def _drawn_token(
     num_blocks = tl.cdiv(vocabulary_size, BLOCK)
     for block in range(0, num_blocks):
         weights = _weights(
-            student_row,
-            teacher_row,
-            vocabulary_size,
-            block,
-            point,
-            FORM,
-            IS_CERTAIN,
-            IS_RESIDUAL,
-            BLOCK,
-            IS_DOUBLE,
+            student_row, teacher_row, vocabulary_size, block, point, FORM, IS_CERTAIN, IS_RESIDUAL, BLOCK, IS_DOUBLE
         )
         total += tl.sum(weights, 0)
     threshold = _below_one(uniform) * total
@@ -175,16 +166,7 @@ def _drawn_token(
         reached += inside
         block += 1
         weights = _weights(
-            student_row,
-            teacher_row,
-            vocabulary_size,
-            block,
-            point,
-            FORM,
-            IS_CERTAIN,
-            IS_RESIDUAL,
-            BLOCK,
-            IS_DOUBLE,
+            student_row, teacher_row, vocabulary_size, block, point, FORM, IS_CERTAIN, IS_RESIDUAL, BLOCK, IS_DOUBLE
         )
         inside = tl.sum(weights, 0)
     block = tl.maximum(block, 0)
@@ -286,7 +268,8 @@ def _block_sums_kernel(pointer, stride, vocabulary_size, sums_pointer, BLOCK: tl
     """Peak of a block, and its mass relative to that."""
     row, block = tl.program_id(0), tl.program_id(1)
     place = sums_pointer + row * tl.num_programs(1) + block
-    values = _load(pointer, row, stride, block * BLOCK + tl.arange(0, BLOCK), vocabulary_size, IS_DOUBLE)
+    places = block * BLOCK + tl.arange(0, BLOCK)
+    values = _load_block(_row_of(pointer, stride), places, vocabulary_size, IS_DOUBLE)
     peak = tl.maximum(tl.max(values, 0), LOWEST_PEAK)
     tl.store(place, peak.to(tl.float64))
     mass = tl.sum(tl.exp(values - peak).to(tl.float64), 0)
@@ -323,7 +306,7 @@ def _draw_kernel(
     mass = tl.sum(tl.where(is_chosen, masses, 0.0), 0)
     before = tl.sum(tl.where(is_chosen, cumulative, 0.0), 0) - mass
     places = block * BLOCK + tl.arange(0, BLOCK)
-    values = _load(pointer, row, stride, places, vocabulary_size, IS_DOUBLE)
+    values = _load_block(_row_of(pointer, stride), places, vocabulary_size, IS_DOUBLE)
     weights = tl.exp(values - _narrowed(peak, IS_DOUBLE)).to(tl.float64)
     # Relative to the block's own peak, as its mass was.
     share = tl.exp(peak - tl.max(peaks, 0))

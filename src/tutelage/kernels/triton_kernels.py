@@ -24,14 +24,10 @@ from tutelage.kernels.triton_draws import (
     _draw_blend_kernel,
     _draw_kernel,
 )
-from tutelage.kernels.triton_rows import MAX_BLOCK, NUM_WARPS, _block, _contiguous_rows, _launch, _load, _on
+from tutelage.kernels.triton_rows import NUM_WARPS, _block, _contiguous_rows, _launch, _on
 from tutelage.kernels.triton_solve import _solve_kernel
 
 __all__ = [
-    "MAX_BLOCK",
-    "NUM_WARPS",
-    "_load",
-    "_on",
     "blend_point",
     "draw",
     "draw_blend",

@@ -33,7 +33,7 @@ from tutelage.distributions import wide_dtype
 from tutelage.kernels.head_gradient import product
 from tutelage.kernels.tile_divergence import TileDivergence
 from tutelage.kernels.tiles import LOWEST_PEAK, Head, LogMass, TiledLogits, VocabularyView, softcapped, uncapped
-from tutelage.kernels.triton_kernels import MAX_BLOCK, NUM_WARPS, _load, _on
+from tutelage.kernels.triton_rows import MAX_BLOCK, NUM_WARPS, _load_block, _on, _row_of
 
 __all__ = ["TritonLogits", "TritonTileDivergence"]
 
@@ -451,8 +451,8 @@ def _divergence_kernel(
     row, part = tl.program_id(0), tl.program_id(1)
     num_rows, num_parts = tl.num_programs(0), tl.num_programs(1)
     places = part * BLOCK + tl.arange(0, BLOCK)
-    student = _load(student_pointer, row, num_columns, places, num_columns, IS_DOUBLE)
-    target = _load(target_pointer, row, num_columns, places, num_columns, IS_DOUBLE)
+    student = _load_block(_row_of(student_pointer, num_columns), places, num_columns, IS_DOUBLE)
+    target = _load_block(_row_of(target_pointer, num_columns), places, num_columns, IS_DOUBLE)
     numbers = numbers_pointer + row
     log_p = (student - tl.load(numbers)) - tl.load(numbers + num_rows)
     log_q = (target - tl.load(numbers + 2 * num_rows)) - tl.load(numbers + 3 * num_rows)
@@ -486,7 +486,7 @@ def _rest_kernel(
     """Of a part of a row: slope · exp(z - R), which may take the place of the logits."""
     row, num_rows = tl.program_id(0), tl.num_programs(0)
     places = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    student = _load(student_pointer, row, num_columns, places, num_columns, IS_DOUBLE)
+    student = _load_block(_row_of(student_pointer, num_columns), places, num_columns, IS_DOUBLE)
     numbers = numbers_pointer + row
     gradient = tl.exp((student - tl.load(numbers)) - tl.load(numbers + num_rows)) * tl.load(numbers + 2 * num_rows)
     gradient = _uncapped(gradient, student, tl.load(numbers + 3 * num_rows), places, stop_place, softcap, HAS_CAP)

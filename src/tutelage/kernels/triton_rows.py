@@ -62,12 +62,6 @@ def _on(tensor: Tensor) -> AbstractContextManager[object]:
 
 
 @triton.jit
-def _load(pointer, row, stride, places, vocabulary_size, IS_DOUBLE: tl.constexpr):
-    values = tl.load(pointer + row.to(tl.int64) * stride + places, mask=places < vocabulary_size, other=-float("inf"))
-    return values.to(tl.float64) if IS_DOUBLE else values.to(tl.float32)
-
-
-@triton.jit
 def _narrowed(number, IS_DOUBLE: tl.constexpr):
     """To the type that entries are computed in."""
     return number if IS_DOUBLE else number.to(tl.float32)
