@@ -68,7 +68,7 @@ class Support(ABC):
 
     @abstractmethod
     def events_and_ids(self, student_logits: Tensor, target: Target) -> tuple[Tensor, Tensor, Tensor | None]:
-        """`events`, and the ids [..., K'] of tokens that are events of their own, not among the rest; None = all are."""
+        """`events`, and the ids [..., K'] of tokens that are events of their own; None = all are."""
 
 
 @dataclass(frozen=True)
