@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["json_line", "named", "sha256_of", "write_whole", "written_whole"]
+__all__ = ["json_line", "json_text", "named", "sha256_of", "write_whole", "written_whole"]
 
 
 @contextmanager
@@ -42,11 +42,16 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def json_line(record: Mapping[str, Any]) -> str:
-    """A line of a JSON-lines file that every reader takes: null stands for a number that is not finite."""
+    """A line of a JSON-lines file; see `json_text`."""
+    return json_text(record) + "\n"
+
+
+def json_text(content: Any, indent: int | None = None) -> str:
+    """A JSON text that every reader takes: null stands for a number that is not finite."""
     try:
-        return json.dumps(record, allow_nan=False) + "\n"
+        return json.dumps(content, allow_nan=False, indent=indent)
     except ValueError:  # rare, so that others do not pay for the search
-        return json.dumps(_finite(record), allow_nan=False) + "\n"
+        return json.dumps(_finite(content), allow_nan=False, indent=indent)
 
 
 def _finite(value: Any) -> Any:

@@ -30,6 +30,8 @@ from tutelage.cli.checks import check_output_file, set_threads
 from tutelage.cli.comparing import compare, sweep
 from tutelage.cli.console import TextConsole
 from tutelage.cli.probe import probe_app
+from tutelage.cli.recipes import recipes_app
+from tutelage.cli.starting import init
 from tutelage.errors import OutputExistsError
 from tutelage.paths import check_file_name
 
@@ -38,12 +40,13 @@ __all__ = ["app"]
 app = typer.Typer(
     help="Train a small language model on its own rollouts against a stronger one.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.command()(init)
 app.command()(compare)
 app.command()(sweep)
 app.add_typer(probe_app, name="probe")
+app.add_typer(recipes_app, name="recipes")
 
 
 @app.command()

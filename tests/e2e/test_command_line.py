@@ -1,0 +1,161 @@
+"""Habits of hands: a first run file by questions, recipes from anywhere, completion in a shell."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.support.tiny_run import save_pair, write_prompts
+from tutelage import cli
+
+pytestmark = [pytest.mark.processes, pytest.mark.runs]
+ROOT = Path(__file__).parents[2]
+BASH, FISH = shutil.which("bash"), shutil.which("fish")
+
+Command = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def tutelage(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Command:
+    """The command in this process: exit code, stdout, stderr."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["tutelage", *map(str, arguments)])
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("COLUMNS", "160")
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as leaving:
+            cli.main()
+        return int(leaving.value.code or 0), *capfd.readouterr()
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pair of models and prompts for them."""
+    folder = tmp_path_factory.mktemp("home")
+    save_pair(folder)
+    write_prompts(folder / "prompts.jsonl")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """One in which `tutelage` is a command."""
+    folder = tmp_path_factory.mktemp("bin")
+    command = folder / "tutelage"
+    command.write_text(f"#!{sys.executable}\nfrom tutelage.cli import main\n\nmain()\n")  # as pip writes it
+    command.chmod(0o755)
+    path = f"{folder}{os.pathsep}{os.environ['PATH']}"
+    return {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT / "src"), "HF_HUB_OFFLINE": "1", "TERM": "xterm"}
+
+
+# --- init ------------------------------------------------------------------------------------------------------------
+
+
+def test_what_init_writes_the_doctor_accepts(home: Path, tutelage: Command) -> None:
+    words = ["--student", home / "student", "--teacher", home / "teacher", "--data", home / "prompts.jsonl"]
+    code, out, err = tutelage("init", "first.toml", "--method", "trb", *words, "--max-new-tokens", 16)
+    assert (code, err) == (0, "") and "tutelage doctor first.toml" in out
+    code, out, err = tutelage("doctor", "first.toml", "--quick", "--set", "runtime.device=cpu")
+    assert (code, err) == (0, "") and " 0 error" not in out and "error" not in out.splitlines()[-1]
+    code, out, err = tutelage("init", "first.toml", "--method", "trb", *words, "--max-new-tokens", 16)
+    assert code == 2 and out == "" and "first.toml already exists; nothing is overwritten" in err
+
+
+def test_a_person_answers_in_a_terminal(home: Path, tmp_path: Path, environment: dict[str, str]) -> None:
+    ours, theirs = pty.openpty()
+    command = ["tutelage", "init", "mine.toml", "--data", str(home / "prompts.jsonl")]
+    with subprocess.Popen(
+        command, stdin=theirs, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=tmp_path, env=environment, text=True
+    ) as asking:
+        os.close(theirs)
+        os.write(ours, f"nothing\nopd\n{home}/teacher\n{home}/student\n24\n".encode())
+        out, err = asking.communicate(timeout=120)
+        os.close(ours)
+    assert asking.returncode == 0, err
+    assert out.count("Method") == 2 and "there is no recipe 'nothing'" in out + err
+    text = (tmp_path / "mine.toml").read_text()
+    assert f'path = "{home}/student"' in text and "max_new_tokens = 24 " in text and '\nname = "student"\n' in text
+
+
+# --- completion ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not BASH, reason="needs bash")
+def test_bash_completes_commands_options_and_recipes(environment: dict[str, str]) -> None:
+    script = """
+source <(_TUTELAGE_COMPLETE=source_bash tutelage)
+for line in "tutelage re" "tutelage recipes show kdrl_" "tutelage init --max"; do
+  COMP_WORDS=($line) COMP_CWORD=$((${#COMP_WORDS[@]} - 1))
+  _tutelage_completion tutelage
+  echo "${COMPREPLY[@]}"
+done
+complete -p tutelage
+"""
+    done = subprocess.run([str(BASH), "-c", script], capture_output=True, text=True, env=environment, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+    commands, recipes, options, registered = done.stdout.splitlines()
+    assert set(commands.split()) == {"recipes", "report"} and recipes.split() == ["kdrl_annealed", "kdrl_masked"]
+    assert options == "--max-new-tokens" and registered == "complete -o default -F _tutelage_completion tutelage"
+
+
+@pytest.mark.skipif(not FISH, reason="needs fish")
+def test_fish_completes_with_a_line_each(environment: dict[str, str]) -> None:
+    script = 'env _TUTELAGE_COMPLETE=source_fish tutelage | source; complete -C "tutelage recipes show kdrl_"'
+    done = subprocess.run([str(FISH), "--no-config", "-c", script], capture_output=True, text=True, env=environment)
+    assert [line.split("\t")[0] for line in done.stdout.splitlines()] == ["kdrl_annealed", "kdrl_masked"]
+    assert "\tKDRL with a mask: the teacher speaks of wrong answers only." in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("shell", "line"),
+    [("zsh", '"trb":"Trust-Region behaviour Blending'), ("fish", "trb\tTrust-Region behaviour Blending")],
+)
+def test_zsh_and_fish_are_answered_as_they_ask(shell: str, line: str, environment: dict[str, str]) -> None:
+    def asked(instruction: str, **variables: str) -> str:
+        own = environment | variables | {"_TUTELAGE_COMPLETE": f"{instruction}_{shell}"}
+        done = subprocess.run(["tutelage"], capture_output=True, text=True, env=own, timeout=120)
+        assert (done.returncode, done.stderr) == (0, "")
+        return done.stdout
+
+    assert f"_TUTELAGE_COMPLETE=complete_{shell}" in asked("source")
+    told = asked("complete", _TYPER_COMPLETE_ARGS="tutelage recipes show tr", _TYPER_COMPLETE_FISH_ACTION="get-args")
+    assert line in told and "tropd" in told and "opd_then_rl" not in told
+
+
+# --- an installed wheel ----------------------------------------------------------------------------------------------
+
+
+def test_a_wheel_holds_the_recipes(tmp_path: Path, environment: dict[str, str]) -> None:
+    """Built from a copy of what a clone has, without fetching anything; then used without the clone."""
+    pytest.importorskip("setuptools", reason="needs setuptools to build a wheel")
+    clone = tmp_path / "clone"
+    clone.mkdir()
+    for name in ("src", "recipes"):
+        shutil.copytree(ROOT / name, clone / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, clone / name)
+    build = "import setuptools.build_meta as backend; print(backend.build_wheel('..'))"
+    done = subprocess.run([sys.executable, "-c", build], capture_output=True, text=True, cwd=clone, timeout=280)
+    assert done.returncode == 0, done.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    shutil.rmtree(clone)
+    own = environment | {"PYTHONPATH": str(wheel), "PYTHONSAFEPATH": "1"}  # a wheel is a zip file that Python reads
+    done = subprocess.run(
+        ["tutelage", "recipes", "copy", "trb"], capture_output=True, text=True, cwd=tmp_path, env=own, timeout=120
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "trb.toml").read_text() == (ROOT / "recipes/trb.toml").read_text()
+    where = "import json, tutelage; print(json.dumps(tutelage.__file__))"
+    done = subprocess.run([sys.executable, "-c", where], capture_output=True, text=True, cwd=tmp_path, env=own)
+    assert json.loads(done.stdout).startswith(str(wheel))
