@@ -12,7 +12,7 @@ TRITON ?= triton==3.6.0 numpy<2.4
 QUICK := not (compiles or processes or rollouts or runs or statistics or sweeps)
 QUICK_TESTS := tests/unit tests/contracts tests/test_imports.py tests/test_layout.py
 
-.PHONY: demo test test-vllm test-triton check lint format clean
+.PHONY: demo test test-vllm test-triton check lint format docs clean
 
 demo: .venv/.installed  ## the main job on the embedded tiny pair: minutes, on a CPU
 	$(BIN)/tutelage demo
@@ -33,6 +33,10 @@ lint: .venv/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+docs: .venv-docs/.installed  ## the site, in build/site; a broken link, a broken anchor or a page without a place fails
+	PYTHONPATH=. NO_MKDOCS_2_WARNING=1 .venv-docs/bin/python -m mkdocs build --strict
+	@echo "open build/site/index.html"
 
 format: .venv/.installed-dev
 	$(BIN)/ruff format .
@@ -61,5 +65,13 @@ format: .venv/.installed-dev
 	.venv-triton/bin/python -m pip install --quiet --editable '.[dev]' $(foreach package,$(TRITON),'$(package)')
 	touch $@
 
+# What Tutelage needs itself is taken from .venv, so that PyTorch is there once.
+.venv-docs/.installed: .venv/.installed pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-docs
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+		> "$$(.venv-docs/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/tutelage-needs.pth"
+	.venv-docs/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	touch $@
+
 clean:
-	rm -rf .venv .venv-vllm .venv-triton .mypy_cache .pytest_cache .ruff_cache .hypothesis build src/*.egg-info
+	rm -rf .venv .venv-docs .venv-vllm .venv-triton .mypy_cache .pytest_cache .ruff_cache .hypothesis build src/*.egg-info

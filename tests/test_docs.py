@@ -167,9 +167,21 @@ def test_links_lead_somewhere(page: Path) -> None:
     assert missing == []
 
 
+def linked_from(page: Path) -> set[Path]:
+    return {(page.parent / target).resolve() for target in re.findall(r"\]\(([^)\s#]+)[^)]*\)", page.read_text())}
+
+
 def test_every_page_can_be_reached_from_the_readme() -> None:
-    text = PAGES[0].read_text()
-    assert [str(path.relative_to(ROOT)) for path in PAGES[1:] if f"({path.relative_to(ROOT)})" not in text] == []
+    """By links of the README, or of a table of contents that it links to: a README.md of docs/."""
+    reached = linked_from(PAGES[0])
+    for contents in [path for path in reached if path.name == "README.md"]:
+        reached |= linked_from(contents)
+    assert [str(path.relative_to(ROOT)) for path in PAGES[1:] if path not in reached] == []
+
+
+def test_every_page_has_its_place_on_the_site() -> None:
+    listed = set(re.findall(r"^ +- (?:.*: )?(\S+\.md)$", (ROOT / "mkdocs.yml").read_text(), flags=re.MULTILINE))
+    assert {str(path.relative_to(DOCS)) for path in PAGES[1:]} - listed == set()
 
 
 @page

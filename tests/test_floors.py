@@ -7,9 +7,10 @@ import tomllib
 from importlib.metadata import requires
 from pathlib import Path
 
-from benchmarks import floors
 from packaging.requirements import Requirement
 from packaging.version import Version
+
+from benchmarks import floors
 
 ROOT = Path(__file__).parents[1]
 
