@@ -18,7 +18,7 @@ ORDER = """
 __main__
 cli
 demo
-comparison doctor probes
+comparison doctor probes integrations
 config
 training
 evaluation runtime diagnostics
@@ -50,6 +50,7 @@ HOMES: dict[str, set[str]] = {
     "matplotlib": {"report"},
     "triton": {"kernels"},
     "vllm": {"rollout"},
+    "trl": {"integrations"},
 }
 
 
