@@ -29,6 +29,7 @@ from tutelage.cli.arguments import (
 from tutelage.cli.checks import check_output_file, set_threads
 from tutelage.cli.comparing import compare, sweep
 from tutelage.cli.console import TextConsole
+from tutelage.cli.linearise import linearise
 from tutelage.cli.probe import probe_app
 from tutelage.cli.recipes import recipes_app
 from tutelage.cli.starting import init
@@ -45,6 +46,7 @@ app = typer.Typer(
 app.command()(init)
 app.command()(compare)
 app.command()(sweep)
+app.command()(linearise)
 app.add_typer(probe_app, name="probe")
 app.add_typer(recipes_app, name="recipes")
 
