@@ -16,9 +16,11 @@ PACKAGE = Path(__file__).parents[1] / "src" / "tutelage"
 # From the top down. A module imports from lower lines and from its own folder only.
 ORDER = """
 __main__
+__init__
 cli
+api
 demo
-comparison doctor probes integrations
+comparison preflight probes display
 config
 training
 evaluation runtime diagnostics
@@ -28,9 +30,8 @@ policies targets losses weighting models tasks
 advantages
 kernels
 distributions schedules report
-locks paths hub
+locks paths hub frames
 types errors files
-__init__
 """
 RANK = {name: -line for line, names in enumerate(ORDER.split("\n")) for name in names.split()}
 # Folders that promise less than their rank would allow.
@@ -41,6 +42,7 @@ ONLY = {
     "errors": set(),
     "files": set(),
     "locks": {"errors"},
+    "frames": {"errors"},
 }
 # Packages that stay where they are wrapped.
 HOMES: dict[str, set[str]] = {
@@ -48,9 +50,9 @@ HOMES: dict[str, set[str]] = {
     "accelerate": {"runtime"},
     "peft": {"models"},
     "matplotlib": {"report"},
+    "pandas": {"frames"},
     "triton": {"kernels"},
     "vllm": {"rollout"},
-    "trl": {"integrations"},
 }
 
 

@@ -19,7 +19,7 @@ import torch
 
 from tests.support.tiny_run import make_tokenizer, write_prompts, write_run_file
 from tutelage import cli
-from tutelage.cli import progress
+from tutelage.display import progress
 
 ROOT = Path(__file__).parents[2]
 
@@ -78,7 +78,7 @@ def snapshot(folder: Path) -> dict[str, bytes | None]:
 
 def without_curves(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing takes longer than the steps of these runs."""
-    monkeypatch.setattr("tutelage.report.plot_run", lambda folder: folder / "curves.png")
+    monkeypatch.setattr("tutelage.api.runs.plot_run", lambda folder: folder / "curves.png")
 
 
 def settings(*overrides: str) -> list[str]:
@@ -515,7 +515,7 @@ def test_a_run_that_nobody_reads_any_more_is_saved(
 ) -> None:
     observer = progress.PlainObserver("tiny")
     observer.console.file = NobodyReads()
-    monkeypatch.setattr(progress, "observer_for", lambda name: observer)
+    monkeypatch.setattr("tutelage.api.runs.observer_for", lambda name: observer)
     monkeypatch.setattr(os, "dup2", lambda *_: None)  # rich would silence this process's own standard output
     overrides = settings("output=run", "steps=2", "rollout.max_new_tokens=4", "evaluation.sets=[]")
     outcome = tutelage("train", home / "run.toml", *overrides)

@@ -48,7 +48,7 @@ def place(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     text = (home / "run.toml").read_text().replace(str(home), str(tmp_path / "here"))
     replace_file(tmp_path / "here" / "run.toml", text.encode())
     monkeypatch.chdir(tmp_path / "here")
-    monkeypatch.setattr("tutelage.report.plot_run", lambda folder: folder / "curves.png")
+    monkeypatch.setattr("tutelage.api.runs.plot_run", lambda folder: folder / "curves.png")
     return tmp_path / "here"
 
 

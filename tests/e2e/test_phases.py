@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.support.tiny_run import write_run_file
-from tutelage.cli.generation import write_samples
+from tutelage.api.generating import generate
 from tutelage.config import build_run, load_config
 from tutelage.demo import student_path, teacher_path, write_problems
 from tutelage.errors import ConfigurationError, RunInterrupted
@@ -124,6 +124,6 @@ def test_generate_draws_from_the_policy_of_the_step(tmp_path: Path) -> None:
     path, found = write_run_file(tmp_path), {}
     for name, step, overrides in (("phase", 0, [THREE]), ("teacher", 0, ["policy=teacher"]), ("last", 9, [THREE])):
         file = tmp_path / f"{name}.jsonl"
-        write_samples(load_config(path, overrides), file, step=step, num_samples=1, limit=2)
+        generate(path, overrides, output=file, step=step, limit=2)
         found[name] = file.read_text()
     assert found["phase"] == found["teacher"] != found["last"]

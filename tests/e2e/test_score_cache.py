@@ -14,12 +14,12 @@ import torch
 
 from tests.support.tiny_run import make_tokenizer, save_model, write_prompts, write_run_file
 from tutelage import cli
-from tutelage.cli.generation import write_samples
-from tutelage.cli.scoring import write_scores
+from tutelage.api import scoring
+from tutelage.api.generating import generate
 from tutelage.config import RunAssembly, build_run, load_config
-from tutelage.doctor import Verdict, examine
 from tutelage.errors import ConfigurationError, DataError, OutputExistsError, TutelageError
 from tutelage.policies import Offline
+from tutelage.preflight import Verdict, examine
 from tutelage.rollout import OfflineEngine, Request, ScoreCache
 from tutelage.training import Objective, Observer, train
 from tutelage.types import Batch
@@ -30,9 +30,8 @@ PER_SHARD = 10
 
 def score(home: Path, output: Path, *overrides: str, resume: bool = False, answers: Path | None = None) -> list[str]:
     said: list[str] = []
-    config = load_config(home / "run.toml", overrides)
     file = answers or home / "answers.jsonl"
-    write_scores(config, file, output, answers_per_shard=PER_SHARD, resume=resume, on_message=said.append)
+    scoring.score(home / "run.toml", file, output, overrides, shard=PER_SHARD, resume=resume, on_message=said.append)
     return said
 
 
@@ -41,8 +40,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run file, two answers of the teacher to each of twelve prompts, and the teacher's scores of them."""
     folder = tmp_path_factory.mktemp("home")
     write_run_file(folder)
-    generated = load_config(folder / "run.toml", ["policy=teacher"])
-    write_samples(generated, folder / "answers.jsonl", step=0, num_samples=2, limit=None)
+    generate(folder / "run.toml", {"policy": "teacher"}, output=folder / "answers.jsonl", samples=2)
     score(folder, folder / "scores")
     return folder
 
@@ -195,7 +193,7 @@ def test_offline_answers_must_be_named_and_cannot_be_generated(home: Path, tmp_p
     with pytest.raises(ConfigurationError, match=r"policy is 'offline', but data\.scores names no folder"):
         build_run(load_config(home / "run.toml", [*OFF_POLICY, f"output={tmp_path / 'run'}"]))
     with pytest.raises(ConfigurationError, match="nothing to generate"):
-        write_samples(config_of(home, *OFF_POLICY), tmp_path / "o.jsonl", step=0, num_samples=1, limit=None)
+        generate(home / "run.toml", [*OFF_POLICY, f"data.scores={home / 'scores'}"], output=tmp_path / "o.jsonl")
 
 
 # The command ---------------------------------------------------------------------------------------------------------

@@ -16,12 +16,12 @@ from tests.support.scored_answers import scored
 from tests.support.tiny_models import make_model
 from tests.support.tiny_run import write_run_file
 from tutelage.config import RunAssembly, build_run, load_config
-from tutelage.doctor.finding import Verdict
-from tutelage.doctor.tokens import prompts
 from tutelage.errors import ConfigurationError
 from tutelage.losses.distributions import JensenShannon, ReverseKL
 from tutelage.models import LanguageModel, ModelSet, reference_snapshot
 from tutelage.policies import Student
+from tutelage.preflight.finding import Verdict
+from tutelage.preflight.tokens import prompts
 from tutelage.rollout import PairedEngine
 from tutelage.training import Observer, Run, train
 from tutelage.types import Prompt

@@ -13,7 +13,7 @@ import pytest
 from tests.support.findings import found
 from tests.support.tiny_run import CHAT_TEMPLATE, write_run_file
 from tutelage import cli
-from tutelage.cli.scoring import write_scores
+from tutelage.api.scoring import score
 from tutelage.config import build_run, load_config
 from tutelage.errors import DataError
 from tutelage.tasks import clock
@@ -136,7 +136,7 @@ def refused_scoring(monkeypatch: pytest.MonkeyPatch, home: Path, answers: Path, 
     monkeypatch.setattr("tutelage.config.models.load_language_model", pytest.fail)
     scores = home.parent / "scores"
     with pytest.raises(DataError, match=re.escape(message)):
-        write_scores(load_config(home), answers, scores, answers_per_shard=4, resume=False, on_message=print)
+        score(home, answers, scores, shard=4)
     assert not scores.exists()
 
 

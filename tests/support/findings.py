@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tutelage.config import RunAssembly, RunConfig
-from tutelage.doctor import CHEAP, COSTLY, Finding
+from tutelage.preflight import CHEAP, COSTLY, Finding
 
 
 def assembly(config: RunConfig) -> RunAssembly:

@@ -7,9 +7,9 @@ once.
 from __future__ import annotations
 
 import os
-import warnings
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -26,15 +26,15 @@ from tutelage.cli.arguments import (
     finite,
     given_path,
 )
-from tutelage.cli.checks import check_output_file, set_threads
 from tutelage.cli.comparing import compare, sweep
-from tutelage.cli.console import TextConsole
-from tutelage.cli.linearise import linearise
 from tutelage.cli.probe import probe_app
 from tutelage.cli.recipes import recipes_app
 from tutelage.cli.starting import init
-from tutelage.errors import OutputExistsError
-from tutelage.paths import check_file_name
+from tutelage.display.console import TextConsole
+from tutelage.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from tutelage.api.generating import BestOf
 
 __all__ = ["app"]
 
@@ -46,7 +46,6 @@ app = typer.Typer(
 app.command()(init)
 app.command()(compare)
 app.command()(sweep)
-app.command()(linearise)
 app.add_typer(probe_app, name="probe")
 app.add_typer(recipes_app, name="recipes")
 
@@ -61,34 +60,15 @@ def train(
     """Distil the student that a run file describes."""
     if "WORLD_SIZE" in os.environ:  # torch prints its stack at a broken connection; our message names the lost process
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    from tutelage.cli.progress import observer_for
-    from tutelage.config import build_run, load_config
-    from tutelage.doctor import early_warnings
-    from tutelage.report import plot_run
-    from tutelage.runtime import joined
-    from tutelage.training import Observer, named_checkpoints
-    from tutelage.training import train as run_training
+    from tutelage.api.runs import train as train_run
+    from tutelage.runtime import is_first_process
 
-    with joined() as processes:
-        is_first = processes is None or processes.rank == 0
-        if not is_first:
-            warnings.showwarning = lambda *_: None  # rank 0 prints it
-        config = load_config(run_file, overrides or [])
-        set_threads(config.runtime.threads)
-        run = build_run(config, resume=resume, accept=accept or [], processes=processes)
-        if not is_first:
-            run_training(run, Observer())
-            return
-        with observer_for(config.name) as observer:
-            for message in run.messages:
-                observer.on_message(message)
-            for message in early_warnings(config):
-                observer.on_message(f"warning: {message} (tutelage doctor shows more)")
-            run_training(run, observer)
-    console = TextConsole()
-    console.say(f"run       {run.folder.path}")
-    console.say(f"student   {named_checkpoints(run.folder.checkpoints)['last']}")
-    console.say(f"curves    {plot_run(run.folder.path)}")
+    run = train_run(run_file, overrides, resume=resume, accept=accept or [])
+    if is_first_process():
+        console = TextConsole()
+        console.say(f"run       {run.folder}")
+        console.say(f"student   {run.last_checkpoint}")
+        console.say(f"curves    {run.folder / 'curves.png'}")
 
 
 @app.command()
@@ -104,16 +84,14 @@ def doctor(
     ] = 1,
 ) -> None:
     """Examine a run file before it costs anything: a verdict per line, exit code 1 if the run cannot work."""
+    from tutelage.api.checking import doctor as examine
     from tutelage.cli.checkup import print_finding, print_summary
-    from tutelage.config import load_config
-    from tutelage.doctor import Verdict, examine
+    from tutelage.preflight import Verdict
 
-    config = load_config(run_file, overrides or [])
-    set_threads(config.runtime.threads)
-    console, findings = TextConsole(), []
-    for finding in examine(config, quick=quick, processes=processes):
-        print_finding(console, finding)
-        findings.append(finding)
+    console = TextConsole()
+    findings = examine(
+        run_file, overrides, quick=quick, processes=processes, on_finding=partial(print_finding, console)
+    )
     print_summary(console, findings)
     if any(finding.verdict == Verdict.error for finding in findings):
         raise typer.Exit(1)
@@ -163,55 +141,31 @@ def evaluate(
     ] = None,
 ) -> None:
     """Judge a model on problem sets: pass@1 with a 95% interval, pass@k, truncation, length."""
-    from tutelage.config import (
-        DataConfig,
-        EvaluationAssembly,
-        EvaluationConfig,
-        EvaluationSetConfig,
-        ModelConfig,
-        check_writable,
-        load_config,
-    )
-    from tutelage.evaluation import check_forecast, forecast_table, mark, rich_table, selection_table, write_evaluation
-    from tutelage.rollout import Limits
-    from tutelage.runtime import LocalRuntime
-    from tutelage.tasks import check_verifier, short_name
+    from tutelage.api.evaluating import evaluate as judge
+    from tutelage.evaluation import forecast_table, rich_table, selection_table
 
-    check_verifier(verifier)
-    if output is not None and output.exists():
-        raise OutputExistsError(f"the output folder {output} already exists; nothing is overwritten. Choose another.")
-    if output is not None:
-        check_writable(output)
-        for path in task:
-            check_file_name(short_name(path), "the name of a problem set", "math500")
-    check_forecast(forecast, samples, temperature)
-    run_config = None if run is None else load_config(run)
-    data = DataConfig(path="none", max_prompt_tokens=max_prompt_tokens) if run_config is None else run_config.data
-    asked = {"verifier": verifier} | ({} if system_prompt is None else {"system_prompt": system_prompt})
-    items = [
-        EvaluationSetConfig(path=path, prompt_column=prompt_column, answer_column=answer_column, limit=limit)
-        for path in task
-    ]
-    parts = EvaluationAssembly(
-        ModelConfig.model_validate({"path": model, "dtype": dtype.value}),
-        data.model_copy(update=asked),
-        EvaluationConfig(sets=items, num_samples=samples, temperature=temperature),
-        max_new_tokens,
+    found = judge(
+        model,
+        task,
+        run=run,
+        output=output,
+        samples=samples,
+        temperature=temperature,
+        max_new_tokens=max_new_tokens,
+        limit=limit,
+        seed=seed,
+        verifier=verifier,
+        prompt_column=prompt_column,
+        answer_column=answer_column,
+        system_prompt=system_prompt,
+        max_prompt_tokens=max_prompt_tokens,
+        dtype=dtype.value,
+        device=device,
+        rows=rows,
+        select=[name.strip() for name in select.split(",") if name.strip()],
+        forecast=forecast,
     )
-    jobs = parts.plan.jobs(seed)
-    runtime = LocalRuntime(device)
-    selector = parts.selector([name.strip() for name in select.split(",") if name.strip()], run_config, runtime.device)
-    engine = parts.engine(runtime.device, Limits(max_rows=rows))
-    console = TextConsole()
-    if parts.clock.was_asked:
-        console.say(f"date      {parts.clock.moment.isoformat()}, which the chat template asks for")
-    results = []
-    for problems, policy, drawing in jobs:
-        with console.status(f"{problems.name}: {len(problems.prompts)} problems x {samples} samples"):
-            marked = mark(engine, problems, policy, drawing, verify=parts.verify)
-            results.append(parts.with_selection(marked, selector, forecast or 0))
-        if output is not None:
-            console.say(f"written   {write_evaluation(output, results[-1], marked.samples(parts.decode))}")
+    console, results = TextConsole(), list(found.results)
     console.print(rich_table(results))
     for table in (*map(selection_table, results), forecast_table(results)):
         if table.row_count:
@@ -229,14 +183,10 @@ def export(
     dtype: Annotated[Precision, typer.Option(help="Type of the written weights.")] = Precision.float32,
 ) -> None:
     """Write a trained student as a plain model directory; an adapter is merged into its base."""
-    from tutelage.cli.export import write_model
-    from tutelage.config import check_writable
+    from tutelage.api.exporting import export as write_model
 
-    if output.exists():
-        raise OutputExistsError(f"the output folder {output} already exists; nothing is overwritten. Choose another.")
-    check_writable(output)
-    exported = write_model(model, output, checkpoint.value, dtype.value)
-    TextConsole().say(f"exported  {exported}\nto        {output}")
+    exported = write_model(model, output, checkpoint=checkpoint.value, dtype=dtype.value)
+    TextConsole().say(f"exported  {exported.source}\nto        {exported.folder}")
 
 
 @app.command()
@@ -257,22 +207,28 @@ def generate(
     keep_all: Annotated[bool, typer.Option("--keep-all", help="Write the others too, marked.")] = False,
 ) -> None:
     """Write answers of a run file's policy (--set policy=teacher for the teacher's own) as JSONL."""
-    from tutelage.cli.generation import best_of as selection_of
-    from tutelage.cli.generation import write_samples
-    from tutelage.config import load_config
+    from tutelage.api.generating import generate as draw
 
-    selection = selection_of(best_of, by, samples, keeps_all=keep_all)
-    num_samples = samples or (1 if selection is None else selection.size)
-    config = load_config(run_file, overrides or [])
-    set_threads(config.runtime.threads)
-    check_output_file(output)
+    selection = _best_of(best_of, by, keep_all)
     console = TextConsole()
     with console.status("generating"):
-        count, correct = write_samples(
-            config, output, step=step, num_samples=num_samples, limit=limit, best_of=selection
+        drawn = draw(run_file, overrides, output=output, step=step, samples=samples, limit=limit, best_of=selection)
+    verdict = "" if drawn.num_correct is None else f", {drawn.num_correct} of them correct"
+    console.say(f"{len(drawn.records)} samples written to {output}{verdict}")
+
+
+def _best_of(size: int | None, rule: str | None, keeps_all: bool) -> BestOf | None:
+    """What the options --best-of, --by and --keep-all say together; None = every answer is written."""
+    from tutelage.api.generating import BestOf
+
+    if size is None and rule is None and not keeps_all:
+        return None
+    if size is None or rule is None:
+        raise ConfigurationError(
+            f"--best-of is {size}, --by is {rule} and --keep-all is {keeps_all}; expected a number and a rule. Give "
+            "--best-of 8 --by majority, for example."
         )
-    verdict = "" if correct is None else f", {correct} of them correct"
-    console.say(f"{count} samples written to {output}{verdict}")
+    return BestOf(size, rule, keeps_all)
 
 
 @app.command()
@@ -291,14 +247,11 @@ def score(
     shard: Annotated[int, typer.Option(help="Answers per shard.", min=1)] = 256,
 ) -> None:
     """Let a run file's teacher score existing answers once, and keep the scores for off-policy training."""
-    from tutelage.cli.scoring import write_scores
-    from tutelage.config import load_config
+    from tutelage.api.scoring import score as write_scores
 
-    config = load_config(run_file, overrides or [])
-    set_threads(config.runtime.threads)
     console = TextConsole()
-    count = write_scores(config, answers, output, answers_per_shard=shard, resume=resume, on_message=console.say)
-    console.say(f"{count} answers scored in {output}")
+    scored = write_scores(run_file, answers, output, overrides, shard=shard, resume=resume, on_message=console.say)
+    console.say(f"{scored.num_answers} answers scored in {scored.folder}")
 
 
 @app.command()

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tutelage.doctor import Finding, Verdict
+from tutelage.preflight import Finding, Verdict
 
 __all__ = ["print_finding", "print_summary"]
 

@@ -20,8 +20,8 @@ import typer
 from rich.text import Text
 
 from tutelage.cli.app import app
-from tutelage.cli.console import TextConsole, write_in_any_encoding
 from tutelage.cli.faults import FAULT_CODE, describe_fault, is_out_of_memory, shows_traceback
+from tutelage.display.console import TextConsole, write_in_any_encoding
 from tutelage.errors import RunInterrupted, TutelageError, in_short, printable
 
 __all__ = ["main"]

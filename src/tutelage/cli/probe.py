@@ -13,8 +13,7 @@ import typer
 from rich.table import Table
 
 from tutelage.cli.arguments import MAX_SAMPLES, given_path
-from tutelage.cli.checks import check_output_file, set_threads
-from tutelage.cli.console import TextConsole
+from tutelage.display.console import TextConsole
 from tutelage.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -88,6 +87,9 @@ def budget(
 
 
 def _config(run_file: Path, overrides: list[str] | None, output: Path | None, figure: Path | None) -> RunConfig:
+    import torch
+
+    from tutelage.api.arguments import check_output_file
     from tutelage.config import load_config
     from tutelage.report import check_figure_format
 
@@ -97,7 +99,8 @@ def _config(run_file: Path, overrides: list[str] | None, output: Path | None, fi
     if figure is not None:
         check_figure_format(figure)
     config = load_config(run_file / "config.toml" if run_file.is_dir() else run_file, overrides or [])
-    set_threads(config.runtime.threads)
+    if config.runtime.threads is not None:
+        torch.set_num_threads(config.runtime.threads)
     return config
 
 

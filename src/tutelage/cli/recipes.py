@@ -14,9 +14,9 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+from tutelage.api.arguments import check_output_file
 from tutelage.cli.arguments import given_path
-from tutelage.cli.checks import check_output_file
-from tutelage.cli.console import TextConsole
+from tutelage.display.console import TextConsole
 from tutelage.errors import ConfigurationError
 from tutelage.files import write_whole
 

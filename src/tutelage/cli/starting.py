@@ -14,10 +14,10 @@ from typing import Annotated, TypeVar
 
 import typer
 
+from tutelage.api.arguments import check_output_file
 from tutelage.cli.arguments import MAX_NEW_TOKENS, given_path
-from tutelage.cli.checks import check_output_file
-from tutelage.cli.console import TextConsole
 from tutelage.cli.recipes import PackagedRecipe, packaged_recipes, recipe_named
+from tutelage.display.console import TextConsole
 from tutelage.errors import ConfigurationError
 from tutelage.files import write_whole
 from tutelage.paths import check_file_name, expanded_path

@@ -3,7 +3,7 @@
 from tutelage.comparison.compare import run_plan
 from tutelage.comparison.outcome import Outcome
 from tutelage.comparison.plan import CHECKPOINT_RULES, Method, Plan, make_methods
-from tutelage.comparison.running import Job, default_workers, records_of, run_jobs
+from tutelage.comparison.running import Job, default_workers, is_finished, records_of, run_jobs
 from tutelage.comparison.sweep import SWEEP_NOTE, draw_sweep, grid_points, parse_grid
 from tutelage.comparison.worlds import World, read_world
 
@@ -18,6 +18,7 @@ __all__ = [
     "default_workers",
     "draw_sweep",
     "grid_points",
+    "is_finished",
     "make_methods",
     "parse_grid",
     "read_world",

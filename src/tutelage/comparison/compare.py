@@ -81,16 +81,16 @@ def run_plan(
         try:
             failed = run_jobs(jobs, console, workers=workers)
         except RunInterrupted as interruption:
-            outcome = read_outcome(plan)
+            outcome = read_outcome(plan, workers)
             raise RunInterrupted(
                 f"{interruption} with {len(jobs) - len(outcome.missing)} of {len(jobs)} runs finished; all are saved "
                 f"in {plan.folder}. Continue with the same command and --resume"
             ) from None
-        outcome = read_outcome(plan)
-        paths = write_outcome(outcome, workers=workers)
+        outcome = read_outcome(plan, workers)
+        paths = write_outcome(outcome)
         for table in rich_tables(outcome):
             console.print(table)
-        for note in notes_of(outcome, workers):
+        for note in notes_of(outcome):
             console.print(f"- {note}", markup=False, soft_wrap=True)
         if draw is not None and any(outcome.summaries.values()):
             paths.append(draw(outcome))

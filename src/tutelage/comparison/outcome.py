@@ -7,7 +7,7 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
@@ -17,7 +17,11 @@ from tutelage.comparison.measures import MEASURES, Measure, Summary, measure_run
 from tutelage.comparison.plan import CHECKPOINT_RULES, Plan
 from tutelage.comparison.running import default_workers, is_finished
 from tutelage.files import write_whole
+from tutelage.frames import frame_of
 from tutelage.report import plot_methods
+
+if TYPE_CHECKING:
+    from tutelage.frames import DataFrame
 
 __all__ = ["Outcome", "notes_of", "read_outcome", "rich_tables", "world_notes", "write_outcome"]
 
@@ -32,15 +36,54 @@ class Outcome:
       runs: method -> seed -> measure -> number.
       summaries: method -> measure -> summary over seeds.
       missing: names of the runs that are not finished.
+      workers: runs at a time.
     """
 
     plan: Plan
     runs: Mapping[str, Mapping[int, Mapping[str, float]]]
     summaries: Mapping[str, Mapping[str, Summary]]
     missing: Sequence[str]
+    workers: int = 1
+
+    @property
+    def frame(self) -> DataFrame:
+        """A row for each method and measure: mean and spread over seeds, the paired difference and its interval.
+
+        Raises:
+          ConfigurationError: pandas is not installed.
+        """
+        return frame_of(
+            [
+                {"method": method, "measure": measure, **asdict(summary)}
+                for method, summaries in self.summaries.items()
+                for measure, summary in summaries.items()
+            ]
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Every number, and what is needed to read them, as JSON has it; comparison.json holds the same."""
+        plan = self.plan
+        return {
+            "methods": [method.name for method in plan.methods],
+            "seeds": list(plan.seeds),
+            "steps": plan.methods[0].config.steps,
+            "checkpoint_rule": plan.checkpoint_rule,
+            "early_steps": plan.early_steps,
+            "world": plan.world,
+            "workers": self.workers,
+            "machine": {"cores": default_workers(), "machine": platform.machine(), "system": platform.system()},
+            "measures": {name: measure.definition for name, measure in MEASURES.items()},
+            "runs": self.runs,
+            "summaries": {
+                name: {measure: asdict(summary) for measure, summary in summaries.items()}
+                for name, summaries in self.summaries.items()
+            },
+            "missing": list(self.missing),
+            "notes": [*notes_of(self), *world_notes(plan)],
+        }
 
 
-def read_outcome(plan: Plan) -> Outcome:
+def read_outcome(plan: Plan, workers: int) -> Outcome:
     """Measure what is finished."""
     runs: dict[str, dict[int, dict[str, float]]] = {}
     missing = []
@@ -49,7 +92,7 @@ def read_outcome(plan: Plan) -> Outcome:
         runs[method.name] = {}
         for seed in plan.seeds:
             job = plan.job(method, seed)
-            if not is_finished(job):
+            if not is_finished(job.folder, job.num_steps):
                 missing.append(job.name)
                 continue
             runs[method.name][seed] = measure_run(
@@ -58,33 +101,15 @@ def read_outcome(plan: Plan) -> Outcome:
                 early_steps=plan.early_steps,
                 num_rollouts=rollout.prompts_per_step * rollout.samples_per_prompt,
             )
-    return Outcome(plan, runs, summarise_methods(runs), missing)
+    return Outcome(plan, runs, summarise_methods(runs), missing, workers)
 
 
-def write_outcome(outcome: Outcome, *, workers: int) -> list[Path]:
+def write_outcome(outcome: Outcome) -> list[Path]:
     """Write the three files; they are derived from the runs, so they, and nothing else, may be replaced."""
     plan = outcome.plan
     json_path, text_path = plan.folder / "comparison.json", plan.folder / "comparison.md"
-    record: dict[str, Any] = {
-        "methods": [method.name for method in plan.methods],
-        "seeds": list(plan.seeds),
-        "steps": plan.methods[0].config.steps,
-        "checkpoint_rule": plan.checkpoint_rule,
-        "early_steps": plan.early_steps,
-        "world": plan.world,
-        "workers": workers,
-        "machine": {"cores": default_workers(), "machine": platform.machine(), "system": platform.system()},
-        "measures": {name: measure.definition for name, measure in MEASURES.items()},
-        "runs": outcome.runs,
-        "summaries": {
-            name: {measure: asdict(summary) for measure, summary in summaries.items()}
-            for name, summaries in outcome.summaries.items()
-        },
-        "missing": list(outcome.missing),
-        "notes": [*notes_of(outcome, workers), *world_notes(plan)],
-    }
-    write_whole(json_path, json.dumps(record, indent=2, allow_nan=False) + "\n")
-    write_whole(text_path, _markdown(outcome, workers))
+    write_whole(json_path, json.dumps(outcome.as_dict(), indent=2, allow_nan=False) + "\n")
+    write_whole(text_path, _markdown(outcome))
     finished = {
         method.name: [plan.run_folder(method, seed) for seed in outcome.runs[method.name]] for method in plan.methods
     }
@@ -111,9 +136,9 @@ def rich_tables(outcome: Outcome) -> list[Table]:
     return tables
 
 
-def notes_of(outcome: Outcome, workers: int) -> list[str]:
+def notes_of(outcome: Outcome) -> list[str]:
     """Notes that a reader of the numbers needs."""
-    plan = outcome.plan
+    plan, workers = outcome.plan, outcome.workers
     first = plan.methods[0].name
     config = plan.methods[0].config
     evaluation = config.evaluation
@@ -180,7 +205,7 @@ def _present(outcome: Outcome, is_cost: bool) -> list[str]:
     return [name for name, measure in MEASURES.items() if name in found and measure.is_cost == is_cost]
 
 
-def _markdown(outcome: Outcome, workers: int) -> str:
+def _markdown(outcome: Outcome) -> str:
     plan = outcome.plan
     lines = [f"# {', '.join(method.name for method in plan.methods)}", ""]
     for title, is_cost in (("What was reached", False), ("What it cost", True)):
@@ -191,6 +216,6 @@ def _markdown(outcome: Outcome, workers: int) -> str:
             cells = ["<br>".join(_cell(summaries.get(name), MEASURES[name])) for name in names]
             lines.append(f"| {' | '.join([f'{method} (n {len(outcome.runs[method])})', *cells])} |")
         lines += ["", *(f"- {MEASURES[name].title}: {MEASURES[name].definition}" for name in names), ""]
-    notes = [*notes_of(outcome, workers), *world_notes(plan)]
+    notes = [*notes_of(outcome), *world_notes(plan)]
     lines += ["## How to read this", "", *(f"- {note}" for note in notes), ""]
     return "\n".join(lines) + "\n![Learning curves](curves.png)\n"

@@ -91,7 +91,7 @@ def run_jobs(jobs: Sequence[Job], console: Console, *, workers: int) -> dict[str
     Raises:
       RunInterrupted: Ctrl-C or SIGTERM; every run was asked to save itself and has ended.
     """
-    waiting = [job for job in jobs if not is_finished(job)]
+    waiting = [job for job in jobs if not is_finished(job.folder, job.num_steps)]
     running = dict[str, tuple[Job, subprocess.Popen[bytes]]]()
     failed = dict[str, int]()
     display = _Display(jobs, waiting, console)
@@ -115,15 +115,15 @@ def run_jobs(jobs: Sequence[Job], console: Console, *, workers: int) -> dict[str
     return failed
 
 
-def is_finished(job: Job) -> bool:
-    """The last step is saved, and every evaluation set was judged after it."""
-    if not (job.folder / "config.toml").is_file():
+def is_finished(folder: Path, num_steps: int) -> bool:
+    """In the folder of a run its last step is saved, and every evaluation set was judged after it."""
+    if not (folder / "config.toml").is_file():
         return False
-    last_checkpoint = named_checkpoints(job.folder / "checkpoints").get("last")
-    if last_checkpoint is None or last_checkpoint.name != f"step-{job.num_steps:06d}":
+    last_checkpoint = named_checkpoints(folder / "checkpoints").get("last")
+    if last_checkpoint is None or last_checkpoint.name != f"step-{num_steps:06d}":
         return False
-    evaluation = load_config(job.folder / "config.toml").evaluation
-    last = [record for record in records_of(job.folder / "evaluations.jsonl") if record["step"] == job.num_steps]
+    evaluation = load_config(folder / "config.toml").evaluation
+    last = [record for record in records_of(folder / "evaluations.jsonl") if record["step"] == num_steps]
     return len(last) >= len(evaluation.sets) * (2 if evaluation.greedy else 1)
 
 

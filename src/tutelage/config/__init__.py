@@ -24,7 +24,7 @@ from tutelage.config.serving import (
     make_sampler,
     make_served_scorer,
 )
-from tutelage.config.source import items_of
+from tutelage.config.source import grid_texts, items_of, override_texts
 from tutelage.config.verification import make_verifier
 
 __all__ = [
@@ -46,12 +46,14 @@ __all__ = [
     "check_sampler",
     "check_teacher_server",
     "check_writable",
+    "grid_texts",
     "items_of",
     "load_config",
     "load_evaluation_problems",
     "make_sampler",
     "make_served_scorer",
     "make_verifier",
+    "override_texts",
     "part_from",
     "rating_plan",
     "read_prompts",

@@ -25,7 +25,7 @@ from tutelage.config.schema import (
     settings_of_trainable,
     settings_of_update,
 )
-from tutelage.config.source import check_values, read_table, value_of
+from tutelage.config.source import check_values, override_texts, plain_value, read_table, value_of
 from tutelage.errors import ConfigurationError
 from tutelage.paths import check_file_name, expanded_path
 from tutelage.report.sources import flattened
@@ -41,23 +41,33 @@ NAMED = {"optimizer": settings_of_update, "student.trainable": settings_of_train
 MAX_SHOWN = 200  # letters of a wrong value in a message
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """Read a run file and apply `key.path=value` overrides.
+def load_config(
+    run_file: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | Sequence[str] = ()
+) -> RunConfig:
+    """Read a run file and apply overrides: `key.path=value` texts, or values by their keys.
 
     Raises:
       ConfigurationError: no such file, not TOML, an unknown key (with the nearest known one), a bad value.
     """
-    return resolve_config(read_run_file(path), overrides)
+    return resolve_config(read_run_file(run_file), override_texts(overrides))
 
 
-def read_run_file(path: str | Path) -> dict[str, Any]:
-    """The table that a run file holds, unchecked but for its name, which is the file's stem if it has none."""
-    file = Path(expanded_path(str(path), "the run file"))
-    table = read_table(file)
-    name = table.setdefault("name", file.stem)
+def read_run_file(run_file: str | Path | Mapping[str, Any]) -> dict[str, Any]:
+    """The table that a run file holds, unchecked but for its name, which is the file's stem if it has none.
+
+    Args:
+      run_file: its path; or such a table, made in Python, which is copied.
+    """
+    if isinstance(run_file, Mapping):
+        table: dict[str, Any] = plain_value(run_file, "")
+        name = table.setdefault("name", RunConfig.model_fields["name"].default)
+    else:
+        file = Path(expanded_path(str(run_file), "the run file"))
+        table = read_table(file)
+        name = table.setdefault("name", file.stem)
+        find_again(table, file)
     if isinstance(name, str):  # else the schema says what it must be; comparisons make folders of it before that
         check_file_name(name, "name", "first-run")
-    find_again(table, file)
     return table
 
 

@@ -1,4 +1,4 @@
-"""From the bytes of a run file, or the text after `--set`, to TOML values that any run file could hold.
+"""From the bytes of a run file, the text after `--set` or values of Python to TOML values that any run file could hold.
 
 This does not depend on keys: encodings, syntax, and values that no setting can have, such as NaN, a number of more than
 64 bits or a table nested a thousand deep. What a key means is up to `config.load` and the schema.
@@ -10,14 +10,16 @@ import codecs
 import math
 import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import date, time
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
+
+import tomli_w
 
 from tutelage.errors import ConfigurationError, in_short, printable
 
-__all__ = ["check_values", "items_of", "read_table", "value_of"]
+__all__ = ["check_values", "grid_texts", "items_of", "override_texts", "plain_value", "read_table", "value_of"]
 
 # The first bytes of a text file, and the encoding that they mark. UTF-32's mark begins with UTF-16's, so it is first.
 BYTE_ORDER_MARKS = {
@@ -90,6 +92,58 @@ def items_of(text: str) -> list[Any] | None:
     except (ValueError, RecursionError):  # no TOML, more digits than Python reads, or too deep
         return None
     return list(table["items"]) if len(table) == 1 else None
+
+
+def override_texts(overrides: Mapping[str, Any] | Sequence[str]) -> list[str]:
+    """Overrides as the command line has them: a value given in Python is written as TOML.
+
+    Args:
+      overrides: key with dots -> value, or texts already.
+    Raises:
+      ConfigurationError: a value is None, or of a type that no setting has.
+    """
+    if isinstance(overrides, Mapping):
+        return [f"{key}={_toml(plain_value(value, str(key)))}" for key, value in overrides.items()]
+    return [overrides] if isinstance(overrides, str) else list(overrides)
+
+
+def grid_texts(grid: Mapping[str, Sequence[Any]] | Sequence[str]) -> list[str]:
+    """The same of several values for each key: "key.path=v1,v2,v3"."""
+    if isinstance(grid, Mapping):
+        lists = {str(key): plain_value(list(values), str(key)) for key, values in grid.items()}
+        return [f"{key}={','.join(map(_toml, values))}" for key, values in lists.items()]
+    return [grid] if isinstance(grid, str) else list(grid)
+
+
+def plain_value(value: Any, key: str) -> Any:
+    """A value of Python as TOML would give it: tables and lists are new, paths are text, NumPy's numbers are numbers.
+
+    Raises:
+      ConfigurationError: it is None, or of a type that no setting has.
+    """
+    if isinstance(value, Mapping):
+        return {str(name): plain_value(item, f"{key}.{name}".removeprefix(".")) for name, item in value.items()}
+    if isinstance(value, list | tuple | range):
+        return [plain_value(item, f"{key}[{place}]") for place, item in enumerate(value)]
+    if hasattr(value, "tolist"):  # of NumPy, PyTorch
+        return plain_value(value.tolist(), key)
+    if isinstance(value, PurePath):
+        return str(value)
+    if not isinstance(value, bool | int | float | str | date | time):
+        raise ConfigurationError(
+            f"{key} is {printable(repr(value))[:80]} of type {type(value).__name__}; expected text, a number, a truth "
+            "value, a list or a table. Leave it out for the default."
+        )
+    return value
+
+
+def _toml(value: Any) -> str:
+    """A plain value as TOML in one line."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{_toml(name)} = {_toml(item)}" for name, item in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    return tomli_w.dumps({"value": value}).partition("=")[2].strip()
 
 
 def check_values(table: Mapping[str, Any], source: str) -> None:

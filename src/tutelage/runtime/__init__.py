@@ -5,9 +5,9 @@ from __future__ import annotations
 import warnings
 
 from tutelage.runtime.local import Learner, LocalRuntime
-from tutelage.runtime.processes import Processes, joined
+from tutelage.runtime.processes import Processes, is_first_process, joined
 
-__all__ = ["Learner", "LocalRuntime", "Processes", "joined", "runtime_for"]
+__all__ = ["Learner", "LocalRuntime", "Processes", "is_first_process", "joined", "runtime_for"]
 
 
 def runtime_for(

@@ -26,7 +26,7 @@ import torch.distributed as dist
 from tutelage.errors import ConfigurationError, RunInterrupted, TutelageError, WorkerLostError, in_short
 from tutelage.runtime.heartbeat import Heartbeat, loss_message
 
-__all__ = ["Processes", "joined"]
+__all__ = ["Processes", "is_first_process", "joined"]
 
 T = TypeVar("T")
 
@@ -185,6 +185,11 @@ def joined() -> Iterator[Processes | None]:
         raise
     else:
         processes.close(None)
+
+
+def is_first_process() -> bool:
+    """This process is alone, or a launcher started it as rank 0."""
+    return int(os.environ.get("WORLD_SIZE", "1")) <= 1 or os.environ.get("RANK", "0") == "0"
 
 
 def _meet() -> Processes | None:

@@ -28,7 +28,11 @@ T = TypeVar("T")
 
 
 class Interruption:
-    """Context manager that owns SIGINT and SIGTERM while a run is in progress (main thread only)."""
+    """Context manager that owns SIGINT and SIGTERM while a run is in progress, and gives them back afterwards.
+
+    In the main thread only, which alone may. A handler that was not set from Python, as where Python is embedded in
+    another program, could not be given back, so that signal stays as it is.
+    """
 
     def __init__(self, runtime: LocalRuntime | None = None) -> None:
         self.runtime = runtime or LocalRuntime("cpu")
@@ -39,7 +43,8 @@ class Interruption:
     def __enter__(self) -> Interruption:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
-                self._previous[number] = signal.signal(number, self._on_signal)
+                if signal.getsignal(number) is not None:
+                    self._previous[number] = signal.signal(number, self._on_signal)
         self.runtime.begin_run(self._pass_on)
         return self
 

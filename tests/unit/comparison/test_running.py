@@ -79,7 +79,7 @@ def text(console: Console) -> str:
 def test_a_failure_does_not_stop_the_others(tmp_path: Path, console: Console) -> None:
     jobs = [script(tmp_path, "a", FAILS), script(tmp_path, "b"), script(tmp_path, "c")]
     assert run_jobs(jobs, console, workers=1) == {"a": 1}
-    assert [is_finished(job) for job in jobs] == [False, True, True]
+    assert [is_finished(job.folder, job.num_steps) for job in jobs] == [False, True, True]
     assert jobs[0].log.read_text() == "no such model\n"
     assert "a  failed, exit code 1" in text(console) and "c  finished  loss 0.50  pass@1 100.0%" in text(console)
 
@@ -112,7 +112,7 @@ def test_finished_runs_are_not_repeated(tmp_path: Path, console: Console) -> Non
     run_jobs(jobs[:1], console, workers=2)
     again = [script(tmp_path, "a", FAILS), jobs[1]]
     assert run_jobs(again, console, workers=2) == {}
-    assert all(map(is_finished, jobs))
+    assert all(is_finished(job.folder, job.num_steps) for job in jobs)
 
 
 @pytest.mark.parametrize("spoilt", ["config.toml", "checkpoints/index.json", "evaluations.jsonl"])
@@ -120,9 +120,9 @@ def test_a_half_finished_run_is_resumed(tmp_path: Path, console: Console, spoilt
     job = script(tmp_path, "a")
     assert "--resume" not in Job.command.fget(job)  # type: ignore[attr-defined]
     run_jobs([job], console, workers=1)
-    assert is_finished(job)
+    assert is_finished(job.folder, job.num_steps)
     (job.folder / spoilt).unlink()
-    assert not is_finished(job)
+    assert not is_finished(job.folder, job.num_steps)
     words = Job.command.fget(job)  # type: ignore[attr-defined]
     here = f'output="{job.folder}"'  # whatever the run file says: the comparison's folder may have been moved
     assert words[-5:] == ["train", str(job.run_file), "--set", here, "--resume"]
@@ -132,10 +132,10 @@ def test_the_last_checkpoint_alone_is_not_the_end(tmp_path: Path, console: Conso
     job = script(tmp_path, "a")
     run_jobs([job], console, workers=1)
     (job.folder / "config.toml").write_text(CONFIG + "greedy = true\n")
-    assert not is_finished(job), "the greedy answers are missing"
+    assert not is_finished(job.folder, job.num_steps), "the greedy answers are missing"
     (job.folder / "config.toml").write_text(CONFIG)
     (job.folder / "checkpoints" / "index.json").write_text(json.dumps({"last": "step-000001"}))
-    assert not is_finished(job)
+    assert not is_finished(job.folder, job.num_steps)
 
 
 def test_an_interruption_reaches_every_run(tmp_path: Path, console: Console) -> None:
