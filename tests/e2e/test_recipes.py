@@ -65,7 +65,8 @@ def test_there_are_recipes() -> None:
     of_the_comparison = {"opd", "trb", "fixed_budget", "skd", "temperature_warmup", "sft_warmup", "veto"}
     neighbours = {"gkd", "minillm_single_step", "thinking_machines_pg", "exopd", "eopd", "tip", "tropd"}
     rivals = {"resopd", "top_d", "fixed_negative", "reopd", "simple_opd", "tisd"}
-    assert of_the_comparison | neighbours | rivals | {"lora"} | OWN_TEACHER | WITH_REWARDS == {
+    others = {"lora", "field_defaults", "field_defaults_lora"}
+    assert of_the_comparison | neighbours | rivals | others | OWN_TEACHER | WITH_REWARDS == {
         path.stem for path in RECIPES
     }
 
@@ -129,6 +130,8 @@ def test_methods_with_rewards_are_points_of_the_same_space() -> None:
         ("tropd", {"policy", "divergence"}),
         ("tip", {"divergence", "weighting"}),
         ("lora", {"student"}),
+        ("field_defaults", {"steps", "divergence", "rollout", "optimizer"}),
+        ("field_defaults_lora", {"steps", "student", "divergence", "rollout", "optimizer"}),
         ("resopd", {"divergence"}),
         ("tisd", {"policy"}),
         ("reopd", {"data", "divergence", "rollout", "optimizer"}),
@@ -143,6 +146,14 @@ def test_recipes_differ_from_plain_distillation_in_their_method_only(name: str, 
     plain, other = (tomllib.loads((FOLDER / f"{stem}.toml").read_text()) for stem in ("opd", name))
     different = {key for key in plain.keys() | other.keys() if plain.get(key) != other.get(key)}
     assert different == {"name", *keys}
+
+
+@pytest.mark.parametrize("name", ["field_defaults", "field_defaults_lora"])
+def test_the_fields_sizes(name: str) -> None:
+    config = load_config(FOLDER / f"{name}.toml", ["data=prompts.jsonl"])
+    rollout = config.rollout
+    assert (rollout.prompts_per_step, rollout.samples_per_prompt, rollout.max_new_tokens) == (128, 1, 2048)
+    assert config.student.learns_whole == (name == "field_defaults")
 
 
 def test_the_papers_budgets() -> None:
