@@ -235,6 +235,8 @@ class Batch:
       own: places of the rollouts whose gradient this process adds; None = all.
       prompt_numbers: which row of the data each prompt is; empty where there is none.
       num_redrawn: prompts that were answered because answers to others all had the same reward.
+      reward_gram_KK: inner products of the gradients of each reward alone, in the order of their labels; None = they
+        were not measured.
     """
 
     rollouts: Sequence[Rollout]
@@ -243,6 +245,7 @@ class Batch:
     own: Sequence[int] | None = None
     prompt_numbers: Sequence[int] = ()
     num_redrawn: int = 0
+    reward_gram_KK: Tensor | None = None
 
     @property
     def lengths(self) -> list[int]:

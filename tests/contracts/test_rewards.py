@@ -36,9 +36,12 @@ from tutelage.rewards import (
     Setting,
 )
 from tutelage.rewards.combinations import (
+    ConflictAverse,
     Constrained,
+    GradientInfluence,
     Hypervolume,
     LowerConfidenceBound,
+    MinNorm,
     NormalisedSum,
     PidConstrained,
     Progress,
@@ -75,6 +78,11 @@ COMBINATION_MEMBERS: list[Combination] = [
     PidConstrained({"b": 0.5}, smoothing=0.9),
     Progress(window=2),
     Hypervolume(),
+    GradientInfluence(),
+    ConflictAverse(),
+    ConflictAverse(0.9, clipped=False, measured_every=3),
+    MinNorm(),
+    MinNorm(positive_only=False),
 ]
 
 every_reward = pytest.mark.parametrize("reward", REWARD_MEMBERS, ids=repr, indirect=True)
@@ -153,7 +161,8 @@ def test_what_it_reads_is_json(reward: Reward) -> None:
 
 def rated(seed: int, groups: list[int] | None = None) -> Ratings:
     values = torch.randn(2, 6, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    return Ratings({"a": values[0], "b": values[1]}, {"a": 1.0, "b": 0.5}, torch.tensor(groups or [0, 0, 0, 1, 1, 2]))
+    rewards, weights = {"a": values[0], "b": values[1]}, {"a": 1.0, "b": 0.5}
+    return Ratings(rewards, weights, torch.tensor(groups or [0, 0, 0, 1, 1, 2]), gram_KK=values @ values.T)
 
 
 @every_combination
@@ -182,7 +191,8 @@ def test_a_state_goes_through_json_and_is_not_changed_in_place(combination: Comb
 @every_combination
 def test_the_order_of_answers_changes_nothing_but_their_order(combination: Combination) -> None:
     one, order = rated(3), torch.tensor([5, 0, 3, 1, 4, 2])
-    other = Ratings({name: values[order] for name, values in one.rewards.items()}, one.weights, one.groups_B[order])
+    rewards = {name: values[order] for name, values in one.rewards.items()}
+    other = dataclasses.replace(one, rewards=rewards, groups_B=one.groups_B[order])
     state = combination.initial_state(one.labels)
     torch.testing.assert_close(combination.combine(other, state), combination.combine(one, state)[order])
 
@@ -196,7 +206,7 @@ def test_a_better_answer_is_not_worth_less(combination: Combination) -> None:
     higher = {name: values.clone().index_fill_(0, torch.tensor([2]), 9.0) for name, values in one.rewards.items()}
     state = combination.initial_state(one.labels)
     before = combination.combine(one, state)
-    after = combination.combine(Ratings(higher, one.weights, one.groups_B), state)
+    after = combination.combine(dataclasses.replace(one, rewards=higher), state)
     assert after[2] >= before[2] and after[2] == after.max()
 
 

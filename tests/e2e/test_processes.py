@@ -50,7 +50,7 @@ def ended(folder: Path) -> Iterator[dict[str, subprocess.CompletedProcess[str]]]
     started = subprocess.Popen(command, env=environment, cwd=ROOT, start_new_session=True)
     try:
         os.environ["STUDENT_SERVER"] = servers[1].url
-        for name in ("ddp", "fsdp2", "uneven", "rated", "served", "resumed"):
+        for name in ("ddp", "fsdp2", "uneven", "rated", "followed", "served", "resumed"):
             output, here = f"output={folder / 'alone' / name}", "runtime.strategy=ddp"
             run = build(folder, name, output, here, processes=None)
             if name == "fsdp2":
@@ -128,6 +128,8 @@ def compare(shared: Path, alone: Path, tolerance: float) -> None:
         ("uneven", "uneven", 1e-9),
         ("uneven-sharded", "uneven", 1e-7),
         ("rated", "rated", 1e-9),
+        ("followed", "followed", 1e-9),
+        ("followed-sharded", "followed", 1e-7),
         ("served", "served", 1e-9),
     ],
 )
@@ -163,6 +165,14 @@ def test_rewards_and_what_is_learned_from_them_are_those_of_one_process(ended, f
         for run in (folder / "rated", folder / "alone" / "rated")
     )
     assert one == other and '"u"' in one
+
+
+@pytest.mark.parametrize("name", ["followed", "followed-sharded"])
+def test_gradients_of_single_rewards_are_those_of_one_process(ended, folder: Path, name: str) -> None:
+    for here, there in zip(lines(folder / name), lines(folder / "alone" / "followed"), strict=True):
+        followed = {key: value for key, value in there.items() if key.startswith(("reward_gradient", "reward_mult"))}
+        assert {key: here[key] for key in followed} == pytest.approx(followed, rel=1e-5)
+        assert len(followed) == (5 if there["step"] % 2 == 0 else 2) and followed["reward_multiplier/tokens"] >= 1
 
 
 def test_a_run_may_go_on_with_other_processes(ended, folder: Path) -> None:

@@ -21,7 +21,7 @@ from tutelage.training import Observer, Recipe, train
 
 FOLDER = Path(__file__).parents[2] / "recipes"
 RECIPES = sorted(FOLDER.glob("*.toml"))
-WITHOUT_TEACHER = {"grpo", "dr_grpo", "rloo", "dapo", "cispo", "gspo", "f_grpo", "f_dapo", "f_cispo"}
+WITHOUT_TEACHER = {"grpo", "dr_grpo", "rloo", "dapo", "cispo", "gspo", "f_grpo", "f_dapo", "f_cispo", "dynamic_rewards"}
 OWN_TEACHER = {"opsd", "sdft"}
 WITH_REWARDS = WITHOUT_TEACHER | {"kdrl", "kdrl_annealed", "kdrl_masked", "rlad", "rlsd", "opd_then_rl"}
 # So few tokens are never a right answer; this one calls some of them right.

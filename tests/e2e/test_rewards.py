@@ -18,7 +18,7 @@ from tests.support.tiny_run import write_run_file
 from tutelage.config import build_run, load_config, resolve_config
 from tutelage.errors import ConfigurationError, ModelError, RewardError, RunInterrupted
 from tutelage.rewards import REWARDS, Answers, Judge, Reward, Setting
-from tutelage.training import Observer, read_state, train
+from tutelage.training import UPDATES, GradientUpdate, Observer, read_state, train
 from tutelage.training.checkpoint_files import MANIFEST, fingerprint_of
 
 CONSTRAINED = """
@@ -106,6 +106,52 @@ def test_what_a_student_learns_from_combined_rewards_is_resumed_to_the_same_byte
         weights[name] = (run / "checkpoints/step-000004/model.safetensors").read_bytes()
         assert (tmp_path / name / "student/model.safetensors").read_bytes() != weights[name]
     assert weights["whole"] == weights["resumed"] != weights["otherwise"]
+
+
+FOLLOWED = """
+[[reward]]
+name = "correct"
+
+[[reward]]
+name = "length"
+label = "tokens"
+weight = -0.5
+
+[[loss]]
+name = "policy_gradient"
+advantage = { name = "group_reward", scale = "none" }
+
+[[loss]]
+name = "reverse_kl"
+coefficient = 0.1
+"""
+
+
+@pytest.mark.parametrize(
+    "combination",
+    ['{name="gradient_influence", step_size=50.0}', '{name="conflict_averse", measured_every=2}'],
+)
+def test_weights_that_follow_gradients_are_metrics_and_resume_to_the_same_bytes(
+    tmp_path: Path, combination: str
+) -> None:
+    common = ["policy=student", "rollout.samples_per_prompt=4", f"reward_combination={combination}"]
+    common += ["data.verifier=tests.support.verdicts:has_an_odd_length", "optimizer.warmup_steps=0"]
+    whole = ended(tmp_path / "whole", FOLLOWED, 4, *common)
+    resumed = ended(tmp_path / "resumed", FOLLOWED, 4, *common, stop_at=1)
+    assert metrics(whole) == metrics(resumed)
+    for name in ("model.safetensors", "trainer.json"):
+        one, other = ((run / "checkpoints/step-000004" / name).read_bytes() for run in (whole, resumed))
+        assert one == other
+    explained = (Path(__file__).parents[2] / "docs/usage/metrics.md").read_text()
+    every = 2 if "measured_every" in combination else 1
+    for step, record in enumerate(metrics(whole)):
+        norms = [record.get(f"reward_gradient_norm/{label}") for label in ("correct", "tokens")]
+        assert [norm is not None for norm in norms] == [step % every == 0] * 2
+        assert ("reward_gradient_cosine" in record) == all(norms), "none where all answers to each prompt are as long"
+        for metric in record:
+            assert "reward" not in metric or f"`{re.sub('/.*', '/LABEL', metric)}`" in explained
+    moved = [record["reward_multiplier/tokens"] for record in metrics(whole)]
+    assert len(set(moved)) > 1 and all(value > 0 for value in moved)
 
 
 def test_a_checkpoint_from_before_there_were_rewards_is_resumed(tmp_path: Path) -> None:
@@ -227,7 +273,10 @@ def test_a_reward_model_that_is_none_is_refused_first(tmp_path: Path) -> None:
         ),
         (("reward=correct", "data.answer_column="), r"verdict, but data\.answer_column is empty"),
         (("reward_combination=worst_case",), r"reward_combination is set, and there is no \[\[reward\]\]"),
-        (("reward=length", "reward_combination=best"), r"reward_combination\.name is 'best'; expected one of constr"),
+        (
+            ("reward=length", "reward_combination=best"),
+            r"reward_combination\.name is 'best'; expected one of conflict_averse, constr",
+        ),
         (("reward=length", "reward_combination=constrained"), r"reward_combination\.thresholds is \{\}; expected"),
         (
             (
@@ -238,6 +287,22 @@ def test_a_reward_model_that_is_none_is_refused_first(tmp_path: Path) -> None:
             r"thresholds has 'a', and the rewards are length",
         ),
         (('reward={name="length", weight=1e999}',), r"inf"),
+        (
+            ("reward=length", "reward_combination=gradient_influence", "loss=[{name='policy_gradient'}]"),
+            r"compares the gradients of rewards, and there is one, 'length'; expected two or more",
+        ),
+        (
+            ('reward=["length", "overlong"]', "reward_combination=conflict_averse"),
+            r"ConflictAverse follows the gradient of each reward, and no loss has an advantage that reads the combined",
+        ),
+        (
+            (
+                'reward=["length", "overlong"]',
+                "reward_combination=conflict_averse",
+                "loss=[{name='policy_gradient', advantage={name='sum', terms=['group_reward','teacher_log_ratio']}}]",
+            ),
+            r"gradient of each reward, and the advantage Sum\(.*adds up something beside the combined reward",
+        ),
         (
             ('reward=[{name="length"}, {name="overlong", cache_tokens=0}]',),
             r"^reward\[1\]\.cache_tokens is 0; expected",
@@ -260,6 +325,21 @@ def test_what_cannot_work_is_refused_first(tmp_path: Path, change: tuple[str, ..
     with pytest.raises(ConfigurationError, match=message):
         made(write_run_file(tmp_path), *change)
     assert not (tmp_path / "run").exists()
+
+
+class MeasuresNothing(GradientUpdate):
+    """An update that looks at no gradient of a single reward."""
+
+    measures_rewards = False
+
+
+def test_an_update_that_measures_no_gradients_is_refused_where_they_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(UPDATES, "blind", MeasuresNothing)
+    path = write_run_file(tmp_path, FOLLOWED)
+    with pytest.raises(ConfigurationError, match=r"gradient of each reward, and the update 'blind' measures none"):
+        made(path, "policy=student", "reward_combination=conflict_averse", "optimizer.name=blind")
 
 
 @pytest.mark.parametrize("reward", ["correct", ["correct"], {"name": "correct"}, [{"name": "correct"}]], ids=repr)

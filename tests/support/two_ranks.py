@@ -45,9 +45,17 @@ RUNS: dict[str, list[str]] = {
         "optimizer.epochs_per_batch=2",
         "rollout.redraws=1",
     ],
+    "followed": [
+        "steps=3",
+        'reward=[{name="format", pattern=".*[A-M].*"}, {name="length", label="tokens", weight=-1.0}]',
+        "rollout.samples_per_prompt=4",
+        'reward_combination={name="conflict_averse", measured_every=2}',
+        'loss=[{name="policy_gradient", advantage={name="group_reward", scale="none"}}]',
+    ],
     "served": ["rollout.engine=vllm", "rollout.prompts_per_step=1", "steps=6"],
 }
-"""overrides by name; all but "uneven-sharded" are also made in one process"""
+"""overrides by name; all but those that end in "-sharded" are also made in one process"""
+RUNS["followed-sharded"] = [*RUNS["followed"], "runtime.strategy=fsdp2"]
 RUNS["uneven-sharded"] = [*RUNS["uneven"], "runtime.strategy=fsdp2", "runtime.shard_teacher=true"]
 
 

@@ -32,6 +32,10 @@ class Advantage(ABC):
         """The names of the rewards that it reads; "reward" is all of the run's together, "correct" the verdict."""
         return frozenset()
 
+    def consists_of(self, reward: str) -> bool:
+        """Whether nothing is added up in it but what depends on this reward."""
+        return reward in self.rewards
+
     @property
     def min_samples_per_prompt(self) -> int:
         """How many answers to a prompt it needs."""

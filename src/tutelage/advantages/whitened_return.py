@@ -61,6 +61,9 @@ class WhitenedReturn(Advantage):
     def rewards(self) -> frozenset[str]:
         return frozenset({self.reward})
 
+    def consists_of(self, reward: str) -> bool:
+        return super().consists_of(reward) and not self.kl_coefficient
+
     @property
     def min_samples_per_prompt(self) -> int:
         return 2 if self.baseline == "group_mean" else 1

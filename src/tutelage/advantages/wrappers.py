@@ -53,6 +53,9 @@ class Sum(Advantage):
     def rewards(self) -> frozenset[str]:
         return frozenset[str]().union(*(term.rewards for term in self.terms))
 
+    def consists_of(self, reward: str) -> bool:
+        return all(term.consists_of(reward) for term in self.terms)
+
     @property
     def min_samples_per_prompt(self) -> int:
         return max(term.min_samples_per_prompt for term in self.terms)
@@ -85,6 +88,9 @@ class Wrapper(Advantage):
     @property
     def rewards(self) -> frozenset[str]:
         return self.of.rewards
+
+    def consists_of(self, reward: str) -> bool:
+        return self.of.consists_of(reward)
 
     @property
     def min_samples_per_prompt(self) -> int:

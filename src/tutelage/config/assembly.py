@@ -26,7 +26,7 @@ from tutelage.config.models import (
 )
 from tutelage.config.prompts import Prompts, check_lengths, check_prompt_lengths, read_prompts
 from tutelage.config.recipes import build_phases
-from tutelage.config.rewards import RatingPlan, check_reward_names, rating_plan
+from tutelage.config.rewards import RatingPlan, check_reward_gradients, check_reward_names, rating_plan
 from tutelage.config.schema import RunConfig
 from tutelage.config.scores import offline_answers, score_key
 from tutelage.config.selecting import Selector
@@ -122,6 +122,7 @@ class RunAssembly:
         """Refuse what the run file alone shows to be impossible."""
         check_consistency(self.config, self.phases)
         check_reward_names(self.phases, self.rating_plan)
+        check_reward_gradients(self.phases, self.rating_plan)
         if self.config.data.verifier:
             check_verifier(self.config.data.verifier)
 

@@ -9,12 +9,12 @@ from typing import Any
 from tutelage.config.parts import named_in_refusals, part_from
 from tutelage.config.schema import RunConfig
 from tutelage.errors import ConfigurationError
-from tutelage.rewards import COMBINATIONS, REWARDS, Combination, Rating, Reward, Setting, check_rewards
+from tutelage.rewards import COMBINATIONS, COMBINED, REWARDS, Combination, Rating, Reward, Setting, check_rewards
 from tutelage.tasks import Problem, TemplateClock
-from tutelage.training import Phase
+from tutelage.training import UPDATES, Phase
 from tutelage.types import Rollout
 
-__all__ = ["RatingPlan", "check_reward_names", "rating_plan"]
+__all__ = ["RatingPlan", "check_reward_gradients", "check_reward_names", "rating_plan"]
 
 COMBINATION_KEY = "reward_combination"
 
@@ -95,6 +95,35 @@ def check_reward_names(phases: Sequence[Phase], plan: RatingPlan | None) -> None
             raise ConfigurationError(
                 f"the advantage {advantage} reads the reward {name!r}, and the run has {', '.join(sorted(known))}. Add "
                 f"a [[reward]] with the label {name!r}, or name one of these in the advantage's field `reward`."
+            )
+
+
+def check_reward_gradients(phases: Sequence[Phase], plan: RatingPlan | None) -> None:
+    """Refuse a combination that follows gradients where there are none, or none of the rewards alone.
+
+    Raises:
+      ConfigurationError: with the reason.
+    """
+    if plan is None or not plan.combination.measures_gradients(0):
+        return
+    follows = f"{COMBINATION_KEY} {type(plan.combination).__name__} follows the gradient of each reward"
+    updates = {phase.optimizer.name for phase in phases}
+    for name in sorted(name for name in updates if not UPDATES[name].measures_rewards):
+        raise ConfigurationError(
+            f"{follows}, and the update {name!r} measures none. Set optimizer.name = 'adamw', or use another "
+            "combination."
+        )
+    advantages = [loss.advantage for phase in phases for loss in phase.recipe.rewarded_by(COMBINED)]
+    if not advantages:
+        raise ConfigurationError(
+            f"{follows}, and no loss has an advantage that reads the combined reward. Add one, such as [[loss]] name = "
+            '"policy_gradient", or use another combination.'
+        )
+    for advantage in advantages:
+        if advantage is not None and not advantage.consists_of(COMBINED):
+            raise ConfigurationError(
+                f"{follows}, and the advantage {advantage} adds up something beside the combined reward, which would "
+                "be in all of them. Give that a [[loss]] of its own, or use another combination."
             )
 
 

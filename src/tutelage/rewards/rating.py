@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -79,14 +80,25 @@ class Rating:
           RewardError: the combined reward is not finite.
         """
         rewards = {label: torch.tensor([each[label] for each in found], dtype=torch.float64) for label in self.judges}
-        ratings = self._ratings(rewards, torch.tensor(groups), step)
-        combined_B = self.combination.at(step).combine(ratings, self.state)
-        if not bool(combined_B.isfinite().all()):
-            raise RewardError(
-                f"the combination {self.combination} of finite rewards is not finite; expected numbers that can be "
-                "added up. Scale the rewards with their weights."
-            )
-        return {**rewards, COMBINED: combined_B}
+        return {**rewards, COMBINED: self._combined(self._ratings(rewards, torch.tensor(groups), step), step)}
+
+    def alone(self, batch: Batch, step: int) -> list[Tensor]:
+        """What `Batch.rewards["reward"]` would be for each reward alone, costs negated and weights aside: [B] each."""
+        ratings = self._ratings_of(batch, step)
+        signs = ratings.signed(dict.fromkeys(ratings.labels, 1.0))
+        return [signs[label] * values_B for label, values_B in ratings.rewards.items()]
+
+    def recombined(self, batch: Batch, gram_KK: Tensor, step: int) -> Batch:
+        """A rated batch, rated anew with the inner products of the gradients of its rewards.
+
+        Args:
+          gram_KK: in the order of `alone`.
+        Raises:
+          RewardError: the combined reward is not finite.
+        """
+        measured = replace(batch, reward_gram_KK=gram_KK)
+        combined_B = self._combined(self._ratings_of(measured, step), step)
+        return replace(measured, rewards={**batch.rewards, COMBINED: combined_B})
 
     def metrics(self, batch: Batch, step: int) -> dict[str, float]:
         """Means and deviations of a rated batch, and what its combination reports."""
@@ -115,7 +127,16 @@ class Rating:
 
     def _ratings_of(self, batch: Batch, step: int) -> Ratings:
         rewards = {label: batch.rewards[label].double() for label in self.judges}
-        return self._ratings(rewards, batch.prompts_B, step)
+        return replace(self._ratings(rewards, batch.prompts_B, step), gram_KK=batch.reward_gram_KK)
+
+    def _combined(self, ratings: Ratings, step: int) -> Tensor:
+        combined_B = self.combination.at(step).combine(ratings, self.state)
+        if not bool(combined_B.isfinite().all()):
+            raise RewardError(
+                f"the combination {self.combination} of finite rewards is not finite; expected numbers that can be "
+                "added up. Scale the rewards with their weights."
+            )
+        return combined_B
 
     def _ratings(self, rewards: Mapping[str, Tensor], groups_B: Tensor, step: int) -> Ratings:
         weights = {each.label: float(each.at(step).weight) for each in self.rewards}  # type: ignore[arg-type]

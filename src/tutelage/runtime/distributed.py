@@ -146,6 +146,10 @@ class DistributedRuntime(LocalRuntime):
         self._readings.append(JointReading(teacher, self.processes))
         return teacher
 
+    def sum_gradients(self, parameters: Sequence[Tensor]) -> None:
+        with self.processes.waiting():
+            _sum_gradients(parameters)
+
     def update(self, optimizer: torch.optim.Optimizer, max_grad_norm: float) -> float:
         with self.processes.waiting():
             _sum_gradients([p for group in optimizer.param_groups for p in group["params"]])

@@ -120,6 +120,9 @@ class LocalRuntime:
         """Load the teacher, which is not trained, onto its device. `load`: device -> model."""
         return load(self.device)
 
+    def sum_gradients(self, parameters: Sequence[Tensor]) -> None:
+        """Replace each gradient by its sum over all processes; sharded gradients are sums already."""
+
     def update(self, optimizer: torch.optim.Optimizer, max_grad_norm: float) -> float:
         """Clip the gradients, make the optimizer's step, clear the gradients.
 

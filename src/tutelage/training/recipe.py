@@ -96,6 +96,11 @@ class Recipe:
         found = [loss.advantage for loss in self.losses if isinstance(loss, TokenLoss)]
         return [advantage for advantage in found if advantage is not None]
 
+    def rewarded_by(self, reward: str) -> list[TokenLoss]:
+        """The token losses whose advantage reads a reward."""
+        tokens = [loss for loss in self.losses if isinstance(loss, TokenLoss)]
+        return [loss for loss in tokens if loss.advantage is not None and reward in loss.advantage.rewards]
+
     def at(self, step: int) -> Recipe:
         """The recipe with numbers in place of schedules."""
         losses = tuple(loss.at(step) for loss in self.losses)

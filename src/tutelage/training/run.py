@@ -88,6 +88,7 @@ class Learning:
             seed=source.seed,
             micro_batch_tokens=self.micro_batch_tokens,
             loss_form=self.loss_form,
+            rating=source.rating,
         )
         return self.update(context)
 

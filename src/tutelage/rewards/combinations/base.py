@@ -26,17 +26,20 @@ EPSILON = 1e-4
 
 @dataclass(frozen=True)
 class Ratings:
-    """Several rewards of the B answers of a global batch.
+    """Several rewards of the B answers of a global batch, K of them.
 
     Fields:
       rewards: label -> [B] in float64.
       weights: label -> the reward's weight at the step.
       groups_B: the same number for answers to the same prompt.
+      gram_KK: inner products of the gradients of each reward alone, see `combinations.gradients`; None = they were not
+        measured.
     """
 
     rewards: Mapping[str, Tensor]
     weights: Mapping[str, float]
     groups_B: Tensor
+    gram_KK: Tensor | None = None
 
     @property
     def labels(self) -> list[str]:
@@ -83,6 +86,10 @@ class Combination(ABC):
         """
         if not labels:
             raise ConfigurationError("there is no reward to combine; expected one at least. Add a [[reward]].")
+
+    def measures_gradients(self, step: int) -> bool:
+        """Whether it reads `Ratings.gram_KK` at a step; one that ever does so does it at step 0."""
+        return False
 
     def initial_state(self, labels: Sequence[str]) -> State:
         """The state before the first step."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from tutelage.models import ModelSet
+from tutelage.rewards import Rating
 from tutelage.runtime import Learner, LocalRuntime
 from tutelage.training.forms import DEFAULT_LOSS_FORM
 from tutelage.training.optimizer import OptimizerSettings
@@ -29,6 +30,7 @@ class UpdateContext:
       seed: of the run.
       micro_batch_tokens: most tokens in one forward and backward.
       loss_form: see `training.forms`.
+      rating: what the answers of the run are worth, if anything but right or wrong.
     """
 
     models: ModelSet
@@ -38,6 +40,7 @@ class UpdateContext:
     seed: int
     micro_batch_tokens: int
     loss_form: str = DEFAULT_LOSS_FORM
+    rating: Rating | None = None
 
 
 @dataclass(frozen=True)
@@ -63,11 +66,13 @@ class Update(ABC):
 
     It owns what changes from step to step beside the weights, such as AdamW's moments, and gives it out as its state.
 
-    Class field that a member may override:
+    Class fields that a member may override:
       settings: what [optimizer] says; a member with fields of its own adds them to `OptimizerSettings`.
+      measures_rewards: it measures the gradients of single rewards where their combination reads them.
     """
 
     settings: ClassVar[type[OptimizerSettings]] = OptimizerSettings
+    measures_rewards: ClassVar[bool] = False
 
     def __init__(self, context: UpdateContext) -> None:
         self.context = context

@@ -8,15 +8,17 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
-from tutelage.errors import CheckpointError, NonFiniteError
+from tutelage.errors import CheckpointError
 from tutelage.models.finite import tensors_in
-from tutelage.training.objective import BatchLoss, Objective
+from tutelage.training.objective import BatchLoss
 from tutelage.training.recipe import Recipe
 from tutelage.training.token_statistics import combined
+from tutelage.training.updates.backward import add_gradient
 from tutelage.training.updates.base import Pending, Update, UpdateContext
+from tutelage.training.updates.reward_gradients import with_reward_gradients
 from tutelage.types import Batch
 
-__all__ = ["GradientUpdate", "add_gradient"]
+__all__ = ["GradientUpdate"]
 
 
 @dataclass(frozen=True)
@@ -44,13 +46,16 @@ class GradientUpdate(Update):
     Its state is the optimizer's: AdamW's moments.
     """
 
+    measures_rewards = True
+
     def __init__(self, context: UpdateContext) -> None:
         super().__init__(context)
         self.optimizer = context.settings_at(0).make(context.learner.model.module)
 
     def prepare(self, step: int, recipe: Recipe, collect: Callable[[], Batch]) -> PendingGradient:
         """Collect a batch, and leave the gradient of its first part on the weights."""
-        batch, settings = collect(), self.context.settings_at(step)
+        batch = with_reward_gradients(self.context, step, recipe, collect())
+        settings = self.context.settings_at(step)
         parts = _parts(batch, settings.updates_per_batch) * settings.epochs_per_batch
         return PendingGradient(step, batch, recipe, parts, add_gradient(self.context, step, recipe, parts[0]))
 
@@ -97,29 +102,6 @@ class GradientUpdate(Update):
         if not fits:
             raise CheckpointError("moments of another model than the student")
         self.context.learner.load_moments(self.optimizer, state)
-
-
-def add_gradient(context: UpdateContext, step: int, recipe: Recipe, batch: Batch) -> BatchLoss:
-    """Add the gradient of a batch's loss to the weights that learn.
-
-    Args:
-      recipe: with numbers in place of its schedules.
-    Raises:
-      NonFiniteError: the loss is NaN or infinite.
-    """
-    objective = Objective(
-        replace(context.models, student=context.learner.model),
-        recipe,
-        context.micro_batch_tokens,
-        form=context.loss_form,
-        seed=context.seed,
-        step=step,
-    )
-    runtime = context.runtime
-    found = objective.backward(batch, runtime.all_sum, context.learner.backward, runtime.gather)
-    if not math.isfinite(found.loss):
-        raise NonFiniteError(f"the loss is {found.loss}")
-    return found
 
 
 def _parts(batch: Batch, number: int) -> list[Batch]:
