@@ -23,7 +23,8 @@ demo
 comparison preflight probes display
 config
 training
-evaluation runtime diagnostics
+evaluation runtime
+diagnostics
 rollout rewards
 divergences
 policies targets losses weighting models tasks

@@ -14,9 +14,10 @@ from typing import Any, Self, TypeVar
 from tutelage.config.clock import template_clock, with_asked_date
 from tutelage.config.consistency import check_consistency
 from tutelage.config.evaluation import build_evaluation_sets, evaluation_plan
-from tutelage.config.fingerprints import ModelHashes, data_inputs
+from tutelage.config.fingerprints import ModelHashes, data_inputs, texts_input
 from tutelage.config.models import (
     LoadStart,
+    context_length,
     load_meta_models,
     load_reference,
     load_student,
@@ -32,6 +33,7 @@ from tutelage.config.scores import offline_answers, score_key
 from tutelage.config.selecting import Selector
 from tutelage.config.serving import limits_of, make_served_scorer
 from tutelage.config.step_memory import StepMemory, free_bytes
+from tutelage.config.texts import build_text_sets
 from tutelage.config.tokenizers import Tokenizers, load_tokenizers
 from tutelage.config.verification import (
     Decode,
@@ -41,7 +43,8 @@ from tutelage.config.verification import (
     make_verifier,
     response_texts,
 )
-from tutelage.evaluation import EvaluationSet, selections_named
+from tutelage.errors import DataError
+from tutelage.evaluation import EvaluationSet, TextSet, selections_named
 from tutelage.models import LanguageModel, ModelSet, Vocabulary, align, check_savable
 from tutelage.policies import Policy
 from tutelage.rewards import Rating
@@ -99,7 +102,8 @@ class RunAssembly:
     @cached_property
     def needs_teacher(self) -> bool:
         """Whether a teacher is loaded or asked; otherwise nothing is asked of one, or all its scores are recorded."""
-        is_asked = self.asks_teacher or any(phase.recipe.asks_teacher for phase in self.phases)
+        is_asked = self.asks_teacher or self.config.evaluation.teacher_reads
+        is_asked = is_asked or any(phase.recipe.asks_teacher for phase in self.phases)
         return is_asked and self.config.has_teacher
 
     @cached_property
@@ -157,9 +161,18 @@ class RunAssembly:
         return build_evaluation_sets(self.config.evaluation.sets, self.config.data, tokenizer, self.clock)
 
     @cached_property
+    def text_sets(self) -> list[TextSet]:
+        """The texts whose probability is looked at."""
+        texts, tokenizer = self.config.evaluation.texts, self.tokenizers.student
+        if not texts:  # then no model's files need be there yet
+            return []
+        return build_text_sets(texts, self.config.data, tokenizer, self.clock, self.vocabulary.stop_id)
+
+    @cached_property
     def evaluation(self) -> EvaluationPlan:
         """What is evaluated, and when."""
-        return evaluation_plan(self.config.evaluation, self.evaluation_sets, self.config.evaluation_tokens)
+        settings, sets = self.config.evaluation, self.evaluation_sets
+        return evaluation_plan(settings, sets, self.config.evaluation_tokens, self.text_sets)
 
     @cached_property
     def decode(self) -> Decode:
@@ -188,10 +201,20 @@ class RunAssembly:
         for problems in self.evaluation_sets:
             tokens, key = config.evaluation_tokens, "evaluation.max_new_tokens"
             check_lengths(config.student, None, problems.prompts, tokens, key)
+        limit = context_length(config.student)
+        for texts in self.text_sets:
+            longest = max(len(each.prompt_tokens) + len(each) for each in texts.rollouts)
+            if limit is not None and longest > limit:
+                raise DataError(
+                    f"a text of evaluation.texts {texts.name!r} has {longest} tokens with its prompt, but the student "
+                    f"holds {limit}{limit.remark}. Cut or remove texts that are longer."
+                )
 
     def data_inputs(self) -> dict[str, Any]:
         """Digests of all that is read before any weights are; see `fingerprints`."""
         inputs = data_inputs(self.dated_config, self.prompts, self.evaluation_sets, self.tokenizers)
+        if self.text_sets:
+            inputs["texts"] = texts_input(self.text_sets)
         return inputs | ({"rewards": self.rating_inputs} if self.rating_inputs else {})
 
     def model_hashes(self) -> ModelHashes:

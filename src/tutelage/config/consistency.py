@@ -153,6 +153,12 @@ def _check_judgeable(config: RunConfig) -> None:
             f"checkpoint.best_metric is {config.checkpoint.best_metric!r}; evaluations report {', '.join(reported)}. "
             "Choose one of these."
         )
+    if config.evaluation.teacher_reads and (not config.has_teacher or config.teacher.routes):
+        found = "several teachers, of which a problem names none" if config.has_teacher else "no teacher"
+        raise ConfigurationError(
+            f"evaluation.teacher_reads is true, and there is {found}. Name one teacher, or drop "
+            "evaluation.teacher_reads."
+        )
     names = [item.name or short_name(item.path) for item in config.evaluation.sets]
     taken = [name for name in names if config.evaluation.greedy and name + GREEDY_SUFFIX in names]
     if taken:

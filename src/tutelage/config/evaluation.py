@@ -27,6 +27,7 @@ from tutelage.evaluation import (
     EvaluationResult,
     EvaluationSet,
     Marked,
+    TextSet,
     forecasts_of,
     selections_named,
     summarise_selected,
@@ -98,8 +99,10 @@ def load_evaluation_problems(item: EvaluationSetConfig, max_characters: int | No
     )
 
 
-def evaluation_plan(settings: EvaluationConfig, sets: Sequence[EvaluationSet], max_new_tokens: int) -> EvaluationPlan:
-    """When a student is judged on problem sets, and on which answers."""
+def evaluation_plan(
+    settings: EvaluationConfig, sets: Sequence[EvaluationSet], max_new_tokens: int, texts: Sequence[TextSet] = ()
+) -> EvaluationPlan:
+    """When a student is judged on problem sets, and on which answers; and which texts are looked at then."""
     return EvaluationPlan(
         sets=sets,
         policy=Temperature(settings.temperature).at(0),
@@ -109,6 +112,8 @@ def evaluation_plan(settings: EvaluationConfig, sets: Sequence[EvaluationSet], m
         max_new_tokens=max_new_tokens,
         greedy_policy=Temperature(0.0).at(0) if settings.greedy else None,
         retained_answers=settings.retained_answers,
+        texts=texts,
+        teacher_reads=settings.teacher_reads,
     )
 
 

@@ -24,19 +24,20 @@ from tutelage.config.prompts import Prompts
 from tutelage.config.schema import ModelConfig, RunConfig
 from tutelage.config.tokenizers import Tokenizers
 from tutelage.errors import ConfigurationError
-from tutelage.evaluation import EvaluationSet
+from tutelage.evaluation import EvaluationSet, TextSet
 from tutelage.models import Vocabulary, tokenizer_fingerprint, weights_fingerprint
 from tutelage.rollout import ScoreCache
 from tutelage.runtime import LocalRuntime
 from tutelage.tasks import excerpt
 from tutelage.types import Prompt
 
-__all__ = ["Inputs", "ModelHashes", "data_inputs", "differences", "library_versions"]
+__all__ = ["Inputs", "ModelHashes", "data_inputs", "differences", "library_versions", "texts_input"]
 
 INPUTS = {
     "prompts": "the prompts that data.path gives",
     "answers": "the right answers that data.path gives",
     "evaluation": "the problems that evaluation.sets give",
+    "texts": "the texts that evaluation.texts give",
     "templates": "the chat templates",
     "tokenizer": "the tokenizer",
     "scores": "the scores in data.scores",
@@ -129,6 +130,18 @@ def data_inputs(
     if config.data.scores is not None:
         found["scores"] = ScoreCache(Path(config.data.scores)).fingerprint
     return found
+
+
+def texts_input(sets: Sequence[TextSet]) -> dict[str, Any]:
+    """Digests of the texts whose probability is looked at, by the names of their sets."""
+    return {
+        texts.name: _of_parts(
+            array("q", tokens).tobytes()
+            for each in texts.rollouts
+            for tokens in (each.prompt_tokens, each.response_tokens)
+        )
+        for texts in sets
+    }
 
 
 class ModelHashes:

@@ -417,16 +417,39 @@ class EvaluationSetConfig(Section):
     limit: int | None = Field(default=None, ge=1)
 
 
+class EvaluationTextConfig(Section):
+    """[[evaluation.texts]]: texts whose probability is looked at; with a `prompt_column` they are answers."""
+
+    path: PathText
+    name: OptionalFileName = None
+    split: str = "test"
+    prompt_column: str | None = Field(default=None, min_length=1)
+    text_column: str = Field(default="text", min_length=1)
+    limit: int | None = Field(default=None, ge=1)
+
+
 class EvaluationConfig(Section):
     """[evaluation]: how good is it, while it trains."""
 
     sets: list[EvaluationSetConfig] = []
+    texts: list[EvaluationTextConfig] = []
+    teacher_reads: bool = False
     every: int = Field(default=20, ge=0)
     num_samples: int = Field(default=4, ge=1, le=MAX_SAMPLES)
     temperature: float = Field(default=1.0, ge=0)
     greedy: bool = False
     max_new_tokens: int | None = Field(default=None, ge=1, le=MAX_NEW_TOKENS)
     retained_answers: int = Field(default=0, ge=0, le=MAX_RETAINED)
+
+    @model_validator(mode="after")
+    def _asks_something(self) -> Self:
+        for key in ("texts", "teacher_reads"):
+            if getattr(self, key) and not self.sets:
+                raise ConfigurationError(
+                    f"evaluation.{key} is set, and evaluation.sets is empty, so that nothing is ever evaluated. Add a "
+                    f"set of problems, or drop evaluation.{key}."
+                )
+        return self
 
     @model_validator(mode="after")
     def _retains_what_the_student_draws(self) -> Self:

@@ -230,7 +230,7 @@ class StepMemory:
     @property
     def _local_models(self) -> dict[str, LanguageModel]:
         """All models but teachers that nobody asks, or whose memory is another machine's."""
-        is_asked = any(phase.recipe.asks_teacher for phase in self.phases)
+        is_asked = self.config.evaluation.teacher_reads or any(phase.recipe.asks_teacher for phase in self.phases)
         is_served = self.config.teacher.server is not None
         return {
             name: model

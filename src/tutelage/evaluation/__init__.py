@@ -13,6 +13,7 @@ from tutelage.evaluation.best_of import (
 from tutelage.evaluation.changes import changes_since, retained_mass
 from tutelage.evaluation.evaluate import GREEDY_SUFFIX, EvaluationSet, Marked, evaluate, mark
 from tutelage.evaluation.forecast import Forecast, check_forecast, forecast_best_of, forecast_pass_at_k
+from tutelage.evaluation.readings import TextResult, TextSet
 from tutelage.evaluation.results import (
     Drawing,
     EvaluationResult,
@@ -46,6 +47,8 @@ __all__ = [
     "SELECTIONS",
     "SelectedResult",
     "Selection",
+    "TextResult",
+    "TextSet",
     "best_of_distribution",
     "best_of_kl",
     "best_of_kl_bound",

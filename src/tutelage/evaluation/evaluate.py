@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tutelage.errors import ConfigurationError
+from tutelage.evaluation.readings import readings_of
 from tutelage.evaluation.results import Drawing, EvaluationResult, EvaluationSample, summarise
 from tutelage.policies import Policy
 from tutelage.rollout import Engine, MapShards, Request, answers_to_share, derive_seed, single_process
@@ -74,7 +75,7 @@ class Marked:
     def result(self) -> EvaluationResult:
         """The numbers."""
         shape = self.correct_PG.shape
-        return summarise(
+        result = summarise(
             self.correct_PG,
             np.array([len(rollout) for rollout in self.rollouts]).reshape(shape),
             np.array([rollout.finished for rollout in self.rollouts]).reshape(shape),
@@ -82,6 +83,8 @@ class Marked:
             name=self.problems.name,
             seconds=self.seconds,
         )
+        readings: dict[str, Any] = readings_of(self.rollouts)
+        return replace(result, **readings)
 
     def samples(self, decode: Callable[[Sequence[int]], str]) -> list[EvaluationSample]:
         """One record per sample."""
@@ -132,16 +135,23 @@ def mark(
     *,
     verify: Callable[[Sequence[Rollout], Sequence[str]], Sequence[bool]],
     map_shards: MapShards[Any] = single_process,
+    read: Callable[[Sequence[Rollout]], list[Rollout]] | None = None,
 ) -> Marked:
-    """Draw a policy's answers and judge each one; the arguments are those of `evaluate`."""
+    """Draw a policy's answers and judge each one.
+
+    Args:
+      read: fills in what a teacher says of the answers; None = nobody reads them.
+      (the others as in `evaluate`)
+    """
     if not problems.prompts:
         raise ConfigurationError(f"evaluation set {problems.name!r} has no problem left to evaluate on.")
     started = time.perf_counter()
     seed, num_samples = derive_seed(drawing.seed, f"evaluation/{problems.name}"), drawing.num_samples
-    request = Request(problems.prompts, drawing.max_new_tokens, num_samples, seed, records_statistics=False)
+    request = Request(problems.prompts, drawing.max_new_tokens, num_samples, seed, records_statistics=read is not None)
 
     def judged(share: slice) -> list[tuple[Rollout, bool]]:
         rollouts = answers_to_share(engine, policy, request, share)
+        rollouts = rollouts if read is None or not rollouts else read(rollouts)
         verdicts = verify(rollouts, [problems.answers[rollout.prompt_index] for rollout in rollouts])
         return list(zip(rollouts, verdicts, strict=True))
 

@@ -70,6 +70,7 @@ class EvaluationResult:
       forecasts: what more samples would give, where that was asked for.
       gained_share, lost_share: see `changes_since`, of an evaluation during a run; None = there was no earlier one.
       retained_mass: see there; None = it was not asked for, or there was nothing to retain.
+      repeated_4grams, student_entropy, teacher_logprob, reverse_kl, support_overlap: see `readings_of`; None = unknown.
     """
 
     name: str
@@ -89,6 +90,11 @@ class EvaluationResult:
     gained_share: float | None = None
     lost_share: float | None = None
     retained_mass: float | None = None
+    repeated_4grams: float | None = None
+    student_entropy: float | None = None
+    teacher_logprob: float | None = None
+    reverse_kl: float | None = None
+    support_overlap: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON would give them back: intervals are lists, every k a string, what is empty is left out."""

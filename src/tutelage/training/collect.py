@@ -122,6 +122,7 @@ class Stopwatch:
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
+        self._processor_since = time.process_time()
         self._since = time.perf_counter()
 
     def lap(self, phase: str) -> None:
@@ -129,6 +130,11 @@ class Stopwatch:
         now = time.perf_counter()
         self.seconds[f"seconds_{phase}"] = self.seconds.get(f"seconds_{phase}", 0.0) + now - self._since
         self._since = now
+
+    @property
+    def processor_seconds(self) -> float:
+        """Processor time of this process since the start, all threads together."""
+        return time.process_time() - self._processor_since
 
 
 def collect(

@@ -12,6 +12,7 @@ from tutelage.training.interruption import Interruption
 from tutelage.training.observer import Observer
 from tutelage.training.retention import Retention
 from tutelage.training.run import Run
+from tutelage.training.student_reading import student_logprobs
 
 __all__ = ["evaluate_if_due"]
 
@@ -32,7 +33,13 @@ def evaluate_if_due(run: Run, state: TrainerState, observer: Observer, interrupt
         retained = run.evaluation.retained_answers if drawing.temperature == 1 else 0
         retention = Retention(run, problems, retained)
         marked = mark(
-            source.engine, problems, policy, drawing, verify=source.verify, map_shards=interruption.map_shards
+            source.engine,
+            problems,
+            policy,
+            drawing,
+            verify=source.verify,
+            map_shards=interruption.map_shards,
+            read=source.scorer.score if run.evaluation.teacher_reads else None,
         )
         result, samples = marked.result(), marked.samples(run.decode)
         if earlier:
@@ -46,12 +53,24 @@ def evaluate_if_due(run: Run, state: TrainerState, observer: Observer, interrupt
             run.folder.write_samples(state.step, problems.name, samples)
             run.folder.append("evaluations.jsonl", [{"step": state.step, **result.to_dict()}])
             observer.on_evaluation(state.step, result)
+    _read_texts(run, state.step, interruption)
     value = run.runtime.from_first(lambda: _mean_of_best_metric(run, state.step))
     if state.best_value is not None and value <= state.best_value:
         return False
     state.best_value, state.best_step = value, state.step
     # The untrained student is the first best; there is no need to save it as a checkpoint.
     return state.step > 0
+
+
+def _read_texts(run: Run, step: int, interruption: Interruption) -> None:
+    """Write down how probable the given texts are, unless that is recorded already."""
+    recorded = run.runtime.from_first(lambda: run.folder.read("texts.jsonl"))
+    known = {record["name"] for record in recorded if record["step"] == step}
+    for texts in run.evaluation.texts:
+        if texts.name not in known:
+            result = texts.result(student_logprobs(run, texts.rollouts))
+            with interruption.protected():
+                run.folder.append("texts.jsonl", [{"step": step, **result.to_dict()}])
 
 
 def _with_changes(

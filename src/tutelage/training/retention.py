@@ -6,12 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
-from tutelage.distributions import gather_logprobs
 from tutelage.evaluation import EvaluationSet, Marked, retained_mass
-from tutelage.rollout.reading import Reader
 from tutelage.training.run import Run
+from tutelage.training.student_reading import student_logprobs
 from tutelage.types import Rollout
 
 __all__ = ["Retention"]
@@ -57,17 +55,9 @@ class Retention:
 
     def _logprobs(self, answers: Sequence[tuple[int, list[int]]]) -> list[float]:
         """Log p of whole answers, by the number of their problem; each process reads a share."""
-        source = self.run.source
-        reader = Reader(source.models.student, source.models.vocabulary, source.rollout.score_tokens)
-        own = answers[self.run.runtime.share(len(answers))]
-        unknown = [torch.full((len(tokens),), torch.nan) for _, tokens in own]
+        unknown = [torch.full((len(tokens),), torch.nan) for _, tokens in answers]
         made = [
             Rollout.answer_to(self.problems.prompts[place], tokens, unknown_T)
-            for (place, tokens), unknown_T in zip(own, unknown, strict=True)
+            for (place, tokens), unknown_T in zip(answers, unknown, strict=True)
         ]
-        read = reader.read(made, [each.prompt_tokens for each in made], _sampled, needs_support=False)
-        return self.run.runtime.gather([float(each.student_logprobs.double().sum()) for each in read])
-
-
-def _sampled(logprobs_NV: Tensor, tokens_N: Tensor, support_NK: Tensor) -> dict[str, Tensor]:
-    return {"student.logprobs_T": gather_logprobs(logprobs_NV, tokens_N)}
+        return student_logprobs(self.run, made)

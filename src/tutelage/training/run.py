@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from tutelage.evaluation import GREEDY_SUFFIX, Drawing, EvaluationSet
+from tutelage.evaluation import GREEDY_SUFFIX, Drawing, EvaluationSet, TextSet
 from tutelage.models import ModelSet, Reference
 from tutelage.policies import Policy
 from tutelage.runtime import LocalRuntime
@@ -33,6 +33,8 @@ class EvaluationPlan:
       num_samples, temperature, max_new_tokens: per problem.
       greedy_policy: the student at temperature 0, which then gives one answer more per problem; None = not asked for.
       retained_answers: right answers of each set's first evaluation that are kept and scored again at every one.
+      texts: whose probability is looked at whenever the sets are evaluated.
+      teacher_reads: the teacher reads the answers to the sets.
     """
 
     sets: Sequence[EvaluationSet]
@@ -43,6 +45,8 @@ class EvaluationPlan:
     max_new_tokens: int
     greedy_policy: Policy | None = None
     retained_answers: int = 0
+    texts: Sequence[TextSet] = ()
+    teacher_reads: bool = False
 
     def jobs(self, seed: int) -> list[tuple[EvaluationSet, Policy, Drawing]]:
         """All that one evaluation does, greedy answers first; `seed`: of the run."""

@@ -5,6 +5,7 @@ fingerprints.json   digests of what the run reads, and the versions of the libra
 .lock               held by the process that writes here
 metrics.jsonl       one line per step
 evaluations.jsonl   one line per evaluation
+texts.jsonl         one line per set of given texts and evaluation
 samples.jsonl       some rollouts as text
 evaluations/        every sample of every evaluation, and right answers of the first, see `training.retention`
 checkpoints/        see `training.checkpoint`
@@ -200,6 +201,7 @@ class RunFolder:
             "metrics.jsonl": lambda record: record["step"] >= step,
             "samples.jsonl": lambda record: record["step"] >= step,
             "evaluations.jsonl": lambda record: record["step"] > step,
+            "texts.jsonl": lambda record: record["step"] > step,
         }
         for name, is_after in after.items():
             if not (self.path / name).exists():

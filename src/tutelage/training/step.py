@@ -38,6 +38,7 @@ def take_step(run: Run, update: Update, state: TrainerState, observer: Observer,
         watch.lap("update")
         batch = pending.batch
         metrics = step_metrics(batch, recipe.policy, numbers, watch.seconds) | peak.metrics()
+        metrics["processor_seconds"] = watch.processor_seconds
         if run.logs.diagnostics_every > 0 and step % run.logs.diagnostics_every == 0:
             metrics |= detail_metrics(batch.rollouts)
         if (rating := run.source.rating) is not None:
