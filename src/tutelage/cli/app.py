@@ -27,6 +27,7 @@ from tutelage.cli.arguments import (
     given_path,
 )
 from tutelage.cli.comparing import compare, sweep
+from tutelage.cli.linearise import linearise
 from tutelage.cli.probe import probe_app
 from tutelage.cli.recipes import recipes_app
 from tutelage.cli.starting import init
@@ -46,6 +47,7 @@ app = typer.Typer(
 app.command()(init)
 app.command()(compare)
 app.command()(sweep)
+app.command()(linearise)
 app.add_typer(probe_app, name="probe")
 app.add_typer(recipes_app, name="recipes")
 

@@ -26,6 +26,7 @@ from tutelage.errors import ConfigurationError
 from tutelage.kernels import Tiling
 from tutelage.losses import FULL_VOCABULARY
 from tutelage.models import LanguageModel, Vocabulary
+from tutelage.models.linear_attention import BLOCK_TOKENS, LinearAttention
 from tutelage.models.narrowed import narrowed_bytes
 from tutelage.models.recurrent import Mixers
 from tutelage.models.steps.graphed import KEPT_FREE_SHARE, KEPT_SHARE
@@ -299,6 +300,13 @@ def activation_bytes(student: LanguageModel, num_tokens: int, *, checkpoints: bo
         its queries, keys and values              (24 + 5.5 b) (d_k + d_v) H_v + 5 b d_k H_k
         what the projections read                 4.5 b E
 
+    and linear attention of ours with H_q and H_k heads of d entries and F features, in texts of a block or more
+    (measured; shorter ones keep fewer pairs)
+
+        pairs of a block of 256 tokens, features  2048 H_q + 7 F (H_q + H_k)
+        queries, keys, values                     (6.4 + 1.4 b) d (H_q + H_k), and with norms (6.2 + b) d (H_q + H_k)
+        what the projections read                 5 b E
+
     Args:
       checkpoints: only every layer's input is kept, and one layer at a time computed again.
     """
@@ -315,15 +323,20 @@ def activation_bytes(student: LanguageModel, num_tokens: int, *, checkpoints: bo
     attention = (5 if is_autocast else 2) * b * width + b * (3 * queries + 2 * keys)
     if _norms_heads(student):
         attention += (n + (b if b < n else 0)) * (queries + keys)
-    recurrent = [_delta_net_bytes(mixer, width, b) for mixer in Mixers.of(student.module.base_model).by_layer.values()]
+    recurrent = [_recurrent_bytes(mixer, width, b) for mixer in Mixers.of(student.module.base_model).by_layer.values()]
     num_layers = int(config.num_hidden_layers)
     mixing = sum(recurrent) + (num_layers - len(recurrent)) * attention
     kept = num_layers * s * width if checkpoints else num_layers * everywhere + mixing
     return num_tokens * (kept + everywhere + max([attention, *recurrent]))
 
 
-def _delta_net_bytes(mixer: Any, width: int, b: int) -> int:
-    """Of one token in one gated delta net, see `activation_bytes`."""
+def _recurrent_bytes(mixer: Any, width: int, b: int) -> int:
+    """Of one token in one recurrent layer, see `activation_bytes`."""
+    if isinstance(mixer, LinearAttention):
+        num_heads = mixer.num_q_heads + mixer.num_k_heads
+        entry_bytes = 6.4 + 1.4 * b + (6.2 + b if mixer.kernel.is_normalised else 0)
+        pairs = 8 * BLOCK_TOKENS * mixer.num_q_heads + 7 * mixer.head_k_dim * num_heads
+        return int(pairs + entry_bytes * mixer.head_dim * num_heads + 5 * b * width)
     heads, size = mixer.num_v_heads, mixer.head_k_dim
     vectors = (24 + 5.5 * b) * heads * (size + mixer.head_v_dim) + 5 * b * mixer.num_k_heads * size
     return int(1280 * heads + vectors + 4.5 * b * width)
@@ -357,8 +370,8 @@ def _product_dtype(student: LanguageModel) -> torch.dtype:
 
 def _norms_heads(model: LanguageModel) -> bool:
     """Queries and keys are normalised, as in Qwen3."""
-    layers = getattr(model.module.base_model, "layers", None) or [None]
-    return getattr(getattr(layers[0], "self_attn", None), "q_norm", None) is not None
+    layers = getattr(model.module.base_model, "layers", None) or ()
+    return any(getattr(getattr(layer, "self_attn", None), "q_norm", None) is not None for layer in layers)
 
 
 def _layer_numbers(model: LanguageModel) -> int:

@@ -7,6 +7,7 @@ from tutelage.models.finite import is_all_finite
 from tutelage.models.fused_teacher import FusedTeacher
 from tutelage.models.fusion import DynamicFusion, FixedFusion, Fusion
 from tutelage.models.language_model import LanguageModel, as_language_model
+from tutelage.models.linear_attention import KERNELS, Linearised, layers_from, linearise
 from tutelage.models.loading import (
     check_distinct,
     check_files,
@@ -31,6 +32,7 @@ __all__ = [
     "ALL_WEIGHTS",
     "DEFAULT_DTYPE",
     "DTYPES",
+    "KERNELS",
     "PROBE_TEXT",
     "TRAINABLES",
     "AdapterSettings",
@@ -41,6 +43,7 @@ __all__ = [
     "FusedTeacher",
     "Fusion",
     "LanguageModel",
+    "Linearised",
     "ModelSet",
     "ModelSource",
     "MovingReference",
@@ -66,6 +69,8 @@ __all__ = [
     "context_length_of",
     "export_model",
     "is_all_finite",
+    "layers_from",
+    "linearise",
     "load_language_model",
     "load_sequence_scorer",
     "load_tokenizer",

@@ -79,9 +79,7 @@ def test_live_numbers_and_a_stop_that_saves(home: Path, tmp_path: Path, capsys: 
     assert seen == [(line["step"], line["loss"]) for line in run.metric_records] and len(seen) == 2
     assert not run.is_finished and run.last_checkpoint == run.folder / "checkpoints/step-000002"
     assert "step 2/4" in capsys.readouterr().out
-    ended = tutelage.resume(
-        run.folder, on_step=lambda step, _: step == 3, progress=False
-    )
+    ended = tutelage.resume(run.folder, on_step=lambda step, _: step == 3, progress=False)
     assert ended.is_finished and capsys.readouterr().out == ""
     whole = tutelage.train(home / "run.toml", {**overrides, "output": tmp_path / "whole"}, progress=False)
     assert [line["loss"] for line in ended.metric_records] == [line["loss"] for line in whole.metric_records]

@@ -66,6 +66,21 @@ def test_activations_of_gated_delta_nets(heads: tuple[int, ...], dtype: torch.dt
     assert 0.85 * (forecast + stream) < kept_bytes(student, [[1] * 192] * 8) < 1.15 * (forecast + stream)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("family", ["linear_qwen3", "linear_llama"])
+@pytest.mark.parametrize("heads", [(4, 2, 16, 8), (8, 8, 16, 8), (4, 2, 32, 16)], ids=str)
+def test_activations_of_linear_attention(heads: tuple[int, ...], family: str, dtype: torch.dtype) -> None:
+    names = ("num_attention_heads", "num_key_value_heads", "head_dim", "linear_feature_size")
+    shape: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 6}
+    kinds = ["linear_attention"] * 6
+    student = LanguageModel(
+        make_model(family, dtype=dtype, **shape, layer_types=kinds, **dict(zip(names, heads, strict=True)))
+    )
+    student.enable_grad()
+    forecast = activation_bytes(student, 4 * 600) * 6 / 7  # what is counted beside them is one layer on the way back
+    assert 0.85 * forecast < kept_bytes(student, [[1] * 600] * 4) < 1.15 * forecast
+
+
 def test_checkpoints_keep_the_stream_alone() -> None:
     student = LanguageModel(make_model(dtype=torch.float32, num_hidden_layers=6), checkpoints_gradient=True)
     student.enable_grad()

@@ -11,7 +11,7 @@ import pytest
 import torch
 import transformers
 
-from tests.support.tiny_models import ARCHITECTURES, GATED_DELTA_NET, SHAPE, TEXT_CONFIGS
+from tests.support.tiny_models import ARCHITECTURES, GATED_DELTA_NET, LINEAR_ATTENTION, SHAPE, TEXT_CONFIGS, named_class
 from tutelage.errors import UnsupportedArchitectureError
 from tutelage.models import LanguageModel, check_servable
 
@@ -45,6 +45,8 @@ OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
         {**GATED_DELTA_NET, **EXPERTS, "shared_expert_intermediate_size": 16},
     ),
     "`OlmoHybridForCausalLM`": ("OlmoHybridConfig", {"layer_types": GATED_DELTA_NET["layer_types"]}),
+    "`LinearMistralForCausalLM`": ("LinearMistralConfig", {**LINEAR_ATTENTION, "sliding_window": None}),
+    "`LinearQwen2ForCausalLM`": ("LinearQwen2Config", LINEAR_ATTENTION),
     "`CohereForCausalLM`": ("CohereConfig", {}),
     "`GraniteForCausalLM`": ("GraniteConfig", {"logits_scaling": 8.0}),
     "`Llama4ForCausalLM`": ("Llama4TextConfig", {"num_local_experts": 2}),
@@ -69,8 +71,8 @@ def test_the_table_has_every_class_that_tests_make() -> None:
 def test_a_line_of_the_table(line: str) -> None:
     configuration, extra = CONFIGURATIONS[line]
     torch.manual_seed(0)
-    config = getattr(transformers, configuration)(**{**SHAPE, **extra, "vocab_size": 40, "eos_token_id": 7})
-    module = getattr(transformers, line.split("`")[1])(config).float().eval()
+    config = named_class(configuration)(**{**SHAPE, **extra, "vocab_size": 40, "eos_token_id": 7})
+    module = named_class(line.split("`")[1])(config).float().eval()
     model = LanguageModel(module)
     try:
         with warnings.catch_warnings():

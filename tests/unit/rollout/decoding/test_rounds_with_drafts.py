@@ -41,7 +41,12 @@ NUM_SEQUENCES = 10_000  # enough for the wrong rules below to be found out
 SUSPICIOUS = 1e-5
 PLACES = torch.arange(7)
 
-HYBRID_PAIRS = [("qwen3_5", "qwen3_next"), ("qwen3_next", "llama"), ("qwen3", "qwen3_5")]
+HYBRID_PAIRS = [
+    ("qwen3_5", "qwen3_next"),
+    ("qwen3_next", "llama"),
+    ("qwen3", "qwen3_5"),
+    ("linear_qwen3", "linear_llama"),
+]
 every_policy = pytest.mark.parametrize("policy", POLICIES, ids=str)
 
 

@@ -1,0 +1,82 @@
+"""`tutelage linearise`: a softmax model becomes one with linear attention. Reads arguments, calls `models`."""
+
+from __future__ import annotations
+
+import shutil
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tutelage.cli.arguments import MAX_SEED, Precision, given_path
+from tutelage.display.console import TextConsole
+from tutelage.errors import ModelError, OutputExistsError
+
+if TYPE_CHECKING:
+    from tutelage.models import Linearised
+
+__all__ = ["linearise"]
+
+
+class KernelName(StrEnum):
+    """Kernels of linear attention, as `models.KERNELS` has them."""
+
+    rebased = "rebased"
+    based = "based"
+
+
+def linearise(
+    model: Annotated[str, typer.Argument(help="Model directory or hub id.", callback=given_path)],
+    output: Annotated[Path, typer.Option(help="A new folder for the model.", callback=given_path)],
+    layers: Annotated[
+        str, typer.Option(help="Layers to replace, counted from 0: 0,2-4, or all, or every-other (1, 3, 5, ...).")
+    ],
+    kernel: Annotated[KernelName, typer.Option(help="What takes the place of exp(q · k).")] = KernelName.rebased,
+    feature_size: Annotated[int, typer.Option(help="Entries of a query or key that the kernel sees.", min=1)] = 16,
+    seed: Annotated[int, typer.Option(help="Of the new weights.", min=0, max=MAX_SEED)] = 0,
+    dtype: Annotated[Precision, typer.Option(help="Type of the written weights.")] = Precision.float32,
+) -> None:
+    """Replace softmax attention in some layers by linear attention; all that can be copied is.
+
+    The model then has to learn from the one that it was: recipes/linear_student.toml.
+    """
+    from tutelage.config import check_writable
+    from tutelage.models import ModelSource, base_of, layers_from, load_language_model, load_tokenizer
+    from tutelage.models import linearise as linearised
+
+    if output.exists():
+        raise OutputExistsError(f"the output folder {output} already exists; nothing is overwritten. Choose another.")
+    check_writable(output)
+    if base_of(model) is not None:
+        raise ModelError(
+            f"{model!r} is an adapter. Merge it into its base first: tutelage export {model} --output DIR."
+        )
+    loaded = load_language_model(ModelSource(model, dtype=dtype.value), load_tokenizer(model))
+    chosen = layers_from(layers, int(loaded.config.num_hidden_layers))
+    made = linearised(loaded.module, chosen, kernel.value, feature_size, seed)
+    _write(loaded.tokenizer, loaded.stop_ids, made, output)
+    kept = [place for place in range(int(loaded.config.num_hidden_layers)) if place not in chosen]
+    console = TextConsole()
+    console.say(f"linear    layers {_listed(chosen)} ({kernel.value}, {feature_size} entries of a key)")
+    console.say(f"softmax   layers {_listed(kept)}" if kept else "softmax   none")
+    console.say(f"copied    {made.num_copied:,} weights: all but those that are new")
+    console.say(f"new       {made.num_new:,} weights: {', '.join(made.new)}")
+    console.say(f"written   {output}")
+
+
+def _write(tokenizer: object, stop_ids: tuple[int, ...], made: Linearised, output: Path) -> None:
+    """Write the model, read it back, and only then give it its name."""
+    from tutelage.models import LanguageModel, check_saved, export_model
+
+    model = LanguageModel(made.module, tokenizer, stop_ids, name=str(output))
+    beside = output.with_name(f".writing-{output.name}")
+    try:
+        check_saved(export_model(model, made.module.dtype, beside), None, beside)
+        beside.rename(output)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def _listed(layers: list[int] | tuple[int, ...]) -> str:
+    return ", ".join(map(str, layers))

@@ -1,0 +1,316 @@
+"""A policy inside TRL's own loop: its answers, and TRL's losses and gradients on them beside ours."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.support.objectives import objective_of
+from tutelage.demo import make_problems, student_path, teacher_path
+from tutelage.errors import ConfigurationError
+from tutelage.integrations.trl import PolicyRollout
+from tutelage.losses import DistributionLoss
+from tutelage.losses.distributions import ForwardKL, JensenShannon, ReverseKL
+from tutelage.models import ModelSet, load_language_model, load_tokenizer
+from tutelage.policies import Policy, Student, Teacher, Temperature, TrustRegion
+from tutelage.rollout import PairedEngine
+from tutelage.schedules import Linear
+from tutelage.types import Batch, Prompt, Rollout
+
+NUM_PROMPTS, MAX_NEW_TOKENS, LEARNING_RATE = 8, 24, 1e-3
+TRB = TrustRegion(kl_radius=0.02)
+# Relative: of a loss, and of the norm of a whole gradient. Both sides compute in float32 and add up in another order.
+LOSS_TOLERANCE, GRADIENT_TOLERANCE = 1e-5, 5e-5
+
+
+def test_the_answers_are_those_of_our_engine(tmp_path: Path) -> None:
+    """Same policy, seed and step: TRL's trainer gets the very tokens that the paired engine makes by itself."""
+    seen = trained(tmp_path, TRB).rollouts
+    engine = PairedEngine(*our_models())
+    prompts = [Prompt(each.prompt_tokens, stream=place) for place, each in enumerate(seen[0])]
+    own = engine.generate(TRB, prompts, max_new_tokens=MAX_NEW_TOKENS, seed=7)
+    assert [each.response_tokens for each in own] == [each.response_tokens for each in seen[0]]
+    assert any(each.finished for each in own)
+    assert tokens(seen[0]) != tokens(seen[1])
+
+
+def test_the_teacher_takes_part_where_the_policy_is_on(tmp_path: Path) -> None:
+    """TRB on and off in the same loop; a schedule that ends makes the rollouts the student's own."""
+    on, off = trained(tmp_path / "on", TRB), trained(tmp_path / "off", Student())
+    warm_up = trained(tmp_path / "warm-up", TrustRegion(kl_radius=Linear(0.02, 0.0, 1)))
+    assert max(float(each.blend.max()) for each in on.rollouts[0] if each.blend is not None) > 0.05
+    assert all(each.blend is None for each in [*off.rollouts[0], *warm_up.rollouts[1]])
+    assert tokens(warm_up.rollouts[0]) == tokens(on.rollouts[0])
+    assert tokens(on.rollouts[0]) != tokens(off.rollouts[0])
+    assert 0 < on.logged[0]["policy/blend"] < 1 and 0 < on.logged[0]["policy/kl_to_student"] < 0.021
+    assert "policy/blend" not in off.logged[0]
+
+
+@pytest.mark.parametrize("policy", [TRB, Student()], ids=["trb", "plain"])
+@pytest.mark.parametrize(
+    ("beta", "loss"),
+    [
+        (1.0, ReverseKL(support="full")),
+        (0.0, ForwardKL(support="full")),
+        (0.3, JensenShannon(target_share=0.3, support="full")),
+    ],
+    ids=["reverse", "forward", "jsd"],
+)
+def test_losses_are_ours_on_the_same_tokens(
+    tmp_path: Path, policy: Policy, beta: float, loss: DistributionLoss
+) -> None:
+    """TRL's loss and its gradient are those of our objective: full vocabulary, mean over all tokens of the batch.
+
+    TRL learns the batch in two pieces and ours in one, so the normaliser is the batch's on both sides.
+    """
+    seen = trained(tmp_path, policy, steps=1, beta=beta)
+    value, gradient = ours(seen.rollouts[0], loss)
+    assert seen.losses[0] == pytest.approx(value, rel=LOSS_TOLERANCE)
+    assert seen.logged[0]["loss"] == pytest.approx(value, rel=1e-3)  # TRL rounds what it logs
+    assert distance(seen.gradients[0], gradient) < GRADIENT_TOLERANCE
+
+
+def test_the_bridge_leaves_the_loop_as_it_is(tmp_path: Path) -> None:
+    """On given answers nothing of a step depends on who made them: two updates with ours are two updates of TRL's."""
+    seen = trained(tmp_path / "bridge", TRB)
+    again = trained(tmp_path / "given", None, answers=[tokens(each) for each in seen.rollouts])
+    assert again.losses == seen.losses
+    for one, other in zip(seen.gradients, again.gradients, strict=True):
+        assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_lora_and_checkpointed_gradients(tmp_path: Path) -> None:
+    """The student is what TRL trains, its adapter included; step 1 samples from what step 0 has learned."""
+    from peft import LoraConfig
+
+    adapter = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, lora_dropout=0.3)
+    seen = trained(tmp_path, TRB, peft_config=adapter, gradient_checkpointing=True)
+    model = seen.trainer.model
+    assert model.training and model.is_gradient_checkpointing
+    model.eval()
+    last = seen.rollouts[-1][0]
+    # The weights have moved once more since; put back, they are those that drew the last answers.
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if name in seen.before[-1]:
+                weight.copy_(seen.before[-1][name])
+        ids = torch.tensor([[*last.prompt_tokens, *last.response_tokens]])
+        logprobs = model(ids).logits[0, len(last.prompt_tokens) - 1 : -1].float().log_softmax(-1)
+    plain = logprobs.gather(-1, torch.tensor(last.response_tokens)[:, None])[:, 0]
+    torch.testing.assert_close(last.student_logprobs.float(), plain, atol=1e-4, rtol=0)
+
+
+def test_grpo_learns_from_answers_of_a_policy(tmp_path: Path) -> None:
+    """TRL's GRPO takes the rollout as its `rollout_func`; each answer of a group is another draw."""
+    rewards: list[float] = []
+
+    def length(completion_ids: list[list[int]], **others: Any) -> list[float]:
+        rewards.extend(len(ids) / MAX_NEW_TOKENS for ids in completion_ids)
+        return rewards[-len(completion_ids) :]
+
+    teacher = plain_model(teacher_path())
+    seen = trained(tmp_path, TRB, grpo={"reward_funcs": length, "num_generations": 4}, teacher=teacher)
+    first = seen.rollouts[0]
+    assert len(first) == NUM_PROMPTS and len(set(map(tuple, tokens(first)[:4]))) > 1
+    assert [each.prompt_tokens for each in first[:4]] == [first[0].prompt_tokens] * 4
+    assert rewards[:NUM_PROMPTS] == [len(each) / MAX_NEW_TOKENS for each in first]
+    assert 0 < seen.logged[0]["policy/blend"] < 1
+    assert all(bool(each.isfinite().all()) for each in seen.gradients[0].values())
+
+
+def test_evaluations_measure_the_student(tmp_path: Path) -> None:
+    rollout = PolicyRollout(Teacher(), seed=7)
+    trainer = make_trainer(tmp_path, eval_dataset=prompts(4), per_device_eval_batch_size=2)
+    rollout.attach(trainer)
+    trainer.evaluate()
+    assert all(each.blend is None and each.teacher is None for each in rollout.last)
+    engine = PairedEngine(our_models()[0])
+    own = engine.generate(
+        Student(),
+        [Prompt(each.prompt_tokens, stream=2 + place) for place, each in enumerate(rollout.last)],
+        max_new_tokens=MAX_NEW_TOKENS,
+        seed=7,
+    )
+    assert tokens(own) == tokens(rollout.last)
+
+
+def test_the_script_of_the_page_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    page = (Path(__file__).parents[2] / "docs/usage/trl.md").read_text()
+    (script,) = [each for each in re.findall(r"^```python\n(.*?)^```$", page, re.M | re.S) if "STEPS" in each]
+    small = script.replace("STEPS, PROMPTS = 10, 64", "STEPS, PROMPTS = 1, 4").replace("_length=90", "_length=8")
+    assert small.count("= 1, 4") == 1
+    exec(compile(small, "trl.md", "exec"), {"__name__": "page"})
+    lines = [line for line in capsys.readouterr().out.splitlines() if "seconds a step" in line]
+    assert [line.split("  ")[0] for line in lines] == ["TRL's own rollout", "student", "TRB, 0.05 to 0", "TRB, 0.05"]
+    assert ["blend 0.00" in line for line in lines] == [True, True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"temperature": 0.7}, "args.temperature of the trainer is 0.7"),
+        ({"top_p": 0.9}, "args.top_p of the trainer is 0.9"),
+        ({"top_k": 20}, "args.top_k of the trainer is 20"),
+        ({"generation_kwargs": {"num_beams": 2}}, "args.generation_kwargs of the trainer is"),
+    ],
+)
+def test_what_would_change_the_sampling_is_refused(tmp_path: Path, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        PolicyRollout(TRB).attach(make_trainer(tmp_path, **settings))
+
+
+def test_other_trainers_and_second_ones_are_refused(tmp_path: Path) -> None:
+    grpo = make_trainer(tmp_path, grpo={"reward_funcs": lambda completion_ids, **_: [0.0], "num_generations": 4})
+    with pytest.raises(ConfigurationError, match="attach got GRPOTrainer; expected TRL's DistillationTrainer"):
+        PolicyRollout(TRB).attach(grpo)
+    with pytest.raises(ConfigurationError, match="asks the teacher at every token, but this engine has only a student"):
+        PolicyRollout(TRB)([[{"role": "user", "content": "1 + 1?"}]], grpo)
+    rollout = PolicyRollout(Temperature(0.5))
+    rollout.attach(make_trainer(tmp_path))
+    with pytest.raises(ConfigurationError, match="belongs to another trainer already"):
+        rollout.attach(make_trainer(tmp_path))
+
+
+@dataclass
+class Seen:
+    """What a training did, step by step."""
+
+    trainer: Any
+    losses: list[float] = field(default_factory=list)
+    gradients: list[dict[str, torch.Tensor]] = field(default_factory=list)
+    rollouts: list[list[Rollout]] = field(default_factory=list)
+    before: list[dict[str, torch.Tensor]] = field(default_factory=list)
+
+    @property
+    def logged(self) -> list[dict[str, float]]:
+        return [line for line in self.trainer.state.log_history if "loss" in line]
+
+
+def trained(
+    folder: Path,
+    policy: Policy | None,
+    *,
+    steps: int = 2,
+    teacher: Any = None,
+    answers: list[list[list[int]]] | None = None,
+    **settings: Any,
+) -> Seen:
+    """Steps of TRL's loop with a policy's answers, or with given ones."""
+    from transformers import TrainerCallback
+
+    rollout = None if policy is None else PolicyRollout(policy, teacher=teacher, seed=7)
+    is_grpo = "grpo" in settings
+    trainer = make_trainer(folder, steps=steps, rollout=rollout if is_grpo else None, **settings)
+    if rollout is not None and not is_grpo:
+        rollout.attach(trainer)
+    if answers is not None:
+        given = iter(answers)
+        trainer._generate_single_turn = lambda *_, **__: next(given)
+    seen, compute_loss = Seen(trainer), trainer.compute_loss
+
+    def watched(*arguments: Any, **others: Any) -> Any:
+        value = compute_loss(*arguments, **others)
+        seen.losses[-1] += float(value.detach())
+        return value
+
+    class Watch(TrainerCallback):  # type: ignore[misc]
+        def on_step_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+            learns = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+            seen.before.append({name: weight.detach().clone() for name, weight in learns.items()})
+            seen.losses.append(0.0)
+
+        def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+            learns = {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
+            seen.gradients.append({name: gradient.clone() for name, gradient in learns.items()})
+            if rollout is not None:
+                seen.rollouts.append(rollout.last)
+
+    trainer.compute_loss = watched
+    trainer.add_callback(Watch())
+    trainer.train()
+    return seen
+
+
+def make_trainer(
+    folder: Path, *, steps: int = 1, grpo: dict[str, Any] | None = None, rollout: Any = None, **settings: Any
+) -> Any:
+    """A DistillationTrainer, or a GRPOTrainer, on the packaged pair; the batch in two pieces."""
+    from trl import DistillationConfig, DistillationTrainer, GRPOConfig, GRPOTrainer
+
+    of_trainer = {name: settings.pop(name) for name in ("peft_config", "eval_dataset") if name in settings}
+    common = {
+        "output_dir": str(folder),
+        "per_device_train_batch_size": NUM_PROMPTS // 2,
+        "gradient_accumulation_steps": 2,
+        "max_steps": steps,
+        "learning_rate": LEARNING_RATE,
+        "max_grad_norm": 0.0,
+        "max_completion_length": MAX_NEW_TOKENS,
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "use_cpu": True,
+        "report_to": "none",
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "disable_tqdm": True,
+        **settings,
+    }
+    of_trainer |= {
+        "model": plain_model(student_path()),
+        "train_dataset": prompts(NUM_PROMPTS * steps),
+        "processing_class": transformers_tokenizer(),
+    }
+    if grpo is None:
+        teacher = plain_model(teacher_path())
+        return DistillationTrainer(teacher_model=teacher, args=DistillationConfig(**common), **of_trainer)
+    of_trainer |= {"reward_funcs": grpo["reward_funcs"], "rollout_func": rollout}
+    return GRPOTrainer(args=GRPOConfig(num_generations=grpo["num_generations"], **common), **of_trainer)
+
+
+def prompts(count: int) -> Any:
+    from datasets import Dataset
+
+    texts = [problem.problem for problem in make_problems(count, seed=81_000)]
+    return Dataset.from_list([{"prompt": [{"role": "user", "content": text}]} for text in texts])
+
+
+def plain_model(path: Path) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+
+
+def transformers_tokenizer() -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(student_path(), padding_side="left")
+
+
+def our_models() -> tuple[Any, Any]:
+    tokenizer = load_tokenizer(str(student_path()))
+    return tuple(load_language_model(str(path), tokenizer) for path in (student_path(), teacher_path()))  # type: ignore[return-value]
+
+
+def ours(rollouts: list[Rollout], loss: DistributionLoss) -> tuple[float, dict[str, torch.Tensor]]:
+    """Our loss on answers, and its gradient, at the student as it was before the first step."""
+    student, teacher = our_models()
+    student.enable_grad()
+    found = objective_of(ModelSet.of(student, teacher), loss).backward(Batch(rollouts))
+    gradient = {name: w.grad for name, w in student.module.named_parameters() if w.grad is not None}
+    return found.loss, gradient
+
+
+def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+    """|one - other| / |other|."""
+    assert one.keys() == other.keys()
+    squares = [float((one[name] - other[name]).double().square().sum()) for name in other]
+    return float((sum(squares) / sum(float(g.double().square().sum()) for g in other.values())) ** 0.5)
+
+
+def tokens(rollouts: list[Rollout]) -> list[list[int]]:
+    return [rollout.response_tokens for rollout in rollouts]
