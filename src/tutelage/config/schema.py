@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import date, datetime
-from typing import Annotated, Any, Literal, Self
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import (
@@ -37,6 +38,7 @@ from tutelage.paths import check_file_name, expanded_path
 from tutelage.rollout import DEFAULT_RETRIES, DEFAULT_TIMEOUT_SECONDS, HostedSettings
 from tutelage.runtime import LocalRuntime
 from tutelage.tasks import (
+    BENCHMARKS,
     DEFAULT_ANSWER_COLUMN,
     DEFAULT_PRIVILEGED_TEMPLATE,
     DEFAULT_PROMPT_COLUMN,
@@ -46,6 +48,7 @@ from tutelage.tasks import (
     Privilege,
     PromptStyle,
     TruncatedAnswers,
+    name_and_split,
 )
 from tutelage.training import (
     DEFAULT_LOSS_FORM,
@@ -330,7 +333,36 @@ class ReferenceConfig(FollowerConfig):
     reads: Literal["student", "teacher"] = "student"
 
 
-class DataConfig(Section):
+class SourceConfig(Section):
+    """Where rows come from; a path with brackets names the split too, as "openai/gsm8k:main[train[:100]]"."""
+
+    knows_benchmarks: ClassVar[bool] = False
+
+    path: PathText
+    split: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def _split_of_the_path(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or not isinstance(values.get("path"), str):
+            return values
+        path, split = name_and_split(values["path"])
+        if split is None:
+            return values
+        if values.get("split", split) != split:
+            raise ConfigurationError(
+                f"the data set {values['path']!r} names the split {split!r}, and `split` beside it is "
+                f"{values['split']!r}. Drop one of them."
+            )
+        if cls.knows_benchmarks and path in BENCHMARKS and not Path(path).exists():
+            raise ConfigurationError(
+                f"{values['path']!r} names a split, but {path} is a benchmark that brings its own. Write {path}, or "
+                f"its data set with a split: {BENCHMARKS[path].path}[{split}]."
+            )
+        return {**values, "path": path, "split": split}
+
+
+class DataConfig(SourceConfig):
     """[data]: which prompts, and how they are put to the models. `data = "PATH"` is short for `path`.
 
     `answer_column = ""`: the prompts have no answers. `verifier = ""`: answers are not judged. `template_date`: for
@@ -340,7 +372,6 @@ class DataConfig(Section):
     `teacher_prompt_column`: all that it reads in place of the prompt, which outranks it in rows that have one.
     """
 
-    path: PathText
     split: str = DEFAULT_SPLIT
     prompt_column: str = DEFAULT_PROMPT_COLUMN
     answer_column: str = DEFAULT_ANSWER_COLUMN
@@ -406,10 +437,11 @@ class DataConfig(Section):
         )
 
 
-class EvaluationSetConfig(Section):
+class EvaluationSetConfig(SourceConfig):
     """[[evaluation.sets]]: problems with answers. A plain string is short for `path`."""
 
-    path: PathText
+    knows_benchmarks: ClassVar[bool] = True
+
     name: OptionalFileName = None
     split: str = "test"
     prompt_column: str = DEFAULT_PROMPT_COLUMN

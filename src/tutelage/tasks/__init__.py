@@ -16,7 +16,7 @@ from tutelage.tasks.problems import (
     load_problems,
 )
 from tutelage.tasks.readers import PromptReader, PromptWarning, max_prompt_characters
-from tutelage.tasks.sources import Row, check_text, excerpt, rows_of, short_name
+from tutelage.tasks.sources import Row, check_text, excerpt, name_and_split, rows_of, short_name
 from tutelage.tasks.templates import closing_text
 from tutelage.tasks.verifiers import (
     DEFAULT_TASK,
@@ -51,6 +51,7 @@ __all__ = [
     "excerpt",
     "load_problems",
     "max_prompt_characters",
+    "name_and_split",
     "prefix_pool",
     "rows_of",
     "short_name",

@@ -1,4 +1,4 @@
-"""Where rows come from: a JSONL, JSON or Parquet file, or a data set of the Hugging Face hub.
+"""Where rows come from: a JSONL, JSON or Parquet file, or a data set of the Hugging Face hub, or a copy of one on disk.
 
 A row is a mapping from column names to whatever the source holds; which columns matter is for `problems.py` to know.
 """
@@ -14,13 +14,16 @@ from typing import Any
 from tutelage.errors import DataError
 from tutelage.hub import check_hub
 
-__all__ = ["Row", "WrittenFloat", "check_text", "column_names", "excerpt", "rows_of", "short_name"]
+__all__ = ["Row", "WrittenFloat", "check_text", "column_names", "excerpt", "name_and_split", "rows_of", "short_name"]
 
 Row = Mapping[str, Any]
 
 _OTHER_FILE_ENDINGS = {".csv", ".tsv", ".txt", ".md", ".arrow", ".gz", ".zst", ".bz2", ".xz", ".zip", ".tar"}
 _PARQUET_ROWS = 64  # at once; a few bytes of a file may stand for megabytes in each of them
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?(:[\w.-]+)?")
+_WITH_SPLIT = re.compile(r"([^\[\]]+)\[(.+)\]")
+# What a folder has that was copied from the hub: the data set's card, or the folder that the hub's tools write into.
+_REPOSITORY_MARKS = ("README.md", "data")
 
 
 class WrittenFloat(float):
@@ -38,13 +41,25 @@ def short_name(source: str) -> str:
     """Stem of the file, or the data set's name without its owner."""
     if Path(source).suffix.lower() in _READERS:
         return Path(source).stem
-    return source.split(":")[0].split("/")[-1]
+    return name_and_split(source)[0].split(":")[0].split("/")[-1]
+
+
+def name_and_split(source: str) -> tuple[str, str | None]:
+    """A source and its split: "openai/gsm8k:main[test[:100]]" -> ("openai/gsm8k:main", "test[:100]").
+
+    The split is None where the source has no brackets at its end, as files have none.
+    """
+    found = _WITH_SPLIT.fullmatch(source)
+    return (source, None) if found is None else (found[1], found[2])
 
 
 def rows_of(source: str, split: str, columns: Sequence[str] = ()) -> Iterator[tuple[str, Row]]:
     """Every row of a file or hub data set, each with the words that name its place ("row 3", counted from 0).
 
     Args:
+      source: a file; "owner/name" or "owner/name:configuration" on the hub; or a folder with a copy of such a data set,
+        also with a configuration.
+      split: of a data set, as `datasets` reads it: "train", "train[:100]", "train+test". Files have none.
       columns: those that matter, of which some may not be there; a dot steps into nested values. Of a Parquet file or a
         hub data set nothing else is read. () = all.
     Raises:
@@ -59,15 +74,20 @@ def rows_of(source: str, split: str, columns: Sequence[str] = ()) -> Iterator[tu
                 " Check data.path: it is relative to the directory in which the command runs."
             )
         return _parquet_rows(path, columns) if ending == ".parquet" else _READERS[ending](path)
+    folder = Path(source.partition(":")[0])
+    if folder.is_dir() and any((folder / mark).exists() for mark in _REPOSITORY_MARKS):
+        return _data_set_rows(source, split, columns)
     if path.exists() or ending in _OTHER_FILE_ENDINGS or not _HUB_ID.fullmatch(source):
         found = (
             "a directory" if path.is_dir() else f"a path ending in {ending!r}" if ending else "no name of a data set"
         )
         raise DataError(
             f"data.path is {source!r}, {found}; expected a .jsonl, .json or .parquet file, or a hub data set"
-            ' such as "openai/gsm8k:main". Convert the file to one of those.'
+            ' such as "openai/gsm8k:main", or a folder with a copy of one (README.md or data).'
+            " Convert the file to one of those."
         )
-    return _hub_rows(source, split, columns)
+    check_hub(source.partition(":")[0], "dataset")
+    return _data_set_rows(source, split, columns)
 
 
 def _jsonl_rows(path: Path) -> Iterator[tuple[str, Row]]:
@@ -141,16 +161,25 @@ def _chosen(names: Sequence[str], columns: Sequence[str]) -> list[str] | None:
     return [name for name in names if name in wanted]
 
 
-def _hub_rows(source: str, split: str, columns: Sequence[str]) -> Iterator[tuple[str, Row]]:
+def _data_set_rows(source: str, split: str, columns: Sequence[str]) -> Iterator[tuple[str, Row]]:
     name, _, configuration = source.partition(":")
-    check_hub(name, "dataset")
-    import datasets
-
+    try:
+        import datasets
+    except ImportError as error:
+        raise DataError(
+            f"data.path is {source!r}, a data set that the package `datasets` reads, which is not installed ({error})."
+            " pip install datasets, or give a .jsonl, .json or .parquet file."
+        ) from error
     try:
         rows = datasets.load_dataset(name, configuration or None, split=split)
-    except (OSError, ValueError) as error:  # not found, no network, no such configuration or split
+    except (
+        OSError,
+        ValueError,
+        RuntimeError,
+    ) as error:  # not found, no network, no such configuration or split, a script
+        place = "a folder here, but it has" if Path(name).is_dir() else "no file here, and the hub gave"
         raise DataError(
-            f"data.path is {source!r}, no file here, and the hub gave no such data set with split {split!r} ({error});"
+            f"data.path is {source!r}, {place} no such data set with split {split!r} ({error});"
             ' expected a .jsonl, .json or .parquet file, or "owner/name" or "owner/name:configuration" on the hub.'
             " Check data.path, data.split and the network."
         ) from error

@@ -279,3 +279,17 @@ def test_no_default_is_lost_for_want_of_a_null_in_toml() -> None:
         for inner, item in getattr(field.annotation, "model_fields", {}).items():
             if re.search("None", str(item.annotation)):
                 assert item.default is None, f"{name}.{inner}"
+
+
+def test_a_path_may_name_the_split() -> None:
+    table = {"student": "s", "teacher": "t", "data": "openai/gsm8k:main[train[:9]]"}
+    table |= {"evaluation": {"sets": ["openai/gsm8k:main[train]", "gsm8k", {"path": "a:b[x]", "split": "x"}]}}
+    config = resolve_config(table)
+    assert (config.data.path, config.data.split) == ("openai/gsm8k:main", "train[:9]")
+    named = [(each.path, each.split) for each in config.evaluation.sets]
+    assert named == [("openai/gsm8k:main", "train"), ("gsm8k", "test"), ("a:b", "x")]
+    assert resolve_config(tomllib.loads(to_toml(config))) == config
+    with pytest.raises(ConfigurationError, match=r"'o/n\[train\]' names the split 'train', and `split` .* is 'test'"):
+        resolve_config({**table, "data": {"path": "o/n[train]", "split": "test"}})
+    with pytest.raises(ConfigurationError, match=r"gsm8k is a benchmark .* openai/gsm8k:main\[train\]"):
+        resolve_config({**table, "evaluation": {"sets": ["gsm8k[train]"]}})

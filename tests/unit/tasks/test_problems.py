@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tutelage.errors import ConfigurationError, DataError
-from tutelage.tasks import Columns, Privilege, Problem, load_problems
+from tutelage.tasks import Columns, Privilege, Problem, load_problems, name_and_split
 
 SHARED_DATA = Path(__file__).parents[4] / "shared" / "data"
 CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "1 + 1?"}]
@@ -456,3 +456,71 @@ def test_a_template_has_a_place_for_both_texts() -> None:
     for template, missing in (("{prompt}", "privileged"), ("{privileged}", "prompt")):
         with pytest.raises(ConfigurationError, match=rf"data\.privileged_template is .*without {{{missing}}}"):
             Privilege("solution", template)
+
+
+@pytest.fixture
+def copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A data set as it lies on the hub, without a script: a card that names two configurations, and Parquet files."""
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    folder = tmp_path / "sums"
+    for name, count in (("main/train", 5), ("main/test", 2), ("other/train", 1)):
+        path = folder / f"{name}-00000-of-00001.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_parquet(path, [{"problem": f"{name} {i}", "answer": f"#### {i}"} for i in range(count)])
+    (folder / "README.md").write_text(
+        "---\nconfigs:\n"
+        "- config_name: main\n  data_files:\n"
+        "  - {split: train, path: main/train-*}\n  - {split: test, path: main/test-*}\n"
+        "- config_name: other\n  data_files:\n  - {split: train, path: other/train-*}\n---\n"
+    )
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("split", "expected"),
+    [
+        ("train", [f"main/train {i}" for i in range(5)]),
+        ("test", ["main/test 0", "main/test 1"]),
+        ("train[1:3]", ["main/train 1", "main/train 2"]),
+        ("train[:1]+test", ["main/train 0", "main/test 0", "main/test 1"]),
+    ],
+)
+def test_a_copy_of_a_hub_data_set_is_read_as_the_hubs(copied: Path, split: str, expected: list[str]) -> None:
+    found = load_problems(f"{copied}:main", split=split)
+    assert [problem.prompt for problem in found] == expected
+    assert found[0] == Problem("sums/0", expected[0], found[0].answer)
+
+
+def test_what_a_data_set_does_not_have_is_named(copied: Path) -> None:
+    with pytest.raises(DataError, match=r"a folder here, but it has no such data set with split 'dev' .*train.*test"):
+        load_problems(f"{copied}:main", split="dev")
+    with pytest.raises(DataError, match=r"no such data set with split 'train' .*'?mian'? not found.*main"):
+        load_problems(f"{copied}:mian")
+    (copied / "README.md").unlink()
+    with pytest.raises(
+        DataError, match=r"a directory; expected .* or a folder with a copy of one \(README.md or data\)"
+    ):
+        load_problems(copied)
+
+
+def test_a_data_set_without_the_package_that_reads_it(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(DataError, match=r"the package `datasets` reads, which is not installed .*pip install datasets"):
+        load_problems(f"{copied}:main")
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("openai/gsm8k:main[train]", ("openai/gsm8k:main", "train")),
+        ("openai/gsm8k:main[train[:100]]", ("openai/gsm8k:main", "train[:100]")),
+        ("gsm8k[train+test]", ("gsm8k", "train+test")),
+        ("openai/gsm8k:main", ("openai/gsm8k:main", None)),
+        ("rows[1].jsonl", ("rows[1].jsonl", None)),
+        ("rows[]", ("rows[]", None)),
+    ],
+)
+def test_brackets_at_the_end_are_the_split(source: str, expected: tuple[str, str | None]) -> None:
+    assert name_and_split(source) == expected
