@@ -31,6 +31,7 @@ from tutelage.cli.linearise import linearise
 from tutelage.cli.probe import probe_app
 from tutelage.cli.recipes import recipes_app
 from tutelage.cli.starting import init
+from tutelage.cli.verifying import verify
 from tutelage.display.console import TextConsole
 from tutelage.errors import ConfigurationError
 
@@ -48,6 +49,7 @@ app.command()(init)
 app.command()(compare)
 app.command()(sweep)
 app.command()(linearise)
+app.command()(verify)
 app.add_typer(probe_app, name="probe")
 app.add_typer(recipes_app, name="recipes")
 

@@ -1,7 +1,7 @@
 """Where a command begins and ends: every way to fail becomes one line on stderr and an exit code.
 
     0    done
-    1    `doctor` found something that cannot work, or the output was closed
+    1    `doctor` found something that cannot work or `verify` something that differs, or the output was closed
     2    what the user can correct: our own errors, files, memory, the command line itself
     70   a fault of ours; the line names a log file
     130  Ctrl-C or SIGTERM

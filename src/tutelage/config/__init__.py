@@ -26,8 +26,10 @@ from tutelage.config.serving import (
 )
 from tutelage.config.source import grid_texts, items_of, override_texts
 from tutelage.config.verification import make_verifier
+from tutelage.config.verifying import CheckpointVerdict, verify_run
 
 __all__ = [
+    "CheckpointVerdict",
     "DataConfig",
     "EvaluationAssembly",
     "EvaluationConfig",
@@ -61,4 +63,5 @@ __all__ = [
     "resolve_config",
     "settings_of",
     "to_toml",
+    "verify_run",
 ]

@@ -14,7 +14,15 @@ from typing import Any, Self, TypeVar
 from tutelage.config.clock import template_clock, with_asked_date
 from tutelage.config.consistency import check_consistency
 from tutelage.config.evaluation import build_evaluation_sets, evaluation_plan
-from tutelage.config.fingerprints import ModelHashes, data_inputs, texts_input
+from tutelage.config.fingerprints import (
+    ModelHashes,
+    evaluation_inputs,
+    prompt_inputs,
+    score_inputs,
+    text_inputs,
+    tokenizer_inputs,
+    version_inputs,
+)
 from tutelage.config.models import (
     LoadStart,
     context_length,
@@ -210,12 +218,22 @@ class RunAssembly:
                     f"holds {limit}{limit.remark}. Cut or remove texts that are longer."
                 )
 
+    @property
+    def input_parts(self) -> dict[tuple[str, ...], Callable[[], dict[str, Any]]]:
+        """What takes the digests of all that is read before any weights are, by their names; see `fingerprints`."""
+        return {
+            ("versions",): version_inputs,
+            ("tokenizer", "templates"): lambda: tokenizer_inputs(self.tokenizers),
+            ("prompts", "answers"): lambda: prompt_inputs(self.prompts),
+            ("evaluation",): lambda: evaluation_inputs(self.evaluation_sets),
+            ("texts",): lambda: text_inputs(self.text_sets),
+            ("scores",): lambda: score_inputs(self.config),
+            ("rewards",): lambda: {"rewards": self.rating_inputs} if self.rating_inputs else {},
+        }
+
     def data_inputs(self) -> dict[str, Any]:
-        """Digests of all that is read before any weights are; see `fingerprints`."""
-        inputs = data_inputs(self.dated_config, self.prompts, self.evaluation_sets, self.tokenizers)
-        if self.text_sets:
-            inputs["texts"] = texts_input(self.text_sets)
-        return inputs | ({"rewards": self.rating_inputs} if self.rating_inputs else {})
+        """All of these digests."""
+        return {name: value for take in self.input_parts.values() for name, value in take().items()}
 
     def model_hashes(self) -> ModelHashes:
         """Begin to take digests of the models' files."""

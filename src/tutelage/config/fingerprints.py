@@ -31,7 +31,22 @@ from tutelage.runtime import LocalRuntime
 from tutelage.tasks import excerpt
 from tutelage.types import Prompt
 
-__all__ = ["Inputs", "ModelHashes", "data_inputs", "differences", "library_versions", "texts_input"]
+__all__ = [
+    "INPUTS",
+    "Inputs",
+    "ModelHashes",
+    "comparable",
+    "differences",
+    "evaluation_inputs",
+    "models_read",
+    "prompt_inputs",
+    "score_inputs",
+    "text_inputs",
+    "tokenizer_inputs",
+    "version_inputs",
+    "vocabulary_inputs",
+    "weights_by_role",
+]
 
 INPUTS = {
     "prompts": "the prompts that data.path gives",
@@ -87,7 +102,7 @@ class Inputs:
         self.now |= part
         before, refused = self.before or {}, dict[str, str]()
         for name in sorted(part.keys() & before.keys()):
-            lines = differences({name: part[name]}, {name: _comparable(name, part[name], before[name])})
+            lines = differences({name: part[name]}, {name: comparable(name, part[name], before[name])})
             if lines and name in self.accept:
                 self.accepted += lines
             elif lines:
@@ -112,29 +127,39 @@ class Inputs:
         return {"started_in": started_in, "inputs": inputs, "accepted": accepted}
 
 
-def data_inputs(
-    config: RunConfig, prompts: Prompts, sets: Sequence[EvaluationSet], tokenizers: Tokenizers
-) -> dict[str, Any]:
-    """All that is known before any weights are loaded."""
+def version_inputs() -> dict[str, Any]:
+    """Versions of what numbers depend on."""
+    return {"versions": library_versions()}
+
+
+def tokenizer_inputs(tokenizers: Tokenizers) -> dict[str, Any]:
+    """Digests of the student's tokenizer, which is everyone's, and of the chat templates."""
     read = {"student": tokenizers.student, "teacher": tokenizers.teacher, **tokenizers.routes}
-    found: dict[str, Any] = {
-        "versions": library_versions(),
+    return {
         "tokenizer": tokenizer_fingerprint(tokenizers.student),
         "templates": {name: _of_json(tokenizer.chat_template) for name, tokenizer in read.items()},
-        "prompts": _of_prompts(prompts.prompts),
-        "answers": _of_texts(prompts.answers),
-        "evaluation": {
-            each.name: {"problems": _of_prompts(each.prompts), "answers": _of_texts(each.answers)} for each in sets
-        },
     }
-    if config.data.scores is not None:
-        found["scores"] = ScoreCache(Path(config.data.scores)).fingerprint
-    return found
 
 
-def texts_input(sets: Sequence[TextSet]) -> dict[str, Any]:
-    """Digests of the texts whose probability is looked at, by the names of their sets."""
-    return {
+def prompt_inputs(prompts: Prompts) -> dict[str, Any]:
+    """Digests of the training prompts and their answers."""
+    return {"prompts": _of_prompts(prompts.prompts), "answers": _of_texts(prompts.answers)}
+
+
+def evaluation_inputs(sets: Sequence[EvaluationSet]) -> dict[str, Any]:
+    """Digests of the problems that are evaluated on."""
+    found = {each.name: {"problems": _of_prompts(each.prompts), "answers": _of_texts(each.answers)} for each in sets}
+    return {"evaluation": found}
+
+
+def score_inputs(config: RunConfig) -> dict[str, Any]:
+    """A digest of the recorded scores, if the run names some."""
+    return {} if config.data.scores is None else {"scores": ScoreCache(Path(config.data.scores)).fingerprint}
+
+
+def text_inputs(sets: Sequence[TextSet]) -> dict[str, Any]:
+    """Digests of the texts whose probability is looked at, if there are any, by the names of their sets."""
+    found = {
         texts.name: _of_parts(
             array("q", tokens).tobytes()
             for each in texts.rollouts
@@ -142,6 +167,7 @@ def texts_input(sets: Sequence[TextSet]) -> dict[str, Any]:
         )
         for texts in sets
     }
+    return {"texts": found} if found else {}
 
 
 class ModelHashes:
@@ -152,7 +178,7 @@ class ModelHashes:
     """
 
     def __init__(self, config: RunConfig, *, with_teacher: bool) -> None:
-        self._models = list(_models_read(config, with_teacher))
+        self._models = list(models_read(config, with_teacher))
         self._found: dict[str, str] = {}
         self._problem: Exception | None = None
         self._thread = threading.Thread(target=self._hash_files, daemon=True)
@@ -169,12 +195,11 @@ class ModelHashes:
             raise self._problem
         found = dict[str, Any]()
         if vocabulary is not None:
-            found["vocabulary"] = {"size": vocabulary.size, "stop_ids": sorted(vocabulary.stop_ids)}
-        for key, model in self._models:
-            role, _, part = key.partition(".")
-            weights = self._found.get(key) or weights_fingerprint(model.source)  # of a hub id, which costs nothing
-            found.setdefault(role, {})[part or "weights"] = weights
-        return found
+            found |= vocabulary_inputs(vocabulary)
+        # Those of hub ids are taken now, which costs nothing.
+        return found | weights_by_role(
+            {key: self._found.get(key) or weights_fingerprint(model.source) for key, model in self._models}
+        )
 
     def _hash_files(self) -> None:
         try:
@@ -183,6 +208,20 @@ class ModelHashes:
                     self._found[key] = weights_fingerprint(model.source)
         except Exception as problem:  # raised by `inputs`
             self._problem = problem
+
+
+def vocabulary_inputs(vocabulary: Vocabulary) -> dict[str, Any]:
+    """Size and stop ids of what the models share."""
+    return {"vocabulary": {"size": vocabulary.size, "stop_ids": sorted(vocabulary.stop_ids)}}
+
+
+def weights_by_role(weights: Mapping[str, str]) -> dict[str, Any]:
+    """Digests by key in the run file, such as teacher.routes.code, as they are kept: by role, and by part in it."""
+    found: dict[str, Any] = {}
+    for key, digest in weights.items():
+        role, _, part = key.partition(".")
+        found.setdefault(role, {})[part or "weights"] = digest
+    return found
 
 
 def library_versions() -> dict[str, str]:
@@ -217,14 +256,14 @@ def _excerpt(value: Any) -> str:
     return excerpt(value, 40)
 
 
-def _comparable(name: str, now: Any, before: Any) -> Any:
-    """What is compared: only evaluation sets on both sides, since a resumed run may have more or fewer of them."""
+def comparable(name: str, now: Any, before: Any) -> Any:
+    """What of a recorded input is compared: evaluation sets only of both sides, as a run may gain or lose some."""
     if name != "evaluation":
         return before
     return {**now, **{key: value for key, value in before.items() if key in now}}
 
 
-def _models_read(config: RunConfig, with_teacher: bool) -> Iterator[tuple[str, ModelConfig]]:
+def models_read(config: RunConfig, with_teacher: bool) -> Iterator[tuple[str, ModelConfig]]:
     """The models whose weights decide numbers; a served teacher has no weights here."""
     yield "student", config.student
     reads_teacher = with_teacher and config.teacher.server is None

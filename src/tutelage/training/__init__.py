@@ -1,7 +1,13 @@
 """What is one step, and how do steps make a run?"""
 
-from tutelage.training.checkpoint import Checkpoints, CheckpointSettings, find_resumable, named_checkpoints
-from tutelage.training.checkpoint_files import TrainerState, read_state
+from tutelage.training.checkpoint import (
+    Checkpoints,
+    CheckpointSettings,
+    checkpoints_in,
+    find_resumable,
+    named_checkpoints,
+)
+from tutelage.training.checkpoint_files import TrainerState, damage_of, read_inputs, read_state, step_of
 from tutelage.training.collect import BatchSource, RolloutSettings, Stopwatch, collect
 from tutelage.training.data import PromptOrder
 from tutelage.training.forms import DEFAULT_LOSS_FORM, check_method_form, check_models_form
@@ -49,12 +55,16 @@ __all__ = [
     "UpdateContext",
     "check_method_form",
     "check_models_form",
+    "checkpoints_in",
     "chosen_trackers",
     "collect",
+    "damage_of",
     "find_resumable",
     "named_checkpoints",
     "phase_at",
+    "read_inputs",
     "read_state",
+    "step_of",
     "train",
     "zero_spread_share",
 ]

@@ -6,6 +6,7 @@
         optimizer.pt          the update's state, such as AdamW's moments
         past.pt               weights of a reference that follows the student
         trainer.json          step, data cursor, seed, scores so far
+        inputs.json           what it was made from, by content: the run's fingerprints as they were then
         manifest.json         size and SHA-256 of every other file; written last
       index.json              which one is last, which one is best
 
@@ -33,6 +34,7 @@ from tutelage.files import write_whole
 from tutelage.models import LanguageModel, Vocabulary, check_saved, is_all_finite, save_student
 from tutelage.models.finite import tensors_in
 from tutelage.training.checkpoint_files import (
+    INPUTS,
     MANIFEST,
     OPTIMIZER,
     PAST,
@@ -44,7 +46,7 @@ from tutelage.training.checkpoint_files import (
     step_of,
 )
 
-__all__ = ["CheckpointSettings", "Checkpoints", "find_resumable", "named_checkpoints"]
+__all__ = ["CheckpointSettings", "Checkpoints", "checkpoints_in", "find_resumable", "named_checkpoints"]
 
 INDEX = "index.json"
 
@@ -70,11 +72,15 @@ class CheckpointSettings:
 
 
 class Checkpoints:
-    """The `checkpoints/` folder of one run."""
+    """The `checkpoints/` folder of one run.
 
-    def __init__(self, folder: Path, settings: CheckpointSettings) -> None:
+    `inputs`: what each of them is to say that it was made from, see `checkpoint_files.read_inputs`; None = nothing.
+    """
+
+    def __init__(self, folder: Path, settings: CheckpointSettings, inputs: Mapping[str, Any] | None = None) -> None:
         self.folder = folder
         self.settings = settings
+        self.inputs = dict(inputs or {})
 
     def path(self, step: int) -> Path:
         """Where the checkpoint of a step lives."""
@@ -112,6 +118,8 @@ class Checkpoints:
             if reference is not None:
                 torch.save(reference, beside / PAST)
             _write_json(beside / TRAINER, vars(state))
+            if self.inputs:
+                _write_json(beside / INPUTS, self.inputs)
             check_saved(student, vocabulary, beside)
             check_read_back(beside, update_state, reference)
             _write_json(beside / MANIFEST, {path.name: fingerprint_of(path) for path in sorted(beside.iterdir())})
@@ -139,12 +147,12 @@ class Checkpoints:
 
     def repair_index(self, state: TrainerState) -> None:
         """Finish what a kill right after the checkpoint of `state.step` left undone, if that is the newest one."""
-        if max(step for step, _ in _complete(self.folder)) == state.step:
+        if max(step for step, _ in checkpoints_in(self.folder)) == state.step:
             self._write_index(state)
             self._drop_old(state)
 
     def _drop_old(self, state: TrainerState) -> None:
-        steps = sorted(step for step, _ in _complete(self.folder))
+        steps = sorted(step for step, _ in checkpoints_in(self.folder))
         keep = {*steps[-self.settings.keep_last :], state.step, state.best_step}
         for step in steps:
             if step not in keep:
@@ -194,7 +202,7 @@ def find_resumable(folder: Path) -> tuple[Path | None, list[str]]:
       (path or None, one line for every newer checkpoint that cannot be used).
     """
     complaints: list[str] = []
-    for _, path in sorted(_complete(folder), reverse=True):
+    for _, path in sorted(checkpoints_in(folder), reverse=True):
         problem = damage_of(path)
         if problem is None:
             return path, complaints
@@ -202,7 +210,8 @@ def find_resumable(folder: Path) -> tuple[Path | None, list[str]]:
     return None, complaints
 
 
-def _complete(folder: Path) -> Iterator[tuple[int, Path]]:
+def checkpoints_in(folder: Path) -> Iterator[tuple[int, Path]]:
+    """Step and folder of every checkpoint in `checkpoints/`, in no order; damaged ones may be among them."""
     if folder.is_dir():
         for path in folder.iterdir():
             step = step_of(path.name)

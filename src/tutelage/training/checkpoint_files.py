@@ -31,6 +31,7 @@ __all__ = [
     "damage_of",
     "fingerprint_of",
     "load_update",
+    "read_inputs",
     "read_state",
     "restore_rating",
     "restore_reference",
@@ -38,6 +39,7 @@ __all__ = [
 ]
 
 MANIFEST, TRAINER, OPTIMIZER, PAST = "manifest.json", "trainer.json", "optimizer.pt", "past.pt"
+INPUTS = "inputs.json"
 USE_ANOTHER = "Remove this checkpoint's folder to resume from the one before it, or restore the file"
 
 
@@ -78,6 +80,25 @@ def read_state(path: Path) -> TrainerState:
     if not (are_counts and is_number and isinstance(state.rating, dict)) or state.step != step_of(path.name):
         raise CheckpointError(f"{path / TRAINER} does not hold the state of {path.name}: {vars(state)}. {USE_ANOTHER}")
     return state
+
+
+def read_inputs(path: Path) -> dict[str, Any] | None:
+    """What a checkpoint was made from, by content: `inputs` of the run's fingerprints. None = it does not say.
+
+    Raises:
+      CheckpointError: the file is damaged.
+    """
+    file = path / INPUTS
+    if not file.exists():
+        return None
+    try:
+        inputs = json.loads(file.read_text(encoding="utf-8"))["inputs"]
+        if isinstance(inputs, dict):
+            return inputs
+        problem: object = "it holds no table of inputs"
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as failure:
+        problem = in_short(failure)
+    raise CheckpointError(f"{file} cannot be read: {problem}. Restore it, or leave this checkpoint out.")
 
 
 def load_update(path: Path, update: Update) -> None:

@@ -134,7 +134,7 @@ class RunFolder:
             found = json.loads(path.read_text(encoding="utf-8"))
             if not isinstance(found, dict):
                 raise ValueError("it holds no table")
-        except (OSError, ValueError) as problem:
+        except (OSError, ValueError, RecursionError) as problem:
             raise CheckpointError(
                 f"{path} cannot be read ({in_short(problem)}), so what the run began with is not known. Restore the "
                 "file; or delete it, and the run is resumed with whatever is there now."
@@ -162,7 +162,7 @@ class RunFolder:
         for line in path.read_text().splitlines() if path.exists() else []:
             try:
                 records.append(json.loads(line))
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue
         return records
 

@@ -27,7 +27,10 @@ class Saver:
 
     def __init__(self, run: Run, update: Update, observer: Observer) -> None:
         self.run, self.update, self.observer = run, update, observer
-        self.checkpoints = Checkpoints(run.folder.checkpoints, run.checkpoint)
+        # As they stand when the run goes on: the folder has been opened, and what was accepted is noted in it.
+        recorded = run.folder.read_fingerprints() or {}
+        inputs = {name: recorded[name] for name in ("inputs", "accepted") if recorded.get(name)}
+        self.checkpoints = Checkpoints(run.folder.checkpoints, run.checkpoint, inputs)
         self.saved_step: int | None = None
 
     def restored(self) -> TrainerState:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pytest
+
+from tutelage.errors import CheckpointError
 from tutelage.training.run_files import RunFolder
 
 
@@ -16,3 +19,13 @@ def test_truncating_keeps_the_past_and_sets_the_rest_aside(tmp_path) -> None:
     assert folder.read("metrics.jsonl") == [{"step": 0}, {"step": 1}]
     assert [record["step"] for record in folder.read("evaluations.jsonl")] == [0, 2]
     assert [record["step"] for record in folder.read("superseded.jsonl")] == [2, 3, 4, 4]
+
+
+def test_lines_nested_without_end_are_left_out(tmp_path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    folder.create("")
+    (folder.path / "metrics.jsonl").write_text("[" * 100_000 + '\n{"step": 3}\n{"step"')
+    assert folder.read("metrics.jsonl") == [{"step": 3}]
+    (folder.path / "fingerprints.json").write_text("[" * 100_000)
+    with pytest.raises(CheckpointError, match=r"fingerprints\.json cannot be read"):
+        folder.read_fingerprints()

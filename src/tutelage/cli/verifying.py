@@ -1,0 +1,42 @@
+"""`tutelage verify`: a line per checkpoint and, below it, a line for each thing that is not what it was."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tutelage.cli.arguments import given_path
+from tutelage.display.console import TextConsole
+
+__all__ = ["verify"]
+
+
+def verify(
+    run: Annotated[Path, typer.Argument(help="A run's folder, or one of its checkpoints.", callback=given_path)],
+    accept: Annotated[
+        list[str] | None,
+        typer.Option("--accept", help="What may differ, such as versions. May be given several times."),
+    ] = None,
+) -> None:
+    """Take the digests of a run's files and inputs again: exit code 1 if a checkpoint is not what it says."""
+    from tutelage.config import verify_run
+
+    console = TextConsole()
+    with console.status("taking digests"):
+        verdicts = verify_run(run, accept or [])
+    for verdict in verdicts:
+        if not verdict.is_recorded:
+            found = "does not say what it was made from (an earlier version wrote it)"
+        elif verdict.differences:
+            found = f"differs in {len(verdict.differences)}"
+        else:
+            found = "as it says"
+        console.say(f"{verdict.path.name}  {found}")
+        for line in verdict.differences:
+            console.say(f"  {line}")
+        for line in verdict.accepted:
+            console.say(f"  accepted: {line}")
+    if not all(verdict.is_verified for verdict in verdicts):
+        raise typer.Exit(1)
