@@ -3,9 +3,9 @@
     python benchmarks/hybrid.py [--clock cpu] [--rounds 5] [--json FILE]
 
 Two random Qwen3.5 models, three of four layers recurrent, the teacher three times as wide and twice as deep. First,
-answers under a trust region: in lock-step, and with drafts of 2, 4 and 8 tokens and of measured lengths ("auto").
-States after each drafted token are kept, or what stands is read again; or drafts are read as blocks of 64, too. Second,
-one recurrent layer of the teacher that reads 2 to 16 tokens of 1 to 32 rows in both ways.
+answers under a trust region: in lock-step, and with drafts of 2, 4 and 8 tokens and of measured ("auto") or estimated
+lengths. States after each drafted token are kept, or what stands is read again; or drafts are read as blocks of 64.
+Second, one recurrent layer of the teacher that reads 2 to 16 tokens of 1 to 32 rows in both ways.
 
 Contenders take turns; ratios are medians of ratios within a round.
 """
@@ -40,7 +40,7 @@ from tutelage.policies import TrustRegion
 from tutelage.rollout import Limits, PairedEngine
 
 VOCABULARY, NEW_TOKENS, KL_RADIUS = 2000, 32, 0.05
-DRAFTS = (1, 2, 4, 8, "auto")
+DRAFTS = (1, 2, 4, 8, "auto", "estimated")
 # Name -> (most tokens that are read one by one, bytes of states that are kept).
 WAYS = {"kept": (8, 2**30), "read again": (8, 0), "blocks": (1, 0)}
 

@@ -27,6 +27,7 @@ from tutelage.models.module_forward import ModuleForward
 from tutelage.models.narrowed import NarrowedModel
 from tutelage.models.packing import padded_batches
 from tutelage.models.quantised import is_quantised
+from tutelage.models.recurrent import Mixers
 from tutelage.models.steps import STEPS, DecodeStep
 from tutelage.models.trainables import AllWeights, Trainable
 
@@ -128,9 +129,14 @@ class LanguageModel:
         return self._forward is not self._module_forward
 
     @property
+    def recurrent_layers(self) -> Mixers:
+        """Those with a state in place of keys and values; false if there are none."""
+        return self._module_forward.mixers
+
+    @property
     def cache_bytes_per_slot(self) -> int:
         """Bytes of the keys and values of one token position of one row, all layers together."""
-        layers, recurrent = getattr(self.module.base_model, "layers", ()), self._module_forward.mixers.by_layer
+        layers, recurrent = getattr(self.module.base_model, "layers", ()), self.recurrent_layers.by_layer
         widths = [_projection_widths(layer) for i, layer in enumerate(layers) if i not in recurrent]
         if (not widths and not recurrent) or None in widths:
             config = self.config
@@ -147,15 +153,19 @@ class LanguageModel:
 
         What recurrent layers were given since is not counted: a few tokens' hidden states for each.
         """
-        return 2 * self._module_forward.mixers.state_bytes(self._product_dtype)
+        return 2 * self.recurrent_layers.state_bytes(self._product_dtype)
 
     def drafted_state_bytes(self, num_rows: int, num_drafted: int) -> int:
         """Bytes of the states that are kept besides while so many tokens are drafted: after each but the last."""
-        mixers = self._module_forward.mixers
+        mixers = self.recurrent_layers
         if num_rows == 0 or not mixers:
             return 0
-        num_kept = min(num_drafted - 1, mixers.tokens_kept(num_rows, self._product_dtype))
+        num_kept = min(num_drafted - 1, self.kept_states(num_rows))
         return num_rows * num_kept * mixers.state_bytes(self._product_dtype)
+
+    def kept_states(self, num_rows: int) -> int:
+        """After how many drafted tokens states are kept; of a model with recurrent layers."""
+        return self.recurrent_layers.tokens_kept(num_rows, self._product_dtype)
 
     @property
     def _product_dtype(self) -> torch.dtype:

@@ -58,6 +58,11 @@ class Mixers:
             for mixer in self.by_layer.values()
         )
 
+    @staticmethod
+    def most_single_tokens(num_rows: int, device_type: str) -> int:
+        """Up to how many new tokens of so many rows are read one after the other, and not as a block."""
+        return min(MAX_SINGLE_TOKENS, SINGLE_TOKENS_PER_ROW * num_rows) if device_type == "cpu" else 1
+
     def tokens_kept(self, num_rows: int, dtype: torch.dtype) -> int:
         """After how many tokens of a round the states of so many rows are kept."""
         return KEPT_STATE_BYTES // (num_rows * self.state_bytes(dtype))
@@ -121,8 +126,7 @@ class Mixers:
 def _read(forward: Any, hidden_BTE: Tensor, states: States | None) -> tuple[Tensor, list[States | None]]:
     """The output, and the states after each token where they are known."""
     num_rows, num_new = hidden_BTE.shape[:2]
-    most = min(MAX_SINGLE_TOKENS, SINGLE_TOKENS_PER_ROW * num_rows) if hidden_BTE.device.type == "cpu" else 1
-    if num_new > most:
+    if num_new > Mixers.most_single_tokens(num_rows, hidden_BTE.device.type):
         output_BTE, last = _read_block(forward, hidden_BTE, states)
         return output_BTE, [*[None] * (num_new - 1), last]
     outputs, after = [], list[States | None]()

@@ -4,7 +4,8 @@ A round of length L costs L forwards of the student, one forward of the teacher 
 and judgements, each of which reads the whole vocabulary. If the answer goes on
 after a draft with probability c, it yields 1 + c + ... + c^(L-1) = (1 - c^L) / (1 - c) tokens. It goes on unless the
 draft is refused or is the answer's last token. c is counted while running; what the forwards cost is either estimated
-from the models' sizes or measured while running.
+from the models' sizes or measured while running. Recurrent layers cost more: a forward of their own for each token or a
+block of 64, and what was refused is taken back, which writing over it does for keys and values.
 
 Measuring finds the better length. Estimating gives the same lengths, and so the same rounding and the same bytes, in
 every run. The tokens' distribution is the same for all lengths.
@@ -14,10 +15,10 @@ from __future__ import annotations
 
 import statistics
 from collections import defaultdict, deque
-from dataclasses import dataclass
 
 from tutelage.errors import ConfigurationError
 from tutelage.models import LanguageModel, ModelSet
+from tutelage.rollout.decoding.forward_costs import ForwardCosts, judging_cost
 
 __all__ = [
     "DEFAULT_DRAFT_LENGTH",
@@ -37,17 +38,6 @@ MAX_DRAFT_LENGTH = LENGTHS[-1]
 PRIOR_SHARE, PRIOR_DRAFTS = 0.8, 16
 # The share drifts with the place in the answer; counts of the past fade once there are this many.
 REMEMBERED_DRAFTS = 4096
-
-# Tokens at which computing costs as much as reading the weights, and what a layer costs besides, in parameters ·
-# tokens: a CPU core does 50,000 and an accelerator 500 million of these per microsecond, at 70 and 15 µs per layer.
-KNEE_TOKENS = {"cpu": 4, "cuda": 300}
-LAYER_COST = {"cpu": 3.5e6, "cuda": 7.5e9}
-# What one token of a round costs beside the forwards, for every word of the vocabulary, in the same unit: a draw by the
-# student, and the policy's solve and judgement. A CPU core was measured at 20 ns; for an accelerator this is the aim of
-# a millisecond for 256 tokens of 152,000 words. The first words are part of the layers' overhead, which was measured
-# with a few hundred of them.
-WORD_COST = {"cpu": 1e3, "cuda": 1.3e4}
-FREE_WORDS = 1024
 
 # Newest timings of a kind that are kept; their median is used, since single ones are disturbed by what else runs.
 TIMINGS = 5
@@ -75,48 +65,6 @@ class Continuation:
             self.num_going_on, self.num_judged = self.num_going_on * fade, self.num_judged * fade
 
 
-@dataclass(frozen=True)
-class _Size:
-    """What decides how long a forward takes."""
-
-    num_parameters: int
-    num_layers: int
-    num_words: int
-    device: str
-
-    @classmethod
-    def of(cls, model: LanguageModel) -> _Size:
-        """Of a model, or of all members of a fused one together: what a forward costs is linear in both numbers."""
-        sizes = [cls._of_one(member) for member in model.members]
-        total = sum(size.num_parameters for size in sizes), sum(size.num_layers for size in sizes)
-        return cls(*total, model.padded_vocabulary_size, model.device.type)
-
-    @classmethod
-    def _of_one(cls, model: LanguageModel) -> _Size:
-        inner = model.module.get_input_embeddings()
-        looked_up = 0 if inner is None else sum(weights.numel() for weights in inner.parameters())
-        # A tied head computes with the embeddings; an untied one is counted already.
-        tied = model.padded_vocabulary_size * int(model.config.hidden_size)
-        is_tied = bool(getattr(model.config, "tie_word_embeddings", False))
-        total = sum(weights.numel() for weights in model.module.parameters())
-        num_parameters = total - looked_up + (tied if is_tied else 0)
-        num_layers = int(model.config.num_hidden_layers)
-        return cls(num_parameters, num_layers, model.padded_vocabulary_size, model.device.type)
-
-    @property
-    def kind(self) -> str:
-        return "cpu" if self.device == "cpu" else "cuda"
-
-    def forward_cost(self, num_tokens: int) -> float:
-        """In parameters · tokens: weights are read once, each token computes, each layer has its overhead."""
-        computing = self.num_parameters * (KNEE_TOKENS[self.kind] + num_tokens)
-        return computing + self.num_layers * LAYER_COST[self.kind]
-
-    def judging_cost(self, num_tokens: int) -> float:
-        """Of drawing, solving and judging, in the same unit."""
-        return WORD_COST[self.kind] * max(0, self.num_words - FREE_WORDS) * num_tokens
-
-
 class Costs:
     """What a round costs: as estimated from the models' sizes, or better, once rounds have been timed.
 
@@ -127,15 +75,26 @@ class Costs:
 
     def __init__(self, student: LanguageModel, teacher: LanguageModel, *, is_measured: bool) -> None:
         self.is_measured = is_measured
-        self._student, self._teacher = _Size.of(student), _Size.of(teacher)
+        self._student, self._drafting = student, ForwardCosts(student)
+        # Of all members of a fused one together.
+        self._reading = [ForwardCosts(member) for member in teacher.members]
         self._seconds: dict[tuple[int, int, bool], deque[float]] = defaultdict(lambda: deque(maxlen=TIMINGS))
 
-    def of_round(self, num_rows: int, length: int) -> float:
-        """Cost of a round, in seconds once something was timed, in parameters · tokens before."""
+    @property
+    def takes_back(self) -> bool:
+        """Taking refused drafts back costs something: a model has recurrent layers."""
+        return any(forwards.recurrent for forwards in (self._drafting, *self._reading))
+
+    def of_round(self, num_rows: int, length: int, share: float) -> float:
+        """Cost of a round, in seconds once something was timed, in parameters · tokens before.
+
+        Args:
+          share: of drafts after which their answer goes on; refused ones must be taken back.
+        """
         bucket = _bucket(num_rows)
         timed = [known for known in LENGTHS if (bucket, known, True) in self._seconds]
         if not timed:
-            return self._estimate(num_rows, length)
+            return self._estimate(num_rows, length, share)
         drafting = statistics.median(self._drafting_seconds(bucket))
         return length * drafting + self._reading_seconds(bucket, timed, num_rows, length)
 
@@ -166,8 +125,7 @@ class Costs:
         if len(timed) == 1:
 
             def estimate(known: int) -> float:
-                num_tokens = num_rows * known
-                return self._teacher.forward_cost(num_tokens) + self._student.judging_cost(num_tokens)
+                return self._estimated_reading(num_rows, known)
 
             return seconds(timed[0]) * estimate(length) / estimate(timed[0])
         last = next((place for place, known in enumerate(timed) if known > length), len(timed) - 1)
@@ -176,9 +134,17 @@ class Costs:
         # More tokens never cost less; timings that say so are noise.
         return seconds(first) + max(slope, 0.0) * (length - first)
 
-    def _estimate(self, num_rows: int, length: int) -> float:
-        student, teacher = self._student.forward_cost(num_rows), self._teacher.forward_cost(num_rows * length)
-        return length * student + teacher + self._student.judging_cost(num_rows * length)
+    def _estimate(self, num_rows: int, length: int, share: float) -> float:
+        drafting = length * self._drafting.reading(num_rows, 1)
+        taking_back = self._drafting.taking_back(num_rows, length, share, is_one_by_one=True)
+        taking_back += sum(
+            forwards.taking_back(num_rows, length, share, is_one_by_one=False) for forwards in self._reading
+        )
+        return drafting + self._estimated_reading(num_rows, length) + taking_back
+
+    def _estimated_reading(self, num_rows: int, length: int) -> float:
+        reading = sum(forwards.reading(num_rows, length) for forwards in self._reading)
+        return reading + judging_cost(self._student, num_rows * length)
 
 
 class DraftLength:
@@ -204,8 +170,9 @@ class DraftLength:
 
     def tokens_per_cost(self, num_rows: int, length: int) -> float:
         """Expected tokens of a row over the round's cost."""
-        tokens = sum(self.continuation.rate**place for place in range(length))
-        return tokens / self.costs.of_round(num_rows, length)
+        share = self.continuation.rate
+        tokens = sum(share**place for place in range(length))
+        return tokens / self.costs.of_round(num_rows, length, share)
 
 
 class DraftLengths:

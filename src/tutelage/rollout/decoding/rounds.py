@@ -98,6 +98,7 @@ class Outcome:
       index: rows and places of the tokens that stand; None where the host has yet to learn which.
       values: what is recorded of these tokens; of all B · L, row by row, where the index is None.
       marks: the beginning, when the drafts were there, and when the verdict was.
+      taken_back: tokens that were drafted in the round before, which this one began by taking back; 0 = none.
     """
 
     length: int
@@ -105,6 +106,7 @@ class Outcome:
     index: tuple[Tensor, ...] | None
     values: dict[str, Tensor]
     marks: Marks
+    taken_back: int
 
 
 class Decoding:
@@ -141,6 +143,7 @@ class Decoding:
         self.rollouts_B = torch.zeros(num_rows, dtype=torch.int64)
         self.num_late = rounds_late(self.device)
         self.unread: deque[Outcome] = deque()
+        self.last_length = 0
         # After the last round that the host has read, on the host; after the last one that was begun, on the device.
         self.known = Progress(torch.zeros(num_rows, dtype=torch.int64), torch.zeros(num_rows, dtype=torch.bool))
         self.now = self.known.to(self.device)
@@ -219,7 +222,8 @@ class Decoding:
                 student.rows(index), None if teacher_logits_BLV is None else teacher_logits_BLV[index], drawn_BL[index]
             ),
         }
-        self.unread.append(Outcome(length, seen, known_index, values, marks))
+        self.unread.append(Outcome(length, seen, known_index, values, marks, self.last_length))
+        self.last_length = length
         last_B1 = drawn_BL.gather(1, (lengths_B - 1).clamp_min(0)[:, None])
         for decoder in self._decoders():
             decoder.advance(last_B1[:, 0])
@@ -242,8 +246,9 @@ class Decoding:
         length = outcome.length
         tokens_BL, lengths_B, is_finished_B, is_end_B, *progress = outcome.seen.wait()
         if self.draft_length is not None:
-            if self.draft_length.costs.is_measured:
-                self.draft_length.costs.time(len(lengths_B), length, *outcome.marks.seconds())
+            costs = self.draft_length.costs
+            if costs.is_measured and (outcome.taken_back == length or not costs.takes_back):
+                costs.time(len(lengths_B), length, *outcome.marks.seconds())
             num_judged = int(lengths_B.sum())
             self.draft_length.continuation.count(num_judged - int(is_end_B.sum()), num_judged)
         rows_N, places_N = outcome.index or (torch.arange(length) < lengths_B[:, None]).nonzero(as_tuple=True)

@@ -10,6 +10,7 @@ from tutelage.errors import ConfigurationError
 from tutelage.models import LanguageModel
 from tutelage.rollout import PairedEngine
 from tutelage.rollout.decoding.draft_length import Continuation, Costs, DraftLength
+from tutelage.rollout.decoding.forward_costs import judging_cost
 
 
 def test_draft_lengths_that_cannot_work() -> None:
@@ -72,9 +73,9 @@ class TestDraftLength:
     def test_an_estimate_is_the_same_whatever_was_timed(self) -> None:
         student, teacher = make_world()
         costs = Costs(student, teacher, is_measured=False)
-        before = [costs.of_round(8, length) for length in range(1, 17)]
+        before = [costs.of_round(8, length, 0.9) for length in range(1, 17)]
         self.given(costs, student=1.0, teacher=20.0, per_token=0.0)
-        assert [costs.of_round(8, length) for length in range(1, 17)] == before
+        assert [costs.of_round(8, length, 0.9) for length in range(1, 17)] == before
         assert costs.untried(8) == []
 
     def test_a_large_vocabulary_makes_a_token_dear_and_drafts_short(self) -> None:
@@ -83,10 +84,11 @@ class TestDraftLength:
         for size in (10, 1000, 150_000):
             student, teacher = (LanguageModel(make_model("qwen3", vocab_size=size, seed=seed)) for seed in (0, 1))
             costs.append(Costs(student, teacher, is_measured=False))
-        assert [each._student.judging_cost(8) for each in costs[:2]] == [0, 0]
+        assert [judging_cost(each._student, 8) for each in costs[:2]] == [0, 0]
         few, _, many = (self.choice(each, 0.9) for each in costs)
         assert many < few
-        assert costs[2].of_round(8, 8) > 8 * costs[2]._student.judging_cost(8) > 0.5 * costs[2].of_round(8, 8)
+        judging, whole = judging_cost(costs[2]._student, 8 * 8), costs[2].of_round(8, 8, 0.9)
+        assert whole > judging > 0.5 * whole
 
     def test_the_share_follows_what_happens(self) -> None:
         continuation = Continuation()

@@ -21,6 +21,7 @@ from tutelage.models.caches import HybridCache
 from tutelage.policies import Behaviour, FixedBlend, Interleaved, Mixture, Policy, Teacher, TeacherPrefix, TrustRegion
 from tutelage.rollout import Limits, PairedEngine, uniforms
 from tutelage.rollout.decoding import drafts
+from tutelage.rollout.decoding.draft_length import Costs, DraftLength
 from tutelage.types import Prompt, Rollout
 
 pytestmark = pytest.mark.rollouts
@@ -285,6 +286,28 @@ def test_a_draft_may_reach_over_the_end_of_the_context(architectures: tuple[str,
     rollouts = PairedEngine(student, teacher, draft_length=7).generate(Teacher(), prompts, **settings)
     assert tokens_of(rollouts) == tokens_of(expected)
     assert any(len(rollout) == 9 for rollout in rollouts)
+
+
+@pytest.mark.parametrize("architectures", [("qwen3", "llama"), ("qwen3", "qwen3_5")], ids="-".join)
+def test_a_length_is_timed_with_what_its_own_drafts_cost_to_take_back(
+    architectures: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A round begins with taking back what the one before has drafted, which attention does for nothing."""
+    chosen, timed = [], []
+
+    def choose(self: DraftLength, num_rows: int, most: int) -> int:
+        chosen.append(min(most, (2, 2, 3, 3, 3, 2)[len(chosen) % 6]))
+        return chosen[-1]
+
+    monkeypatch.setattr(DraftLength, "choose", choose)
+    monkeypatch.setattr(Costs, "time", lambda self, num_rows, length, *seconds: timed.append(length))
+    student, teacher = make_world(0, 40, torch.float64, architectures)
+    PairedEngine(student, teacher, draft_length="auto").generate(
+        Teacher(), [[1], [2, 3]], max_new_tokens=30, num_samples=4
+    )
+    repeated = [length for before, length in zip([0, *chosen], chosen, strict=False) if before == length]
+    assert timed == (chosen if architectures[1] == "llama" else repeated)
+    assert len(repeated) not in (0, len(chosen))
 
 
 def test_nan_of_the_teacher_is_named() -> None:
