@@ -63,9 +63,8 @@ import numpy as np
 from rich.console import Console
 
 from real_pair import contains
-from tutelage.comparison import World, make_methods, records_of, run_jobs
+from tutelage.comparison import Job, World, is_finished, make_methods, records_of, run_jobs
 from tutelage.comparison.reaching import first_reaching
-from tutelage.comparison.running import Job, is_finished
 from tutelage.config import read_run_file, to_toml
 from tutelage.evaluation import t_interval
 
@@ -358,7 +357,7 @@ def read_arm(study: Study, arm: str, seed: int) -> ArmRun | None:
     for number in range(len(ARMS[arm])):
         folder = study.run_folder(arm, number, seed)
         done = round(ARMS[arm][number].share * study.options.steps)
-        if not is_finished(Job(arm, folder.with_suffix(".toml"), folder, folder.with_suffix(".log"), done)):
+        if not is_finished(folder, done):
             return None
         metrics = records_of(folder / "metrics.jsonl")
         found = {

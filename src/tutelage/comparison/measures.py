@@ -7,16 +7,30 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tutelage.evaluation import t_interval
-from tutelage.report import Columns, Curve, pass_at_1_curve, read_run
+from tutelage.report import (
+    Columns,
+    Curve,
+    RunRecords,
+    curve,
+    evaluation_curve,
+    greedy_names,
+    mean_and_spread,
+    pass_at_1_curve,
+    read_run,
+)
 
-__all__ = ["MEASURES", "Measure", "Summary", "area_under", "measure_run", "summarise_methods"]
+__all__ = ["MEASURES", "Measure", "Summary", "area_under", "measure_named", "measure_run", "summarise_methods"]
+
+Numbers = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -28,14 +42,14 @@ class Measure:
       definition: one line for the notes.
       scale: what a table multiplies it with; 100 for shares.
       form: of the scaled number.
-      is_cost: of the run, and not of what it reached.
+      about: what was reached, how the student's own answers and given texts look, or what the run cost.
     """
 
     title: str
     definition: str
     scale: float = 1.0
     form: str = ".1f"
-    is_cost: bool = False
+    about: Literal["reached", "texts", "cost"] = "reached"
 
 
 MEASURES = {
@@ -49,19 +63,73 @@ MEASURES = {
         "right training rollouts in the first steps; those of the policy, so a teacher's help counts",
         100,
     ),
-    "seconds": Measure("seconds", "wall clock of all training steps; evaluations and checkpoints aside", is_cost=True),
-    "response_tokens": Measure("tokens", "response tokens sampled for training", form=",.0f", is_cost=True),
+    "reverse_kl": Measure(
+        "KL",
+        "to the teacher, nats per token of the reported checkpoint's own answers to the sets",
+        form=".3f",
+        about="texts",
+    ),
+    "teacher_logprob": Measure(
+        "teacher log q",
+        "nats per token of the same answers: how well the teacher finds them",
+        form=".3f",
+        about="texts",
+    ),
+    "support_overlap": Measure(
+        "overlap %", "share of the student's top K that is in the teacher's, on the same answers", 100, about="texts"
+    ),
+    "student_entropy": Measure("entropy", "of the student, nats, on the same answers", form=".2f", about="texts"),
+    "repeated_4grams": Measure("repeated %", "of the same answers, 1 - distinct 4-grams / 4-grams", 100, about="texts"),
+    "stopped": Measure("stopped %", "share of the same answers that ended by themselves", 100, about="texts"),
+    "answers_logprob": Measure(
+        "log p answers",
+        "nats per token of given answers, such as the teacher's, mean over their sets",
+        form=".3f",
+        about="texts",
+    ),
+    "text_logprob": Measure(
+        "log p text", "nats per token of ordinary text, mean over its sets", form=".3f", about="texts"
+    ),
+    "seconds": Measure("seconds", "wall clock of all training steps; evaluations and checkpoints aside", about="cost"),
+    "processor_seconds": Measure(
+        "processor s",
+        "processor time of all training steps, which other work on the machine changes less",
+        about="cost",
+    ),
+    "response_tokens": Measure("tokens", "response tokens sampled for training", form=",.0f", about="cost"),
     "teacher_forwards": Measure(
         "teacher forwards",
         "of single answers: while sampling, every forward in which the teacher reads on; scored afterwards, one each",
         form=",.0f",
-        is_cost=True,
+        about="cost",
     ),
     "tokens_per_teacher_forward": Measure(
-        "tokens / forward", "response tokens over teacher forwards, whole run", form=".2f", is_cost=True
+        "tokens / forward", "response tokens over teacher forwards, whole run", form=".2f", about="cost"
     ),
+    "steps_to_90": Measure(
+        "steps to 90%",
+        "until 90% of the way from the untrained student to the first method's best, of KL where a teacher read the "
+        "answers and of pass@1 otherwise; straight lines between evaluations. A run that never got there has none",
+        about="cost",
+    ),
+    "tokens_to_90": Measure("tokens to 90%", "response tokens spent until there", form=",.0f", about="cost"),
+    "seconds_to_90": Measure("seconds to 90%", "wall clock spent until there", about="cost"),
 }
 """Every number of a run: name -> what it is."""
+OF_SET = {
+    "pass_at_1": Measure("pass@1 %", "sampled, on this set alone", 100),
+    "reverse_kl": Measure("KL", "to the teacher, on own answers to this set", form=".3f", about="texts"),
+}
+"""Numbers of each set by itself, where there are several; they are called NUMBER/SET."""
+
+
+def measure_named(name: str) -> Measure:
+    """What a number of a run is."""
+    if name in MEASURES:
+        return MEASURES[name]
+    key, _, of_set = name.partition("/")
+    measure = OF_SET[key]
+    return replace(measure, title=f"{measure.title} {of_set}", definition=f"{measure.definition}: {of_set}")
 
 
 @dataclass(frozen=True)
@@ -104,12 +172,39 @@ def measure_run(folder: Path, *, checkpoint_rule: str, early_steps: int, num_rol
         "pass_at_1_greedy": None if step is None else greedy.get(step),
         "area": area_under(sampled),
         "early_reward": rewards.mean() if len(rewards) else None,
+        **_of_answers(run, step),
         "seconds": np.nansum(run.metrics["seconds"]),
+        "processor_seconds": _total(run.metrics["processor_seconds"]),
         "response_tokens": tokens,
         "teacher_forwards": forwards,
         "tokens_per_teacher_forward": tokens / forwards if forwards else None,
     }
     return {name: float(value) for name, value in found.items() if value is not None}
+
+
+def _of_answers(run: RunRecords, step: int | None) -> dict[str, float | None]:
+    """What is known of a checkpoint's own answers and of given texts, over all sets and of each."""
+    if step is None:
+        return {}
+    found: dict[str, float | None] = {}
+    for key in ("reverse_kl", "teacher_logprob", "support_overlap", "student_entropy", "repeated_4grams"):
+        found[key] = _values(evaluation_curve(run.evaluations, key)).get(step)
+    cut = _values(evaluation_curve(run.evaluations, "truncation_rate")).get(step)
+    found["stopped"] = None if cut is None else 1 - cut
+    for name, are_answers in (("answers_logprob", True), ("text_logprob", False)):
+        lines = [curve(own, "logprob") for own in run.texts.values() if bool(own["are_answers"].any()) == are_answers]
+        found[name] = _values(mean_and_spread(lines)[0]).get(step) if lines else None
+    sets = [name for name in run.evaluations if name not in greedy_names(run.evaluations)]
+    if len(sets) > 1:
+        found |= {
+            f"{key}/{name}": _values(curve(run.evaluations[name], key)).get(step) for key in OF_SET for name in sets
+        }
+    return found
+
+
+def _total(values: Numbers) -> float | None:
+    """The sum; None where nothing was recorded."""
+    return float(np.nansum(values)) if np.isfinite(values).any() else None
 
 
 def area_under(value_at: Mapping[int, float]) -> float | None:
@@ -124,10 +219,12 @@ def area_under(value_at: Mapping[int, float]) -> float | None:
 def summarise_methods(values: Mapping[str, Mapping[int, Mapping[str, float]]]) -> dict[str, dict[str, Summary]]:
     """Method -> measure -> summary, from method -> seed -> measure -> number; the first method is the reference."""
     reference = next(iter(values.values()), {})
+    found = {measure for runs in values.values() for numbers in runs.values() for measure in numbers}
+    known = [*(measure for measure in MEASURES if measure in found), *sorted(found - set(MEASURES))]
     summaries: dict[str, dict[str, Summary]] = {}
     for place, (name, runs) in enumerate(values.items()):
         summaries[name] = {}
-        for measure in MEASURES:
+        for measure in known:
             found_S = [numbers[measure] for numbers in runs.values() if measure in numbers]
             if not found_S:
                 continue

@@ -13,8 +13,9 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from tutelage.comparison.measures import MEASURES, Measure, Summary, measure_run, summarise_methods
+from tutelage.comparison.measures import Measure, Summary, measure_named, measure_run, summarise_methods
 from tutelage.comparison.plan import CHECKPOINT_RULES, Plan
+from tutelage.comparison.reaching import costs_of_reaching
 from tutelage.comparison.running import default_workers, is_finished
 from tutelage.files import write_whole
 from tutelage.frames import frame_of
@@ -46,6 +47,11 @@ class Outcome:
     workers: int = 1
 
     @property
+    def measures(self) -> list[str]:
+        """The measures that some method has, in the order of tables."""
+        return list(dict.fromkeys(name for summaries in self.summaries.values() for name in summaries))
+
+    @property
     def frame(self) -> DataFrame:
         """A row for each method and measure: mean and spread over seeds, the paired difference and its interval.
 
@@ -72,7 +78,7 @@ class Outcome:
             "world": plan.world,
             "workers": self.workers,
             "machine": {"cores": default_workers(), "machine": platform.machine(), "system": platform.system()},
-            "measures": {name: measure.definition for name, measure in MEASURES.items()},
+            "measures": {name: measure_named(name).definition for name in self.measures},
             "runs": self.runs,
             "summaries": {
                 name: {measure: asdict(summary) for measure, summary in summaries.items()}
@@ -101,6 +107,10 @@ def read_outcome(plan: Plan, workers: int) -> Outcome:
                 early_steps=plan.early_steps,
                 num_rollouts=rollout.prompts_per_step * rollout.samples_per_prompt,
             )
+    first = plan.methods[0]
+    for method in plan.methods:
+        for seed in runs[method.name].keys() & runs[first.name].keys():
+            runs[method.name][seed] |= costs_of_reaching(plan.run_folder(method, seed), plan.run_folder(first, seed))
     return Outcome(plan, runs, summarise_methods(runs), missing, workers)
 
 
@@ -121,16 +131,15 @@ def write_outcome(outcome: Outcome) -> list[Path]:
 
 
 def rich_tables(outcome: Outcome) -> list[Table]:
-    """One table of what was reached and one of what it cost; differences stand below the numbers."""
+    """Tables of what was reached, how answers and texts look, and what it cost; differences stand below the numbers."""
     tables = []
-    for title, is_cost in (("What was reached", False), ("What it cost", True)):
-        names = _present(outcome, is_cost)
+    for title, names in _tables(outcome).items():
         table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
         table.add_column("method", overflow="fold")
         for name in names:
-            table.add_column(MEASURES[name].title, justify="right")
+            table.add_column(measure_named(name).title, justify="right")
         for method, summaries in outcome.summaries.items():
-            cells = ["\n".join(_cell(summaries.get(name), MEASURES[name])) for name in names]
+            cells = ["\n".join(_cell(summaries.get(name), measure_named(name))) for name in names]
             table.add_row(Text(f"{method}\nn {len(outcome.runs[method])}"), *map(Text, cells))
         tables.append(table)
     return tables
@@ -200,22 +209,25 @@ def _cell(summary: Summary | None, measure: Measure) -> list[str]:
     return lines
 
 
-def _present(outcome: Outcome, is_cost: bool) -> list[str]:
-    found = {name for summaries in outcome.summaries.values() for name in summaries}
-    return [name for name, measure in MEASURES.items() if name in found and measure.is_cost == is_cost]
+def _tables(outcome: Outcome) -> dict[str, list[str]]:
+    """Title -> the measures of that table."""
+    titles = {"What was reached": "reached", "Answers and texts": "texts", "What it cost": "cost"}
+    return {
+        title: [name for name in outcome.measures if measure_named(name).about == about]
+        for title, about in titles.items()
+    }
 
 
 def _markdown(outcome: Outcome) -> str:
     plan = outcome.plan
     lines = [f"# {', '.join(method.name for method in plan.methods)}", ""]
-    for title, is_cost in (("What was reached", False), ("What it cost", True)):
-        names = _present(outcome, is_cost)
-        lines += [f"## {title}", "", f"| method | {' | '.join(MEASURES[name].title for name in names)} |"]
+    for title, names in _tables(outcome).items():
+        lines += [f"## {title}", "", f"| method | {' | '.join(measure_named(name).title for name in names)} |"]
         lines.append("|---" * (len(names) + 1) + "|")
         for method, summaries in outcome.summaries.items():
-            cells = ["<br>".join(_cell(summaries.get(name), MEASURES[name])) for name in names]
+            cells = ["<br>".join(_cell(summaries.get(name), measure_named(name))) for name in names]
             lines.append(f"| {' | '.join([f'{method} (n {len(outcome.runs[method])})', *cells])} |")
-        lines += ["", *(f"- {MEASURES[name].title}: {MEASURES[name].definition}" for name in names), ""]
+        lines += ["", *(f"- {measure_named(name).title}: {measure_named(name).definition}" for name in names), ""]
     notes = [*notes_of(outcome), *world_notes(plan)]
     lines += ["## How to read this", "", *(f"- {note}" for note in notes), ""]
     return "\n".join(lines) + "\n![Learning curves](curves.png)\n"

@@ -5,7 +5,17 @@ from tutelage.report.curves import plot_run, plot_runs
 from tutelage.report.lines import read_jsonl
 from tutelage.report.page import Report, default_path, watch_report, write_report
 from tutelage.report.probes import plot_budget, plot_continuation
-from tutelage.report.records import Columns, Curve, RunRecords, pass_at_1_curve, read_run
+from tutelage.report.records import (
+    Columns,
+    Curve,
+    RunRecords,
+    curve,
+    evaluation_curve,
+    greedy_names,
+    mean_and_spread,
+    pass_at_1_curve,
+    read_run,
+)
 from tutelage.report.sparkline import sparkline
 from tutelage.report.style import check_figure_format
 
@@ -17,6 +27,10 @@ __all__ = [
     "RunRecords",
     "check_figure_format",
     "default_path",
+    "curve",
+    "evaluation_curve",
+    "greedy_names",
+    "mean_and_spread",
     "pass_at_1_curve",
     "plot_budget",
     "plot_continuation",

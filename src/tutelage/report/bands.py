@@ -7,7 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from tutelage.report.plain import as_label
-from tutelage.report.records import Curve, RunRecords, curve, greedy_names, mean_and_spread, pass_at_1_curve, read_run
+from tutelage.report.records import (
+    Curve,
+    RunRecords,
+    curve,
+    evaluation_curve,
+    greedy_names,
+    mean_and_spread,
+    pass_at_1_curve,
+    read_run,
+)
 from tutelage.report.style import INK, MUTED, TEXT_SIZE, Stroke, dress, name_strokes, saved, stroke
 from tutelage.report.thinning import extreme_places
 
@@ -29,6 +38,8 @@ class Point(NamedTuple):
 def plot_methods(methods: Mapping[str, Sequence[Path]], path: Path) -> Path:
     """Draw methods against the step: pass@1, reward, teacher log-probability; mean over seeds, band ± 1 deviation.
 
+    Where a teacher read the answers to evaluation problems, KL and overlap on these as well.
+
     Args:
       methods: name -> run folders, one per seed; those of a method with none are left out.
       path: a .png; replaced where it exists.
@@ -45,6 +56,15 @@ def plot_methods(methods: Mapping[str, Sequence[Path]], path: Path) -> Path:
     ]
     if not any(greedy_names(run.evaluations) for group in runs.values() for run in group):
         del panels[1]
+    of_reading: list[tuple[str, str, Callable[[RunRecords], Curve]]] = [
+        (
+            "KL to the teacher",
+            "own held-out answers, nats",
+            lambda run: evaluation_curve(run.evaluations, "reverse_kl"),
+        ),
+        ("Overlap", "of the top K, held out", lambda run: evaluation_curve(run.evaluations, "support_overlap")),
+    ]
+    panels += [panel for panel in of_reading if any(len(panel[2](run)) for group in runs.values() for run in group)]
     figure = Figure(figsize=(4.6 * len(panels), 4.4), layout="constrained", facecolor="white")
     for place, (title, subtitle, curve_of) in enumerate(panels):
         axes = figure.add_subplot(1, len(panels), place + 1)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ __all__ = [
     "RunRecords",
     "columns_of",
     "curve",
+    "evaluation_curve",
     "evaluations_of",
     "greedy_names",
     "mean_and_spread",
@@ -38,15 +39,21 @@ __all__ = [
 
 METRICS_FILE = "metrics.jsonl"
 EVALUATIONS_FILE = "evaluations.jsonl"
+TEXTS_FILE = "texts.jsonl"
 GREEDY_SUFFIX = "-greedy"  # a run files greedy answers to a set under the set's name and this
 METRICS = (
     "loss", "reward", "teacher_logprob", "teacher_entropy", "response_tokens", "kl_radius", "blend_mean", "kl_used",
     "seconds_rollout", "seconds_score", "seconds_verify", "seconds_update", "seconds",
     "response_tokens_total", "tokens_per_teacher_forward",
     "zero_spread_share", "clip_share_high", "clip_share_low", "student_entropy", "sampled_reverse_kl",
-    "sampled_reference_kl",
+    "sampled_reference_kl", "processor_seconds",
 )  # fmt: skip
 """What is kept of a line of metrics, beside its step, its phase and the mean of each reward."""
+EVALUATED = (
+    "pass_at_1", "reverse_kl", "teacher_logprob", "support_overlap", "student_entropy", "repeated_4grams",
+    "truncation_rate",
+)  # fmt: skip
+"""What is kept of a line of evaluations, beside its step and the ends of the interval of pass@1."""
 REWARD_PREFIX = "reward/"
 MAX_REWARDS = 8  # whose means are kept
 # Bound on a number that is drawn or averaged: beyond it sums and axes overflow, and no healthy run has such numbers.
@@ -98,12 +105,14 @@ class RunRecords:
     Fields:
       metrics: of each optimiser step; `phase` is a number for each name.
       evaluations: set -> its lines, the ends of the interval as `pass_at_1_low` and `pass_at_1_high`.
+      texts: set of given texts -> its lines; `are_answers` is 1 or 0.
       left_out: a sentence about each key whose value is something else than a number or null somewhere.
     """
 
     metrics: Columns
     evaluations: Mapping[str, Columns]
     left_out: Sequence[str] = ()
+    texts: Mapping[str, Columns] = field(default_factory=dict)
 
 
 def read_run(folder: Path) -> RunRecords:
@@ -119,11 +128,12 @@ def read_run(folder: Path) -> RunRecords:
     metrics = columns_of(chain([first], lines), wrong, [*METRICS, *labels])
     evaluations_path = folder / EVALUATIONS_FILE
     evaluations = evaluations_of(strict_objects(evaluations_path), wrong) if evaluations_path.is_file() else {}
+    texts = _texts_of(strict_objects(folder / TEXTS_FILE), wrong) if (folder / TEXTS_FILE).is_file() else {}
     left_out = [
         f"{folder}: {count:,} line{'s' * (count > 1)} without a number as {key}, not in its curve."
         for key, count in wrong.items()
     ]
-    return RunRecords(metrics, evaluations, left_out)
+    return RunRecords(metrics, evaluations, left_out, texts)
 
 
 def columns_of(
@@ -171,12 +181,20 @@ def evaluations_of(records: Iterable[Mapping[str, Any]], wrong: dict[str, int] |
     for record in records:
         interval = record.get("pass_at_1_interval")
         low, high = interval if isinstance(interval, list) and len(interval) == 2 else (None, None)
-        kept = {"step": record.get("step"), "pass_at_1": record.get("pass_at_1")}
+        kept = {key: record.get(key) for key in ("step", *EVALUATED)}
         lines.setdefault(str(record.get("name", "")), []).append(
             kept | {"pass_at_1_low": low, "pass_at_1_high": high},
         )
-    keys = ("pass_at_1", "pass_at_1_low", "pass_at_1_high")
+    keys = (*EVALUATED, "pass_at_1_low", "pass_at_1_high")
     return {name: columns_of(own, wrong, keys) for name, own in lines.items()}
+
+
+def _texts_of(records: Iterable[Mapping[str, Any]], wrong: dict[str, int]) -> dict[str, Columns]:
+    lines: dict[str, list[dict[str, Any]]] = {}
+    for record in records:
+        kept = {**record, "are_answers": int(record.get("are_answers") is True)}
+        lines.setdefault(str(record.get("name", "")), []).append(kept)
+    return {name: columns_of(own, wrong, ("logprob", "are_answers")) for name, own in lines.items()}
 
 
 def curve(columns: Columns, key: str) -> Curve:
@@ -214,9 +232,14 @@ def greedy_names(evaluations: Iterable[str]) -> set[str]:
 
 def pass_at_1_curve(evaluations: Mapping[str, Columns], *, is_greedy: bool = False) -> Curve:
     """pass@1 against the step: the mean over the sets, sampled or greedy, where all of them were evaluated."""
+    return evaluation_curve(evaluations, "pass_at_1", is_greedy=is_greedy)
+
+
+def evaluation_curve(evaluations: Mapping[str, Columns], key: str, *, is_greedy: bool = False) -> Curve:
+    """A number against the step: the mean over the sets, sampled or greedy, where all of them have it."""
     greedy = greedy_names(evaluations)
     names = greedy if is_greedy else set(evaluations) - greedy
-    curves = [curve(evaluations[name], "pass_at_1") for name in evaluations if name in names]
+    curves = [curve(evaluations[name], key) for name in evaluations if name in names]
     return mean_and_spread(curves)[0] if curves else Curve(np.zeros(0), np.zeros(0))
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tutelage.comparison.measures import MEASURES, area_under, measure_run, summarise_methods
+from tutelage.comparison.measures import MEASURES, area_under, measure_named, measure_run, summarise_methods
 from tutelage.evaluation import GREEDY_SUFFIX
 from tutelage.report import records
 
@@ -48,9 +48,10 @@ def run(tmp_path: Path) -> Path:
 
 def test_measures_of_a_run(run: Path) -> None:
     found = measure_run(run, checkpoint_rule="last", early_steps=2, num_rollouts=8)
-    assert set(found) == set(MEASURES)
+    each = {"pass_at_1/a": 0.3, "pass_at_1/b": 0.5}
     assert found == pytest.approx(
-        {
+        each
+        | {
             "pass_at_1": 0.4,
             "pass_at_1_greedy": 0.4,
             "area": ((0.1 + 0.6) / 2 * 2 + (0.6 + 0.4) / 2) / 3,
@@ -63,6 +64,29 @@ def test_measures_of_a_run(run: Path) -> None:
     )
     best = measure_run(run, checkpoint_rule="best", early_steps=2, num_rollouts=8)
     assert (best["pass_at_1"], best["pass_at_1_greedy"]) == pytest.approx((0.6, 0.3))
+
+
+def test_what_a_teacher_and_given_texts_say_of_the_reported_checkpoint(run: Path) -> None:
+    read = {"reverse_kl": 2.0, "teacher_logprob": -3.0, "support_overlap": 0.4, "student_entropy": 1.5}
+    rows = [
+        {"step": step, "name": "a", "pass_at_1": 0.1 * step, "repeated_4grams": 0.2, "truncation_rate": 0.25, **read}
+        for step in (0, 3)
+    ]
+    write(run / "evaluations.jsonl", [rows[0] | {"reverse_kl": 9.0}, rows[1]])
+    texts = {"facts": (True, -1.0), "lists": (True, -2.0), "plain": (False, -4.0)}
+    write(
+        run / "texts.jsonl",
+        [
+            {"step": step, "name": name, "are_answers": are_answers, "logprob": logprob - (step == 0)}
+            for step in (0, 3)
+            for name, (are_answers, logprob) in texts.items()
+        ],
+    )
+    found = measure_run(run, checkpoint_rule="last", early_steps=2, num_rollouts=8)
+    expected = {**read, "repeated_4grams": 0.2, "stopped": 0.75, "answers_logprob": -1.5, "text_logprob": -4.0}
+    assert {name: found[name] for name in expected} == pytest.approx(expected)
+    assert found.keys() <= MEASURES.keys(), "one set needs no column of its own"
+    assert measure_named("reverse_kl/other kinds").title == "KL other kinds"
 
 
 def test_what_was_not_measured_is_left_out(run: Path) -> None:
