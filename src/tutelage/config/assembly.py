@@ -284,6 +284,7 @@ class RunAssembly:
             self.runtime.device,
             self.needs_reference,
             num_processes,
+            self.rating_plan,
         )
 
     @cached_property

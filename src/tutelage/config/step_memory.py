@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor
 
 from tutelage.config.models import as_it_starts, load_meta_model
+from tutelage.config.rewards import RatingPlan
 from tutelage.config.schema import RunConfig
 from tutelage.errors import ConfigurationError
 from tutelage.kernels import Tiling
@@ -28,8 +30,10 @@ from tutelage.losses import FULL_VOCABULARY
 from tutelage.models import LanguageModel, Vocabulary
 from tutelage.models.linear_attention import BLOCK_TOKENS, LinearAttention
 from tutelage.models.narrowed import narrowed_bytes
+from tutelage.models.reading_memory import reading_numbers
 from tutelage.models.recurrent import Mixers
 from tutelage.models.steps.graphed import KEPT_FREE_SHARE, KEPT_SHARE
+from tutelage.rewards import JudgeMemory
 from tutelage.rollout.decoding import MAX_DRAFT_LENGTH
 from tutelage.rollout.engines.paired import CACHE_SHARE
 from tutelage.rollout.reading import tokens_per_chunk
@@ -65,6 +69,7 @@ class StepMemory:
       device: where it runs.
       needs_reference: some phase compares with a third model.
       num_processes: how many share the run.
+      rating: how its answers are rated; None = they are not.
     """
 
     config: RunConfig
@@ -75,13 +80,16 @@ class StepMemory:
     device: str
     needs_reference: bool = False
     num_processes: int = 1
+    rating: RatingPlan | None = None
 
     def forecast(self, micro_batch_tokens: int) -> dict[str, dict[str, int]]:
         """Part of a step -> what takes memory then -> bytes.
 
         With an adapter, gradients and moments are its own; quantised weights are taken at 4.5 bits, scales included.
         """
-        return {"rollout": self._rollout(), "scoring": self._scoring(), "update": self.update(micro_batch_tokens)}
+        rating = {"rating": self._rating()} if self._has_reward_models else {}
+        update = self.update(micro_batch_tokens)
+        return {"rollout": self._rollout(), "scoring": self._scoring(), **rating, "update": update}
 
     def fitting_micro_batch(self, num_bytes: int) -> int:
         """Most tokens of one forward and backward whose update fits into so many bytes: a power of two.
@@ -102,7 +110,7 @@ class StepMemory:
             **self._resident(),
             **self._kept_caches(),
             **self._narrow_weights(),
-            "gradients": self._learned_here(),
+            "gradients": self._num_gradients * self._learned_here(),
             "activations": activation_bytes(
                 self._student, tokens, checkpoints=self.config.runtime.gradient_checkpointing
             ),
@@ -147,14 +155,33 @@ class StepMemory:
     def _scoring(self) -> dict[str, int]:
         scored = self._at_once(self.config.rollout.score_tokens)
         # Without a teacher here, the student reads again.
-        largest = max(self._teachers, key=_layer_numbers, default=self._student)
-        activations = scored * _layer_numbers(largest) * largest.module.dtype.itemsize
+        largest = max(self._teachers, key=lambda model: reading_numbers(model.config), default=self._student)
+        activations = scored * reading_numbers(largest.config) * largest.module.dtype.itemsize
         return {
             **self._resident(),
             **self._kept_caches(),
             "activations": activations,
             "logits": self._chunk_bytes(scored),
         }
+
+    def _rating(self) -> dict[str, int]:
+        reading = max(judge.reading for judge in self._judges)
+        return {**self._resident(), **self._kept_caches(), "reward batch": reading}
+
+    @cached_property
+    def _judges(self) -> list[JudgeMemory]:
+        rewards = [] if self.rating is None else self.rating.rewards
+        return [reward.memory(self._num_answers, self._longest) for reward in rewards]
+
+    @property
+    def _has_reward_models(self) -> bool:
+        return any(judge.weights for judge in self._judges)
+
+    @property
+    def _num_gradients(self) -> int:
+        """Gradients that are there at once: a combination may compare those of all rewards."""
+        follows = self.rating is not None and self.rating.combination.measures_gradients(0)
+        return len(self.rating.rewards) if self.rating is not None and follows else 1
 
     def _resident(self) -> dict[str, int]:
         """What is there throughout."""
@@ -173,6 +200,8 @@ class StepMemory:
         elif teacher is not None:
             others += _weights_here(teacher, self.num_processes if config.runtime.shard_teacher else 1)
         resident = {"student": own, "teacher": others, "moments": 2 * learned}
+        if self._has_reward_models:
+            resident["reward models"] = sum(judge.weights for judge in self._judges)
         if student.autocast is not None:
             resident["weights to decode from"] = narrowed_bytes(student.module, student.autocast)
         return resident
@@ -372,12 +401,6 @@ def _norms_heads(model: LanguageModel) -> bool:
     """Queries and keys are normalised, as in Qwen3."""
     layers = getattr(model.module.base_model, "layers", None) or ()
     return any(getattr(getattr(layer, "self_attn", None), "q_norm", None) is not None for layer in layers)
-
-
-def _layer_numbers(model: LanguageModel) -> int:
-    """Numbers that are alive at once of one token in one layer while it is read without a gradient, roughly."""
-    config = model.config
-    return 10 * int(config.hidden_size) + 4 * int(getattr(config, "intermediate_size", 4 * config.hidden_size))
 
 
 def _weights(model: LanguageModel, quantization: str | None = None) -> int:

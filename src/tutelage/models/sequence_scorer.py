@@ -16,6 +16,7 @@ from tutelage.models.loading import check_files, load_module
 from tutelage.models.packing import padded_batches
 from tutelage.models.quantised import placement_of
 from tutelage.models.reading import reading
+from tutelage.models.reading_memory import reading_numbers
 from tutelage.models.source import ModelSource
 from tutelage.models.trainables.adapter_folder import base_of
 from tutelage.models.weight_check import load_meta_module
@@ -42,6 +43,16 @@ class SequenceScorer:
         """Most tokens of a text; None if its configuration does not say."""
         return context_length_in(self.module.config.get_text_config())
 
+    @property
+    def weight_bytes(self) -> int:
+        """Of all weights."""
+        return sum(weight.numel() * weight.element_size() for weight in self.module.parameters())
+
+    def reading_bytes(self, num_texts: int, longest: int, max_batch_tokens: int) -> int:
+        """What `scores` takes beside the weights for so many texts of at most `longest` tokens."""
+        tokens = max(longest, min(num_texts * longest, self._padded_tokens(max_batch_tokens)))
+        return tokens * reading_numbers(self.module.config.get_text_config()) * int(self.module.dtype.itemsize)
+
     def tokens_of(self, text: str) -> list[int]:
         """The tokens of a text that a chat template wrote, which has its special tokens in it."""
         with reading("tokenizer", self.name):
@@ -58,10 +69,10 @@ class SequenceScorer:
 
         A model without a padding id reads one text at a time, since it looks for a text's last token by that id.
         """
-        pad = self.module.config.get_text_config().pad_token_id
+        pad = self._pad
         scores_B = torch.empty(len(sequences), dtype=torch.float64)
         lengths = {place: len(tokens) for place, tokens in enumerate(sequences)}
-        for batch in padded_batches(lengths, 0 if pad is None else max_batch_tokens):
+        for batch in padded_batches(lengths, self._padded_tokens(max_batch_tokens)):
             longest = lengths[batch[0]]
             tokens_BT = torch.full((len(batch), longest), pad or 0)
             mask_BT = torch.zeros(len(batch), longest, dtype=torch.long)
@@ -72,6 +83,15 @@ class SequenceScorer:
             found = self.module(input_ids=tokens_BT.to(device), attention_mask=mask_BT.to(device))
             scores_B[batch] = found.logits[:, 0].double().cpu()
         return scores_B
+
+    @property
+    def _pad(self) -> int | None:
+        pad: int | None = self.module.config.get_text_config().pad_token_id
+        return pad
+
+    def _padded_tokens(self, max_batch_tokens: int) -> int:
+        """Most tokens of a batch of several texts; 0 = there is none."""
+        return 0 if self._pad is None else max_batch_tokens
 
 
 def meta_sequence_scorer(source: ModelSource, tokenizer: Any) -> SequenceScorer:

@@ -42,6 +42,8 @@ def memory(run: RunAssembly, num_processes: int = 1) -> Finding:
         "states": "Set rollout.cache_gib, or lower rollout.max_rows; recurrent states are as large for short answers.",
         "activations": "Set runtime.gradient_checkpointing = true, or lower runtime.micro_batch_tokens.",
         "logits": "Lower runtime.micro_batch_tokens.",
+        "reward models": "Set reward.dtype = 'bfloat16', or use a smaller reward model.",
+        "reward batch": "Lower reward.max_batch_tokens.",
     }
     remedy = remedies.get(largest, "Load the models in bfloat16 (student.dtype, teacher.dtype), or use smaller ones.")
     is_too_much = most > there

@@ -22,7 +22,7 @@ __all__ = ["CHEAP", "COSTLY", "RATED", "RATED_COSTLY", "Check", "early_warnings"
 
 Check = Callable[..., Finding]
 
-CHEAP: Mapping[str, Check] = {
+TEXTS: Mapping[str, Check] = {
     "run file": data.run_file,
     "tokenizers": tokens.tokenizers,
     "vocabulary": tokens.sizes,
@@ -33,9 +33,9 @@ CHEAP: Mapping[str, Check] = {
     "lengths": data.lengths,
     "verifier": data.references,
     "contamination": data.contamination,
-    "memory": budget.memory,
-    "disk": budget.disk,
 }
+BUDGET: Mapping[str, Check] = {"memory": budget.memory, "disk": budget.disk}
+CHEAP: Mapping[str, Check] = {**TEXTS, **BUDGET}
 """Checks that read files and no weights."""
 
 SERVED: Mapping[str, Check] = {"servers": serving.servers}
@@ -73,7 +73,8 @@ def examine(config: RunConfig, *, quick: bool = False, processes: int = 1) -> It
         one of them.
     """
     run, reported = RunAssembly(config, asks_teacher=True), set[str]()
-    cheap = {**CHEAP, **(RATED if config.reward else {}), **(SERVED if serving.has_servers(config) else {})}
+    rated = RATED if config.reward else {}  # before what they take
+    cheap = {**TEXTS, **rated, **BUDGET, **(SERVED if serving.has_servers(config) else {})}
     costly = {**COSTLY, **(RATED_COSTLY if config.reward else {})}
     for name, check in {**cheap, **({} if quick else costly)}.items():
         if name in NEEDS_TEACHER and not config.has_teacher:

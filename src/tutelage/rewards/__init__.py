@@ -1,6 +1,6 @@
 """What is an answer worth?"""
 
-from tutelage.rewards.base import Answers, Judge, Reward, Setting
+from tutelage.rewards.base import Answers, Judge, JudgeMemory, Reward, Setting
 from tutelage.rewards.combinations import COMBINATIONS, Combination, Ratings
 from tutelage.rewards.length import Length, Overlong
 from tutelage.rewards.rating import COMBINED, VERDICT, Rating, check_rewards
@@ -28,6 +28,7 @@ __all__ = [
     "Format",
     "Function",
     "Judge",
+    "JudgeMemory",
     "Length",
     "Overlong",
     "Rating",

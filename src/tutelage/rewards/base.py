@@ -20,7 +20,7 @@ from tutelage.schedules import Schedule, at_step
 from tutelage.tasks import Problem, TemplateClock
 from tutelage.types import Rollout
 
-__all__ = ["Answers", "Judge", "Reward", "Setting"]
+__all__ = ["Answers", "Judge", "JudgeMemory", "Reward", "Setting"]
 
 LABEL = re.compile(r"[A-Za-z0-9_-]{1,60}")
 
@@ -58,6 +58,19 @@ class Setting:
     device: str = "cpu"
     max_new_tokens: int = 512
     clock: TemplateClock = field(default_factory=TemplateClock)
+
+
+@dataclass(frozen=True)
+class JudgeMemory:
+    """Bytes that a judge takes where the run computes.
+
+    Fields:
+      weights: throughout the run.
+      reading: while it judges.
+    """
+
+    weights: int = 0
+    reading: int = 0
 
 
 Judge = Callable[[Answers], Tensor]
@@ -116,6 +129,15 @@ class Reward(ABC):
         No weights are loaded.
         """
         return None
+
+    def memory(self, num_answers: int, longest: int) -> JudgeMemory:
+        """What its judge takes; no weights are loaded.
+
+        Args:
+          num_answers: that a process judges at a step.
+          longest: tokens of a prompt with its answer, at most; the student's, for which a judge's own are taken.
+        """
+        return JudgeMemory()
 
     @abstractmethod
     def opened(self, setting: Setting) -> Judge:

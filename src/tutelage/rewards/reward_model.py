@@ -21,7 +21,7 @@ from tutelage.models import (
     weights_fingerprint,
 )
 from tutelage.paths import expanded_path
-from tutelage.rewards.base import Answers, Judge, Reward, Setting
+from tutelage.rewards.base import Answers, Judge, JudgeMemory, Reward, Setting
 from tutelage.tasks import Problem
 from tutelage.tasks.templates import ChatTemplate, chosen_template
 
@@ -80,6 +80,10 @@ class RewardModel(Reward):
         tokenizer = load_tokenizer(self._source)
         scorer = meta_sequence_scorer(self._source, tokenizer)
         return str(tokenizer.decode(self._tokens(scorer, self._template(tokenizer, setting), problem, response)))
+
+    def memory(self, num_answers: int, longest: int) -> JudgeMemory:
+        scorer = meta_sequence_scorer(self._source, load_tokenizer(self._source))
+        return JudgeMemory(scorer.weight_bytes, scorer.reading_bytes(num_answers, longest, self.max_batch_tokens))
 
     def opened(self, setting: Setting) -> Judge:
         tokenizer = load_tokenizer(self._source)

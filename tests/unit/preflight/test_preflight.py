@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from tests.support.fake_server import Fake, student_server, vllm_of
@@ -23,7 +24,7 @@ from tutelage.config import RunConfig, load_config, resolve_config
 from tutelage.demo import problem_lines, student_path, teacher_path
 from tutelage.models import both_readings, load_language_model, load_tokenizer
 from tutelage.preflight import CHEAP, COSTLY, Finding, Verdict, budget, early_warnings, examine, rating, trial
-from tutelage.preflight.examine import RATED, RATED_COSTLY
+from tutelage.preflight.examine import BUDGET, RATED, RATED_COSTLY, TEXTS
 from tutelage.rollout import reading
 from tutelage.rollout.decoding import MAX_DRAFT_LENGTH
 
@@ -408,6 +409,34 @@ def test_the_forecast_of_one_of_several_processes(run: Callable[..., RunConfig])
     assert finding.text.endswith("for each of 2 processes")
 
 
+def test_reward_models_and_gradients_of_rewards_are_in_the_forecast(
+    run: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = save_reward_model(tmp_path / "judge")
+    judge = f'{{name="reward_model", path="{path}", label="helpful", dtype="bfloat16"}}'
+    rated = budget.forecast(assembly(run(f"reward=[{judge}, 'length']")))
+    plain = budget.forecast(assembly(run("reward=length")))
+    assert set(plain) == {"rollout", "scoring", "update"} and set(rated) == {*plain, "rating"}
+    weights = 2 * sum(weight.numel() for weight in load_file(path / "model.safetensors").values())
+    for part in plain:
+        assert rated[part] == {**plain[part], "reward models": weights}
+    resident = sum(size for name, size in rated["scoring"].items() if name not in ("activations", "logits"))
+    assert sum(rated["rating"].values()) == resident + rated["rating"]["reward batch"]
+    small = budget.forecast(assembly(run(f"reward=[{judge.replace('}', ', max_batch_tokens=1}')}]")))["rating"]
+    assert 0 < small["reward batch"] < rated["rating"]["reward batch"], "a text that is longer is read alone"
+
+    loss = "loss=[{name='policy_gradient'}]"
+    followed = run(f"reward=[{judge}, 'length', 'overlong']", "reward_combination=conflict_averse", loss)
+    assert budget.forecast(assembly(followed))["update"]["gradients"] == 3 * plain["update"]["gradients"]
+
+    monkeypatch.setattr(budget, "machine_bytes", lambda device: 1)
+    large = save_reward_model(tmp_path / "large", hidden_size=1024, intermediate_size=4096, num_hidden_layers=4)
+    finding = found(run(f'reward=[{{name="reward_model", path="{large}"}}]'), "memory")
+    assert finding.text.endswith("most of it reward models") and finding.remedy.startswith(
+        "Set reward.dtype = 'bfloat16'"
+    )
+
+
 def test_what_processes_cannot_share_is_a_line(run: Callable[..., RunConfig]) -> None:
     config = run("runtime.strategy=fsdp2", "student.adapter.rank=4")
     finding = next(iter(examine(config, quick=True, processes=2)))
@@ -593,7 +622,7 @@ def test_a_run_without_a_teacher_has_no_lines_about_one(tmp_path: Path, run: Cal
     config = resolve_config(table)
     findings = list(examine(config))
     names = [finding.check for finding in findings]
-    assert names == [*CHEAP, *RATED, "own teacher", "time", *RATED_COSTLY]
+    assert names == [*TEXTS, *RATED, *BUDGET, "own teacher", "time", *RATED_COSTLY]
     assert {finding.verdict for finding in findings} <= {Verdict.ok, Verdict.warning}
     others = [found for found in findings if found.check not in ("own teacher", "run file")]  # its path has the name
     lines = [line for found in others for line in (found.text, *found.details)]
