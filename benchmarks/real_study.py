@@ -447,7 +447,7 @@ def table(rows: Mapping[str, Mapping[int, Mapping[str, float]]], names: Sequence
     names = names or list(dict.fromkeys(name for own in rows.values() for values in own.values() for name in values))
     lines = [f"| arm | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
     for arm, own in rows.items():
-        cells = [cell(own, rows["opd"] if arm != "opd" else {}, name) for name in names]
+        cells = [cell(own, {} if arm in ("before", "opd") else rows["opd"], name) for name in names]
         lines.append(f"| {arm} (n {len(own)}) | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -457,12 +457,12 @@ def cell(own: Mapping[int, Mapping[str, float]], first: Mapping[int, Mapping[str
     values = [numbers[name] for numbers in own.values() if name in numbers]
     if not values:
         return "-"
-    form = ",.0f" if max(map(abs, values)) >= 100 else ".1f" if name.endswith("%") else ".2f"
+    form = ",.0f" if max(map(abs, values)) >= 100 else ".1f" if name.endswith(("%", "seconds")) else ".2f"
     text = format(fmean(values), form) + (f" ± {stdev(values):{form}}" if len(values) > 1 else "")
     text += "" if len(values) == len(own) else f" (n {len(values)})"
     pairs = [own[seed][name] - first[seed][name] for seed in own if name in own[seed] and name in first.get(seed, {})]
     interval = t_interval(pairs)
-    if not pairs or interval is None:
+    if interval is None or not any(pairs):
         return text
     return f"{text}<br>{fmean(pairs):+{form}} [{interval[0]:+{form}}, {interval[1]:+{form}}]"
 
