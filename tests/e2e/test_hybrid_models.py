@@ -93,6 +93,10 @@ def test_doctor_finds_nothing_and_tells_states_apart(run_file: Path) -> None:
     done = CliRunner().invoke(app, ["doctor", str(run_file), "--set", "rollout.max_new_tokens=6"])
     errors = [line for line in done.output.splitlines() if line.startswith("error")]
     assert all(line.startswith("error   pass@1") for line in errors), done.output  # random models solve nothing
+    assert (
+        "1 of 2 layers of the student, 1 of 2 layers of the teacher; sequences of an update are padded, in plain "
+        "PyTorch: flash-linear-attention and causal-conv1d cannot be imported"
+    ) in " ".join(done.output.split())
     assert "own teacher: the student learning from itself" in done.output and "+ states 0." in done.output, done.output
 
 

@@ -19,6 +19,7 @@ from tutelage.models.meta_model import meta_model_of
 from tutelage.models.model_set import ModelSet, teacher_named
 from tutelage.models.quantised import check_learnable, check_quantization, check_unquantised
 from tutelage.models.read_back import check_savable, check_saved
+from tutelage.models.recurrent import missing_kernels
 from tutelage.models.references import MovingReference, Reference, SharedBackbone, reference_snapshot
 from tutelage.models.saving import export_model, save_student
 from tutelage.models.sequence_scorer import SequenceScorer, load_sequence_scorer, meta_sequence_scorer
@@ -76,6 +77,7 @@ __all__ = [
     "load_tokenizer",
     "meta_model_of",
     "meta_sequence_scorer",
+    "missing_kernels",
     "reference_snapshot",
     "save_student",
     "save_for_serving",

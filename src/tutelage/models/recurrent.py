@@ -12,6 +12,7 @@ Axis letters: B rows, R some of the rows, T tokens of each row, E width of the m
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,7 +24,13 @@ from torch import Tensor
 
 from tutelage.models.caches import HybridCache, States
 
-__all__ = ["Mixers"]
+__all__ = ["Mixers", "missing_kernels"]
+
+# Packages whose kernels `transformers` calls in gated delta nets where it can import them, and what it imports.
+KERNELS = {
+    "flash-linear-attention": ("fla.ops.gated_delta_rule", "chunk_gated_delta_rule"),
+    "causal-conv1d": ("causal_conv1d", "causal_conv1d_fn"),
+}
 
 # What the decoder's layers call the part that mixes tokens, where it is recurrent.
 RECURRENT_NAME = "linear_attn"
@@ -57,6 +64,11 @@ class Mixers:
             + mixer.num_v_heads * mixer.head_k_dim * mixer.head_v_dim * torch.float32.itemsize
             for mixer in self.by_layer.values()
         )
+
+    @property
+    def may_use_kernels(self) -> bool:
+        """Installed kernels are for them: they are layers of `transformers`."""
+        return any(type(mixer).__module__.startswith("transformers.") for mixer in self.by_layer.values())
 
     @staticmethod
     def most_single_tokens(num_rows: int, device_type: str) -> int:
@@ -121,6 +133,18 @@ class Mixers:
                     del mixer.forward  # the class has its own
                 else:
                     mixer.forward = before[layer]
+
+
+def missing_kernels() -> list[str]:
+    """Packages with kernels for gated delta nets that cannot be imported here; PyTorch does their part."""
+    return [package for package, (module, name) in KERNELS.items() if not _is_there(module, name)]
+
+
+def _is_there(module: str, name: str) -> bool:
+    try:
+        return hasattr(importlib.import_module(module), name)
+    except Exception:  # as `transformers` decides: a package that breaks on import is not used
+        return False
 
 
 def _read(forward: Any, hidden_BTE: Tensor, states: States | None) -> tuple[Tensor, list[States | None]]:

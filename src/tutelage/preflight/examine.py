@@ -14,7 +14,7 @@ from functools import partial
 
 from tutelage.config import RunAssembly, RunConfig
 from tutelage.errors import TutelageError, in_short
-from tutelage.preflight import budget, data, rating, tokens, trial
+from tutelage.preflight import budget, data, rating, recurrent, tokens, trial
 from tutelage.preflight import servers as serving
 from tutelage.preflight.finding import Finding, Verdict
 
@@ -40,6 +40,9 @@ CHEAP: Mapping[str, Check] = {**TEXTS, **BUDGET}
 
 SERVED: Mapping[str, Check] = {"servers": serving.servers}
 """Checks of runs in which a server computes."""
+
+HYBRID: Mapping[str, Check] = {"recurrent layers": recurrent.form}
+"""Checks of runs in which a model has recurrent layers."""
 
 RATED: Mapping[str, Check] = {"rewards": rating.rewards}
 RATED_COSTLY: Mapping[str, Check] = {"reward spread": rating.spread}
@@ -73,8 +76,9 @@ def examine(config: RunConfig, *, quick: bool = False, processes: int = 1) -> It
         one of them.
     """
     run, reported = RunAssembly(config, asks_teacher=True), set[str]()
+    hybrid = HYBRID if recurrent.has_recurrent_layers(run) else {}
     rated = RATED if config.reward else {}  # before what they take
-    cheap = {**TEXTS, **rated, **BUDGET, **(SERVED if serving.has_servers(config) else {})}
+    cheap = {**TEXTS, **hybrid, **rated, **BUDGET, **(SERVED if serving.has_servers(config) else {})}
     costly = {**COSTLY, **(RATED_COSTLY if config.reward else {})}
     for name, check in {**cheap, **({} if quick else costly)}.items():
         if name in NEEDS_TEACHER and not config.has_teacher:

@@ -20,25 +20,67 @@ LINES = dict(re.findall(r"^\| (`\w+ForCausalLM`[\w ]*) \| (.*) \|$", PAGE.read_t
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
 LOCAL_EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
 WINDOW = {"sliding_window": 4}
+TWO_KINDS: dict[str, Any] = {**WINDOW, "layer_types": ["sliding_attention", "full_attention"]}
+GEMMA4 = {**TWO_KINDS, "global_head_dim": 8}
+INPUTS_PER_LAYER = {"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 40}
+# Of Phi-3.5 and Phi-4-mini: other rotary factors for texts beyond 64 tokens.
+LONGROPE: dict[str, Any] = {
+    "rope_type": "longrope",
+    "rope_theta": 10_000.0,
+    "partial_rotary_factor": 0.75,
+    "short_factor": [1.0, 1.1, 1.2],
+    "long_factor": [1.5, 2.0, 4.0],
+    "original_max_position_embeddings": 64,
+}
 # Of classes that other tests do not make: the configuration, and what differs from `SHAPE`.
 OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
     "`MistralForCausalLM` without a window": ("MistralConfig", {"sliding_window": None}),
     "`Qwen2ForCausalLM`": ("Qwen2Config", {}),
     "`MixtralForCausalLM`": ("MixtralConfig", LOCAL_EXPERTS),
     "`Qwen3MoeForCausalLM`": ("Qwen3MoeConfig", EXPERTS),
-    "`Gemma4ForCausalLM`": (
+    "`Gemma3nForCausalLM`": (
+        "Gemma3nTextConfig",
+        {
+            **TWO_KINDS,
+            **INPUTS_PER_LAYER,
+            "num_kv_shared_layers": 0,
+            "intermediate_size": [48, 48],
+            "activation_sparsity_pattern": [0.0, 0.0],
+            "laurel_rank": 4,
+        },
+    ),
+    "`Gemma4ForCausalLM`": ("Gemma4TextConfig", {**GEMMA4, "hidden_size_per_layer_input": 0}),
+    "`Gemma4ForCausalLM` with shared keys and inputs per layer": (
         "Gemma4TextConfig",
         {
-            **WINDOW,
-            "layer_types": ["sliding_attention", "full_attention"],
+            **GEMMA4,
+            **INPUTS_PER_LAYER,
+            "num_hidden_layers": 4,
+            "layer_types": 2 * TWO_KINDS["layer_types"],
+            "num_kv_shared_layers": 2,
+        },
+    ),
+    "`Gemma4ForCausalLM` with experts": (
+        "Gemma4TextConfig",
+        {
+            **GEMMA4,
             "hidden_size_per_layer_input": 0,
-            "global_head_dim": 8,
+            "enable_moe_block": True,
+            "num_experts": 4,
+            "top_k_experts": 2,
+            "moe_intermediate_size": 16,
         },
     ),
     "`GptOssForCausalLM`": ("GptOssConfig", {**WINDOW, **LOCAL_EXPERTS}),
     "`Olmo2ForCausalLM`": ("Olmo2Config", {}),
     "`Olmo3ForCausalLM`": ("Olmo3Config", WINDOW),
     "`Phi3ForCausalLM`": ("Phi3Config", {"original_max_position_embeddings": 512}),
+    "`Phi3ForCausalLM` with longrope": (
+        "Phi3Config",
+        {"rope_parameters": LONGROPE, "original_max_position_embeddings": 64},
+    ),
+    "`MinistralForCausalLM` with a window": ("MinistralConfig", WINDOW),
+    "`Ministral3ForCausalLM` with a window": ("Ministral3Config", WINDOW),
     "`SmolLM3ForCausalLM`": ("SmolLM3Config", {}),
     "`Qwen3_5MoeForCausalLM`": (
         "Qwen3_5MoeTextConfig",
@@ -85,6 +127,13 @@ def test_a_line_of_the_table(line: str) -> None:
         return
     forward = "ours" if model.uses_fast_forward else "the module's"
     assert LINES[line] == f"{forward} | {'slots and states' if model.cache_bytes_per_row else 'slots'}"
+
+
+def test_the_context_of_longrope_ends_where_its_factors_change() -> None:
+    configuration, extra = CONFIGURATIONS["`Phi3ForCausalLM` with longrope"]
+    config = named_class(configuration)(**{**SHAPE, **extra, "vocab_size": 40})
+    assert config.max_position_embeddings == 512
+    assert LanguageModel(transformers.Phi3ForCausalLM(config)).context_length == 64
 
 
 def test_the_memory_that_the_page_names() -> None:
