@@ -20,9 +20,9 @@ from tutelage.config.schema import (
 )
 from tutelage.config.serving import (
     check_sampler,
-    check_teacher_server,
+    check_teacher_servers,
     make_sampler,
-    make_served_scorer,
+    make_served_scorers,
 )
 from tutelage.config.source import grid_texts, items_of, override_texts
 from tutelage.config.verification import make_verifier
@@ -46,14 +46,14 @@ __all__ = [
     "check_prompt_lengths",
     "check_runtime",
     "check_sampler",
-    "check_teacher_server",
+    "check_teacher_servers",
     "check_writable",
     "grid_texts",
     "items_of",
     "load_config",
     "load_evaluation_problems",
     "make_sampler",
-    "make_served_scorer",
+    "make_served_scorers",
     "make_verifier",
     "override_texts",
     "part_from",

@@ -39,7 +39,7 @@ from tutelage.config.rewards import RatingPlan, check_reward_gradients, check_re
 from tutelage.config.schema import RunConfig
 from tutelage.config.scores import offline_answers, score_key
 from tutelage.config.selecting import Selector
-from tutelage.config.serving import limits_of, make_served_scorer
+from tutelage.config.serving import limits_of, make_scorer, make_served_scorers
 from tutelage.config.step_memory import StepMemory, free_bytes
 from tutelage.config.texts import build_text_sets
 from tutelage.config.tokenizers import Tokenizers, load_tokenizers
@@ -56,7 +56,7 @@ from tutelage.evaluation import EvaluationSet, TextSet, selections_named
 from tutelage.models import LanguageModel, ModelSet, Vocabulary, align, check_savable
 from tutelage.policies import Policy
 from tutelage.rewards import Rating
-from tutelage.rollout import EditingEngine, Engine, Engines, LocalScorer, OfflineEngine, PairedEngine, Scorer
+from tutelage.rollout import EditingEngine, Engine, Engines, OfflineEngine, PairedEngine, Scorer, ServedScorer
 from tutelage.runtime import LocalRuntime
 from tutelage.tasks import TemplateClock, check_verifier
 from tutelage.training import UPDATES, BatchSource, EvaluationPlan, Learning, Phase, PromptOrder, phase_at
@@ -342,11 +342,14 @@ class RunAssembly:
     @cached_property
     def scorer(self) -> Scorer:
         """What lets the teachers read finished answers."""
-        models = self.models
-        if self.config.teacher.server is None:
-            return LocalScorer(models.teachers, models.vocabulary, self.config.rollout.score_tokens)
-        rows = self.meta_models["teacher"].padded_vocabulary_size
-        return make_served_scorer(self.config, self.phases, models.vocabulary, rows)
+        return make_scorer(self.config, self.models, self.served_scorers)
+
+    @cached_property
+    def served_scorers(self) -> dict[str | None, ServedScorer]:
+        """The teachers that are servers, by the name that prompts call them."""
+        if not self.config.teacher.servers:
+            return {}
+        return make_served_scorers(self.config, self.phases, self.models.vocabulary, self.meta_models)
 
     @cached_property
     def source(self) -> BatchSource:

@@ -16,9 +16,9 @@ from tutelage.config.consistency import check_runtime
 from tutelage.config.load import settings_of, to_toml
 from tutelage.config.resuming import Beginning, beginning_of, with_micro_batch
 from tutelage.config.schema import RunConfig
-from tutelage.config.serving import check_sampler, check_teacher_server, make_hosted_engine
+from tutelage.config.serving import check_sampler, check_teacher_servers, make_hosted_engine
 from tutelage.errors import ConfigurationError
-from tutelage.rollout import Engine, Engines, ServedScorer
+from tutelage.rollout import Engine, Engines
 from tutelage.runtime import LocalRuntime, Processes, runtime_for
 from tutelage.training import LogSettings, Run, RunFolder, RunLabel, RunStart, check_models_form, chosen_trackers
 from tutelage.training.run_files import FINGERPRINTS
@@ -94,8 +94,7 @@ def _run_from(beginning: Beginning, runtime: LocalRuntime) -> Run:
 def _checked_engine(parts: RunAssembly) -> Engine:
     """What makes the run's answers; refused where a step of the run could not be computed."""
     config, models, prompts, engine = parts.config, parts.models, parts.prompts.prompts, parts.engine
-    if isinstance(parts.scorer, ServedScorer):
-        check_teacher_server(config, parts.scorer, prompts, parts.tokenizers.teacher)
+    check_teacher_servers(config, parts.served_scorers, prompts, parts.tokenizers.teachers)
     if config.rollout.engine != "paired":
         hosted = make_hosted_engine(config, models, parts.runtime)
         check_sampler(config, hosted.sampler, prompts)

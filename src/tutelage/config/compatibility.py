@@ -109,16 +109,16 @@ CIRCUMSTANCES: Mapping[str, Circumstance] = {
         },
     ),
     "a teacher that is a server": Circumstance(
-        lambda config, recipe: config.teacher.server is not None,
+        lambda config, recipe: bool(config.teacher.servers),
         {
             Fact.teacher_step: "and a server reads finished answers only",
             Fact.teacher_support: _TELLS_TOP,
             Fact.teacher_full: _TELLS_TOP,
         },
         {
-            "": "Set {need.key}.support = 'teacher_top_k', or leave teacher.server out.",
-            "policy": "Load the teacher here (leave teacher.server out), or set policy = 'student'.",
-            "weighting": "Set weighting = 'uniform', or leave teacher.server out.",
+            "": "Set {need.key}.support = 'teacher_top_k', or load every teacher here (leave its server out).",
+            "policy": "Load every teacher here (leave its server out), or set policy = 'student'.",
+            "weighting": "Set weighting = 'uniform', or load every teacher here (leave its server out).",
         },
     ),
     "a teacher on the student's DoRA": Circumstance(

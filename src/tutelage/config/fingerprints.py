@@ -19,7 +19,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from tutelage.config.models import other_models
+from tutelage.config.models import is_served, other_models
 from tutelage.config.prompts import Prompts
 from tutelage.config.schema import ModelConfig, RunConfig
 from tutelage.config.tokenizers import Tokenizers
@@ -266,11 +266,8 @@ def comparable(name: str, now: Any, before: Any) -> Any:
 def models_read(config: RunConfig, with_teacher: bool) -> Iterator[tuple[str, ModelConfig]]:
     """The models whose weights decide numbers; a served teacher has no weights here."""
     yield "student", config.student
-    reads_teacher = with_teacher and config.teacher.server is None
-    if reads_teacher:
-        yield "teacher", config.teacher
-    for key, model in other_models(config):
-        if reads_teacher or not key.startswith("teacher."):
+    for key, model in (("teacher", config.teacher), *other_models(config)):
+        if not key.startswith("teacher") or (with_teacher and not is_served(model)):
             yield key, model
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from tutelage.config.schema import FollowerConfig, ModelConfig, RunConfig, StudentConfig, TeacherConfig
+from tutelage.config.schema import FollowerConfig, ModelConfig, RouteConfig, RunConfig, StudentConfig, TeacherConfig
 from tutelage.errors import ConfigurationError
 from tutelage.models import (
     ALL_WEIGHTS,
@@ -37,6 +37,8 @@ __all__ = [
     "ROUTE",
     "LoadStart",
     "as_it_starts",
+    "is_served",
+    "key_of_teacher",
     "check_teacher_names",
     "context_length",
     "load_meta_model",
@@ -75,10 +77,20 @@ def named_teachers(config: RunConfig) -> list[tuple[str | None, ModelConfig]]:
     return [(None, config.teacher), *config.teacher.routes.items()]
 
 
+def key_of_teacher(name: str | None) -> str:
+    """Of a teacher's table in the run file, by the name that prompts call it."""
+    return "teacher" if name is None else ROUTE + name
+
+
+def is_served(model: ModelConfig) -> bool:
+    """Whether it is a teacher that runs as a server; its weights are not read here."""
+    return isinstance(model, TeacherConfig | RouteConfig) and model.server is not None
+
+
 def context_length(model: ModelConfig) -> ContextLength | None:
     """Most tokens of a text, see `models.context`; a server holds one set of rotary factors at every length."""
     length = context_length_of(model.source)
-    if length is not None and isinstance(model, TeacherConfig) and model.server is not None:
+    if length is not None and is_served(model):
         return None if length.made_for is None else ContextLength(length.made_for, length.made_for)
     return length
 
@@ -146,7 +158,8 @@ def load_teachers(
     if config.teacher.server is None:
         teachers[None] = runtime.placed_teacher(lambda device: _load_fused(config, tokenizers, device))
     for name, model in config.teacher.routes.items():
-        teachers[name] = load_model(model, tokenizers[ROUTE + name], runtime.device)
+        if not is_served(model):
+            teachers[name] = load_model(model, tokenizers[ROUTE + name], runtime.device)
     for decoded in [member for teacher in teachers.values() for member in teacher.members]:
         decoded.compile = config.rollout.compile
     return teachers
@@ -210,8 +223,7 @@ def load_meta_models(config: RunConfig, tokenizers: Mapping[str, Any]) -> dict[s
 
 def load_meta_model(model: ModelConfig, tokenizer: Any, trainable: TrainableSettings = ALL_WEIGHTS) -> LanguageModel:
     """A model as its table says, without its weights; the files of a served teacher may lack weights."""
-    is_served = isinstance(model, TeacherConfig) and model.server is not None
-    return meta_model_of(model.source, tokenizer, trainable=trainable, needs_weights=not is_served)
+    return meta_model_of(model.source, tokenizer, trainable=trainable, needs_weights=not is_served(model))
 
 
 def _load_fused(config: RunConfig, tokenizers: Mapping[str, Any], device: str) -> LanguageModel:

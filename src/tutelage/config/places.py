@@ -15,7 +15,7 @@ from tutelage.errors import ConfigurationError
 from tutelage.training import RunFolder
 from tutelage.training.run_files import CONFIG
 
-__all__ = ["find_again", "is_path_of_content", "setting_of_run", "without_reward_paths"]
+__all__ = ["find_again", "is_address", "is_path_of_content", "setting_of_run", "without_reward_paths"]
 
 
 def find_again(table: dict[str, Any], file: Path) -> None:
@@ -43,6 +43,11 @@ def setting_of_run(folder: Path, table: str, key: str) -> Any:
     except (OSError, ConfigurationError):  # no run, or a broken one, which is refused elsewhere
         return None
     return settings.get(key) if isinstance(settings, dict) else None
+
+
+def is_address(key: str) -> bool:
+    """Whether a setting says only where one of several teachers is served."""
+    return key.startswith("teacher.routes.") and key.endswith(".server")
 
 
 def is_path_of_content(key: str) -> bool:

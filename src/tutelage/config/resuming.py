@@ -11,7 +11,7 @@ from typing import Any
 from tutelage.config.clock import date_of_run, dated
 from tutelage.config.fingerprints import Inputs
 from tutelage.config.load import load_config, settings_of, to_toml
-from tutelage.config.places import is_path_of_content, setting_of_run, without_reward_paths
+from tutelage.config.places import is_address, is_path_of_content, setting_of_run, without_reward_paths
 from tutelage.config.schema import RunConfig
 from tutelage.errors import CheckpointError, ConfigurationError, OutputExistsError
 from tutelage.files import write_whole
@@ -135,7 +135,7 @@ def _resumable(config: RunConfig, folder: RunFolder) -> tuple[Path | None, list[
         f"{key} is {now.get(key)!r}, was {before.get(key)!r}"
         for key in sorted(before.keys() | now.keys())
         if before.get(key) != now.get(key)
-        and not key.startswith(free)
+        and not (key.startswith(free) or is_address(key))
         and not (knows_content and before.get(key) and now.get(key) and is_path_of_content(key))
     ]
     if changed:

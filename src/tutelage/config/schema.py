@@ -73,6 +73,7 @@ __all__ = [
     "PhaseConfig",
     "ReferenceConfig",
     "RunConfig",
+    "RouteConfig",
     "RuntimeConfig",
     "StudentConfig",
     "TeacherConfig",
@@ -234,6 +235,12 @@ class FollowerConfig(ModelConfig):
             )
 
 
+class RouteConfig(ModelConfig):
+    """[teacher.routes.NAME]: the teacher of prompts that name it. With `server` it runs there, as in [teacher]."""
+
+    server: str | None = None
+
+
 class TeacherConfig(FollowerConfig):
     """[teacher]: a model, or several: `experts` make one distribution with it, `routes` take some of the prompts.
 
@@ -248,14 +255,14 @@ class TeacherConfig(FollowerConfig):
     experts: list[ExpertConfig] = []
     largest_dynamic_weight: float = Field(default=2.0, gt=0)
     dynamic_weight_increment: float = Field(default=0.1, gt=0)
-    routes: dict[str, ModelConfig] = {}
+    routes: dict[str, RouteConfig] = {}
     server: str | None = None
     timeout_seconds: Seconds = DEFAULT_TIMEOUT_SECONDS
     retries: int = Field(default=DEFAULT_RETRIES, ge=0)
 
     @field_validator("routes")
     @classmethod
-    def _names_are_plain(cls, routes: dict[str, ModelConfig]) -> dict[str, ModelConfig]:
+    def _names_are_plain(cls, routes: dict[str, RouteConfig]) -> dict[str, RouteConfig]:
         for name in routes:
             if not name or printable(name) != name or set(name) & set("\n\t"):
                 raise ConfigurationError(
@@ -277,6 +284,12 @@ class TeacherConfig(FollowerConfig):
     def is_student(self) -> bool:
         """Whether its weights are those of the student, now or at an earlier step."""
         return self.weights == "student"
+
+    @property
+    def servers(self) -> dict[str | None, str]:
+        """Addresses of teachers that are servers, by the name that prompts call them."""
+        found: dict[str | None, str] = {} if self.server is None else {None: self.server}
+        return found | {name: route.server for name, route in self.routes.items() if route.server is not None}
 
     @model_validator(mode="after")
     def _has_weights(self) -> Self:
@@ -313,10 +326,10 @@ class TeacherConfig(FollowerConfig):
                 f"teacher.dynamic_weight_increment is {self.dynamic_weight_increment:g}, more than "
                 f"teacher.largest_dynamic_weight = {self.largest_dynamic_weight:g}; nothing would be tried. Lower it."
             )
-        if self.server is not None and (self.experts or self.routes):
+        if self.server is not None and self.experts:
             raise ConfigurationError(
-                "teacher.server is set beside teacher.experts or teacher.routes, which are decoded here. Drop them, or "
-                "leave teacher.server out."
+                "teacher.server is set beside teacher.experts, with which the teacher is fused token by token here. "
+                "Drop them, or leave teacher.server out."
             )
         if not self.experts and self.weight != 1:
             raise ConfigurationError(

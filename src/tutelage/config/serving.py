@@ -1,24 +1,39 @@
-"""Parts that compute elsewhere: a sampler of the student's answers, or the teacher as a server; and checks of both."""
+"""Parts that compute elsewhere: a sampler of the student's answers, or a teacher as a server; and checks of both."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tutelage.config.models import key_of_teacher
 from tutelage.config.schema import RunConfig
 from tutelage.models import PROBE_TEXT, LanguageModel, ModelSet, Vocabulary
-from tutelage.rollout import SAMPLERS, Capacity, HostedEngine, Limits, Sampler, ServedModel, ServedScorer, Server
+from tutelage.rollout import (
+    SAMPLERS,
+    Capacity,
+    HostedEngine,
+    Limits,
+    LocalScorer,
+    RoutedScorer,
+    Sampler,
+    Scorer,
+    ServedModel,
+    ServedScorer,
+    Server,
+    TopScorer,
+)
 from tutelage.runtime import LocalRuntime
 from tutelage.training import Phase
 from tutelage.types import Prompt
 
 __all__ = [
     "check_sampler",
-    "check_teacher_server",
+    "check_teacher_servers",
     "limits_of",
     "make_hosted_engine",
     "make_sampler",
-    "make_served_scorer",
+    "make_scorer",
+    "make_served_scorers",
 ]
 
 
@@ -50,23 +65,55 @@ def make_sampler(config: RunConfig, student: LanguageModel) -> Sampler:
     return SAMPLERS[config.rollout.engine](config.vllm, capacity)
 
 
-def make_served_scorer(
-    config: RunConfig, phases: Sequence[Phase], vocabulary: Vocabulary, num_rows: int
-) -> ServedScorer:
-    """The teacher that runs elsewhere; `num_rows`: of its embedding table, by its configuration here."""
-    teacher = config.teacher
-    assert teacher.server is not None
-    server = Server(teacher.server, teacher.timeout_seconds, teacher.retries, config.rollout.max_rows, "teacher.server")
-    return ServedScorer(server, vocabulary, max(phase.recipe.top_k for phase in phases), num_rows)
+def make_served_scorers(
+    config: RunConfig, phases: Sequence[Phase], vocabulary: Vocabulary, meta_models: Mapping[str, LanguageModel]
+) -> dict[str | None, ServedScorer]:
+    """The teachers that run elsewhere, by the name that prompts call them.
+
+    Args:
+      meta_models: by their keys in the run file; a server may name as many ids as the teacher's table has rows.
+    """
+    teacher, top_k = config.teacher, max(phase.recipe.top_k for phase in phases)
+    made = {}
+    for name, address in teacher.servers.items():
+        key = key_of_teacher(name)
+        server = Server(address, teacher.timeout_seconds, teacher.retries, config.rollout.max_rows, f"{key}.server")
+        made[name] = ServedScorer(server, vocabulary, top_k, meta_models[key].padded_vocabulary_size)
+    return made
 
 
-def check_teacher_server(
-    config: RunConfig, served: ServedScorer, prompts: Sequence[Prompt], tokenizer: Any
-) -> ServedModel:
-    """See `ServedScorer.check`."""
-    longest = max((prompt.teacher_tokens or prompt.student_tokens for prompt in prompts), key=len)
-    probe = PROBE_TEXT, list(tokenizer(PROBE_TEXT, add_special_tokens=False)["input_ids"])
-    return served.check(longest, len(longest) + config.rollout.max_new_tokens, probe)
+def make_scorer(config: RunConfig, models: ModelSet, served: Mapping[str | None, ServedScorer]) -> Scorer:
+    """What lets the teachers read finished answers, each those of its own prompts.
+
+    Beside a server a teacher here says no more than servers do: its own top K.
+    """
+    max_tokens = config.rollout.score_tokens
+    if not served:
+        return LocalScorer(models.teachers, models.vocabulary, max_tokens)
+    top_k = next(iter(served.values())).top_k
+    here = TopScorer(models.teachers, models.vocabulary, max_tokens, top_k)
+    return RoutedScorer({**dict.fromkeys(models.teachers, here), **served})
+
+
+def check_teacher_servers(
+    config: RunConfig,
+    served: Mapping[str | None, ServedScorer],
+    prompts: Sequence[Prompt],
+    tokenizers: Mapping[str | None, Any],
+) -> dict[str | None, ServedModel]:
+    """See `ServedScorer.check`, once for each teacher that is a server and has prompts.
+
+    Args:
+      tokenizers: of the teachers, by the name that prompts call them.
+    """
+    found = {}
+    for name, scorer in served.items():
+        own = [prompt.tokens_for_teacher for prompt in prompts if prompt.teacher_name == name]
+        if own:
+            longest = max(own, key=len)
+            probe = PROBE_TEXT, list(tokenizers[name](PROBE_TEXT, add_special_tokens=False)["input_ids"])
+            found[name] = scorer.check(longest, len(longest) + config.rollout.max_new_tokens, probe)
+    return found
 
 
 def check_sampler(config: RunConfig, sampler: Sampler, prompts: Sequence[Prompt]) -> ServedModel | None:

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tutelage.config.models import as_it_starts, load_meta_model
+from tutelage.config.models import as_it_starts, is_served, load_meta_model, other_models
 from tutelage.config.rewards import RatingPlan
 from tutelage.config.schema import RunConfig
 from tutelage.errors import ConfigurationError
@@ -261,11 +261,11 @@ class StepMemory:
     def _local_models(self) -> dict[str, LanguageModel]:
         """All models but teachers that nobody asks, or whose memory is another machine's."""
         is_asked = self.config.evaluation.teacher_reads or any(phase.recipe.asks_teacher for phase in self.phases)
-        is_served = self.config.teacher.server is not None
+        tables = {"teacher": self.config.teacher, **dict(other_models(self.config))}
         return {
             name: model
             for name, model in self.meta_models.items()
-            if not name.startswith("teacher") or (is_asked and not (is_served and name == "teacher"))
+            if not name.startswith("teacher") or (is_asked and not is_served(tables[name]))
         }
 
     @property

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tutelage.config.models import ROUTE, other_models
+from tutelage.config.models import ROUTE, is_served, other_models
 from tutelage.config.schema import RunConfig
 from tutelage.models import check_distinct, check_files, check_same_tokenizer, load_tokenizer
 
@@ -56,7 +56,7 @@ def load_tokenizers(config: RunConfig) -> Tokenizers:
     is_other = config.has_teacher and not teacher.is_student
     if is_other:
         check_distinct(student.source, teacher.source)
-    for model in (student, teacher) if is_other and teacher.server is None else (student,):
+    for model in (student, teacher) if is_other and not is_served(teacher) else (student,):
         check_files(model.source)
     loaded = {"student": load_tokenizer(student.source)}
     loaded["teacher"] = load_tokenizer(teacher.source) if is_other else loaded["student"]
@@ -65,7 +65,8 @@ def load_tokenizers(config: RunConfig) -> Tokenizers:
     for key, other in other_models(config):
         if key.startswith(ROUTE):
             check_distinct(student.source, other.source)
-        check_files(other.source)
+        if not is_served(other):
+            check_files(other.source)
         loaded[key] = load_tokenizer(other.source)
         check_same_tokenizer(loaded["student"], loaded[key], key)
     return Tokenizers(loaded)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from tutelage.errors import ConfigurationError
 from tutelage.models.language_model import LanguageModel, as_language_model
 from tutelage.models.vocabulary import Vocabulary, align
 
 __all__ = ["ModelSet", "teacher_named"]
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -72,8 +74,8 @@ class ModelSet:
         return teacher_named(self.teachers, name)
 
 
-def teacher_named(teachers: Mapping[str | None, LanguageModel], name: str | None) -> LanguageModel:
-    """The teacher that a prompt names.
+def teacher_named(teachers: Mapping[str | None, T], name: str | None) -> T:
+    """The teacher, or what speaks for it, that a prompt names.
 
     Raises:
       ConfigurationError: there is none of that name.

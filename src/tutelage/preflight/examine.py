@@ -86,7 +86,7 @@ def examine(config: RunConfig, *, quick: bool = False, processes: int = 1) -> It
         if name in costly and reported & set(BLOCKING):
             yield Finding(Verdict.skipped, "not tried: the models cannot run as they are, see above", check=name)
             continue
-        if name in NEEDS_TEACHER and config.teacher.server is not None:
+        if name in NEEDS_TEACHER and config.teacher.servers:
             yield Finding(Verdict.skipped, "a teacher server does not report this", check=name)
             continue
         of_one = partial(check, num_processes=processes) if name in SHARED else check

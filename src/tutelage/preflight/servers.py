@@ -8,31 +8,36 @@ from tutelage.config import (
     RunAssembly,
     RunConfig,
     check_sampler,
-    check_teacher_server,
+    check_teacher_servers,
     make_sampler,
-    make_served_scorer,
+    make_served_scorers,
 )
+from tutelage.config.models import key_of_teacher, named_teachers
 from tutelage.preflight.finding import Finding, Verdict
-from tutelage.rollout import ServedModel, address_of
+from tutelage.rollout import ServedModel, ServedScorer, address_of
 
 __all__ = ["has_servers", "servers"]
 
 
 def has_servers(config: RunConfig) -> bool:
     """Whether anything of the run is computed by a server."""
-    return config.teacher.server is not None or _draws_by_server(config)
+    return bool(config.teacher.servers) or _draws_by_server(config)
 
 
 def servers(run: RunAssembly) -> Finding:
-    """The teacher's server and the student's, as `train` will ask them before its first step."""
+    """The teachers' servers and the student's, as `train` will ask them before its first step."""
     config, prompts, found, doubts = run.config, run.prompts.prompts, [], []
-    if config.teacher.server is not None:
-        rows = run.meta_models["teacher"].padded_vocabulary_size
-        served = make_served_scorer(config, run.phases, run.vocabulary, rows)
-        model = check_teacher_server(config, served, prompts, run.tokenizers.teacher)
-        found.append(f"{served.server.url} serves {model.name!r} as the teacher, and answers alike when asked twice")
-        if not _is_named(model, config.teacher.path):
-            doubts.append(f"teacher.path is {config.teacher.path!r}, and the server's model is called {model.name!r}")
+    served: dict[str | None, ServedScorer] = {}
+    if config.teacher.servers:
+        served = make_served_scorers(config, run.phases, run.vocabulary, run.meta_models)
+    teachers = dict(named_teachers(config))
+    for name, model in check_teacher_servers(config, served, prompts, run.tokenizers.teachers).items():
+        role, path = "the teacher" if name is None else f"the teacher {name!r}", teachers[name].path
+        url = served[name].server.url
+        found.append(f"{url} serves {model.name!r} as {role}, and answers alike when asked twice")
+        if not _is_named(model, path):
+            key = key_of_teacher(name)
+            doubts.append(f"{key}.path is {path!r}, and the server's model is called {model.name!r}")
     if _draws_by_server(config):
         drawn = check_sampler(config, make_sampler(config, run.meta_models["student"]), prompts)
         if drawn is not None:

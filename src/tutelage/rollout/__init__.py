@@ -8,7 +8,7 @@ from tutelage.rollout.limits import DEFAULT_SUPPORT_SIZE, Limits
 from tutelage.rollout.request import Request
 from tutelage.rollout.samplers import SAMPLERS, Capacity, HostedSettings, Sampler
 from tutelage.rollout.score_cache import ScoreCache
-from tutelage.rollout.scorers import LocalScorer, ReferenceScorer, Scorer, ServedScorer, TopScorer
+from tutelage.rollout.scorers import LocalScorer, ReferenceScorer, RoutedScorer, Scorer, ServedScorer, TopScorer
 from tutelage.rollout.servers import DEFAULT_RETRIES, DEFAULT_TIMEOUT_SECONDS, ServedModel, Server, address_of
 from tutelage.rollout.sharing import MapShards, answers_to_share, single_process, without_hidden
 
@@ -18,6 +18,7 @@ __all__ = [
     "DEFAULT_SUPPORT_SIZE",
     "DEFAULT_TIMEOUT_SECONDS",
     "SAMPLERS",
+    "RoutedScorer",
     "Capacity",
     "EditingEngine",
     "Engine",

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support.fake_server import Fake, student_server, vllm_of
-from tests.support.tiny_run import write_run_file
+from tests.support.fake_server import Answer, Fake, student_server, vllm_of
+from tests.support.tiny_run import make_tokenizer, save_model, write_run_file
 from tutelage.config import build_phases, build_run, load_config
 from tutelage.config.consistency import check_runtime
 from tutelage.errors import ConfigurationError, ServerError
@@ -44,6 +44,26 @@ def teacher(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fake]:
     fake.close()
 
 
+Servers = Callable[..., Fake]
+
+
+@pytest.fixture
+def servers(monkeypatch: pytest.MonkeyPatch) -> Iterator[Servers]:
+    """Serves the model of a folder, or answers as it is told."""
+    monkeypatch.setenv("no_proxy", "*")
+    monkeypatch.setattr(server_module, "_pause", lambda seconds, stopped: None)
+    started: list[Fake] = []
+
+    def start(model: Path, answer: Answer | None = None) -> Fake:
+        loaded = load_language_model(str(model), load_tokenizer(str(model)))
+        started.append(Fake(answer or vllm_of(loaded, context=512)))
+        return started[-1]
+
+    yield start
+    for fake in started:
+        fake.close()
+
+
 def config_of(home: Path, *overrides: str) -> Any:
     return load_config(home / "run.toml", [*overrides])
 
@@ -54,7 +74,7 @@ def config_of(home: Path, *overrides: str) -> Any:
         (["policy=student"], r"divergence\.support is 'student_top_k', but a teacher server reports only its own"),
         ([], r"the policy TrustRegion\(.*\) asks the teacher at every token, and a server reads finished answers only"),
         ([*OPD, "weighting=tip"], r"the weighting Tip\(.*\) compares both models on the student's"),
-        ([*OPD, "teacher.routes.code=elsewhere"], r"teacher\.server is set beside teacher\.experts or teacher\.routes"),
+        ([*OPD, 'teacher.experts=["elsewhere"]'], r"teacher\.server is set beside teacher\.experts, with which"),
         ([*OPD, "rollout.engine=sglang"], r"rollout\.engine is 'sglang'; expected one of paired, vllm"),
         ([*OPD, "vllm.memory_share=1.5"], r"vllm\.memory_share is 1\.5; expected a share between 0 and 1"),
         ([*OPD, "vllm.tolerance=0"], r"vllm\.tolerance is 0 and vllm\.tolerance_max 2; expected nats above 0"),
@@ -64,6 +84,20 @@ def config_of(home: Path, *overrides: str) -> Any:
 def test_what_cannot_work_is_refused(home: Path, overrides: list[str], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         build_phases(config_of(home, "teacher.server=http://localhost:1", *overrides))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["policy=student"], r"divergence\.support is 'student_top_k', but a teacher server reports only its own"),
+        ([], r"asks the teacher at every token, .*Load every teacher here \(leave its server out\)"),
+    ],
+)
+def test_a_served_route_is_a_served_teacher(home: Path, overrides: list[str], message: str) -> None:
+    route = ["teacher.routes.code.path=elsewhere", "teacher.routes.code.server=http://localhost:1"]
+    with pytest.raises(ConfigurationError, match=message):
+        build_phases(config_of(home, *route, *overrides))
+    build_phases(config_of(home, *route, *OPD))
 
 
 def test_what_a_server_suffices_for_is_accepted(home: Path) -> None:
@@ -90,6 +124,50 @@ def test_a_run_with_a_teacher_server_loads_no_teacher(home: Path, teacher: Fake,
         assert one["response_tokens"] == other["response_tokens"]
         assert one["loss"] == pytest.approx(other["loss"], rel=1e-4)
         assert one["teacher_logprob"] == pytest.approx(other["teacher_logprob"], abs=1e-4)
+
+
+@pytest.mark.runs
+@pytest.mark.parametrize("served", [("here", "code"), ("code",), ("here",)], ids=["both", "the route", "the teacher"])
+def test_each_teacher_may_be_a_server(home: Path, tmp_path: Path, servers: Servers, served: tuple[str, ...]) -> None:
+    """Some prompts have another teacher; the numbers are those of the same two teachers here."""
+    other = save_model(tmp_path / "code", make_tokenizer(), padded_size=264, stop_ids=258, seed=9)
+    rows = [json.loads(line) for line in (home / "prompts.jsonl").read_text().splitlines()]
+    named = [{**row, "teacher": "code" if place % 2 else ""} for place, row in enumerate(rows)]
+    (tmp_path / "named.jsonl").write_text("".join(json.dumps(row) + "\n" for row in named))
+    common = [*OPD, "divergence.top_k=258", "steps=2", f"data={tmp_path / 'named.jsonl'}"]
+    common += [f"teacher.routes.code.path={other}"]
+    fakes = {"here": servers(home / "teacher"), "code": servers(other)}
+    keys = {"here": "teacher.server", "code": "teacher.routes.code.server"}
+    addresses = [f"{keys[name]}={fakes[name].url}" for name in served]
+
+    run = build_run(config_of(home, *common, *addresses, f"output={tmp_path / 'run'}"))
+    assert set(run.models.teachers) == {None, "code"} - {{"here": None}.get(name, name) for name in served}
+    train(run, Observer())
+    train(build_run(config_of(home, *common, f"output={tmp_path / 'local'}")), Observer())
+    there, here = (
+        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("run", "local")
+    )
+    for one, another in zip(there, here, strict=True):
+        assert one["response_tokens"] == another["response_tokens"]
+        assert one["loss"] == pytest.approx(another["loss"], rel=1e-4)
+        assert one["teacher_logprob"] == pytest.approx(another["teacher_logprob"], abs=1e-4)
+    # A server that comes back elsewhere is the same run.
+    moved = [f"{keys[name]}={servers(home / 'teacher' if name == 'here' else other).url}" for name in served]
+    output = f"output={tmp_path / 'run'}"
+    assert train(build_run(config_of(home, *common, *moved, output, "steps=3"), resume=True), Observer()).step == 3
+
+
+@pytest.mark.runs
+def test_a_wrong_server_of_a_route_is_named_by_its_key(home: Path, tmp_path: Path, servers: Servers) -> None:
+    other = save_model(tmp_path / "code", make_tokenizer(), padded_size=264, stop_ids=258, seed=9)
+    (tmp_path / "named.jsonl").write_text('{"problem": "1 + 1?", "answer": "2", "teacher": "code"}\n')
+    answer = vllm_of(load_language_model(str(other), load_tokenizer(str(other))), context=512)
+    wrong = servers(other, lambda path, body: (200, {"tokens": [1]}) if path == "/tokenize" else answer(path, body))
+    overrides = [*OPD, f"data={tmp_path / 'named.jsonl'}", f"teacher.routes.code.path={other}"]
+    overrides += [f"teacher.routes.code.server={wrong.url}", "rollout.prompts_per_step=1"]
+    with pytest.raises(ServerError, match=r"other tokens than teacher\.routes\.code\.path's tokenizer"):
+        build_run(config_of(home, *overrides, f"output={tmp_path / 'run'}"))
 
 
 def test_a_short_server_is_refused_before_the_first_file(home: Path, teacher: Fake, tmp_path: Path) -> None:

@@ -314,6 +314,32 @@ def test_servers_are_asked(run: Callable[..., RunConfig], tmp_path: Path, monkey
     student.close()
 
 
+def test_the_server_of_each_route_is_asked(
+    run: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("no_proxy", "*")
+    path = str(tmp_path / "teacher")
+    fake = Fake(vllm_of(load_language_model(path, load_tokenizer(path)), context=512))
+    other = shutil.copytree(path, tmp_path / "code", ignore=shutil.ignore_patterns("*.safetensors"))
+    rows = [{"problem": "1 + 1?", "answer": "2", "teacher": name} for name in ("code", "")]
+    (tmp_path / "named.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = run(
+        "policy=student",
+        "divergence.support=teacher_top_k",
+        f"data={tmp_path / 'named.jsonl'}",
+        f"teacher.routes.code.path={other}",
+        f"teacher.routes.code.server={fake.url}",
+        "teacher.retries=0",
+    )
+    (finding,) = [each for each in examine(config, quick=True) if each.check == "servers"]
+    assert finding.details == (f"{fake.url} serves 'm' as the teacher 'code', and answers alike when asked twice",)
+    assert "teacher.routes.code.path is" in finding.text and finding.verdict == Verdict.warning
+    assert budget.forecast(assembly(config))["rollout"]["teacher"] > 0, "the teacher without a name is here"
+    fake.close()
+    (finding,) = [each for each in examine(config, quick=True) if each.check == "servers"]
+    assert finding.verdict == Verdict.error and "gave no answer: asked once" in finding.text
+
+
 # --- memory and time -------------------------------------------------------------------------------------------------
 
 

@@ -2,6 +2,6 @@
 
 from tutelage.rollout.scorers.base import Scorer
 from tutelage.rollout.scorers.local import LocalScorer, ReferenceScorer, TopScorer
-from tutelage.rollout.scorers.served import ServedScorer
+from tutelage.rollout.scorers.served import RoutedScorer, ServedScorer
 
-__all__ = ["LocalScorer", "ReferenceScorer", "Scorer", "ServedScorer", "TopScorer"]
+__all__ = ["LocalScorer", "ReferenceScorer", "RoutedScorer", "Scorer", "ServedScorer", "TopScorer"]

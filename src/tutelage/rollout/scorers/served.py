@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from tutelage.errors import ServerError
-from tutelage.models import Vocabulary
+from tutelage.models import Vocabulary, teacher_named
+from tutelage.rollout.scorers.base import Scorer
 from tutelage.rollout.servers.server import Server
 from tutelage.rollout.servers.vllm_answers import ServedModel, bytes_for, choice_of, prompt_places, served_model
 from tutelage.types import Reading, Rollout
 
-__all__ = ["ServedScorer"]
+__all__ = ["RoutedScorer", "ServedScorer"]
 
 # A tail is 1 minus float32 probabilities; less than this is lost in the difference.
 MIN_TAIL = 2.0**-24
@@ -26,6 +27,33 @@ MIN_TAIL = 2.0**-24
 # average and for any single token. Two vLLMs of one model in bfloat16 stay below, two models do not.
 TRIAL_TOKENS = 32
 TRIAL_TOLERANCE, TRIAL_TOLERANCE_MAX = 0.1, 2.0
+
+
+@dataclass(frozen=True)
+class RoutedScorer:
+    """Each rollout is read by its own teacher, on a server or here; all of them say what a server can say.
+
+    Fields:
+      scorers: by the name that a rollout calls its teacher, see `ModelSet`; each reports its teacher's own top K.
+    """
+
+    scorers: Mapping[str | None, Scorer]
+
+    def score(self, rollouts: Sequence[Rollout], *, keep_hidden: bool = False) -> list[Rollout]:
+        """See `Scorer`; entropies and hidden states, which a server does not have, are left out.
+
+        Raises:
+          ConfigurationError: a rollout names a teacher that is not there.
+          ServerError: see `ServedScorer.score`.
+        """
+        scored = list(rollouts)
+        for name in dict.fromkeys(rollout.teacher_name for rollout in rollouts):
+            places = [place for place, rollout in enumerate(rollouts) if rollout.teacher_name == name]
+            known = teacher_named(self.scorers, name).score([rollouts[place] for place in places])
+            for place, rollout in zip(places, known, strict=True):
+                assert rollout.teacher is not None
+                scored[place] = replace(rollout, teacher=replace(rollout.teacher, entropy_T=None))
+        return scored
 
 
 @dataclass(frozen=True)
@@ -96,10 +124,11 @@ class ServedScorer:
         """Compare how a text is cut into tokens, if the server has a route for it."""
         answer = self.server.post_if_there("/tokenize", {"prompt": text, "add_special_tokens": False})
         found = answer.get("tokens") if isinstance(answer, dict) else None
+        path = self.server.key.removesuffix("server") + "path"
         if isinstance(found, list) and found != list(tokens):
             raise ServerError(
-                f"{self.server.url} cuts a text into other tokens than teacher.path's tokenizer does: it serves a "
-                "model with another vocabulary. Start it with the model of teacher.path, or correct teacher.path."
+                f"{self.server.url} cuts a text into other tokens than {path}'s tokenizer does: it serves a "
+                f"model with another vocabulary. Start it with the model of {path}, or correct {path}."
             )
 
     def score(self, rollouts: Sequence[Rollout], *, keep_hidden: bool = False) -> list[Rollout]:

@@ -104,7 +104,9 @@ def test_a_teacher_server_is_compared_before_the_first_step(play: Callable[[Answ
     for told in ({"tokens": [5, 6]}, {"count": 2}, None):  # the same, and servers that do not tell
         ServedScorer(Server(play(cut_into(told)).url), vocabulary, 4).check([1, 2], 20, ("text", [5, 6]))
     with pytest.raises(ServerError, match=r"cuts a text into other tokens than teacher\.path's tokenizer"):
-        ServedScorer(Server(play(cut_into({"tokens": [5, 7]})).url), vocabulary, 4).check([1], 20, ("text", [5, 6]))
+        ServedScorer(Server(play(cut_into({"tokens": [5, 7]})).url, key="teacher.server"), vocabulary, 4).check(
+            [1], 20, ("text", [5, 6])
+        )
 
 
 def test_a_server_without_the_route_for_texts_is_no_other_server(play: Callable[[Answer], Fake]) -> None:
