@@ -11,6 +11,8 @@ from tests.test_docs import DOCS, KEYS
 from tutelage.config import RunConfig
 from tutelage.config.schema import ExpertConfig, ModelConfig
 from website.api import api_pages
+from website.docstrings import as_markdown, split_fields
+from website.methods import METHODS, anchor, evidence, members_of, method_parts, page_of_recipe, recipes_of
 from website.run_file import AXES, run_file_keys, run_file_page
 
 GENERATED = {key.name: key for key in run_file_keys()}
@@ -53,7 +55,7 @@ def test_types_bounds_and_defaults_are_those_of_the_schema() -> None:
 
 
 def test_meanings_are_those_of_the_page_that_explains() -> None:
-    assert "| `steps` | whole number ≥ 1 | `400` | steps | optimiser updates |" in PAGE
+    assert "| `steps` | whole number ≥ 1 (steps) | `400` | optimiser updates |" in PAGE
     assert "](#" not in PAGE, "anchors are of the page that explains"
 
 
@@ -77,3 +79,66 @@ def test_every_package_has_a_page_of_the_python_reference() -> None:
     source = DOCS.parent / "src" / "tutelage"
     packages = {f"tutelage.{path.parent.name}" for path in source.glob("*/__init__.py")}
     assert packages - named == {"tutelage.cli"}, "which is for a person at a terminal"
+
+
+# --- methods ---------------------------------------------------------------------------------------------------------
+
+RESULTS = """# What came out
+
+## Two methods
+
+| method | pass@1 % |
+|---|---|
+| opd | 22.8 ± 1.1 |
+| trb | 22.9 ± 0.9<br>+0.1 [-1.0, +1.0] |
+
+## Rewards: F-GRPO's world
+
+| method | pass@1 % |
+|---|---|
+| before RL | 27.5 |
+| GRPO | 46.4 |
+| F-GRPO, gamma 0.5 | 45.8 |
+"""
+
+
+def test_every_recipe_has_one_page() -> None:
+    pages = [path for path in METHODS.glob("*.md") if path.name != "README.md"]
+    named = [recipe for path in pages for recipe in recipes_of(path.read_text())]
+    assert sorted(named) == sorted(path.stem for path in (DOCS.parent / "recipes").glob("*.toml"))
+    contents = (METHODS / "README.md").read_text()
+    for recipe, page in page_of_recipe().items():
+        assert any(f"]({page})" in line and f"`{recipe}`" in line for line in contents.splitlines()), recipe
+
+
+def test_a_methods_members_are_those_that_its_recipe_is_made_of() -> None:
+    assert [kind.__name__ for kind in members_of("trb")] == ["TrustRegion", "Teacher", "ReverseKL", "Uniform"]
+    names = {kind.__name__ for kind in members_of("kdrl_masked")}
+    assert {"Sum", "GroupReward", "TeacherLogRatio", "Correct"} <= names, "parts of parts, and rewards"
+    assert "AdapterSettings" in {kind.__name__ for kind in members_of("lora")}
+
+
+def test_a_page_gets_formulas_differences_and_the_recipe() -> None:
+    parts = method_parts((METHODS / "trb.md").read_text())
+    assert "mu = argmin KL(mu || q) subject to KL(mu || p) <= kl_radius" in parts
+    assert '| `policy.name` | `"trust_region"` | `"student"` |' in parts
+    assert (DOCS.parent / "recipes/fixed_budget.toml").read_text().strip() in parts
+    assert "reverse_kl" not in parts.partition("## recipes/")[0], "what plain OPD has as well is on its page"
+
+
+def test_evidence_is_the_rows_of_the_recipe_beside_what_they_are_compared_with() -> None:
+    assert evidence(["trb", "fixed_budget"], RESULTS) == [("Two methods", RESULTS.splitlines()[4:8])]
+    ((heading, rows),) = evidence(["f_grpo"], RESULTS)
+    assert anchor(heading) == "rewards-f-grpos-world"
+    assert [row.split("|")[1].strip() for row in rows[2:]] == ["before RL", "F-GRPO, gamma 0.5"]
+    assert evidence(["veto"], RESULTS) == []
+
+
+def test_formulas_of_docstrings_keep_their_lines() -> None:
+    text = "Promise.\n\nWith h:\n\n  a   1\n  b   2\n\nThe end of <b> * `*`.\n\nArgs:\n  x: nats."
+    expected = (
+        "Promise.\n\nWith h:\n\n```text\n  a   1\n  b   2\n```\n\nThe end of &lt;b> \\* `*`.\n\nArgs:\n  x: nats."
+    )
+    assert as_markdown(text) == expected
+    body, meanings = split_fields("Promise.\n\nFields:\n  a, b: of the\n    two.\n  c, ...: see `D`.")
+    assert (body, meanings) == ("Promise.", {"a": "of the two.", "b": "of the two.", "c": "see `D`."})

@@ -14,6 +14,7 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 from website.api import api_pages
+from website.methods import anchor, method_parts, page_of_recipe
 from website.repository import ROOT
 from website.run_file import run_file_page
 
@@ -22,6 +23,11 @@ PAGES = {
     "README.md": "index.md",
     "CHANGELOG.md": "changelog.md",
     "benchmarks/README.md": "benchmarks.md",
+}
+# Recipe -> its place on the page of its method.
+RECIPES = {
+    f"recipes/{name}.toml": f"methods/{page}#{anchor(f'recipes/{name}.toml')}"
+    for name, page in page_of_recipe().items()
 }
 FENCED = re.compile(r"(^```.*?^```$)", flags=re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s#]*)(#[^)\s]*)?\)")
@@ -39,18 +45,21 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for source, path in PAGES.items():
         files.append(File.generated(config, path, content=(ROOT / source).read_text()))
     files.append(File.generated(config, "reference/run-file.md", content=run_file_page()))
+    for asset in ("iframe-worker.js", "tables.css"):
+        files.append(File.generated(config, f"assets/{asset}", content=(ROOT / "website" / asset).read_text()))
     for _, path, text in api_pages():
         files.append(File.generated(config, path, content=text))
     return files
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Links to files of the repository become links of the site."""
+    """Links to files of the repository become links of the site; a method's page gets what is made from the code."""
     sources = {path: source for source, path in PAGES.items()}
     sources["reference/run-file.md"] = "docs/usage/run-file.md"  # whose sentences it repeats
     here = page.file.src_uri
     folder = posixpath.dirname(sources.get(here, f"docs/{here}"))
-    parts = FENCED.split(markdown)
+    is_method = here.startswith("methods/") and not here.endswith("README.md")
+    parts = FENCED.split(markdown + method_parts(markdown) if is_method else markdown)
     return "".join(
         part if place % 2 else LINK.sub(lambda found: _link(found, folder, here, files), part)
         for place, part in enumerate(parts)
@@ -58,11 +67,15 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def _link(found: re.Match[str], folder: str, here: str, files: Files) -> str:
-    mark, text, target, anchor = found[1], found[2], found[3], found[4] or ""
+    mark, text, target, place = found[1], found[2], found[3], found[4] or ""
     if not target or ":" in target:
         return found[0]
     source = posixpath.normpath(posixpath.join(folder, target))
-    path = PAGES.get(source, source.removeprefix("docs/"))
+    if source in RECIPES:
+        path, _, name = RECIPES[source].partition("#")
+        place = f"#{name}"
+    else:
+        path = PAGES.get(source, source.removeprefix("docs/"))
     if files.get_file_from_path(path) is None and not source.startswith("docs/"):
         return text
-    return f"{mark}[{text}]({posixpath.relpath(path, posixpath.dirname(here) or '.')}{anchor})"
+    return f"{mark}[{text}]({posixpath.relpath(path, posixpath.dirname(here) or '.')}{place})"

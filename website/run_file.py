@@ -1,16 +1,14 @@
 """The run-file reference: every key with its type, bounds and default from the schema, every member with its fields.
 
-What a key means is written once, in docs/usage/run-file.md, whose tables are read here; what a member does is the first
-paragraph of its docstring.
+What a key means is written once, in docs/usage/run-file.md, whose tables are read here; what a member does stands in
+its docstring.
 """
 
 from __future__ import annotations
 
-import inspect
-import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, fields
+from dataclasses import MISSING
 from typing import Any, NamedTuple
 
 from tutelage.advantages import ADVANTAGES
@@ -22,7 +20,9 @@ from tutelage.rewards import COMBINATIONS, REWARDS
 from tutelage.schedules import SCHEDULES
 from tutelage.targets import TARGETS
 from tutelage.weighting import WEIGHTINGS
+from website.docstrings import member_as_markdown
 from website.repository import ROOT
+from website.toml import toml_value
 
 __all__ = ["AXES", "Key", "run_file_keys", "run_file_page", "table_rows"]
 
@@ -70,10 +70,11 @@ def run_file_page() -> str:
     parts = [INTRODUCTION]
     for section, keys in sections.items():
         parts.append(f"## {section}\n")
-        parts.append("| key | type | default | unit | meaning |\n|---|---|---|---|---|")
+        parts.append("| key | type | default | meaning |\n|---|---|---|---|")
         for key in keys:
             unit, meaning = _explained(key.name, meanings)
-            parts.append(f"| `{key.name}` | {key.kind} | {key.default} | {unit} | {meaning} |")
+            kind = f"{key.kind} ({unit})" if unit else key.kind
+            parts.append(f"| `{key.name}` | {kind} | {key.default} | {meaning} |")
         parts.append("")
     for heading, (axis, members) in AXES.items():
         parts.append(f"## {heading}\n")
@@ -133,14 +134,7 @@ def _kind(item: Mapping[str, Any], tables: Mapping[str, Any]) -> str:
 def _shown(default: Any, *, required: bool) -> str:
     if required:
         return "required"
-    return "—" if default is None or default is MISSING else f"`{_toml(default)}`"
-
-
-def _toml(value: Any) -> str:
-    """A value as a run file has it."""
-    if isinstance(value, Mapping):
-        return "{ " + ", ".join(f"{name} = {_toml(each)}" for name, each in value.items()) + " }" if value else "{}"
-    return json.dumps(value) if isinstance(value, str | int | float | list) else str(value)
+    return "—" if default is None or default is MISSING else f"`{toml_value(default)}`"
 
 
 def _explained(key: str, meanings: Mapping[str, list[str]]) -> tuple[str, str]:
@@ -154,18 +148,4 @@ def _explained(key: str, meanings: Mapping[str, list[str]]) -> tuple[str, str]:
 
 
 def _member(axis: str, name: str, member: type[Any]) -> str:
-    """One member of an axis: its first paragraph, and a table of its fields."""
-    first = (inspect.getdoc(member) or "").partition("\n\n")[0].replace("\n", " ")
-    lines = [
-        f"### {axis}: {name} {{ #{axis}-{name} }}\n",
-        f"{first} [More][{member.__module__}.{member.__qualname__}].\n",
-    ]
-    settable = [field for field in fields(member) if field.init]
-    if settable:
-        lines.append("| field | type | default |\n|---|---|---|")
-    for field in settable:
-        kind = str(field.type).replace("|", "\\|")
-        made = field.default_factory() if field.default_factory is not MISSING else field.default
-        default = "required" if made is MISSING else "—" if made is None else f"`{_toml(made)}`"
-        lines.append(f"| `{field.name}` | {kind} | {default} |")
-    return "\n".join([*lines, ""])
+    return f"### {axis}: {name} {{ #{axis}-{name} }}\n\n{member_as_markdown(member)}"
