@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -131,6 +132,80 @@ def test_zsh_and_fish_are_answered_as_they_ask(shell: str, line: str, environmen
     assert f"_TUTELAGE_COMPLETE=complete_{shell}" in asked("source")
     told = asked("complete", _TYPER_COMPLETE_ARGS="tutelage recipes show tr", _TYPER_COMPLETE_FISH_ACTION="get-args")
     assert line in told and "tropd" in told and "opd_then_rl" not in told
+
+
+# --- JSON ------------------------------------------------------------------------------------------------------------
+
+SHORT = ("evaluation.sets=[]", "steps=2", "runtime.device=cpu", "runtime.threads=1", "rollout.prompts_per_step=2")
+
+
+def test_a_run_from_the_first_file_to_the_report_as_documents(home: Path, tutelage: Command, tmp_path: Path) -> None:
+    """Every command that prints numbers: one document, exit code 0, and nothing said beside it."""
+
+    def document(*words: object) -> Any:
+        code, out, err = tutelage(*words, "--json")
+        said = [line for line in err.replace("\r", "\n").splitlines() if "Writing model shards" not in line]
+        assert (code, [line for line in said if line]) == (0, []), (out, err)
+        return json.loads(out)
+
+    models = ("--student", home / "student", "--teacher", home / "teacher", "--data", home / "prompts.jsonl")
+    written = document("init", "first.toml", "--method", "trb", *models, "--max-new-tokens", 8)
+    assert written["file"] == "first.toml" and written["max_new_tokens"] == 8
+    short = [word for each in SHORT for word in ("--set", each)]
+
+    examined = document("doctor", "first.toml", "--quick", *short)
+    assert examined["verdicts"]["error"] == 0 and examined["findings"][0].keys() >= {
+        "check",
+        "verdict",
+        "text",
+        "remedy",
+    }
+    assert sum(examined["verdicts"].values()) == len(examined["findings"])
+
+    trained = document("train", "first.toml", *short)
+    assert (trained["folder"], trained["steps"], trained["is_finished"]) == ("runs/first", 2, True)
+    assert trained["metrics"]["step"] == 1 and isinstance(trained["metrics"]["loss"], float)
+    student = trained["checkpoints"]["last"]
+
+    verified = document("verify", "runs/first")
+    assert verified["is_verified"] and [Path(it["path"]).name for it in verified["checkpoints"]] == [Path(student).name]
+
+    judged = document("evaluate", student, "--task", home / "prompts.jsonl", "--limit", 3, "--max-new-tokens", 4)
+    (result,) = judged["results"]
+    assert result["num_problems"] == 3 and 0 <= result["pass_at_1"] <= 1
+
+    drawn = document("generate", "first.toml", "drawn.jsonl", "--limit", 2, *short)
+    assert drawn["num_samples"] == 2 == len((tmp_path / "drawn.jsonl").read_text().splitlines())
+    scored = document("score", "first.toml", "--answers", "drawn.jsonl", "--output", "scores", *short)
+    assert scored == {"folder": "scores", "num_answers": 2}
+    exported = document("export", "runs/first", "--output", "student")
+    assert exported["folder"] == "student" and (tmp_path / "student/model.safetensors").is_file()
+
+    probed = document("probe", "budget", "first.toml", "--radii", "0,0.01", "--samples", 1, "--limit", 2, *short)
+    assert [point["kl_radius"] for point in probed["points"]] == [0, 0.01] and probed["files"] == []
+    reported = document("report", "runs/first")
+    assert reported["is_complete"] and Path(reported["path"]).is_file() and reported["left_out"] == []
+
+
+def test_a_doctor_that_finds_an_error_says_so_in_the_document(home: Path, tutelage: Command, tmp_path: Path) -> None:
+    models = ("--student", home / "student", "--teacher", home / "teacher", "--data", home / "prompts.jsonl")
+    tutelage("init", "long.toml", "--method", "opd", *models, "--max-new-tokens", 100_000)
+    code, out, err = tutelage("doctor", "long.toml", "--quick", "--json")
+    assert (code, err) == (1, "")
+    (wrong,) = [finding for finding in json.loads(out)["findings"] if finding["verdict"] == "error"]
+    assert wrong["check"] == "contexts" and "100000" in wrong["text"].replace(",", "")
+    code, out, err = tutelage("train", "long.toml", "--json")
+    assert (code, out) == (2, "") and json.loads(err)["error"]["exit_code"] == 2
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_demo_as_a_document(tutelage: Command, tmp_path: Path) -> None:
+    code, out, err = tutelage("demo", "--output", "demo", "--steps", 1, "--problems", 4, "--json")
+    assert (code, err) == (0, "")
+    seen = json.loads(out)
+    assert seen["methods"].keys() == {"opd", "trb"} and 0 <= seen["methods"]["trb"]["pass_at_1_after"] <= 1
+    assert seen["methods"]["opd"]["acceptance_rate"] is None, "nothing is drafted"
+    assert (tmp_path / seen["figure"]).is_file()
 
 
 # --- an installed wheel ----------------------------------------------------------------------------------------------

@@ -110,6 +110,8 @@ def test_a_failed_run_is_named_and_tried_again(tutelage: Callable[..., tuple[int
     code, out, err = tutelage(*words, "--resume")
     assert (code, err) == (0, "")
     assert (tmp_path / "started").read_text().splitlines() == [*begun, "trb 1"], "finished runs are not repeated"
+    code, out, err = tutelage(*words, "--resume", "--json")
+    assert (code, err) == (0, "") and out == (tmp_path / "c/comparison.json").read_text(), "one document, and it alone"
     found = json.loads((tmp_path / "c/comparison.json").read_text())
     difference = found["summaries"]["trb"]["pass_at_1"]
     assert (difference["difference"], difference["num_pairs"]) == (pytest.approx(0.1), 3)

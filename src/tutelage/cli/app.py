@@ -28,6 +28,7 @@ from tutelage.cli.arguments import (
 )
 from tutelage.cli.comparing import compare, sweep
 from tutelage.cli.linearise import linearise
+from tutelage.cli.output import AsJson, print_document
 from tutelage.cli.probe import probe_app
 from tutelage.cli.recipes import recipes_app
 from tutelage.cli.starting import init
@@ -60,6 +61,7 @@ def train(
     overrides: Overrides = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in its output folder.")] = False,
     accept: Accept = None,
+    as_json: AsJson = False,
 ) -> None:
     """Distil the student that a run file describes."""
     if "WORLD_SIZE" in os.environ:  # torch prints its stack at a broken connection; our message names the lost process
@@ -67,8 +69,12 @@ def train(
     from tutelage.api.runs import train as train_run
     from tutelage.runtime import is_first_process
 
-    run = train_run(run_file, overrides, resume=resume, accept=accept or [])
-    if is_first_process():
+    run = train_run(run_file, overrides, resume=resume, accept=accept or [], progress=not as_json)
+    if not is_first_process():
+        return
+    if as_json:
+        print_document(run.as_dict())
+    else:
         console = TextConsole()
         console.say(f"run       {run.folder}")
         console.say(f"student   {run.last_checkpoint}")
@@ -86,16 +92,19 @@ def doctor(
             help="How many are to share the run (torchrun); memory and time of one of them.", min=1, max=65_536
         ),
     ] = 1,
+    as_json: AsJson = False,
 ) -> None:
     """Examine a run file before it costs anything: a verdict per line, exit code 1 if the run cannot work."""
     from tutelage.api.checking import doctor as examine
-    from tutelage.cli.checkup import print_finding, print_summary
+    from tutelage.cli.checkup import counted, print_finding, print_summary
     from tutelage.preflight import Verdict
 
-    console = TextConsole()
+    console = TextConsole(quiet=as_json)
     findings = examine(
         run_file, overrides, quick=quick, processes=processes, on_finding=partial(print_finding, console)
     )
+    if as_json:
+        print_document({"findings": [finding.as_dict() for finding in findings], "verdicts": counted(findings)})
     print_summary(console, findings)
     if any(finding.verdict == Verdict.error for finding in findings):
         raise typer.Exit(1)
@@ -143,6 +152,7 @@ def evaluate(
     forecast: Annotated[
         int | None, typer.Option(help="Forecast pass@k and best-of-n up to so many samples.", min=2, max=MAX_COUNT)
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Judge a model on problem sets: pass@1 with a 95% interval, pass@k, truncation, length."""
     from tutelage.api.evaluating import evaluate as judge
@@ -153,6 +163,7 @@ def evaluate(
         task,
         run=run,
         output=output,
+        progress=not as_json,
         samples=samples,
         temperature=temperature,
         max_new_tokens=max_new_tokens,
@@ -169,6 +180,9 @@ def evaluate(
         select=[name.strip() for name in select.split(",") if name.strip()],
         forecast=forecast,
     )
+    if as_json:
+        print_document(found.as_dict())
+        return
     console, results = TextConsole(), list(found.results)
     console.print(rich_table(results))
     for table in (*map(selection_table, results), forecast_table(results)):
@@ -185,12 +199,16 @@ def export(
     output: Annotated[Path, typer.Option(help="A new folder for the model.", callback=given_path)],
     checkpoint: Annotated[CheckpointRule, typer.Option(help="Which checkpoint of a run.")] = CheckpointRule.last,
     dtype: Annotated[Precision, typer.Option(help="Type of the written weights.")] = Precision.float32,
+    as_json: AsJson = False,
 ) -> None:
     """Write a trained student as a plain model directory; an adapter is merged into its base."""
     from tutelage.api.exporting import export as write_model
 
     exported = write_model(model, output, checkpoint=checkpoint.value, dtype=dtype.value)
-    TextConsole().say(f"exported  {exported.source}\nto        {exported.folder}")
+    if as_json:
+        print_document(exported.as_dict())
+    else:
+        TextConsole().say(f"exported  {exported.source}\nto        {exported.folder}")
 
 
 @app.command()
@@ -209,14 +227,17 @@ def generate(
     ] = None,
     by: Annotated[str | None, typer.Option(help="Which one: reward, surprisal, majority, ...")] = None,
     keep_all: Annotated[bool, typer.Option("--keep-all", help="Write the others too, marked.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Write answers of a run file's policy (--set policy=teacher for the teacher's own) as JSONL."""
     from tutelage.api.generating import generate as draw
 
     selection = _best_of(best_of, by, keep_all)
-    console = TextConsole()
+    console = TextConsole(quiet=as_json)
     with console.status("generating"):
         drawn = draw(run_file, overrides, output=output, step=step, samples=samples, limit=limit, best_of=selection)
+    if as_json:
+        print_document(drawn.as_dict())
     verdict = "" if drawn.num_correct is None else f", {drawn.num_correct} of them correct"
     console.say(f"{len(drawn.records)} samples written to {output}{verdict}")
 
@@ -249,12 +270,15 @@ def score(
     overrides: Overrides = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue in the output folder.")] = False,
     shard: Annotated[int, typer.Option(help="Answers per shard.", min=1)] = 256,
+    as_json: AsJson = False,
 ) -> None:
     """Let a run file's teacher score existing answers once, and keep the scores for off-policy training."""
     from tutelage.api.scoring import score as write_scores
 
-    console = TextConsole()
+    console = TextConsole(quiet=as_json)
     scored = write_scores(run_file, answers, output, overrides, shard=shard, resume=resume, on_message=console.say)
+    if as_json:
+        print_document(scored.as_dict())
     console.say(f"{scored.num_answers} answers scored in {scored.folder}")
 
 
@@ -266,11 +290,14 @@ def demo(
     steps: Annotated[int, typer.Option(help="Training steps of each run.", min=1, max=MAX_COUNT)] = 60,
     problems: Annotated[int, typer.Option(help="Fresh problems to evaluate on.", min=4, max=10**6)] = 250,
     seed: Annotated[int, typer.Option(help="Picks the problems and the random numbers.", min=0, max=MAX_SEED)] = 0,
+    as_json: AsJson = False,
 ) -> None:
     """Plain OPD against TRB on the embedded tiny pair: the whole library in minutes, on a CPU."""
     from tutelage.demo.compare import run_demo
 
-    run_demo(output, TextConsole(), steps=steps, num_problems=problems, seed=seed)
+    seen = run_demo(output, TextConsole(quiet=as_json), steps=steps, num_problems=problems, seed=seed)
+    if as_json:
+        print_document(seen.as_dict())
 
 
 @app.command()
@@ -284,17 +311,20 @@ def report(
     ] = None,
     watch: Annotated[bool, typer.Option("--watch", help="Write it again until all runs are at their end.")] = False,
     every: Annotated[int, typer.Option(help="Seconds between two writings of --watch.", min=1, max=86_400)] = 15,
+    as_json: AsJson = False,
 ) -> None:
     """Write one HTML page about runs, and its figures as SVG and PNG; nothing is loaded from a network."""
     from tutelage.report import watch_report, write_report
 
-    console = TextConsole()
+    console = TextConsole(quiet=as_json)
     if watch:
         console.say("watching; Ctrl-C ends it")
         written = watch_report(runs, output, every=every, on_report=lambda made: console.say(f"written   {made.path}"))
     else:
         written = write_report(runs, output)
         console.say(f"report    {written.path}")
+    if as_json:
+        print_document(written.as_dict())
     if written.figures:
         console.say(f"figures   {written.figures[0].parent}")
     for sentence in written.left_out:

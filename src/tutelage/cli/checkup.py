@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from tutelage.preflight import Finding, Verdict
 
-__all__ = ["print_finding", "print_summary"]
+__all__ = ["counted", "print_finding", "print_summary"]
 
 STYLES = {Verdict.ok: "green", Verdict.skipped: "dim", Verdict.warning: "bold yellow", Verdict.error: "bold red"}
 WIDTH = max(map(len, Verdict))
@@ -30,5 +32,9 @@ def print_finding(console: Console, finding: Finding) -> None:
 
 def print_summary(console: Console, findings: list[Finding]) -> None:
     """How many of each verdict."""
-    counts = {verdict: sum(finding.verdict == verdict for finding in findings) for verdict in Verdict}
-    console.print(", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count))
+    console.print(", ".join(f"{count} {verdict}" for verdict, count in counted(findings).items() if count))
+
+
+def counted(findings: Sequence[Finding]) -> dict[str, int]:
+    """Verdict -> how many findings have it."""
+    return {str(verdict): sum(finding.verdict == verdict for finding in findings) for verdict in Verdict}

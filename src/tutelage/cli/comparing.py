@@ -26,6 +26,7 @@ from tutelage.cli.arguments import (
     WorldSteps,
     given_path,
 )
+from tutelage.cli.output import AsJson, print_document
 
 __all__ = ["compare", "sweep"]
 
@@ -49,11 +50,12 @@ def compare(
     resume: Resume = False,
     accept: Accept = None,
     allow_overlap: AllowOverlap = False,
+    as_json: AsJson = False,
 ) -> None:
     """Compare methods fairly: same prompts and problems, several seeds, paired differences, cost."""
     from tutelage.api.comparing import compare as run_comparison
 
-    run_comparison(
+    outcome = run_comparison(
         run_files,
         overrides,
         seeds=seeds,
@@ -69,7 +71,10 @@ def compare(
         resume=resume,
         accept=accept or [],
         allow_overlap=allow_overlap,
+        progress=not as_json,
     )
+    if as_json:
+        print_document(outcome.as_dict())
 
 
 def sweep(
@@ -95,11 +100,12 @@ def sweep(
     resume: Resume = False,
     accept: Accept = None,
     allow_overlap: AllowOverlap = False,
+    as_json: AsJson = False,
 ) -> None:
     """Run one method over a grid of settings, against a baseline; a table and a figure."""
     from tutelage.api.comparing import sweep as run_sweep
 
-    run_sweep(
+    outcome = run_sweep(
         run_file,
         grid,
         overrides,
@@ -117,4 +123,7 @@ def sweep(
         resume=resume,
         accept=accept or [],
         allow_overlap=allow_overlap,
+        progress=not as_json,
     )
+    if as_json:
+        print_document(outcome.as_dict())

@@ -6,7 +6,7 @@
     70   a fault of ours; the line names a log file
     130  Ctrl-C or SIGTERM
 
-With TUTELAGE_TRACEBACK=1 the traceback is printed above the line.
+With --json the line is JSON, see `cli.output`. With TUTELAGE_TRACEBACK=1 the traceback is printed above the line.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from __future__ import annotations
 import sys
 import traceback
 import warnings
+from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import typer
@@ -21,6 +23,7 @@ from rich.text import Text
 
 from tutelage.cli.app import app
 from tutelage.cli.faults import FAULT_CODE, describe_fault, is_out_of_memory, shows_traceback
+from tutelage.cli.output import document_alone, is_json_asked, print_json_line
 from tutelage.display.console import TextConsole, write_in_any_encoding
 from tutelage.errors import RunInterrupted, TutelageError, in_short, printable
 
@@ -32,50 +35,56 @@ MAX_LINE = 3000  # letters; what is wrong stands at the beginning, and what to d
 CommandLineError: Any = typer.BadParameter.__mro__[2]
 
 
+@dataclass(frozen=True)
+class Ending:
+    """How a command ended: its exit code, the class of what ended it, and what is said."""
+
+    code: int
+    kind: str
+    text: str = ""
+
+
 def main() -> None:
     """Run the command line, and end the process with its exit code."""
     write_in_any_encoding()
-    errors = TextConsole(stderr=True)
-    warnings.showwarning = lambda message, *_: _say(errors, "warning:", "yellow", str(message))
+    as_json = is_json_asked(sys.argv[1:])
+    warnings.showwarning = lambda message, *_: _warn(str(message), as_json)
     try:
-        code = app(standalone_mode=False)
+        with document_alone() if as_json else nullcontext():
+            code = app(standalone_mode=False)
         if code == INTERRUPTED_CODE:  # what typer makes of Ctrl-C
-            _say(errors, "stopped by Ctrl-C", "yellow")
+            _say(Ending(INTERRUPTED_CODE, "KeyboardInterrupt", "stopped by Ctrl-C"), as_json)
     except Exception as problem:
         if shows_traceback():
             traceback.print_exception(problem)
-        code = _ended(problem, errors)
+        ending = _ending(problem)
+        if not getattr(problem, "is_reported", False) and ending.text:  # by another process of the run
+            _say(ending, as_json)
+        code = ending.code
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _ended(problem: Exception, errors: TextConsole) -> int:
-    """Print what ended the command, unless another process of the run has already reported it; the exit code."""
-    is_reported = getattr(problem, "is_reported", False)
+def _ending(problem: Exception) -> Ending:
+    kind = type(problem).__name__
     if isinstance(problem, CommandLineError):
-        return _wrong_command(problem, errors)
+        return Ending(USER_CODE, "CommandLineError", _wrong_command(problem))
     if isinstance(problem, RunInterrupted):
-        if not is_reported:
-            _say(errors, str(problem), "yellow")
-        return INTERRUPTED_CODE
+        return Ending(INTERRUPTED_CODE, kind, str(problem))
     if isinstance(problem, TutelageError | OSError):  # an OSError (disk full, permissions) names its file
-        text, code = str(problem), USER_CODE
-    elif is_out_of_memory(problem):
-        text, code = _without_memory(problem), USER_CODE
-    else:
-        text, code = "" if is_reported else describe_fault(problem), FAULT_CODE
-    if not is_reported:
-        _say(errors, "error:", "red", text)
-    return code
+        return Ending(USER_CODE, kind, str(problem))
+    if is_out_of_memory(problem):
+        return Ending(USER_CODE, kind, _without_memory(problem))
+    is_reported = getattr(problem, "is_reported", False)
+    return Ending(FAULT_CODE, kind, "" if is_reported else describe_fault(problem))
 
 
-def _wrong_command(problem: Any, errors: TextConsole) -> int:
+def _wrong_command(problem: Any) -> str:
     context, message = getattr(problem, "ctx", None), problem.format_message()
     if not message and context is not None:  # no argument at all
         sys.stdout.write(context.get_help())  # empty where typer prints it by itself
-        return USER_CODE
+        return ""
     command = "tutelage" if context is None else context.command_path
-    _say(errors, "error:", "red", f"{message.rstrip('.')}. {command} --help shows what there is.")
-    return USER_CODE
+    return f"{message.rstrip('.')}. {command} --help shows what there is."
 
 
 def _without_memory(problem: Exception) -> str:
@@ -86,9 +95,25 @@ def _without_memory(problem: Exception) -> str:
     )
 
 
-def _say(errors: TextConsole, head: str, style: str, text: str = "") -> None:
+def _say(ending: Ending, as_json: bool) -> None:
+    if as_json:
+        print_json_line({"error": {"kind": ending.kind, "message": ending.text, "exit_code": ending.code}})
+    elif ending.code == INTERRUPTED_CODE:
+        _print_line(ending.text, "yellow")
+    else:
+        _print_line("error:", "red", ending.text)
+
+
+def _warn(text: str, as_json: bool) -> None:
+    if as_json:
+        print_json_line({"warning": text})
+    else:
+        _print_line("warning:", "yellow", text)
+
+
+def _print_line(head: str, style: str, text: str = "") -> None:
     """One line, whatever the text holds and however long it is."""
     shown = printable(text).replace("\n", "\\n")
     if len(shown) > MAX_LINE:
         shown = f"{shown[: MAX_LINE // 2]} ... {shown[-MAX_LINE // 2 :]}"
-    errors.say(Text.assemble((head, style), f" {shown}" if shown else ""))
+    TextConsole(stderr=True).say(Text.assemble((head, style), f" {shown}" if shown else ""))

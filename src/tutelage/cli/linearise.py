@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tutelage.cli.arguments import MAX_SEED, Precision, given_path
+from tutelage.cli.output import AsJson, print_document
 from tutelage.display.console import TextConsole
 from tutelage.errors import ModelError, OutputExistsError
 
@@ -36,6 +37,7 @@ def linearise(
     feature_size: Annotated[int, typer.Option(help="Entries of a query or key that the kernel sees.", min=1)] = 16,
     seed: Annotated[int, typer.Option(help="Of the new weights.", min=0, max=MAX_SEED)] = 0,
     dtype: Annotated[Precision, typer.Option(help="Type of the written weights.")] = Precision.float32,
+    as_json: AsJson = False,
 ) -> None:
     """Replace softmax attention in some layers by linear attention; all that can be copied is.
 
@@ -57,6 +59,10 @@ def linearise(
     made = linearised(loaded.module, chosen, kernel.value, feature_size, seed)
     _write(loaded.tokenizer, loaded.stop_ids, made, output)
     kept = [place for place in range(int(loaded.config.num_hidden_layers)) if place not in chosen]
+    if as_json:
+        counts = {"num_copied": made.num_copied, "num_new": made.num_new, "new": list(made.new)}
+        print_document({"folder": str(output), "linear": list(chosen), "softmax": kept, **counts})
+        return
     console = TextConsole()
     console.say(f"linear    layers {_listed(chosen)} ({kernel.value}, {feature_size} entries of a key)")
     console.say(f"softmax   layers {_listed(kept)}" if kept else "softmax   none")

@@ -13,6 +13,7 @@ import typer
 from rich.table import Table
 
 from tutelage.cli.arguments import MAX_SAMPLES, given_path
+from tutelage.cli.output import AsJson, print_document
 from tutelage.display.console import TextConsole
 from tutelage.errors import ConfigurationError
 
@@ -48,6 +49,7 @@ def continuation(
     output: Output = None,
     figure: Figure = None,
     overrides: Overrides = None,
+    as_json: AsJson = False,
 ) -> None:
     """Are the policy's prefixes better starting points than the student's own? Teacher and student continue both."""
     from tutelage.config import RunAssembly
@@ -57,10 +59,10 @@ def continuation(
     kept = _numbers(lengths, "--lengths", int)
     run = RunAssembly.for_sampling(_config(run_file, overrides, output, figure), student)
     policy = run.policy_at(step)
-    with TextConsole().status("probing"):
+    with TextConsole(quiet=as_json).status("probing"):
         parts = ProbeParts.of(run, limit=limit)
         gains = probe_continuation(parts, policy, kept, num_samples=samples, step=step)
-    _show([asdict(gain) for gain in gains], output, figure, plot_continuation)
+    _show([asdict(gain) for gain in gains], output, figure, plot_continuation, as_json)
 
 
 @probe_app.command()
@@ -73,6 +75,7 @@ def budget(
     output: Output = None,
     figure: Figure = None,
     overrides: Overrides = None,
+    as_json: AsJson = False,
 ) -> None:
     """What does a KL budget buy? Teacher support, reward and AUROC of a trust region's rollouts at each budget."""
     from tutelage.config import RunAssembly
@@ -81,9 +84,9 @@ def budget(
 
     budgets = _numbers(radii, "--radii", float)
     run = RunAssembly.for_sampling(_config(run_file, overrides, output, figure), student)
-    with TextConsole().status("probing"):
+    with TextConsole(quiet=as_json).status("probing"):
         points = probe_budget(ProbeParts.of(run, limit=limit), budgets, num_samples=samples)
-    _show([asdict(point) for point in points], output, figure, plot_budget)
+    _show([asdict(point) for point in points], output, figure, plot_budget, as_json)
 
 
 def _config(run_file: Path, overrides: list[str] | None, output: Path | None, figure: Path | None) -> RunConfig:
@@ -122,6 +125,7 @@ def _show(
     output: Path | None,
     figure: Path | None,
     plot: Callable[[Sequence[dict[str, Any]], Path], Path],
+    as_json: bool,
 ) -> None:
     from tutelage.files import write_whole
 
@@ -129,16 +133,18 @@ def _show(
     table = Table(*(name.replace("_", " ") for name in names))
     for record in records:
         table.add_row(*(_cell(record[name], record.get(name + INTERVAL)) for name in names))
-    console = TextConsole()
+    console = TextConsole(quiet=as_json)
     console.print(table)
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
         write_whole(output, json.dumps(records, indent=2) + "\n")
     if figure is not None:
         plot(records, figure)
-    for file in (output, figure):
-        if file is not None:
-            console.say(f"written   {file}")
+    written = [str(file) for file in (output, figure) if file is not None]
+    for file in written:
+        console.say(f"written   {file}")
+    if as_json:
+        print_document({"points": list(records), "files": written})
 
 
 def _cell(value: Any, interval: tuple[float, float] | None) -> str:

@@ -16,6 +16,7 @@ from rich.table import Table
 
 from tutelage.api.arguments import check_output_file
 from tutelage.cli.arguments import given_path
+from tutelage.cli.output import AsJson, print_document
 from tutelage.display.console import TextConsole
 from tutelage.errors import ConfigurationError
 from tutelage.files import write_whole
@@ -74,9 +75,12 @@ recipes_app = typer.Typer(help="The run files that come with the package, one pe
 
 
 @recipes_app.callback(invoke_without_command=True)
-def listed(context: typer.Context) -> None:
+def listed(context: typer.Context, as_json: AsJson = False) -> None:
     """List the recipes, with a line each."""
     if context.invoked_subcommand is not None:
+        return
+    if as_json:
+        print_document([{"name": it.name, "summary": it.summary} for it in packaged_recipes().values()])
         return
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True)
@@ -87,9 +91,13 @@ def listed(context: typer.Context) -> None:
 
 
 @recipes_app.command()
-def show(name: Name) -> None:
+def show(name: Name, as_json: AsJson = False) -> None:
     """Print a recipe."""
-    TextConsole().say(recipe_named(name).text.rstrip("\n"))
+    recipe = recipe_named(name)
+    if as_json:
+        print_document({"name": recipe.name, "summary": recipe.summary, "text": recipe.text})
+    else:
+        TextConsole().say(recipe.text.rstrip("\n"))
 
 
 @recipes_app.command()
@@ -98,6 +106,7 @@ def copy(
     destination: Annotated[
         Path, typer.Argument(help="A new file, or a folder for it; default: here.", callback=given_path)
     ] = Path(),
+    as_json: AsJson = False,
 ) -> None:
     """Write a recipe to a new file, to be changed and run."""
     recipe = recipe_named(name)
@@ -105,4 +114,7 @@ def copy(
     check_output_file(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, recipe.text)
-    TextConsole().say(f"written   {path}\ncheck it  tutelage doctor {path}")
+    if as_json:
+        print_document({"name": recipe.name, "file": str(path)})
+    else:
+        TextConsole().say(f"written   {path}\ncheck it  tutelage doctor {path}")

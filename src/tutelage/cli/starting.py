@@ -8,7 +8,7 @@ import sys
 import textwrap
 import tomllib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -16,6 +16,7 @@ import typer
 
 from tutelage.api.arguments import check_output_file
 from tutelage.cli.arguments import MAX_NEW_TOKENS, given_path
+from tutelage.cli.output import AsJson, print_document
 from tutelage.cli.recipes import PackagedRecipe, packaged_recipes, recipe_named
 from tutelage.display.console import TextConsole
 from tutelage.errors import ConfigurationError
@@ -151,6 +152,7 @@ def init(
     max_new_tokens: Annotated[
         int | None, typer.Option(help="Answers are cut after this many.", min=1, max=MAX_NEW_TOKENS)
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Write a run file with comments. Five questions, of which those are asked that no option answers."""
     from tutelage.config import resolve_config
@@ -173,7 +175,10 @@ def init(
     resolve_config(tomllib.loads(text))  # refused before anything is written
     file.parent.mkdir(parents=True, exist_ok=True)
     write_whole(file, text)
-    TextConsole().say(f"written   {file}\ncheck it  tutelage doctor {file}\ntrain     tutelage train {file}")
+    if as_json:
+        print_document({"name": name, "file": str(file)} | asdict(answers))
+    else:
+        TextConsole().say(f"written   {file}\ncheck it  tutelage doctor {file}\ntrain     tutelage train {file}")
 
 
 def _answer(

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from tutelage.cli.arguments import given_path
+from tutelage.cli.output import AsJson, print_document
 from tutelage.display.console import TextConsole
 
 __all__ = ["verify"]
@@ -19,11 +20,12 @@ def verify(
         list[str] | None,
         typer.Option("--accept", help="What may differ, such as versions. May be given several times."),
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Take the digests of a run's files and inputs again: exit code 1 if a checkpoint is not what it says."""
     from tutelage.config import verify_run
 
-    console = TextConsole()
+    console = TextConsole(quiet=as_json)
     with console.status("taking digests"):
         verdicts = verify_run(run, accept or [])
     for verdict in verdicts:
@@ -38,5 +40,8 @@ def verify(
             console.say(f"  {line}")
         for line in verdict.accepted:
             console.say(f"  accepted: {line}")
-    if not all(verdict.is_verified for verdict in verdicts):
+    is_verified = all(verdict.is_verified for verdict in verdicts)
+    if as_json:
+        print_document({"is_verified": is_verified, "checkpoints": [verdict.as_dict() for verdict in verdicts]})
+    if not is_verified:
         raise typer.Exit(1)

@@ -43,7 +43,10 @@ def read_table(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         found = "is a folder" if path.is_dir() else "does not exist"
-        raise ConfigurationError(f"run file {str(path)!r} {found}. Give a TOML file such as recipes/trb.toml.")
+        raise ConfigurationError(
+            f"run file {str(path)!r} {found}. Give a TOML file such as recipes/trb.toml; `tutelage recipes copy trb` "
+            "writes that one here."
+        )
     if path.stat().st_size > MAX_BYTES:
         raise ConfigurationError(
             f"run file {str(path)!r} has more than {MAX_BYTES} bytes, which no run file needs. Give another file."

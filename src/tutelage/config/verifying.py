@@ -52,6 +52,16 @@ class CheckpointVerdict:
         """It says what it was made from, and all of that is as it was."""
         return self.is_recorded and not self.differences
 
+    def as_dict(self) -> dict[str, Any]:
+        """The same as JSON has it."""
+        return {
+            "path": str(self.path),
+            "is_verified": self.is_verified,
+            "is_recorded": self.is_recorded,
+            "differences": list(self.differences),
+            "accepted": list(self.accepted),
+        }
+
 
 @dataclass
 class InputsNow:

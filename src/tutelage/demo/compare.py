@@ -7,10 +7,9 @@ after the other on two threads.
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,7 @@ from tutelage.errors import OutputExistsError, TutelageError
 from tutelage.files import write_whole
 from tutelage.report import plot_runs, read_jsonl
 
-__all__ = ["demo_run_file", "run_demo"]
+__all__ = ["Demonstrated", "demo_run_file", "run_demo"]
 
 KL_RADIUS, HORIZON = 0.05, 25
 EARLY_STEPS = 10
@@ -74,7 +73,27 @@ def demo_run_file(method: Method, folder: Path, *, steps: int, seed: int) -> dic
     }
 
 
-def run_demo(output: Path | None, console: Console, *, steps: int, num_problems: int, seed: int) -> None:
+@dataclass(frozen=True)
+class Demonstrated:
+    """What the demo has seen.
+
+    Fields:
+      folder, figure: of both runs.
+      methods: method -> its numbers by name; None where it has none, as without drafts.
+      seconds: that it took.
+    """
+
+    folder: Path
+    figure: Path
+    methods: Mapping[str, Mapping[str, float | None]]
+    seconds: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same as JSON has it."""
+        return {**asdict(self), "folder": str(self.folder), "figure": str(self.figure)}
+
+
+def run_demo(output: Path | None, console: Console, *, steps: int, num_problems: int, seed: int) -> Demonstrated:
     """Train both methods, evaluate both on fresh problems, and print on `console` what was seen."""
     folder = output or _next_free_folder(Path("demo-runs"))
     if folder.exists():
@@ -98,14 +117,17 @@ def run_demo(output: Path | None, console: Console, *, steps: int, num_problems:
     _train_all(folder, steps, console)
     figure = plot_runs({method.title: folder / method.name for method in METHODS}, folder / "curves.png")
 
-    console.print(_results(folder))
+    numbers = {method.name: _numbers(folder / method.name) for method in METHODS}
+    console.print(_results(numbers))
     console.print(_excerpts(folder), soft_wrap=False)
     console.print(
         "One seed, one tiny pair: TRB's early rollouts are what it promises; whether the final pass@1 differs needs "
         "several seeds (the intervals are over problems only)."
     )
     console.print(f"\nfigure      {figure}\nrun folders {folder}", soft_wrap=True)
-    console.print(f"took        {time.perf_counter() - started:.0f} s after set-up")
+    seconds = time.perf_counter() - started
+    console.print(f"took        {seconds:.0f} s after set-up")
+    return Demonstrated(folder, figure, numbers, seconds)
 
 
 def _next_free_folder(parent: Path) -> Path:
@@ -122,44 +144,58 @@ def _train_all(folder: Path, steps: int, console: Console) -> None:
         raise TutelageError(f"the {name} run failed; the last line of {log} says: {last}")
 
 
-def _results(folder: Path) -> Table:
+def _numbers(run: Path) -> dict[str, float | None]:
+    """What one run has reached, by the names of its metrics; early: the mean over its first steps."""
+    evaluations, metrics = records_of(run / "evaluations.jsonl"), records_of(run / "metrics.jsonl")
+    early, drafted = metrics[:EARLY_STEPS], [record for record in metrics if "acceptance_rate" in record]
+    low, high = evaluations[-1]["pass_at_1_interval"]
+    return {
+        "pass_at_1_before": evaluations[0]["pass_at_1"],
+        "pass_at_1_after": evaluations[-1]["pass_at_1"],
+        "pass_at_1_low": low,
+        "pass_at_1_high": high,
+        "early_reward": _mean(early, "reward"),
+        "early_teacher_logprob": _mean(early, "teacher_logprob"),
+        "acceptance_rate": _mean(drafted, "acceptance_rate"),
+        "tokens_per_teacher_forward": _mean(drafted, "tokens_per_teacher_forward"),
+        "seconds_per_step": _mean(metrics, "seconds"),
+    }
+
+
+def _results(numbers: Mapping[str, Mapping[str, float | None]]) -> Table:
     """Quantities as rows and methods as columns, which fits a narrow terminal."""
     table = Table(title="What was seen", title_justify="left")
     table.add_column("")
-    columns = []
     for method in METHODS:
         table.add_column(method.title, justify="right")
-        evaluations = records_of(folder / method.name / "evaluations.jsonl")
-        metrics = records_of(folder / method.name / "metrics.jsonl")
-        early = metrics[:EARLY_STEPS]
-        drafted = [record for record in metrics if "acceptance_rate" in record]
-        low, high = evaluations[-1]["pass_at_1_interval"]
-        columns.append(
-            {
-                "pass@1 before": f"{100 * evaluations[0]['pass_at_1']:.1f}%",
-                "pass@1 after": f"{100 * evaluations[-1]['pass_at_1']:.1f}%",
-                "  95% interval": f"{100 * low:.1f} to {100 * high:.1f}",
-                f"first {EARLY_STEPS} steps: correct": f"{100 * _mean(early, 'reward'):.1f}%",
-                "  teacher log-prob per token": f"{_mean(early, 'teacher_logprob'):.2f}",
-                "drafts kept in the warm-up": f"{100 * _mean(drafted, 'acceptance_rate'):.1f}%" if drafted else "-",
-                "  tokens per teacher forward": (
-                    f"{_mean(drafted, 'tokens_per_teacher_forward'):.2f}" if drafted else "-"
-                ),
-                "seconds per step": f"{_mean(metrics, 'seconds'):.2f}",
-            }
-        )
-    for name in columns[0]:
-        table.add_row(name, *(column[name] for column in columns))
+    rows = {
+        "pass@1 before": "{pass_at_1_before:.1%}",
+        "pass@1 after": "{pass_at_1_after:.1%}",
+        "  95% interval": "{pass_at_1_low:.1%} to {pass_at_1_high:.1%}",
+        f"first {EARLY_STEPS} steps: correct": "{early_reward:.1%}",
+        "  teacher log-prob per token": "{early_teacher_logprob:.2f}",
+        "drafts kept in the warm-up": "{acceptance_rate:.1%}",
+        "  tokens per teacher forward": "{tokens_per_teacher_forward:.2f}",
+        "seconds per step": "{seconds_per_step:.2f}",
+    }
+    for name, form in rows.items():
+        of_methods = [numbers[method.name] for method in METHODS]
+        table.add_row(name, *("-" if _lacks(form, own) else form.format(**own) for own in of_methods))
     return table
 
 
-def _mean(records: Sequence[dict[str, Any]], name: str) -> float:
-    return float(sum(record[name] for record in records)) / len(records)
+def _lacks(form: str, numbers: Mapping[str, float | None]) -> bool:
+    return any(value is None for name, value in numbers.items() if f"{{{name}:" in form)
+
+
+def _mean(records: Sequence[dict[str, Any]], name: str) -> float | None:
+    """None without records."""
+    return float(sum(record[name] for record in records)) / len(records) if records else None
 
 
 def _excerpts(folder: Path) -> Table:
     """The same problems and the same random numbers, before and after."""
-    problems = {json.loads(line)["id"]: json.loads(line) for line in (folder / "problems.jsonl").open()}
+    problems = {problem["id"]: problem for problem in read_jsonl(folder / "problems.jsonl")}
     samples = {method.name: _evaluation_samples(folder / method.name) for method in METHODS}
     table = Table(title="Three problems, same random numbers", title_justify="left", show_lines=True)
     for heading in ("problem", "untrained student", *(f"after {method.name.upper()}" for method in METHODS)):

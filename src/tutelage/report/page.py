@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tutelage.errors import DataError, OutputExistsError
 from tutelage.files import write_whole, written_whole
@@ -55,6 +55,11 @@ class Report:
     figures: Sequence[Path]
     is_complete: bool
     left_out: Sequence[str] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same as JSON has it."""
+        figures, left_out = [str(figure) for figure in self.figures], list(self.left_out)
+        return {"path": str(self.path), "figures": figures, "is_complete": self.is_complete, "left_out": left_out}
 
 
 def default_path(sources: Sequence[Path]) -> Path:
