@@ -62,7 +62,10 @@ def expected_gradient(
             )
             for i, answer in enumerate(answers)
         ],
-        {"reward": torch.tensor([reward_of(answer) for answer in answers], dtype=torch.float64)},
+        {
+            "reward": torch.tensor([reward_of(answer) for answer in answers], dtype=torch.float64),
+            "right": torch.tensor([float(reward_of(answer) > 3) for answer in answers], dtype=torch.float64),
+        },
     )
     prefixes_N = [prefix for a, _ in answers for prefix in (0, 1 + a)]
     facts = TokenFacts(

@@ -53,6 +53,9 @@ class TeacherLogRatio(Advantage):
     def rewards(self) -> frozenset[str]:
         return frozenset() if self.answers == "all" else frozenset({self.reward})
 
+    def consists_of(self, reward: str) -> bool:
+        return False  # a reward says at most where the teacher is asked
+
     @property
     def min_samples_per_prompt(self) -> int:
         return 2 if self.leave_one_out else 1

@@ -85,6 +85,32 @@ def test_a_group_sums_to_nothing_and_without_spread_is_nothing(advantage: Advant
     )
 
 
+def share_missing_the_rare(right: float, rare: float, size: int) -> float:
+    """How often a group teaches something and holds no rare right answer, by all its compositions."""
+    share = 0.0
+    for num_common in range(size + 1):
+        wrong = size - num_common
+        if bool((values_of(GroupReward(), group_batch([1.0] * num_common + [0.0] * wrong)) != 0).any()):
+            share += math.comb(size, num_common) * (right - rare) ** num_common * (1 - right) ** wrong
+    return share
+
+
+@pytest.mark.parametrize(
+    ("right", "rare", "size", "expected"),
+    [(0.5, 0.05, 2, 0.4500), (0.5, 0.05, 8, 0.6578), (0.5, 0.05, 32, 0.1937), (0.5, 0.005, 8, 0.9532)],
+)
+def test_how_often_groups_teach_without_a_rare_right_answer(
+    right: float, rare: float, size: int, expected: float
+) -> None:
+    """F-GRPO's lemma 3.1: (1 - tau)^N - (mu - tau)^N - (1 - mu)^N; most for groups of middle size."""
+    found = share_missing_the_rare(right, rare, size)
+    assert found == pytest.approx((1 - rare) ** size - (right - rare) ** size - (1 - right) ** size)
+    assert found == pytest.approx(expected, abs=1e-4)
+    assert share_missing_the_rare(right, rare, 1) == 0 == share_missing_the_rare(right, right, size)
+    largest = {0.05: 5, 0.005: 8}[rare]
+    assert max(range(1, 40), key=lambda number: share_missing_the_rare(right, rare, number)) == largest
+
+
 @pytest.mark.parametrize(("gamma", "factor"), [(0.5, 0.3536), (1.0, 0.125), (2.0, 0.0156), (0.0, 1.0)])
 def test_focal_scaling_by_hand(gamma: float, factor: float) -> None:
     """Seven of eight are right: 0.378 and -2.646 with the population's deviation, so 0.3536 and -2.4749 here."""

@@ -29,6 +29,8 @@ def test_pass_at_k_known_values():
     assert pass_at_k(10, 3, 1) == pytest.approx(0.3)
     assert pass_at_k(10, 3, 5) == pytest.approx(1 - 21 / 252)
     assert pass_at_k(4, 1, 4) == 1.0
+    assert pass_at_k(8, 2, 4) == pytest.approx(0.785714, abs=1e-6)
+    assert pass_at_k(256, 1, 64) == pytest.approx(0.25)
     assert pass_at_k(4, 0, 4) == 0.0
     assert isinstance(pass_at_k(4, 2, 2), float)
 

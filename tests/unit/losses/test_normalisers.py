@@ -29,6 +29,13 @@ def test_numbers_by_hand(name: str, tokens: int, expected: float) -> None:
     assert mean(name, tokens, torch.ones(8)) == pytest.approx(expected)
 
 
+def test_means_over_tokens_and_over_answers_agree_where_answers_are_as_long() -> None:
+    """DAPO with GRPO's bounds is then GRPO."""
+    batch, weights = group_batch([1.0, 0.0, 2.0], lengths=[4, 4, 4]), torch.ones(12)
+    factors = normaliser_factors("sequence_mean", 0, batch, weights)
+    assert factors is not None and factors.tolist() == pytest.approx([1.0] * 12)
+
+
 def test_weights_count_as_parts_of_tokens() -> None:
     weights = torch.tensor([1.0, 0.5, 0, 0, 2.0, 0, 0, 0]).double()
     assert mean("sequence_mean", 0, weights) == pytest.approx(0)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from tests.support.groups import group_batch
-from tests.support.token_world import ANSWERS, BEHAVIOUR, STUDENT, expected_gradient, of_answers, reward_of
-from tutelage.advantages import GroupReward
+from tests.support.token_world import ANSWERS, BEHAVIOUR, STUDENT, TARGET, expected_gradient, of_answers, reward_of
+from tutelage.advantages import Advantage, Focal, GroupReward, Sum, TeacherLogRatio
 from tutelage.errors import ConfigurationError
 from tutelage.losses import TokenFacts, TokenLoss
 from tutelage.losses.tokens import CISPO, AnchoredSurrogate, ClippedSurrogate, GatedImitation, PolicyGradient
@@ -131,6 +131,41 @@ def policy_gradient(behaviour: Tensor = STUDENT) -> Tensor:
 def test_the_expected_gradient_is_that_of_the_expected_reward(loss: TokenLoss, group: int, share: float) -> None:
     found, _ = expected_gradient(loss, group=group)
     torch.testing.assert_close(found, share * policy_gradient(), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("baseline", [PLAIN, GroupReward("leave_one_out", "none")], ids=repr)
+def test_a_reward_and_the_teacher_in_one_advantage_are_the_sum_of_two_gradients(baseline: Advantage) -> None:
+    """KDRL: that of minus the expected reward, and beta times that of KL(p || q) of whole answers."""
+    leaf, beta = STUDENT.clone().requires_grad_(), 0.3
+    log_p = of_answers(leaf.log_softmax(-1), ANSWERS).reshape(-1, 2).sum(-1)
+    log_q = of_answers(TARGET, ANSWERS).reshape(-1, 2).sum(-1)
+    (log_p.exp() * (log_p - log_q)).sum().backward()
+    assert leaf.grad is not None
+    both = Sum((baseline, TeacherLogRatio(discount=1.0)), (1.0, beta))
+    found, _ = expected_gradient(PolicyGradient(both), group=baseline.min_samples_per_prompt)
+    torch.testing.assert_close(found, policy_gradient() + beta * leaf.grad, rtol=1e-9, atol=1e-12)
+
+
+def test_focal_scaling_in_groups_of_two_is_a_factor() -> None:
+    """Two answers of which one is right have a share of 1/2, and all other groups of two teach nothing."""
+    right = GroupReward("leave_one_out", "none", reward="right")
+    plain, _ = expected_gradient(PolicyGradient(right), group=2)
+    for gamma in (0.5, 1.0, 2.0):
+        found, _ = expected_gradient(PolicyGradient(Focal(right, gamma, reward="right")), group=2)
+        torch.testing.assert_close(found, 0.5**gamma * plain, rtol=1e-9, atol=1e-12)
+
+
+def test_with_the_teacher_in_the_ratio_every_token_counts_by_it() -> None:
+    """RLAD inside its clip, before the student has moved: Σ_y p(y) R(y) Σ_t (p/q)^(1-a) grad log p."""
+    leaf, own_share = STUDENT.clone().requires_grad_(), 0.4
+    log_p = of_answers(leaf.log_softmax(-1), ANSWERS)
+    weights = (1 - own_share) * (log_p.detach() - of_answers(TARGET, ANSWERS))
+    chances = log_p.detach().reshape(-1, 2).sum(-1).exp()
+    rewards = torch.tensor([reward_of(answer) for answer in ANSWERS])
+    (-(chances * rewards) @ (weights.exp() * log_p).reshape(-1, 2).sum(-1)).backward()
+    loss = AnchoredSurrogate(PLAIN, epsilon_low=1.0, epsilon_high=99.0, own_share=own_share, max_teacher_log_ratio=19.0)
+    found, _ = expected_gradient(loss)
+    torch.testing.assert_close(found, leaf.grad, rtol=1e-9, atol=1e-12)
 
 
 def test_a_sequence_weight_makes_another_policys_answers_count_as_the_students() -> None:
