@@ -1,12 +1,12 @@
 """What is an answer worth?"""
 
-from tutelage.rewards.base import Answers, Judge, JudgeMemory, Reward, Setting
+from tutelage.rewards.base import Answers, Judge, JudgeMemory, Reward, RewardWarning, Setting
 from tutelage.rewards.combinations import COMBINATIONS, Combination, Ratings
 from tutelage.rewards.length import Length, Overlong
 from tutelage.rewards.rating import COMBINED, VERDICT, Rating, check_rewards
 from tutelage.rewards.reward_model import RewardModel
 from tutelage.rewards.verdict import Correct
-from tutelage.rewards.worker import Format, Function, RewardWarning
+from tutelage.rewards.worker import Format, Function
 
 REWARDS: dict[str, type[Reward]] = {
     "correct": Correct,

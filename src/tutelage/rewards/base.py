@@ -20,9 +20,13 @@ from tutelage.schedules import Schedule, at_step
 from tutelage.tasks import Problem, TemplateClock
 from tutelage.types import Rollout
 
-__all__ = ["Answers", "Judge", "JudgeMemory", "Reward", "Setting"]
+__all__ = ["Answers", "Judge", "JudgeMemory", "Reward", "RewardWarning", "Setting"]
 
 LABEL = re.compile(r"[A-Za-z0-9_-]{1,60}")
+
+
+class RewardWarning(UserWarning):
+    """A reward has given up on an answer, which counts as 0, or a constraint on rewards is out of reach."""
 
 
 @dataclass(frozen=True)

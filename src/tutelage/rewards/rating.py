@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tutelage.errors import CheckpointError, ConfigurationError, RewardError
-from tutelage.rewards.base import Answers, Judge, Reward, Setting
+from tutelage.rewards.base import Answers, Judge, Reward, RewardWarning, Setting
 from tutelage.rewards.combinations import Combination, Ratings, State, WeightedSum
 from tutelage.tasks import Problem
 from tutelage.types import Batch, Rollout
@@ -50,6 +51,7 @@ class Rating:
         self.problems, self.response_of = problems, response_of
         self.judges: dict[str, Judge] = {each.label: each.opened(setting or Setting()) for each in self.rewards}
         self.state: State = self.combination.initial_state(list(self.judges))
+        self._reported: set[str] = set()
 
     def judge(
         self, rollouts: Sequence[Rollout], numbers: Sequence[int], correct: Sequence[bool] | None
@@ -112,8 +114,16 @@ class Rating:
         }
 
     def advance(self, batch: Batch, step: int) -> None:
-        """Move the state on, after the update on a batch that `entries` rated at this step."""
-        self.state = self.combination.at(step).next_state(self._ratings_of(batch, step), self.state)
+        """Move the state on, after the update on a batch that `entries` rated at this step.
+
+        What the combination cannot reach is a warning, once for each reward.
+        """
+        combination, ratings = self.combination.at(step), self._ratings_of(batch, step)
+        for label, text in combination.unmet(ratings, self.state).items():
+            if label not in self._reported:
+                warnings.warn(text, RewardWarning, stacklevel=2)
+                self._reported.add(label)
+        self.state = combination.next_state(ratings, self.state)
 
     def restore(self, state: State) -> None:
         """Take a state that a checkpoint kept.

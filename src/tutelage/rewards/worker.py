@@ -15,16 +15,12 @@ from torch import Tensor
 
 from tutelage.errors import ConfigurationError, RewardError, check_inside
 from tutelage.files import sha256_of
-from tutelage.rewards.base import Answers, Judge, Reward, Setting
+from tutelage.rewards.base import Answers, Judge, Reward, RewardWarning, Setting
 from tutelage.tasks.verifier_process import WorkerProcess, check_function_name
 
-__all__ = ["Format", "Function", "RewardWarning"]
+__all__ = ["Format", "Function"]
 
 MEMORY_GIB = 4.0
-
-
-class RewardWarning(UserWarning):
-    """A reward has given up on an answer, which counts as 0."""
 
 
 @dataclass(frozen=True)

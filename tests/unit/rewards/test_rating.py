@@ -13,7 +13,18 @@ from torch import Tensor
 
 from tests.support.rated_answers import answers_of
 from tutelage.errors import CheckpointError, ConfigurationError, RewardError
-from tutelage.rewards import Answers, Combination, Correct, Judge, Length, Overlong, Rating, Reward, Setting
+from tutelage.rewards import (
+    Answers,
+    Combination,
+    Correct,
+    Judge,
+    Length,
+    Overlong,
+    Rating,
+    Reward,
+    RewardWarning,
+    Setting,
+)
 from tutelage.rewards.combinations import Constrained, Hypervolume, PidConstrained, Progress, WeightedSum
 from tutelage.schedules import Linear
 from tutelage.types import Batch
@@ -153,3 +164,16 @@ def test_a_state_of_something_else_is_refused(state: Any) -> None:
     rating = rating_of(Length(label="a"), combination=Constrained({"a": 0.5}))
     with pytest.raises(CheckpointError, match="a state that Constrained does not have"):
         rating.restore(state)
+
+
+def test_a_constraint_that_cannot_be_met_is_told_once_and_the_run_goes_on() -> None:
+    constraint = PidConstrained({"tokens": 5.0}, proportional=100.0)
+    rating = rating_of(Correct(label="right"), Length(label="tokens"), combination=constraint)
+    batch = batch_of(rating, answers_of(["ab", "abcd", "a"]))
+    rating.advance(batch, 0)
+    with pytest.warns(
+        RewardWarning, match=r"^the constraint on the reward 'tokens' is not met: its mean is 0\.583 and"
+    ):
+        rating.advance(batch, 1)
+    rating.advance(batch, 2)
+    assert rating.state["multiplier"]["tokens"] == 10.0

@@ -103,6 +103,10 @@ class Combination(ABC):
         """The state after a step whose batch was rated so."""
         return state
 
+    def unmet(self, ratings: Ratings, state: State) -> dict[str, str]:
+        """What it cannot reach, by label, each in a sentence for the user."""
+        return {}
+
     def metrics(self, ratings: Ratings, state: State) -> dict[str, float]:
         """Numbers of the step that `state` was used in, by the names of docs/usage/metrics.md."""
         return {}

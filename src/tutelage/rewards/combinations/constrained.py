@@ -24,6 +24,7 @@ from tutelage.rewards.combinations.base import Combination, Ratings, State
 __all__ = ["Constrained", "PidConstrained"]
 
 KEY = "reward_combination"
+NEARLY = 0.95  # of the largest multiplier, which a sigmoid never reaches
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,21 @@ class _UnderConstraints(Combination):
         means = ratings.means
         return ratings.signed({label: means[label] - threshold for label, threshold in self.thresholds.items()})
 
+    @property
+    @abstractmethod
+    def largest_multiplier(self) -> float:
+        """What no multiplier exceeds."""
+
+    def unmet(self, ratings: Ratings, state: State) -> dict[str, str]:
+        multipliers, slacks, means = self.multipliers(state), self.slacks(ratings), ratings.means
+        return {
+            label: f"the constraint on the reward {label!r} is not met: its mean is {means[label]:.3g} and its "
+            f"threshold {self.thresholds[label]:g}, under a multiplier of {multipliers[label]:.3g}, which is about as "
+            f"large as it becomes. Choose a threshold that can be reached, see the metric reward_slack/{label}."
+            for label, slack in slacks.items()
+            if slack < 0 and multipliers[label] >= NEARLY * self.largest_multiplier
+        }
+
     def metrics(self, ratings: Ratings, state: State) -> dict[str, float]:
         multipliers, slacks = self.multipliers(state), self.slacks(ratings)
         return {f"reward_multiplier/{label}": value for label, value in multipliers.items()} | {
@@ -122,6 +138,10 @@ class Constrained(_UnderConstraints):
         rate, momentum = self.learning_rate, self.momentum
         check_inside(rate, f"{KEY}.learning_rate", 0 < rate < math.inf, "a finite number above 0")
         check_inside(momentum, f"{KEY}.momentum", 0 <= momentum < 1, "a number from 0 to below 1")
+
+    @property
+    def largest_multiplier(self) -> float:
+        return 1.0
 
     def initial_state(self, labels: Sequence[str]) -> State:
         nothing = dict.fromkeys(self.thresholds, 0.0)
@@ -178,6 +198,10 @@ class PidConstrained(_UnderConstraints):
         smoothing, largest = self.smoothing, self.max_multiplier
         check_inside(smoothing, f"{KEY}.smoothing", 0 <= smoothing < 1, "a share from 0 to below 1")
         check_inside(largest, f"{KEY}.max_multiplier", 0 < largest < math.inf, "a finite number above 0")
+
+    @property
+    def largest_multiplier(self) -> float:
+        return self.max_multiplier
 
     def initial_state(self, labels: Sequence[str]) -> State:
         nothing = dict.fromkeys(self.thresholds, 0.0)

@@ -151,6 +151,15 @@ def test_one_constraint_weighs_the_objective_and_itself() -> None:
     assert combination.combine(rated, state).tolist() == pytest.approx([1 - share, share])
 
 
+@pytest.mark.parametrize("squash", ["sigmoid", "tanh"])
+def test_a_learned_multiplier_that_is_as_large_as_it_becomes_is_told(squash: str) -> None:
+    combination, hopeless = Constrained({"b": 1.0}, squash=squash, learning_rate=5.0), ratings(a=[0], b=[0])
+    after = states(combination, [hopeless] * 200)
+    told = [bool(combination.unmet(hopeless, state)) for state in after]
+    assert told == sorted(told) and not told[0] and told[-1], "from some step on"
+    assert combination.unmet(ratings(a=[0], b=[1]), after[-1]) == {}
+
+
 def test_a_threshold_that_is_met_exactly_moves_nothing() -> None:
     combination = Constrained({"b": 0.5})
     for state in states(combination, [ratings(a=[9, 9], b=[0, 1])] * 3):
@@ -216,7 +225,12 @@ def test_a_constraint_that_cannot_be_met_is_seen_and_bounded() -> None:
     hopeless = ratings(a=[0], b=[0])
     last = states(combination, [hopeless] * 500)[-1]
     assert combination.metrics(hopeless, last) == {"reward_multiplier/b": 3.0, "reward_slack/b": -1.0}
+    (text,) = combination.unmet(hopeless, last).values()
+    assert text.startswith(
+        "the constraint on the reward 'b' is not met: its mean is 0 and its threshold 1, under a multip"
+    )
     met = ratings(a=[0], b=[2])
+    assert combination.unmet(met, last) == {} == combination.unmet(hopeless, combination.initial_state(["a", "b"]))
     later = combination.next_state(met, last)
     for _ in range(40):  # the integral was bounded, so it winds down in time
         later = combination.next_state(met, later)
