@@ -287,6 +287,19 @@ def test_a_reward_model_that_is_none_is_refused_first(tmp_path: Path) -> None:
             r"thresholds has 'a', and the rewards are length",
         ),
         (('reward={name="length", weight=1e999}',), r"inf"),
+        *(
+            (
+                ("reward=length", f"reward_combination={combination}", "rollout.samples_per_prompt=1"),
+                r"normalises rewards among the answers to a prompt, but rollout\.samples_per_prompt is 1",
+            )
+            for combination in (
+                "normalised_sum",
+                "min_norm",
+                "{name='worst_case', normalised=true}",
+                "{name='lower_confidence_bound', normalised=true}",
+                "{name='constrained', normalised=true, thresholds={length=0.5}}",
+            )
+        ),
         (
             ("reward=length", "reward_combination=gradient_influence", "loss=[{name='policy_gradient'}]"),
             r"compares the gradients of rewards, and there is one, 'length'; expected two or more",

@@ -73,6 +73,11 @@ def rating_plan(config: RunConfig, device: str, clock: TemplateClock) -> RatingP
     rewards = [_reward_from(table, f"reward[{place}]") for place, table in enumerate(config.reward)]
     combination = _combination_from(config.reward_combination)
     check_rewards(rewards, combination)
+    if combination.compares_answers and config.rollout.samples_per_prompt < 2:
+        raise ConfigurationError(
+            f"{COMBINATION_KEY} {type(combination).__name__} normalises rewards among the answers to a prompt, but "
+            "rollout.samples_per_prompt is 1, so every reward would be 0. Set it to at least 2."
+        )
     for reward in rewards:
         if reward.reads_verdict and not (config.data.verifier and config.data.answer_column):
             key = "data.answer_column" if config.data.verifier else "data.verifier"

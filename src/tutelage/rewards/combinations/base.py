@@ -87,6 +87,11 @@ class Combination(ABC):
         if not labels:
             raise ConfigurationError("there is no reward to combine; expected one at least. Add a [[reward]].")
 
+    @property
+    def compares_answers(self) -> bool:
+        """Whether it normalises rewards among the answers to a prompt, of which one alone would be worth 0."""
+        return False
+
     def measures_gradients(self, step: int) -> bool:
         """Whether it reads `Ratings.gram_KK` at a step; one that ever does so does it at step 0."""
         return False

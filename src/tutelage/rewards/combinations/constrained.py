@@ -61,6 +61,10 @@ class _UnderConstraints(Combination):
                 "these. Correct it."
             )
 
+    @property
+    def compares_answers(self) -> bool:
+        return self.normalised
+
     @abstractmethod
     def multipliers(self, state: State) -> dict[str, float]:
         """What each constrained reward is multiplied with, by label."""

@@ -32,6 +32,10 @@ class MinNorm(Combination):
 
     positive_only: bool = True
 
+    @property
+    def compares_answers(self) -> bool:
+        return True
+
     def combine(self, ratings: Ratings, state: State) -> Tensor:
         values_KB = torch.stack(list(ratings.weighted(normalised=True).values()))
         if self.positive_only:

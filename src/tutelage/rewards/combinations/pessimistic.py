@@ -24,6 +24,10 @@ class WorstCase(Combination):
 
     normalised: bool = False
 
+    @property
+    def compares_answers(self) -> bool:
+        return self.normalised
+
     def combine(self, ratings: Ratings, state: State) -> Tensor:
         return ratings.members(normalised=self.normalised).amin(0)
 
@@ -58,6 +62,10 @@ class LowerConfidenceBound(Combination):
                 f"reward_combination.penalty is {self.penalty!r}; expected 'deviation' or 'variance'. Leave it out for "
                 "'deviation'."
             )
+
+    @property
+    def compares_answers(self) -> bool:
+        return self.normalised
 
     def combine(self, ratings: Ratings, state: State) -> Tensor:
         members_KB = ratings.members(normalised=self.normalised)

@@ -27,5 +27,9 @@ class NormalisedSum(Combination):
     part there. Sample deviation; 0 in groups of one. (TRL 1.16, `normalize_then_sum`)
     """
 
+    @property
+    def compares_answers(self) -> bool:
+        return True
+
     def combine(self, ratings: Ratings, state: State) -> Tensor:
         return ratings.members(normalised=True).sum(0)
