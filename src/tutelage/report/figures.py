@@ -15,6 +15,7 @@ import numpy as np
 from tutelage.report.panels import draw_steps
 from tutelage.report.plain import as_label
 from tutelage.report.records import (
+    MULTIPLIER_PREFIX,
     REWARD_PREFIX,
     Curve,
     RunRecords,
@@ -80,7 +81,7 @@ def draw_figures(methods: Methods) -> Iterator[ReportFigure]:
          lambda run: pass_at_1_curve(run.evaluations, is_greedy=True)
          if greedy_names(run.evaluations) else Curve(np.zeros(0), np.zeros(0))),
     ]  # fmt: skip
-    is_rated = any(run.metrics.reward_keys for runs in methods.values() for run in runs)
+    is_rated = any(run.metrics.keys_with(REWARD_PREFIX) for runs in methods.values() for run in runs)
     reward = (
         "reward",
         "Reward",
@@ -123,29 +124,35 @@ def draw_figures(methods: Methods) -> Iterator[ReportFigure]:
             dress(axes, title, subtitle)
             _smooth_bands(axes, methods, strokes, key)
             yield _finished(figure, title.lower().replace(" ", "-"), title, f"{caption} {_step_words(methods)}")
-    yield from _rewards(methods, strokes)
+    yield from _by_reward(
+        methods, strokes, REWARD_PREFIX, "Rewards, one by one",
+        "Mean of each reward over the training rollouts, without its weight.",
+    )  # fmt: skip
+    yield from _by_reward(
+        methods, strokes, MULTIPLIER_PREFIX, "Reward multipliers",
+        "What the combination multiplies each reward with, beside its weight.",
+    )  # fmt: skip
     yield from _clipping(methods, strokes)
     yield from _entropy(methods, strokes)
     yield from _trust_region(methods, strokes)
     yield from _cost(methods)
 
 
-def _rewards(methods: Methods, strokes: Strokes) -> Iterator[ReportFigure]:
-    """Each reward by itself, where a run has several."""
-    keys = list(dict.fromkeys(key for runs in methods.values() for run in runs for key in run.metrics.reward_keys))
-    if len(keys) < 2:
+def _by_reward(methods: Methods, strokes: Strokes, prefix: str, title: str, words: str) -> Iterator[ReportFigure]:
+    """A number of each reward by itself; rewards where a run has several."""
+    found = [key for runs in methods.values() for run in runs for key in run.metrics.keys_with(prefix)]
+    keys = list(dict.fromkeys(found))
+    if len(keys) < (2 if prefix == REWARD_PREFIX else 1):
         return
     shown = keys[:MAX_REWARD_ROWS]
     figure, all_axes = _sheet(methods, strokes, rows=len(shown))
     for place, (key, axes) in enumerate(zip(shown, all_axes, strict=True)):
-        dress(axes, "Rewards, one by one" if place == 0 else "", as_label(key.removeprefix(REWARD_PREFIX)))
+        dress(axes, title if place == 0 else "", as_label(key.removeprefix(prefix)))
         _smooth_bands(axes, methods, strokes, key)
         axes.locator_params(axis="y", nbins=4)
     left_out = f" {len(keys) - len(shown)} more are not shown." if len(keys) > len(shown) else ""
-    yield _finished(
-        figure, "rewards", "Rewards, one by one",
-        f"Mean of each reward over the training rollouts, without its weight.{left_out} " + _step_words(methods),
-    )  # fmt: skip
+    name = "rewards" if prefix == REWARD_PREFIX else "reward-multipliers"
+    yield _finished(figure, name, title, f"{words}{left_out} " + _step_words(methods))
 
 
 def _clipping(methods: Methods, strokes: Strokes) -> Iterator[ReportFigure]:

@@ -21,6 +21,7 @@ from tutelage.report.lines import strict_objects
 __all__ = [
     "GREEDY_SUFFIX",
     "METRICS",
+    "MULTIPLIER_PREFIX",
     "REWARD_PREFIX",
     "Columns",
     "Curve",
@@ -48,14 +49,14 @@ METRICS = (
     "zero_spread_share", "clip_share_high", "clip_share_low", "student_entropy", "sampled_reverse_kl",
     "sampled_reference_kl", "processor_seconds",
 )  # fmt: skip
-"""What is kept of a line of metrics, beside its step, its phase and the mean of each reward."""
+"""What is kept of a line of metrics, beside its step, its phase, and the mean and multiplier of each reward."""
 EVALUATED = (
     "pass_at_1", "reverse_kl", "teacher_logprob", "support_overlap", "student_entropy", "repeated_4grams",
     "truncation_rate",
 )  # fmt: skip
 """What is kept of a line of evaluations, beside its step and the ends of the interval of pass@1."""
-REWARD_PREFIX = "reward/"
-MAX_REWARDS = 8  # whose means are kept
+REWARD_PREFIX, MULTIPLIER_PREFIX = "reward/", "reward_multiplier/"
+MAX_REWARDS = 8  # whose means and multipliers are kept
 # Bound on a number that is drawn or averaged: beyond it sums and axes overflow, and no healthy run has such numbers.
 MAX_MAGNITUDE = 1e30
 MAX_STEP = 2.0**53
@@ -89,10 +90,9 @@ class Columns:
     def __len__(self) -> int:
         return len(self.steps)
 
-    @property
-    def reward_keys(self) -> list[str]:
-        """The keys of the means of single rewards."""
-        return [key for key in self.values if key.startswith(REWARD_PREFIX)]
+    def keys_with(self, prefix: str) -> list[str]:
+        """The keys of a number of single rewards."""
+        return [key for key in self.values if key.startswith(prefix)]
 
     def __getitem__(self, key: str) -> Numbers:
         return self.values[key] if key in self.values else np.full(len(self), NAN)
@@ -124,8 +124,12 @@ def read_run(folder: Path) -> RunRecords:
     wrong: dict[str, int] = {}
     lines = strict_objects(folder / METRICS_FILE)
     first = next(lines)  # a run has the same rewards at every step
-    labels = [key for key in first if key.startswith(REWARD_PREFIX)][:MAX_REWARDS]
-    metrics = columns_of(chain([first], lines), wrong, [*METRICS, *labels])
+    of_rewards = [
+        key
+        for prefix in (REWARD_PREFIX, MULTIPLIER_PREFIX)
+        for key in [key for key in first if key.startswith(prefix)][:MAX_REWARDS]
+    ]
+    metrics = columns_of(chain([first], lines), wrong, [*METRICS, *of_rewards])
     evaluations_path = folder / EVALUATIONS_FILE
     evaluations = evaluations_of(strict_objects(evaluations_path), wrong) if evaluations_path.is_file() else {}
     texts = _texts_of(strict_objects(folder / TEXTS_FILE), wrong) if (folder / TEXTS_FILE).is_file() else {}

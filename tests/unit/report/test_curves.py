@@ -122,13 +122,20 @@ def test_a_run_with_rewards_shows_what_it_has_in_place_of_a_teacher(tmp_path):
     rated = read_run(write_run(tmp_path / "rated", rated_metrics()))
     plain = read_run(write_run(tmp_path / "plain", full_metrics()))
     np.testing.assert_allclose(curve(rated.metrics, "reward/overlong").values, -0.5 * np.arange(1, 13))
-    assert rated.metrics.reward_keys == ["reward/correct", "reward/overlong"] and plain.metrics.reward_keys == []
+    assert rated.metrics.keys_with("reward/") == ["reward/correct", "reward/overlong"]
+    assert plain.metrics.keys_with("reward/") == []
     names = {figure.name for figure in draw_figures({"rated": [rated]})}
     with_rewards = {"prompts-without-spread", "rewards", "clipping", "student-entropy", "kl-to-the-reference"}
     assert names == {"reward", "loss"} | with_rewards
     assert not with_rewards & {figure.name for figure in draw_figures({"plain": [plain]})}
     (both,) = [figure for figure in draw_figures({"rated": [rated], "plain": [plain]}) if figure.name == "rewards"]
     assert "overlong" in both.svg and "correct" in both.svg
+    constrained = [{**record, "reward_multiplier/overlong": 0.5 + record["step"]} for record in rated_metrics()]
+    weighed = read_run(write_run(tmp_path / "weighed", constrained))
+    np.testing.assert_allclose(curve(weighed.metrics, "reward_multiplier/overlong").values, 0.5 + np.arange(12))
+    drawn = {figure.name: figure for figure in draw_figures({"weighed": [weighed], "rated": [rated]})}
+    assert set(drawn) == names | {"reward-multipliers"}
+    assert "overlong" in drawn["reward-multipliers"].svg and "correct" not in drawn["reward-multipliers"].svg
 
 
 def test_the_sheet_of_a_run_without_a_teacher(tmp_path):
