@@ -1,4 +1,4 @@
-"""Every sampled token is worth the same: imitate what was drawn."""
+"""Every sampled token is worth the same, or what the student's entropy at its place says; no teacher is asked."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from tutelage.advantages.base import Advantage
-from tutelage.errors import ConfigurationError
+from tutelage.errors import ConfigurationError, check_inside
 from tutelage.types import Batch, Fact
 
-__all__ = ["Constant"]
+__all__ = ["Constant", "ConstantByEntropy"]
 
 
 @dataclass(frozen=True)
@@ -38,3 +38,36 @@ class Constant(Advantage):
 
     def __call__(self, batch: Batch, target_logprobs_N: Tensor) -> Tensor:
         return torch.full_like(target_logprobs_N, self.value)
+
+
+@dataclass(frozen=True)
+class ConstantByEntropy(Advantage):
+    """A = value - spread r / 4,   r = 2 (H - H_min) / (H_max - H_min) - 1       (OPSA, arXiv 2608.31046)
+
+    H is the student's entropy at the token's place, at the rollout. From value + spread/4 at the most certain place to
+    value - spread/4 at the least certain one, where with a value below 0 most is unlearned. Like a constant it needs
+    the weighting "token_share", and has the mean gradient 0 without it. The paper does not say over which tokens the
+    extremes are taken: here over all of the batch. r = 0 where all entropies are equal.
+
+    Fields:
+      value: in the middle.
+      spread: at least 0; twice the distance between the two ends.
+    """
+
+    value: float = -0.75
+    spread: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_inside(self.value, "advantage.value", math.isfinite(self.value), "a finite number")
+        check_inside(self.spread, "advantage.spread", 0 <= self.spread < math.inf, "a finite number of at least 0")
+
+    @property
+    def needs(self) -> frozenset[Fact]:
+        return frozenset({Fact.teacher_drawn, Fact.student_support})
+
+    def __call__(self, batch: Batch, target_logprobs_N: Tensor) -> Tensor:
+        entropy_N = batch.joined("student.entropy_T").to(target_logprobs_N)
+        if not len(entropy_N) or entropy_N.min() == entropy_N.max():
+            return torch.full_like(target_logprobs_N, self.value)
+        rank_N = 2 * (entropy_N - entropy_N.min()) / (entropy_N.max() - entropy_N.min()) - 1
+        return self.value - self.spread * rank_N / 4

@@ -1,9 +1,9 @@
-"""Advantages made of others: their sum, or one scaled by how hard a prompt is, or by what the teacher thinks."""
+"""Advantages made of others: their sum, their sign, or one scaled by how hard a prompt is or what a teacher thinks."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -11,11 +11,12 @@ from torch import Tensor
 from tutelage.advantages.base import Advantage
 from tutelage.advantages.group_reward import GROUP_REWARD
 from tutelage.advantages.groups import group_means, on_tokens, reward_named
+from tutelage.advantages.teacher_log_ratio import TeacherLogRatio
 from tutelage.errors import ConfigurationError, check_inside
 from tutelage.schedules import Schedule, as_schedule, plain_number
 from tutelage.types import Batch, Fact
 
-__all__ = ["Focal", "Sum", "TeacherWeighted"]
+__all__ = ["Focal", "Sign", "Sum", "TeacherWeighted"]
 
 
 @dataclass(frozen=True)
@@ -178,3 +179,22 @@ class TeacherWeighted(Wrapper):
         if self.only_negative:
             weights_N = weights_N.masked_fill(values_N >= 0, 1)
         return values_N * weights_N
+
+
+@dataclass(frozen=True)
+class Sign(Wrapper):
+    """size · sign(A): which way, and not how far. A control of the claim that sizes carry little (arXiv 2608.31046).
+
+    Fields:
+      of: the other one; of the teacher's log-ratio it says whether the teacher finds a token more probable.
+      size: above 0.
+    """
+
+    of: Advantage = field(default_factory=TeacherLogRatio)
+    size: float = 0.5
+
+    def __post_init__(self) -> None:
+        check_inside(self.size, "advantage.size", 0 < self.size < math.inf, "a finite number above 0")
+
+    def __call__(self, batch: Batch, target_logprobs_N: Tensor) -> Tensor:
+        return self.size * self.of(batch, target_logprobs_N).sign()

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from tests.support.rollouts import rollout_of
-from tutelage.advantages import Constant, NormalisedLogRatio, TeacherLogRatio
+from tutelage.advantages import Constant, ConstantByEntropy, NormalisedLogRatio, Sign, TeacherLogRatio
 from tutelage.errors import ConfigurationError
 from tutelage.types import Batch, Fact
 
@@ -21,6 +22,25 @@ def test_a_constant_is_the_same_for_every_token() -> None:
     assert Constant().needs == {Fact.teacher_drawn}
 
 
+def test_a_constant_by_entropy_unlearns_most_where_the_student_is_least_sure() -> None:
+    """OPSA's worked numbers; where all are equally sure it is a constant."""
+    batch = batch_of([3, 1])
+    for rollout, entropies in zip(batch.rollouts, ([0.1, 0.5, 0.9], [2.1]), strict=True):
+        rollout.student = replace(rollout.student, entropy_T=torch.tensor(entropies))
+    torch.testing.assert_close(ConstantByEntropy()(batch, torch.zeros(4)), torch.tensor([-0.5, -0.6, -0.7, -1.0]))
+    for rollout in batch.rollouts:
+        rollout.student = replace(rollout.student, entropy_T=torch.ones(len(rollout)))
+    assert ConstantByEntropy()(batch, torch.zeros(4)).tolist() == [-0.75] * 4
+    assert ConstantByEntropy().needs == {Fact.teacher_drawn, Fact.student_support}
+
+
+def test_a_sign_says_which_way_and_not_how_far() -> None:
+    target = torch.tensor([3.0, 0.0, -0.01])
+    assert Sign()(batch_of([2, 1]), target).tolist() == [0.5, 0, -0.5]
+    assert Sign(of=Constant(-7.0), size=2.0)(batch_of([2, 1]), target).tolist() == [-2, -2, -2]
+    assert Sign().needs == TeacherLogRatio().needs
+
+
 def test_a_ratio_is_that_of_the_token_and_says_what_it_needs() -> None:
     target = torch.tensor([0.5, -1.0, 2.0])
     assert torch.equal(TeacherLogRatio()(batch_of([2, 1]), target), target)
@@ -33,6 +53,8 @@ def test_a_ratio_is_that_of_the_token_and_says_what_it_needs() -> None:
     ("member", "fields", "message"),
     [
         (Constant, {"value": math.nan}, "advantage.value is nan; expected a finite number"),
+        (ConstantByEntropy, {"spread": -1.0}, "advantage.spread is -1; expected a finite number of at least 0"),
+        (Sign, {"size": 0.0}, "advantage.size is 0; expected a finite number above 0"),
         (NormalisedLogRatio, {"over": "answer"}, "advantage.over is 'answer'; expected one of prompt, batch"),
         (TeacherLogRatio, {"discount": 1.5}, "advantage.discount is 1.5; expected a share from 0 to 1"),
     ],
