@@ -52,6 +52,7 @@ class EvaluationOptions(TypedDict, total=False):
       rows: most answers decoded at once.
       select: rules that keep one of several samples, such as "majority".
       forecast: pass@k and best-of-n are forecast up to so many samples; None = not at all.
+      teacher: model directory or hub id; it reads the answers: KL, log-probability, overlap. None = nobody does.
     """
 
     samples: int
@@ -69,6 +70,7 @@ class EvaluationOptions(TypedDict, total=False):
     rows: int
     select: Sequence[str]
     forecast: int | None
+    teacher: str | Path | None
 
 
 DEFAULTS: EvaluationOptions = {
@@ -87,6 +89,7 @@ DEFAULTS: EvaluationOptions = {
     "rows": 256,
     "select": (),
     "forecast": None,
+    "teacher": None,
 }
 
 
@@ -180,7 +183,7 @@ def evaluate(
     results, samples, files = [], {}, []
     for problems, policy, drawing in jobs:
         with console.status(f"{problems.name}: {len(problems.prompts)} problems x {asked['samples']} samples"):
-            marked = mark(engine, problems, policy, drawing, verify=parts.verify)
+            marked = mark(engine, problems, policy, drawing, verify=parts.verify, read=parts.reading(engine))
             results.append(parts.with_selection(marked, selector, asked["forecast"] or 0))
         samples[problems.name] = marked.samples(parts.decode)
         if folder is not None:
@@ -193,6 +196,7 @@ def _assembly(model: str, paths: Sequence[str], run: RunConfig | None, asked: Ma
     data = DataConfig(path="none", max_prompt_tokens=asked["max_prompt_tokens"]) if run is None else run.data
     changes = {name: asked[name] for name in ("verifier", "system_prompt") if asked[name] is not None}
     columns = {name: asked[name] for name in ("prompt_column", "answer_column", "limit")}
+    teacher = asked["teacher"]
     return EvaluationAssembly(
         ModelConfig(path=model, dtype=asked["dtype"]),
         data.model_copy(update=changes),
@@ -202,4 +206,5 @@ def _assembly(model: str, paths: Sequence[str], run: RunConfig | None, asked: Ma
             temperature=asked["temperature"],
         ),
         asked["max_new_tokens"],
+        None if teacher is None else ModelConfig(path=expanded_path(str(teacher), "teacher"), dtype=asked["dtype"]),
     )

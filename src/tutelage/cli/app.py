@@ -152,11 +152,15 @@ def evaluate(
     forecast: Annotated[
         int | None, typer.Option(help="Forecast pass@k and best-of-n up to so many samples.", min=2, max=MAX_COUNT)
     ] = None,
+    teacher: Annotated[
+        str | None,
+        typer.Option(help="A model that reads the answers: KL, log-probability, overlap.", callback=given_path),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Judge a model on problem sets: pass@1 with a 95% interval, pass@k, truncation, length."""
     from tutelage.api.evaluating import evaluate as judge
-    from tutelage.evaluation import forecast_table, rich_table, selection_table
+    from tutelage.evaluation import forecast_table, reading_table, rich_table, selection_table
 
     found = judge(
         model,
@@ -179,13 +183,14 @@ def evaluate(
         rows=rows,
         select=[name.strip() for name in select.split(",") if name.strip()],
         forecast=forecast,
+        teacher=teacher,
     )
     if as_json:
         print_document(found.as_dict())
         return
     console, results = TextConsole(), list(found.results)
     console.print(rich_table(results))
-    for table in (*map(selection_table, results), forecast_table(results)):
+    for table in (reading_table(results), *map(selection_table, results), forecast_table(results)):
         if table.row_count:
             console.print(table)
 

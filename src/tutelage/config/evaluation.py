@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -32,9 +32,9 @@ from tutelage.evaluation import (
     selections_named,
     summarise_selected,
 )
-from tutelage.models import check_files, load_tokenizer
+from tutelage.models import check_distinct, check_files, check_same_tokenizer, load_tokenizer
 from tutelage.policies import Temperature
-from tutelage.rollout import Limits, PairedEngine
+from tutelage.rollout import Limits, LocalScorer, PairedEngine
 from tutelage.tasks import (
     BENCHMARKS,
     Columns,
@@ -46,6 +46,7 @@ from tutelage.tasks import (
     short_name,
 )
 from tutelage.training import EvaluationPlan
+from tutelage.types import Rollout
 
 __all__ = ["EvaluationAssembly", "build_evaluation_sets", "evaluation_plan", "load_evaluation_problems"]
 
@@ -126,18 +127,30 @@ class EvaluationAssembly:
       data: how problems are rendered, and who judges.
       settings: the problem sets, and how answers are drawn.
       max_new_tokens: length limit of an answer.
+      teacher: reads the answers; None = nobody does.
     """
 
     model: ModelConfig
     data: DataConfig
     settings: EvaluationConfig
     max_new_tokens: int
+    teacher: ModelConfig | None = None
 
     @cached_property
     def tokenizer(self) -> Any:
-        """The model's."""
+        """The model's; a teacher's is the same.
+
+        Raises:
+          ModelError: files of a model are not there.
+          ConfigurationError: the teacher is the model, or has another tokenizer.
+        """
         check_files(self.model.source)
-        return load_tokenizer(self.model.source)
+        tokenizer = load_tokenizer(self.model.source)
+        if self.teacher is not None:
+            check_distinct(self.model.source, self.teacher.source)
+            check_files(self.teacher.source)
+            check_same_tokenizer(tokenizer, load_tokenizer(self.teacher.source))
+        return tokenizer
 
     @cached_property
     def clock(self) -> TemplateClock:
@@ -201,5 +214,12 @@ class EvaluationAssembly:
         )
 
     def engine(self, device: str, limits: Limits) -> PairedEngine:
-        """The model with its weights, as a student alone."""
-        return PairedEngine(load_model(self.model, self.tokenizer, device), limits=limits)
+        """The model with its weights as the student, and the teacher where there is one."""
+        models = [self.model] if self.teacher is None else [self.model, self.teacher]
+        return PairedEngine(*(load_model(each, self.tokenizer, device) for each in models), limits=limits)
+
+    def reading(self, engine: PairedEngine) -> Callable[[Sequence[Rollout]], list[Rollout]] | None:
+        """Lets the engine's teacher read answers; None = there is no teacher."""
+        if self.teacher is None:
+            return None
+        return LocalScorer(engine.models.teachers, engine.vocabulary, engine.limits.score_tokens).score

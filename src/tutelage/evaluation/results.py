@@ -28,6 +28,7 @@ __all__ = [
     "EvaluationResult",
     "EvaluationSample",
     "forecast_table",
+    "reading_table",
     "rich_table",
     "selection_table",
     "summarise",
@@ -197,6 +198,29 @@ def rich_table(results: list[EvaluationResult]) -> Table:
             f"{100 * result.truncation_rate:.1f}",
             f"{result.mean_response_tokens:.0f}",
         )
+    return table
+
+
+def reading_table(results: list[EvaluationResult]) -> Table:
+    """What a teacher says of the answers, a row for each result that it has read."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("evaluation", no_wrap=True)
+    for heading in ("KL", "teacher log q", "overlap %", "entropy", "repeated %"):
+        table.add_column(heading, justify="right", no_wrap=True)
+
+    def shown(value: float | None, factor: float, form: str) -> str:
+        return "" if value is None else format(factor * value, form)
+
+    for result in results:
+        if result.teacher_logprob is not None:
+            table.add_row(
+                Text(result.name),
+                shown(result.reverse_kl, 1, ".3f"),
+                shown(result.teacher_logprob, 1, ".3f"),
+                shown(result.support_overlap, 100, ".1f"),
+                shown(result.student_entropy, 1, ".2f"),
+                shown(result.repeated_4grams, 100, ".1f"),
+            )
     return table
 
 
