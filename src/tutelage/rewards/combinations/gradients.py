@@ -139,7 +139,9 @@ class ConflictAverse(_FollowsGradients):
     So u_k = v_k + c |g_0| min(p_k, v_k) / |G~|, and d is g_0 where G~ is 0. The minimum by v is RACO's: no reward is
     attended to beyond its weight. RACO has preference pairs and we have rewards; that d is the step's gradient is exact
     where an advantage is linear in the reward (`scale = "none"`) and for the first update on the batch. Measured and
-    used in the same step; in steps without a measurement the multipliers of the last one hold.
+    used in the same step; in steps without a measurement the multipliers of the last one hold. A reward without a
+    gradient in a step, such as one that is the same for all answers, is left out of p: no direction helps or hurts it,
+    and the minimum would be 0 by it alone.
 
     Fields:
       strength: c, from 0 to below 1; a number or a schedule. 0 is the weighted sum. RACO's script has 0.4.
@@ -160,8 +162,9 @@ class ConflictAverse(_FollowsGradients):
     def multipliers(self, ratings: Ratings, state: State) -> dict[str, float]:
         if ratings.gram_KK is None:
             return dict(state["multiplier"])
-        shares_K = _shares(ratings)
-        objectives = [place for place, share in enumerate(shares_K.tolist()) if share > 0]
+        shares_K, squares_K = _shares(ratings), ratings.gram_KK.diagonal()
+        has_part_K = (shares_K > 0) & (squares_K > TOLERANCE * squares_K.max())
+        objectives = has_part_K.nonzero()[:, 0].tolist()
         found, gram_KK = dict.fromkeys(ratings.labels, 1.0), ratings.gram_KK[objectives][:, objectives]
         if not objectives:
             return found
@@ -189,12 +192,12 @@ def conflict_averse_weights(gram_KK: Tensor, shares_K: Tensor, strength: float) 
 
     Args:
       gram_KK: inner products of the gradients, in float64.
-      shares_K: v, on the simplex.
+      shares_K: v, above 0.
       strength: c in [0, 1).
     """
     number, towards_K = len(gram_KK), gram_KK @ shares_K  # <g_k, g_0>
     radius = strength * math.sqrt(max(0.0, float(shares_K @ towards_K)))
-    weights_K, lowest = shares_K.clone(), math.inf
+    weights_K, lowest = shares_K / shares_K.sum(), math.inf
     for _ in range(MAX_SWEEPS):
         for one in range(number):
             for other in range(one):

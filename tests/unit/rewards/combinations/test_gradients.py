@@ -184,6 +184,29 @@ def test_the_neglected_reward_counts_more() -> None:
     assert found["b"] > found["a"] >= 1
 
 
+def test_what_has_no_gradient_has_no_part() -> None:
+    """The other two are as they would be without it, their weights aside."""
+    combination = ConflictAverse()
+    with_it = combination.multipliers(rated([[4, 0], [0, 0], [-1, 1]], [0.25, 0.5, 0.25]), {})
+    without = combination.multipliers(rated([[4, 0], [-1, 1]], [0.25, 0.25]), {})
+    assert (with_it["a"], with_it["c"]) == pytest.approx((without["a"], without["b"])) and with_it["b"] == 1
+    alone = combination.multipliers(rated([[4, 0], [0, 0]], [0.25, 0.75]), {})
+    assert alone == pytest.approx({"a": 1.4, "b": 1.0}), "d = (1 + c) g_0"
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_the_reward_that_is_served_worst_is_served_better(seed: int) -> None:
+    """CAGrad: no direction near the sum's has a larger smallest <g_k, d>."""
+    (gradients, shares), strength = random_case(seed, 2 + seed % 3), 0.6
+    gradients_KD = wide(gradients)
+    mean_D = wide(shares) @ gradients_KD
+    found = float((gradients_KD @ direction(ConflictAverse(strength, clipped=False), gradients, shares)).min())
+    drawn_ND = torch.randn(20_000, 5, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    others_ND = mean_D + strength * mean_D.norm() * drawn_ND / drawn_ND.norm(dim=1, keepdim=True)
+    assert found >= float((gradients_KD @ mean_D).min()) - 1e-9
+    assert found >= float((others_ND @ gradients_KD.T).amin(1).max()) - 1e-9
+
+
 def test_the_multipliers_of_the_last_measurement_hold() -> None:
     combination = ConflictAverse(measured_every=2)
     measured, plain = rated([[4, 0], [-1, 1]]), rated([[4, 0], [-1, 1]], measured=False)
