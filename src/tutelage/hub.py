@@ -1,4 +1,5 @@
-"""Is the Hugging Face hub there?  Asked once and within seconds, before a library waits for it file by file.
+"""Is the Hugging Face hub there?  Asked once and within seconds, before a library waits for it file by file. A model is
+put there, if somebody asks for that.
 
 Without a network the libraries send for every file again and again, with pauses of 1, 2, 4, 8 and 8 seconds, until most
 of a minute is gone. Here one small request finds out. If it fails, the cache is used as with HF_HUB_OFFLINE, and
@@ -13,11 +14,11 @@ import warnings
 from functools import cache
 from pathlib import Path
 from threading import Thread
-from typing import Literal
+from typing import Any, Literal
 
-from tutelage.errors import DataError, ModelError, in_short
+from tutelage.errors import ConfigurationError, DataError, ModelError, OutputExistsError, ServerError, in_short
 
-__all__ = ["check_hub", "unreachable"]
+__all__ = ["check_hub", "check_upload", "unreachable", "upload_model"]
 
 MAX_SECONDS = 8.0
 Kind = Literal["model", "dataset"]
@@ -97,3 +98,66 @@ def _is_cached(name: str, kind: Kind) -> bool:
     tables = Path(os.environ.get("HF_DATASETS_CACHE") or Path(constants.HF_HOME) / "datasets")
     plain = {entry.name.replace("_", "").lower() for entry in tables.glob("*")} if kind == "dataset" else set()
     return name.replace("/", "").replace("_", "").lower() in plain
+
+
+def check_upload(name: str) -> None:
+    """Refuse a model that could not be put on the hub under this name, before anything is computed for it.
+
+    Raises:
+      ConfigurationError: no id of a model, no network, nobody is logged in, or the hub does not know the login.
+      OutputExistsError: the hub has a model of that name with files in it.
+    """
+    from huggingface_hub import HfApi, is_offline_mode
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    try:
+        validate_repo_id(name)
+        is_id = name.count("/") == 1
+    except HFValidationError:
+        is_id = False
+    if not is_id:
+        raise ConfigurationError(f"{name!r} is no name on the hub; expected OWNER/NAME. Give such a one.")
+    if (reason := unreachable()) is not None or is_offline_mode():
+        raise ConfigurationError(
+            f"{name} cannot be put on the hub, which is out of reach ({reason or 'HF_HUB_OFFLINE is set'}). Export "
+            "without it, and upload the folder later: hf upload"
+        )
+    client = HfApi()
+    try:
+        client.whoami()
+    except Exception as problem:  # no token, or one that is refused: of whichever HTTP library the client uses
+        raise ConfigurationError(
+            f"the hub does not know who uploads {name} ({in_short(problem)}). Log in with `hf auth login`, or set "
+            "HF_TOKEN."
+        ) from problem
+    _check_empty(client, name)
+
+
+def upload_model(folder: Path, name: str, *, private: bool) -> str:
+    """Put a model directory on the hub under a new name; returns its address there.
+
+    Raises:
+      OutputExistsError: the hub has a model of that name with files in it.
+      ServerError: the hub refuses it, or is gone; the folder stays as it is.
+    """
+    from huggingface_hub import HfApi
+
+    client = HfApi()
+    try:
+        _check_empty(client, name)
+        address = client.create_repo(name, private=private, exist_ok=True)
+        client.upload_folder(repo_id=name, folder_path=folder, commit_message="A student trained by Tutelage")
+    except OutputExistsError:
+        raise
+    except Exception as problem:  # of whichever HTTP library the client uses
+        raise ServerError(
+            f"{name} was not uploaded: {in_short(problem)}. The model is in {folder}; once the cause is gone: "
+            f"hf upload {name} {folder}"
+        ) from problem
+    return str(address)
+
+
+def _check_empty(client: Any, name: str) -> None:
+    """Refuse a model on the hub that has files; one that was only created is taken."""
+    if client.repo_exists(name) and set(client.list_repo_files(name)) - {".gitattributes"}:
+        raise OutputExistsError(f"the hub has a model {name} already; nothing is overwritten. Choose another name.")

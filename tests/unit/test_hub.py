@@ -14,8 +14,8 @@ from tests.support.fake_server import Fake, RawFake
 from tests.support.tiny_run import write_run_file
 from tutelage import hub
 from tutelage.cli import main
-from tutelage.errors import DataError, ModelError
-from tutelage.hub import check_hub
+from tutelage.errors import ConfigurationError, DataError, ModelError, OutputExistsError, ServerError
+from tutelage.hub import check_hub, check_upload, upload_model
 from tutelage.models import check_files, load_tokenizer
 from tutelage.tasks.sources import rows_of
 
@@ -123,3 +123,81 @@ def test_the_command_line_says_so_in_one_line(
     said = capsys.readouterr().err
     assert said.startswith("error: ") and "Traceback" not in said
     assert not (tmp_path / "run").exists()
+
+
+class HubClient:
+    """What of huggingface_hub's client is used, and what was asked of it."""
+
+    def __init__(self, *, files: list[str] | None = None, login: Exception | None = None, fails: bool = False) -> None:
+        self.files, self.login, self.fails = files, login, fails
+        self.asked: list[tuple[object, ...]] = []
+
+    def whoami(self) -> dict[str, str]:
+        if self.login is not None:
+            raise self.login
+        return {"name": "me"}
+
+    def repo_exists(self, name: str) -> bool:
+        return self.files is not None
+
+    def list_repo_files(self, name: str) -> list[str]:
+        return self.files or []
+
+    def create_repo(self, name: str, *, private: bool, exist_ok: bool) -> str:
+        self.asked.append(("create", name, private, exist_ok))
+        return f"https://hub/{name}"
+
+    def upload_folder(self, *, repo_id: str, folder_path: Path, commit_message: str) -> None:
+        self.asked.append(("upload", repo_id, sorted(path.name for path in folder_path.iterdir())))
+        if self.fails:
+            raise ConnectionError("cut off")
+
+
+@pytest.fixture
+def client(online: pytest.MonkeyPatch) -> Iterator[HubClient]:
+    """A hub that answers, and the client that talks to it."""
+    fake, client = Fake(lambda *_: (200, {})), HubClient()
+    online.setattr(constants, "ENDPOINT", fake.url)
+    online.setattr("huggingface_hub.HfApi", lambda: client)
+    yield client
+    fake.close()
+
+
+@pytest.mark.parametrize("private", [True, False])
+@pytest.mark.parametrize("files", [None, [".gitattributes"]], ids=["new", "created and empty"])
+def test_a_model_is_put_on_the_hub(client: HubClient, tmp_path: Path, private: bool, files: list[str] | None) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/config.json").write_text("{}")
+    client.files = files
+    check_upload("me/model")
+    assert client.asked == [], "a check changes nothing"
+    assert upload_model(tmp_path / "model", "me/model", private=private) == "https://hub/me/model"
+    assert client.asked == [("create", "me/model", private, True), ("upload", "me/model", ["config.json"])]
+
+
+def test_what_is_on_the_hub_is_not_overwritten(client: HubClient, tmp_path: Path) -> None:
+    client.files = [".gitattributes", "README.md"]
+    for refused in (lambda: check_upload("me/model"), lambda: upload_model(tmp_path, "me/model", private=True)):
+        with pytest.raises(OutputExistsError, match="the hub has a model me/model already; nothing is overwritten"):
+            refused()
+    assert client.asked == []
+
+
+def test_an_upload_that_cannot_be_is_refused_before_it_costs_anything(client: HubClient) -> None:
+    for name in ("model", "a/b/c", "me/mo del", ""):
+        with pytest.raises(ConfigurationError, match="is no name on the hub; expected OWNER/NAME"):
+            check_upload(name)
+    client.login = ValueError("no token")
+    with pytest.raises(ConfigurationError, match=r"does not know who uploads me/model \(no token\)\. .*hf auth login"):
+        check_upload("me/model")
+
+
+def test_an_upload_without_a_network_is_refused(no_hub: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"me/model cannot be put on the hub, which is out of reach"):
+        check_upload("me/model")
+
+
+def test_an_upload_that_breaks_off_names_what_is_left(client: HubClient, tmp_path: Path) -> None:
+    client.fails = True
+    with pytest.raises(ServerError, match=rf"not uploaded: cut off\. The model is in {tmp_path}; .*hf upload me/model"):
+        upload_model(tmp_path, "me/model", private=True)

@@ -204,16 +204,19 @@ def export(
     output: Annotated[Path, typer.Option(help="A new folder for the model.", callback=given_path)],
     checkpoint: Annotated[CheckpointRule, typer.Option(help="Which checkpoint of a run.")] = CheckpointRule.last,
     dtype: Annotated[Precision, typer.Option(help="Type of the written weights.")] = Precision.float32,
+    push: Annotated[str | None, typer.Option(help="Put it on the Hugging Face hub too, as OWNER/NAME.")] = None,
+    private: Annotated[bool, typer.Option("--private/--public", help="Who sees it there.")] = True,
     as_json: AsJson = False,
 ) -> None:
     """Write a trained student as a plain model directory; an adapter is merged into its base."""
     from tutelage.api.exporting import export as write_model
 
-    exported = write_model(model, output, checkpoint=checkpoint.value, dtype=dtype.value)
+    exported = write_model(model, output, checkpoint=checkpoint.value, dtype=dtype.value, push=push, private=private)
     if as_json:
         print_document(exported.as_dict())
     else:
-        TextConsole().say(f"exported  {exported.source}\nto        {exported.folder}")
+        shown = f"exported  {exported.source}\nto        {exported.folder}"
+        TextConsole().say(shown if exported.url is None else f"{shown}\nand       {exported.url}")
 
 
 @app.command()

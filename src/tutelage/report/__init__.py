@@ -1,6 +1,7 @@
 """What does a run look like?  Figures drawn from the files of finished or running runs; nothing else is read."""
 
 from tutelage.report.bands import Point, plot_methods, plot_sweep
+from tutelage.report.card import model_card
 from tutelage.report.curves import plot_run, plot_runs
 from tutelage.report.lines import read_jsonl
 from tutelage.report.page import Report, default_path, watch_report, write_report
@@ -31,6 +32,7 @@ __all__ = [
     "evaluation_curve",
     "greedy_names",
     "mean_and_spread",
+    "model_card",
     "pass_at_1_curve",
     "plot_budget",
     "plot_continuation",
