@@ -14,7 +14,7 @@ TRITON ?= triton==3.6.0 numpy<2.4
 QUICK := not (compiles or processes or rollouts or runs or statistics or sweeps)
 QUICK_TESTS := tests/unit tests/contracts tests/test_imports.py tests/test_layout.py
 
-.PHONY: demo test test-vllm test-trl test-triton check lint format docs clean
+.PHONY: demo test test-vllm test-trl test-triton check lint format docs package clean
 
 demo: .venv/.installed  ## the main job on the embedded tiny pair: minutes, on a CPU
 	$(BIN)/tutelage demo
@@ -42,6 +42,9 @@ lint: .venv/.installed-dev
 docs: .venv-docs/.installed  ## the site, in build/site; a broken link, a broken anchor or a page without a place fails
 	PYTHONPATH=. NO_MKDOCS_2_WARNING=1 .venv-docs/bin/python -m mkdocs build --strict
 	@echo "open build/site/index.html"
+
+package: .venv/.installed-dev  ## wheel and sdist in dist/, then the wheel in an empty environment; minutes
+	.ci/package
 
 format: .venv/.installed-dev
 	$(BIN)/ruff format .

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 from website.repository import SOURCE
 
-# Packages that only the command line uses.
-INTERNAL = {"cli"}
+# What a person at a terminal sees; nobody imports it.
+INTERNAL = {"cli", "display"}
 
 
 def api_pages() -> list[tuple[str, str, str]]:

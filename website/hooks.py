@@ -22,6 +22,7 @@ from website.run_file import run_file_page
 PAGES = {
     "README.md": "index.md",
     "CHANGELOG.md": "changelog.md",
+    "CONTRIBUTING.md": "contributing.md",
     "benchmarks/README.md": "benchmarks.md",
 }
 # Recipe -> its place on the page of its method.
