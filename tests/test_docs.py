@@ -353,7 +353,7 @@ def test_the_schedule_and_the_target_of_the_pages(members_of: Callable[[str], li
 
 
 def test_the_losses_of_the_page(members_of: Callable[[str], list[Any]]) -> None:
-    triangular, focal, hinge = members_of("new-loss.md")
+    triangular, focal, direction, hinge = members_of("new-loss.md")
     student, teacher = torch.randn(2, 3, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     p, q = student.softmax(-1), teacher.softmax(-1)
     found = triangular(support="full")(student, DenseTarget(teacher))
@@ -364,6 +364,8 @@ def test_the_losses_of_the_page(members_of: Callable[[str], list[Any]]) -> None:
     assert values.tolist() == pytest.approx([0.0, 3 * 0.25 * math.log(2), math.inf])
     values.sum().backward()
     assert logprobs.grad is not None and logprobs.grad.tolist() == pytest.approx([0.0, -0.75, -1.0])
+    outputs = torch.tensor([[[1.0, 0.0], [0.0, 2.0]], [[0.0, 3.0], [0.0, -1.0]]])
+    assert direction().on_layers(outputs, outputs[:1].expand_as(outputs)).tolist() == pytest.approx([0.5, 1.0])
     facts = PairFacts(*torch.tensor([[math.nan] * 3, [math.nan] * 3, [2.0, 4.0, 0.0], [4.0, 2.0, 1.0]]))
     sums = torch.tensor([-2.0, -4.0, 0.0]), torch.tensor([-8.0, -2.0, -0.5])
     assert hinge(margin=0.5).on_pairs(*sums, facts).tolist() == [0.0, 0.5, 0.0]

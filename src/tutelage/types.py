@@ -37,6 +37,7 @@ class Fact(StrEnum):
     teacher_support = "the teacher's log-probabilities of the student's most probable tokens"
     teacher_top = "the teacher's own most probable tokens"
     teacher_full = "the teacher's distribution over the whole vocabulary"
+    teacher_layers = "what the teacher's layers make of the tokens"
     teacher_step = "the teacher's distribution while a token is drawn"
     teacher_drawn = "tokens that the teacher helped to draw"
     reference = "a third model"

@@ -16,10 +16,22 @@ from tutelage.advantages import ADVANTAGES, Advantage, Constant
 from tutelage.config.parts import losses_from
 from tutelage.errors import ConfigurationError
 from tutelage.kernels import Tiling
-from tutelage.losses import LOSSES, PAIR_LOSSES, DistributionLoss, Loss, PairFacts, PairLoss, TokenFacts, TokenLoss
+from tutelage.losses import (
+    LAYER_LOSSES,
+    LOSSES,
+    PAIR_LOSSES,
+    DistributionLoss,
+    LayerLoss,
+    Loss,
+    PairFacts,
+    PairLoss,
+    TokenFacts,
+    TokenLoss,
+)
 from tutelage.losses.distributions import ForwardKL, JensenShannon, ReverseKL
 from tutelage.losses.pairs import DPO
 from tutelage.losses.tokens import ResidualReverseKL, SampledNLL, SampledReverseKL
+from tutelage.models import linearise
 from tutelage.policies import Student, TrustRegion
 from tutelage.rollout import PairedEngine, ReferenceScorer
 from tutelage.rollout.reading import response_hidden
@@ -264,6 +276,45 @@ def test_a_member_of_ones_own_is_found_by_name_and_learns(engine, rollouts, monk
     parts = [(loss.coefficient, *found) for loss, found in zip(losses, alone, strict=True)]
     assert_sum(learned(engine, batch, *losses), parts)
     assert_sum(learned(engine, batch, *losses[:2], form="tiled"), parts[:2])
+
+
+@dataclass(frozen=True)
+class SquaredError(LayerLoss):
+    """(Y - Ŷ)², summed over the width"""
+
+    def on_layers(self, student_MNE: Tensor, teacher_MNE: Tensor) -> Tensor:
+        return (student_MNE - teacher_MNE).square().sum(-1).mean(0)
+
+
+def test_a_layer_loss_of_ones_own_is_found_by_name_and_learns(monkeypatch) -> None:
+    """Beside other terms, in every form of theirs; its gradient is that of the layers alone."""
+    from tutelage.config import resolve_config
+
+    monkeypatch.setitem(LOSSES, "squared_error", SquaredError)
+    terms = [{"name": "squared_error", "coefficient": 0.5}, {"name": "reverse_kl", "support": "full"}]
+    losses = losses_from(resolve_config({"student": "s", "teacher": "t", "data": "d", "loss": terms}))
+    assert losses == (SquaredError(coefficient=0.5), ReverseKL(**FULL))
+    teacher = make_model("qwen3", vocab_size=24, stop_ids=7)
+    engine = PairedEngine(linearise(teacher, (1,), feature_size=4).module, teacher)
+    batch = Batch(engine.generate(Student(), [[1, 2, 3], [4]], max_new_tokens=8, num_samples=2))
+    parts = [(loss.coefficient, *learned(engine, batch, replace(loss, coefficient=1.0))) for loss in losses]
+    assert parts[0][2] and all("layers.1.linear_attn" in name for name in parts[0][2])
+    for form in ("chunked", "tiled", "recomputed"):
+        loss, gradient = learned(engine, batch, *losses, form=form, micro_batch_tokens=24)
+        assert loss == pytest.approx(sum(factor * found for factor, found, _ in parts), rel=1e-5)
+        for name, weight in gradient.items():
+            expected = sum(factor * found[name] for factor, _, found in parts if name in found)
+            torch.testing.assert_close(weight, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_every_layer_loss_is_zero_where_layers_agree() -> None:
+    outputs_MNE = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
+    for member in LAYER_LOSSES.values():
+        student_MNE = outputs_MNE.clone().requires_grad_()
+        values_N = member().on_layers(student_MNE, outputs_MNE)
+        assert values_N.tolist() == pytest.approx([0, 0, 0])
+        member().on_layers(2 * student_MNE, outputs_MNE).sum().backward()
+        assert student_MNE.grad is not None and (student_MNE.grad * outputs_MNE).sum() > 0
 
 
 def test_every_pair_loss_prefers_the_preferred() -> None:

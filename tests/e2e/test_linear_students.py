@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from tests.support.quick_run import StopAt, made, metrics
 from tests.support.tiny_run import write_run_file
 from tutelage.cli import app
-from tutelage.errors import RunInterrupted
+from tutelage.errors import ConfigurationError, RunInterrupted
 from tutelage.training import Observer, train
 
 OPD, TRB = ["policy=student"], ["policy.name=trust_region", "policy.kl_radius=0.05"]
@@ -56,6 +58,71 @@ def test_a_run_is_resumed_to_the_same_bytes(run_file: Path, tmp_path: Path, meth
     if ADAPTER in method:
         learned = {name.split(".")[-4] for name in run.models.student.trainable.parameters()}
         assert learned >= {"q_feature_proj", "k_feature_proj", "q_proj", "v_proj", "o_proj", "down_proj"}
+
+
+TRANSFER = [
+    'divergence="attention_transfer"',
+    "policy=teacher",
+    "optimizer.weight_decay=0.1",
+    "optimizer.learning_rate=1e-2",
+    "optimizer.warmup_steps=0",
+]
+
+
+def test_a_transfer_touches_linear_layers_alone_and_brings_them_nearer(run_file: Path, tmp_path: Path) -> None:
+    original = f"teacher={tmp_path / 'student'}"
+    train(made(run_file, "steps=12", original, *TRANSFER, f"output={tmp_path}/run"), Observer())
+    losses = [record["loss"] for record in metrics(tmp_path / "run")]
+    assert losses[-1] < 0.9 * losses[0] <= 2
+    before = load_file(tmp_path / "linear/model.safetensors")
+    after = load_file(tmp_path / "run/checkpoints/step-000012/model.safetensors")
+    changed = {name for name, weight in before.items() if not torch.equal(weight, after[name])}
+    assert changed and all("layers.1.linear_attn." in name for name in changed)
+
+
+def test_a_transfer_beside_another_loss_and_in_pieces_is_their_sum(run_file: Path, tmp_path: Path) -> None:
+    """However the batch is cut up, and for all losses in one pass."""
+    settings, found = ["steps=1", f"teacher={tmp_path / 'student'}", "optimizer.warmup_steps=0"], {}
+    transfer, reverse = "{name='attention_transfer', coefficient=0.5}", "{name='reverse_kl', support='full'}"
+    for name, loss, tokens in (
+        ("both", f"[{transfer}, {reverse}]", 4096),
+        ("in pieces", f"[{transfer}, {reverse}]", 64),
+        ("transfer", f"[{transfer}]", 4096),
+        ("reverse", f"[{reverse}]", 4096),
+    ):
+        values = [f"loss={loss}", f"runtime.micro_batch_tokens={tokens}", f"output={tmp_path}/{name}"]
+        train(made(run_file, *settings, *OPD, *values), Observer())
+        (record,) = metrics(tmp_path / name)
+        found[name] = record["loss"]
+    assert found["both"] == pytest.approx(found["in pieces"], rel=1e-5)
+    assert found["both"] == pytest.approx(found["transfer"] + found["reverse"], rel=1e-5)
+    assert found["transfer"] > 0 and found["reverse"] > 0
+
+
+def test_a_run_of_phases_is_resumed_to_the_same_bytes(run_file: Path, tmp_path: Path) -> None:
+    """In the transfer, and after it, where more weights learn."""
+    phases = (
+        "phase=[{name='transfer', steps=3, policy='teacher', divergence='attention_transfer', learning_rate=1e-2},"
+        " {name='opd', policy='student', divergence='reverse_kl'}]"
+    )
+    settings = ["steps=6", f"teacher={tmp_path / 'student'}", phases]
+    train(made(run_file, *settings, f"output={tmp_path}/whole"), Observer())
+    whole = metrics(tmp_path / "whole")
+    assert [record["phase"] for record in whole] == ["transfer"] * 3 + ["opd"] * 3
+    for stop in (1, 4):
+        output = f"output={tmp_path}/cut-{stop}"
+        with pytest.raises(RunInterrupted):
+            train(made(run_file, *settings, output), StopAt(stop))
+        train(made(run_file, *settings, output, resume=True), Observer())
+        assert metrics(tmp_path / f"cut-{stop}") == whole
+        for name in ("model.safetensors", "optimizer.pt"):
+            cut, other = (tmp_path / folder / "checkpoints/step-000006" / name for folder in (f"cut-{stop}", "whole"))
+            assert cut.read_bytes() == other.read_bytes()
+
+
+def test_a_transfer_from_another_model_is_refused_before_it_begins(run_file: Path) -> None:
+    with pytest.raises(ConfigurationError, match="has 3 layers of width 32, and the student 2 of width 32"):
+        made(run_file, *TRANSFER)
 
 
 def test_drafts_of_any_length_write_the_same_answers(run_file: Path, tmp_path: Path) -> None:

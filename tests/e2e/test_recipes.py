@@ -10,8 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from tutelage.advantages import Focal
+from tutelage.cli import app
 from tutelage.config import build_phases, build_recipe, build_run, load_config
 from tutelage.demo import student_path, teacher_path, write_problems
 from tutelage.divergences import SampledNLL
@@ -65,7 +67,7 @@ def test_there_are_recipes() -> None:
     of_the_comparison = {"opd", "trb", "fixed_budget", "skd", "temperature_warmup", "sft_warmup", "veto"}
     neighbours = {"gkd", "minillm_single_step", "thinking_machines_pg", "exopd", "eopd", "tip", "tropd"}
     rivals = {"resopd", "top_d", "fixed_negative", "reopd", "simple_opd", "tisd"}
-    others = {"lora", "field_defaults", "field_defaults_lora"}
+    others = {"lora", "linear_student", "field_defaults", "field_defaults_lora"}
     assert of_the_comparison | neighbours | rivals | others | OWN_TEACHER | WITH_REWARDS == {
         path.stem for path in RECIPES
     }
@@ -180,7 +182,18 @@ def test_the_papers_other_baselines() -> None:
 def test_a_recipe_takes_a_step(recipe: Path, problems: Path, tmp_path: Path) -> None:
     sets = f'evaluation.sets=[{{path = "{problems}", limit = 2}}]'
     models = [f"student={student_path()}"]
-    models += [] if recipe.stem in WITHOUT_TEACHER | OWN_TEACHER | {"fixed_negative"} else [f"teacher={teacher_path()}"]
+    if recipe.stem == "linear_student":  # made of its teacher
+        linear = tmp_path / "linear"
+        done = CliRunner().invoke(
+            app, ["linearise", str(student_path()), "--layers", "every-other", "--output", str(linear)]
+        )
+        assert done.exit_code == 0, done.output
+        models = [f"student={linear}", f"teacher={student_path()}"]
+    models += (
+        []
+        if recipe.stem in WITHOUT_TEACHER | OWN_TEACHER | {"fixed_negative", "linear_student"}
+        else [f"teacher={teacher_path()}"]
+    )
     models += ["data.verifier=math", "data.answer_column=answer"] if recipe.stem == "reopd" else []
     models += SPREAD if recipe.stem in WITH_REWARDS else []
     overrides = [f"data={problems}", f"output={tmp_path / 'run'}", sets, *SMALL, *models, *one_step_per_phase(recipe)]

@@ -18,6 +18,8 @@ from tutelage.config.resuming import Beginning, beginning_of, with_micro_batch
 from tutelage.config.schema import RunConfig
 from tutelage.config.serving import check_sampler, check_teacher_servers, make_hosted_engine
 from tutelage.errors import ConfigurationError
+from tutelage.losses import LayerLoss
+from tutelage.models import ModelSet, check_comparable_layers
 from tutelage.rollout import Engine, Engines
 from tutelage.runtime import LocalRuntime, Processes, runtime_for
 from tutelage.training import LogSettings, Run, RunFolder, RunLabel, RunStart, check_models_form, chosen_trackers
@@ -105,7 +107,20 @@ def _checked_engine(parts: RunAssembly) -> Engine:
     for phase in parts.phases:
         teachers = list(models.teachers.values())
         check_models_form(config.runtime.loss, phase.recipe, models.student, teachers)
+        if any(isinstance(loss, LayerLoss) for loss in phase.recipe.losses):
+            _check_layers(config, models)
     return engine
+
+
+def _check_layers(config: RunConfig, models: ModelSet) -> None:
+    """Refuse a loss on layers where the student's are sharded, or where teacher and student cannot be compared."""
+    if config.runtime.strategy == "fsdp2":
+        raise ConfigurationError(
+            "runtime.strategy is 'fsdp2', but a loss on layers calls the student's layers one by one, which are in "
+            "parts there. Use runtime.strategy = 'ddp'."
+        )
+    for teacher in models.teachers.values():
+        check_comparable_layers(models.student, teacher)
 
 
 def _runtime_of(config: RunConfig, processes: Processes | None) -> LocalRuntime:

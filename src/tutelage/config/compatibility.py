@@ -27,6 +27,7 @@ USES: Mapping[Fact, str] = {
     Fact.teacher_support: "compares both models on the student's most probable tokens",
     Fact.teacher_top: "looks at the teacher's most probable tokens",
     Fact.teacher_full: "looks at the teacher's whole distribution",
+    Fact.teacher_layers: "compares layers with those of the teacher",
     Fact.teacher_step: "asks the teacher at every token",
     Fact.teacher_drawn: "imitates the sampled tokens",
     Fact.reference: "compares with a third model",
@@ -114,6 +115,7 @@ CIRCUMSTANCES: Mapping[str, Circumstance] = {
             Fact.teacher_step: "and a server reads finished answers only",
             Fact.teacher_support: _TELLS_TOP,
             Fact.teacher_full: _TELLS_TOP,
+            Fact.teacher_layers: _TELLS_TOP,
         },
         {
             "": "Set {need.key}.support = 'teacher_top_k', or load every teacher here (leave its server out).",

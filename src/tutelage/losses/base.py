@@ -1,13 +1,14 @@
-"""What a term of the objective is. Three kinds, told apart by what they compare.
+"""What a term of the objective is. Four kinds, told apart by what they compare.
 
     distribution   the student's next-token distribution with a target's, seen through a support      [n] per token
     token          log p of the sampled token with a number that is known for it, its advantage       [n] per token
+    layer          what the student's linear layers give with what the teacher's give, same inputs    [N] per token
     pair           summed log p of a preferred and of a rejected answer                               [P] per pair
 
 The objective is the sum of its terms, each times its coefficient: a weighted mean over the response tokens of the
-global batch of the first two kinds, and a mean over its pairs of the third.
+global batch of the first three kinds, and a mean over its pairs of the fourth.
 
-Axis letters: n tokens of a block, E events, P pairs.
+Axis letters: n tokens of a block, E events, P pairs; of layers M layers, N tokens, E width of the model.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from tutelage.types import Batch, Fact, Target
 
 __all__ = [
     "DistributionLoss",
+    "LayerLoss",
     "Loss",
     "PairFacts",
     "PairLoss",
@@ -232,6 +234,23 @@ class TokenLoss(Loss):
           logprobs_n: log p of the sampled token under the student that is updated, with a gradient.
           facts: what else is known of the tokens.
         """
+
+
+@dataclass(frozen=True)
+class LayerLoss(Loss):
+    """A number per token from what some layers give: the student's linear ones, and the teacher's in their place.
+
+    Both read the teacher's hidden states, so a layer's gradient reaches that layer alone, and no layer sees errors of
+    those before it. A member writes `on_layers`.
+    """
+
+    @property
+    def needs(self) -> frozenset[Fact]:
+        return frozenset({Fact.teacher_layers})
+
+    @abstractmethod
+    def on_layers(self, student_MNE: Tensor, teacher_MNE: Tensor) -> Tensor:
+        """A number per token, [N], with a gradient into the student's outputs [M, N, E]."""
 
 
 @dataclass(frozen=True)

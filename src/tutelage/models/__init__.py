@@ -7,6 +7,7 @@ from tutelage.models.finite import is_all_finite
 from tutelage.models.fused_teacher import FusedTeacher
 from tutelage.models.fusion import DynamicFusion, FixedFusion, Fusion
 from tutelage.models.language_model import LanguageModel, as_language_model
+from tutelage.models.layer_outputs import check_comparable_layers, compared_outputs
 from tutelage.models.linear_attention import KERNELS, Linearised, layers_from, linearise
 from tutelage.models.loading import (
     check_distinct,
@@ -58,6 +59,7 @@ __all__ = [
     "as_language_model",
     "base_of",
     "both_readings",
+    "check_comparable_layers",
     "check_distinct",
     "check_files",
     "check_learnable",
@@ -67,6 +69,7 @@ __all__ = [
     "check_same_tokenizer",
     "check_servable",
     "check_unquantised",
+    "compared_outputs",
     "context_length_of",
     "export_model",
     "is_all_finite",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -33,7 +34,14 @@ class Learner:
 
     def moments(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         """The optimizer's whole state, the same for any number of processes."""
-        return optimizer.state_dict()
+        moments = optimizer.state_dict()
+        # A phase may teach some parameters first. The file's bytes must not depend on that: neither on the order of
+        # first updates, nor on which names were read from a checkpoint, since equal strings are pickled once each.
+        moments["state"] = {
+            place: {sys.intern(name): value for name, value in own.items()}
+            for place, own in sorted(moments["state"].items())
+        }
+        return moments
 
     def load_moments(self, optimizer: torch.optim.Optimizer, moments: Mapping[str, Any]) -> None:
         """Load the state that `moments` returned into an optimizer."""

@@ -1,6 +1,7 @@
 """Which prompts, and was the answer right?  Data sets, chat templates and verifiers."""
 
 from tutelage.tasks.answers import THINKING_OPENS
+from tutelage.tasks.associative_recall import IGNORED, AssociativeRecall, recall_lines
 from tutelage.tasks.benchmarks import BENCHMARKS, Benchmark
 from tutelage.tasks.chat import DroppedPromptsWarning, PromptStyle, RenderedPrompts, render, render_all
 from tutelage.tasks.clock import TemplateClock
@@ -33,6 +34,8 @@ __all__ = [
     "Columns",
     "THINKING_OPENS",
     "BENCHMARKS",
+    "IGNORED",
+    "AssociativeRecall",
     "DEFAULT_ANSWER_COLUMN",
     "DEFAULT_PRIVILEGED_TEMPLATE",
     "DEFAULT_PROMPT_COLUMN",
@@ -53,6 +56,7 @@ __all__ = [
     "max_prompt_characters",
     "name_and_split",
     "prefix_pool",
+    "recall_lines",
     "rows_of",
     "short_name",
     "turn_shares",

@@ -2,9 +2,9 @@
 
     L = Σ_tokens w_t v_t / Σ_tokens w_t + Σ_pairs u / number of pairs
 
-v_t is the sum of the distribution and token losses at a response token, u that of the pair losses on a pair, each times
-its coefficient. The denominators are fixed before the first micro-batch is seen, so the loss and its gradient do not
-depend on how the batch is cut up, nor on how many processes share it.
+v_t is the sum of the distribution, token and layer losses at a response token, u that of the pair losses on a pair,
+each times its coefficient. The denominators are fixed before the first micro-batch is seen, so loss and gradient
+do not depend on how the batch is cut up, nor on how many processes share it.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from tutelage.errors import EmptyBatchError
-from tutelage.losses import DistributionLoss, Loss, PairFacts, PairLoss, TokenLoss
-from tutelage.models import ModelSet
+from tutelage.losses import DistributionLoss, LayerLoss, Loss, PairFacts, PairLoss, TokenLoss
+from tutelage.models import ModelSet, compared_outputs
 from tutelage.rollout.decoding.streams import derive_seed, uniforms
 from tutelage.rollout.reading import batches_by_tokens, response_hidden, tokens_per_chunk
 from tutelage.runtime import Learner
@@ -121,7 +121,11 @@ class Objective:
             nonlocal total, mismatch
             rollouts = [batch.rollouts[i] for i in places]
             planned = {name: torch.cat([parts[i] for i in places]) for name, parts in plan.items()}
-            values_N, logprobs_N = self._per_token(rollouts, planned, statistics)
+            # Layers are read on the teacher's hidden states: where nothing else is learned from, no graph is needed.
+            with torch.set_grad_enabled(torch.is_grad_enabled() and not self._only_layers):
+                values_N, logprobs_N = self._per_token(rollouts, planned, statistics)
+            if self._layer_losses:
+                values_N = values_N + self._on_layers(rollouts).to(values_N)
             weights_N = planned["weights"].to(values_N)
             # A value with weight 0 must not count when it is infinite, either.
             loss = (weights_N * values_N.masked_fill(weights_N == 0, 0)).sum() / denominator
@@ -147,6 +151,14 @@ class Objective:
     @property
     def _pair_losses(self) -> list[PairLoss]:
         return [loss for loss in self._losses if isinstance(loss, PairLoss)]
+
+    @property
+    def _layer_losses(self) -> list[LayerLoss]:
+        return [loss for loss in self._losses if isinstance(loss, LayerLoss)]
+
+    @property
+    def _only_layers(self) -> bool:
+        return bool(self._losses) and all(isinstance(loss, LayerLoss) for loss in self._losses)
 
     @property
     def _token_terms(self) -> list[DistributionLoss | TokenLoss]:
@@ -250,12 +262,27 @@ class Objective:
 
     def _form(self, terms: TokenTerms, target_models: TargetModels, *, is_one_chunk: bool) -> str:
         """Which form of the loss these rollouts get: "chunked", "tiled" or "recomputed"."""
-        wide, losses = [window for window in terms.windows if window.needs_full_target], self._losses
+        wide = [window for window in terms.windows if window.needs_full_target]
+        losses = tuple(loss for loss in self._losses if not isinstance(loss, LayerLoss))
         if not losses or (wide and not target_models.must_ask(wide)):
             return "chunked"
         teachers = {id(model): model for window in wide for model in target_models.teachers(window)}
         recipe, student = replace(self.recipe, losses=losses), self.models.student
         return chosen_form(self.form, recipe, student, list(teachers.values()), is_one_chunk=is_one_chunk)
+
+    def _on_layers(self, rollouts: Sequence[Rollout]) -> Tensor:
+        """The sum of the layer losses at the response tokens, [N]: each where the hidden state is that predicts it."""
+        found = []
+        names = list(dict.fromkeys(rollout.teacher_name for rollout in rollouts))
+        for name in names:
+            mine = [rollout for rollout in rollouts if rollout.teacher_name == name]
+            sequences = [[*rollout.prompt_tokens, *rollout.response_tokens[:-1]] for rollout in mine]
+            starts = [len(rollout.prompt_tokens) - 1 for rollout in mine]
+            outputs = compared_outputs(self.models.student, self.models.teacher_named(name), sequences, starts)
+            values_n = torch.stack([loss.factor * loss.on_layers(*outputs) for loss in self._layer_losses]).sum(0)
+            found.append(torch.split(values_n, [len(rollout) for rollout in mine]))
+        of_teacher = {name: iter(pieces) for name, pieces in zip(names, found, strict=True)}
+        return torch.cat([next(of_teacher[rollout.teacher_name]) for rollout in rollouts])
 
     def _on_pairs(self, batch: Batch, places: Sequence[int], logprobs_N: Tensor) -> Tensor:
         """The sum of the pair losses over the pairs whose answers are at these places."""

@@ -56,8 +56,10 @@ class Recipe:
 
     @property
     def asks_teacher(self) -> bool:
-        """A teacher must be there, to draw or to read; recorded scores need none."""
-        return not self.policy.is_offline and (self.policy.needs_teacher or bool(self.needs & OF_TEACHER))
+        """A teacher must be there, to draw, to read, or for its layers; recorded scores replace the first two."""
+        if self.policy.is_offline:
+            return Fact.teacher_layers in self.needs
+        return self.policy.needs_teacher or bool(self.needs & OF_TEACHER)
 
     @property
     def windows(self) -> list[Support]:
