@@ -62,9 +62,9 @@ from tutelage.training import Observer, named_checkpoints, train
 
 RECIPE = Path(__file__).resolve().parents[1] / "recipes/linear_student.toml"
 LAYERS = {"some": (1,), "all": (0, 1, 2)}
-TEXTS, TRANSFER_STEPS, TRANSFER_ROWS, TRANSFER_RATE = 160, 64, 16, 1e-2
-RECOVERY_STEPS, PROMPTS, SAMPLES, NEW_TOKENS, RECOVERY_RATE = 12, 8, 2, 90, 5e-4
-PROBLEMS, ANSWERS = 100, 1
+TEXTS, TRANSFER_STEPS, TRANSFER_ROWS, TRANSFER_RATE = 160, 128, 16, 1e-2
+RECOVERY_STEPS, PROMPTS, SAMPLES, NEW_TOKENS, RECOVERY_RATE = 16, 8, 2, 90, 2e-4
+PROBLEMS, ANSWERS = 100, 2
 CONTEXTS, DECODED_ROWS, DECODED_TOKENS, ROUNDS = (8, 64, 256), 16, 32, 3
 REVERSE_KL = {"name": "reverse_kl", "support": "student_top_k", "top_k": 16, "rest": "tail"}
 # What differs after the transfer.

@@ -189,11 +189,8 @@ def test_a_recipe_takes_a_step(recipe: Path, problems: Path, tmp_path: Path) -> 
         )
         assert done.exit_code == 0, done.output
         models = [f"student={linear}", f"teacher={student_path()}"]
-    models += (
-        []
-        if recipe.stem in WITHOUT_TEACHER | OWN_TEACHER | {"fixed_negative", "linear_student"}
-        else [f"teacher={teacher_path()}"]
-    )
+    if recipe.stem not in WITHOUT_TEACHER | OWN_TEACHER | {"fixed_negative", "linear_student"}:
+        models += [f"teacher={teacher_path()}"]
     models += ["data.verifier=math", "data.answer_column=answer"] if recipe.stem == "reopd" else []
     models += SPREAD if recipe.stem in WITH_REWARDS else []
     overrides = [f"data={problems}", f"output={tmp_path / 'run'}", sets, *SMALL, *models, *one_step_per_phase(recipe)]
