@@ -26,5 +26,5 @@ class AttentionTransfer(LayerLoss):
 
     def on_layers(self, student_MNE: Tensor, teacher_MNE: Tensor) -> Tensor:
         norm = torch.linalg.vector_norm
-        error_MN = norm(teacher_MNE - student_MNE, dim=-1) / norm(teacher_MNE, dim=-1).clamp_min(TINY)
+        error_MN: Tensor = norm(teacher_MNE - student_MNE, dim=-1) / norm(teacher_MNE, dim=-1).clamp_min(TINY)
         return error_MN.mean(0)
