@@ -20,7 +20,9 @@ import typer
 from pydantic import BaseModel
 from safetensors.torch import load_file
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 
+import tutelage
 from tests.support.quick_run import made
 from tests.support.rated_answers import answers_of
 from tests.support.rollouts import rollout_of
@@ -39,6 +41,7 @@ from tutelage.config import (
     read_run_file,
     resolve_config,
 )
+from tutelage.demo import reference_loop, student_path, teacher_path
 from tutelage.diagnostics import METRICS
 from tutelage.evaluation import SELECTIONS, EvaluationSample
 from tutelage.losses import LOSSES, PairFacts, TokenFacts
@@ -240,6 +243,37 @@ def test_the_readmes_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
     exec(compile(example, "README.md", "exec"), {"__name__": "readme"})
     assert len(re.findall(r"^teacher share \d\.\d\d: ", capsys.readouterr().out, flags=re.MULTILINE)) == 4
+
+
+def test_the_page_of_the_functions_runs_from_top_to_bottom(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = DOCS / "usage/python.md"
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {"__name__": "page"}
+    for example in blocks(page, "python"):
+        exec(compile(example, "python.md", "exec", dont_inherit=True), names)
+    printed = capsys.readouterr().out
+    (messages,) = blocks(page, "text")
+    assert [line for line in messages.splitlines() if line not in printed] == []
+    assert names["half"].metrics["loss"].tolist()[:2] == names["seen"]
+    assert [path.name for path in tmp_path.iterdir() if path.suffix == ".html"] == ["first.report.html"]
+    functions = re.findall(r"`(\w+)`", page.read_text().partition("The commands call")[0])
+    assert set(functions) >= {name for name in tutelage.__all__ if name[0].islower()}
+
+
+def test_the_loop_of_ones_own_is_the_method(capsys: pytest.CaptureFixture[str]) -> None:
+    """The losses that the page prints are those of the specification in plain PyTorch, on the same tokens."""
+    (example,) = blocks(DOCS / "usage/own-loop.md", "python")
+    assert len([line for line in example.partition("for step in")[2].splitlines() if line]) <= 20, "about twenty lines"
+    names: dict[str, Any] = {}
+    capsys.readouterr()
+    exec(compile(example, "own-loop.md", "exec", dont_inherit=True), names)
+    printed = re.findall(r"^step \d: loss (\d\.\d{4}), teacher share 0\.\d\d$", capsys.readouterr().out, re.MULTILINE)
+    student, teacher = (AutoModelForCausalLM.from_pretrained(path()) for path in (student_path, teacher_path))
+    setting = reference_loop.Setting(names["tokenizer"].eos_token_id, prompts_per_step=4, samples=2, limit=48, warmup=1)
+    expected = list(reference_loop.train(student, teacher, names["prompts"], setting, steps=3))
+    assert [float(loss) for loss in printed] == pytest.approx(expected, abs=2e-4)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+from warnings import catch_warnings, filterwarnings
 
 if TYPE_CHECKING:
     from tutelage.api.checking import doctor
@@ -57,7 +58,9 @@ HOMES = {
 def __getattr__(name: str) -> Any:
     for module, names in HOMES.items():
         if name in names:
-            return getattr(import_module(module), name)
+            with catch_warnings():  # tqdm's, which others import, in a notebook without widgets
+                filterwarnings("ignore", message="IProgress not found")
+                return getattr(import_module(module), name)
     raise AttributeError(f"module 'tutelage' has no attribute {name!r}")
 
 

@@ -25,8 +25,9 @@ class TextConsole(Console):
     """A console on which a string is text: no markup, no emoji codes, no control characters."""
 
     def __init__(self, **settings: Any) -> None:
-        # In a notebook, too, lines are text: rich would make a block of HTML of each.
-        super().__init__(markup=False, emoji=False, highlight=False, force_jupyter=False, **settings)
+        if in_notebook():  # lines of text, of which rich would make blocks of HTML; a spinner would leave its frames
+            settings = {"force_jupyter": False, "force_terminal": False, **settings}
+        super().__init__(markup=False, emoji=False, highlight=False, **settings)
 
     def render_str(self, text: str, **settings: Any) -> Text:
         """As rich does, with control characters written out before the text is measured."""
