@@ -238,10 +238,15 @@ def test_python_in_the_text_compiles(page: Path) -> None:
         compile(block, page.name, "exec")
 
 
-def test_the_readmes_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    (example,) = [block for block in blocks(ROOT / "README.md", "python") if "PairedEngine" in block]
-    capsys.readouterr()
-    exec(compile(example, "README.md", "exec"), {"__name__": "readme"})
+def test_the_readmes_examples_run(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # where the first one writes
+    training, answering = blocks(ROOT / "README.md", "python")
+    exec(compile(training, "README.md", "exec"), {"__name__": "readme"})
+    *_, page, finished = capsys.readouterr().out.splitlines()
+    assert finished == "True" and Path(page.split()[0]).is_file()
+    exec(compile(answering, "README.md", "exec"), {"__name__": "readme"})
     assert len(re.findall(r"^teacher share \d\.\d\d: ", capsys.readouterr().out, flags=re.MULTILINE)) == 4
 
 

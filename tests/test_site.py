@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import fields
 from typing import Any
 
@@ -9,6 +10,8 @@ import pytest
 
 from tests.test_docs import DOCS, KEYS
 from tutelage.config.schema import ExpertConfig, ModelConfig
+from tutelage.losses import LOSSES
+from tutelage.policies import POLICIES
 from website.api import INTERNAL, api_pages
 from website.docstrings import as_markdown, split_fields
 from website.methods import METHODS, anchor, evidence, members_of, method_parts, page_of_recipe, recipes_of
@@ -143,3 +146,21 @@ def test_formulas_of_docstrings_keep_their_lines() -> None:
     assert as_markdown(text) == expected
     body, meanings = split_fields("Promise.\n\nFields:\n  a, b: of the\n    two.\n  c, ...: see `D`.")
     assert (body, meanings) == ("Promise.", {"a": "of the two.", "b": "of the two.", "c": "see `D`."})
+
+
+# --- coming from other libraries -------------------------------------------------------------------------------------
+
+
+def test_keys_beside_those_of_other_libraries_exist() -> None:
+    """Below the axes' tables they are fields of members; all others are keys of the schema."""
+    tables = {key.partition(".")[0] for key in GENERATED} | {"student", "data", "rollout", "evaluation"}
+    members = {field.name for _, each in AXES.values() for member in each.values() for field in fields(member)}
+    for page in (DOCS / "usage/coming-from.md", DOCS.parent / "README.md"):
+        section = page.read_text().partition("Coming from TRL")[2].partition("Where things are")[0]
+        cells = [line.split("|")[1] for line in section.splitlines() if line.startswith("| ") and "`" in line]
+        named = [name for cell in cells for name in re.findall(r"`([a-z_]+(?:\.[a-z_]+)*)`", cell)]
+        assert len(named) > 8
+        for name in named:
+            table, _, last = name.rpartition(".")
+            known = name in GENERATED or name in tables or (table in ("divergence", "") and last in members)
+            assert known or name in LOSSES or name in POLICIES, name
