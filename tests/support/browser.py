@@ -16,6 +16,7 @@ from typing import Any
 ELEMENT = "element-6066-11e4-a52e-4f735466cecf"  # the key under which the protocol names an element
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
+TAB, ENTER, ESCAPE, CONTROL = "\ue004", "\ue007", "\ue00c", "\ue009"
 MISSING = "" if CHROMIUM and DRIVER else "needs chromium and chromedriver (Debian: chromium chromium-driver)"
 
 
@@ -45,6 +46,15 @@ class Browser:
 
     def type(self, selector: str, keys: str) -> None:
         self._ask("POST", f"/element/{self._element(selector)}/value", {"text": keys})
+
+    def press(self, key: str) -> None:
+        """A key, down and up, wherever the focus is."""
+        strokes = [{"type": kind, "value": key} for kind in ("keyDown", "keyUp")]
+        self._ask("POST", "/actions", {"actions": [{"type": "key", "id": "keyboard", "actions": strokes}]})
+
+    def allow_scripts(self, *, is_allowed: bool) -> None:
+        """Of pages that are opened from now on; `run` works all the same."""
+        self._devtools("Emulation.setScriptExecutionDisabled", {"value": not is_allowed})
 
     def texts(self, selector: str) -> list[str]:
         return list(self.run(f"return [...document.querySelectorAll({json.dumps(selector)})].map(x => x.textContent)"))

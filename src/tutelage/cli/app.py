@@ -310,7 +310,10 @@ def demo(
 
 @app.command()
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="Folders of runs, comparisons or sweeps.", callback=given_path)],
+    runs: Annotated[
+        list[Path],
+        typer.Argument(help="Folders of runs, comparisons or sweeps, or of several of them.", callback=given_path),
+    ],
     output: Annotated[
         Path | None,
         typer.Option(

@@ -29,6 +29,7 @@ from tutelage.report.tables import (
     compared,
     configuration_differences,
     problem_changes,
+    run_table,
     summary,
 )
 from tutelage.report.thinning import MAX_STRETCHES
@@ -42,6 +43,8 @@ MARK = '<meta name="generator" content="tutelage report">'
 MARK_WITHIN = 1000  # bytes from the start
 FIGURES_MARK = ".made-by-tutelage-report"
 MAX_RUNS_WITH_PROBLEMS = 8
+MAX_METHODS_DRAWN = 12  # more lines cannot be told apart
+MIN_RUNS_LISTED = 3
 MAX_NAMES_IN_TITLE = 4
 MAX_LEFT_OUT = 20  # sentences about what could not be read
 MAX_PICTURE_BYTES = 5_000_000
@@ -72,7 +75,7 @@ def write_report(sources: Sequence[Path], path: Path | None = None, *, refresh: 
     """Write the page and, into a folder `<stem>-figures` beside it, every figure as SVG and PNG.
 
     Args:
-      sources: folders of runs, comparisons and sweeps.
+      sources: folders of runs, comparisons and sweeps, or folders that hold some.
       path: the page; None = `default_path`.
       refresh: seconds after which an open page reloads while runs are in progress; 0 = never.
     Raises:
@@ -82,14 +85,17 @@ def write_report(sources: Sequence[Path], path: Path | None = None, *, refresh: 
     path = default_path(sources) if path is None else path
     folder = path.with_name(f"{path.stem}-figures")
     _check_replaceable(path, folder)
-    runs, comparisons = read_sources(sources)
+    left_out: list[str] = []
+    runs, comparisons = read_sources(sources, left_out)
     tables = [compared(it) for it in comparisons]
-    figures = list(draw_figures({name: [run.records for run in group] for name, group in settled(runs).items()}))
+    methods = list(grouped(runs))
+    drawn = [run for run in runs if run.method in methods[:MAX_METHODS_DRAWN]]
+    figures = list(draw_figures({name: [run.records for run in group] for name, group in settled(drawn).items()}))
     is_complete = all(map(is_finished, runs)) and not any(it.record.get("missing", ["?"]) for it in comparisons)
-    left_out = [sentence for run in runs for sentence in run.records.left_out]
+    left_out += [sentence for run in runs for sentence in run.records.left_out]
     changes = [change for run in runs[:MAX_RUNS_WITH_PROBLEMS] for change in problem_changes(run, left_out)]
     sweeps = [(it.folder.name, uri) for it in comparisons if (uri := _data_uri(it.sweep_figure, left_out))]
-    answers = side_by_side(runs, left_out)
+    answers = side_by_side(drawn, left_out)
     left_out = left_out[:MAX_LEFT_OUT] + [f"And {len(left_out) - MAX_LEFT_OUT} more."] * (len(left_out) > MAX_LEFT_OUT)
 
     from markupsafe import Markup
@@ -102,6 +108,9 @@ def write_report(sources: Sequence[Path], path: Path | None = None, *, refresh: 
         progress=_progress_words(runs),
         refresh=0 if is_complete else refresh,
         summary=summary(runs),
+        runs=run_table(runs) if len(runs) >= MIN_RUNS_LISTED else None,
+        undrawn=len(methods) - MAX_METHODS_DRAWN,
+        most_drawn=MAX_METHODS_DRAWN,
         comparisons=tables,
         figures=[(figure, Markup(for_page(figure))) for figure in figures],
         sweeps=sweeps,
@@ -110,7 +119,7 @@ def write_report(sources: Sequence[Path], path: Path | None = None, *, refresh: 
         change_table=_change_table(changes),
         listed=[change for change in changes if change.gained or change.lost],
         most=MAX_PROBLEMS_LISTED,
-        differences=configuration_differences(runs),
+        differences=configuration_differences(drawn),
         left_out=left_out,
         stretches=MAX_STRETCHES if any(len(run.records.metrics) > MAX_STRETCHES for run in runs) else 0,
         footer=f"Read from {', '.join(str(source) for source in sources)}.",

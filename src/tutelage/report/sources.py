@@ -1,10 +1,11 @@
-"""Which runs are in a report?  Run folders, and folders of comparisons and sweeps, read as they are."""
+"""Which runs are in a report?  Those of run folders, comparisons, sweeps, and folders that hold any of these."""
 
 from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ COMPARISON_FILE = "comparison.json"
 PLAN_FILE = "plan.json"
 NOT_OF_THE_METHOD = {"output", "seed"}
 NAME_LETTERS = 80
+MAX_DEPTH = 4  # of folders in each other, in which runs are looked for
 
 
 @dataclass(frozen=True)
@@ -57,30 +59,44 @@ class Comparison:
     sweep_figure: Path | None
 
 
-def read_sources(paths: Sequence[Path]) -> tuple[list[ReportedRun], list[Comparison]]:
+def read_sources(
+    paths: Sequence[Path], left_out: list[str] | None = None
+) -> tuple[list[ReportedRun], list[Comparison]]:
     """The runs in the folders named, in order; those of a comparison that have not begun are left out.
 
-    Runs that are named one by one belong together where their configurations differ in seed and output only.
+    Runs that are named one by one, or lie in a folder that is named, belong together where their configurations differ
+    in seed and output only.
 
+    Args:
+      left_out: gets a sentence about each run or comparison in a folder of such that cannot be read.
     Raises:
-      DataError: a folder is neither, or nothing has begun.
+      DataError: a folder holds none of them, what is named itself cannot be read, or nothing has begun.
     """
     runs: list[ReportedRun] = []
     comparisons: list[Comparison] = []
-    single: list[Path] = []
+    single: dict[Path, bool] = {}  # folder of a run -> it was named
+    left_out = [] if left_out is None else left_out
     for path in paths:
-        if (path / PLAN_FILE).is_file() or (path / COMPARISON_FILE).is_file():
-            comparison, found = _read_comparison(path)
-            comparisons.append(comparison)
-            runs += found
-        elif (path / METRICS_FILE).is_file():
-            single.append(path)
-        else:
+        found = [path] if _is_source(path) else list(_sources_in(path, MAX_DEPTH))
+        if not found:
             raise DataError(
-                f"{path} has neither {METRICS_FILE} nor {COMPARISON_FILE}; expected the folder of a run that has "
-                "begun, or of a comparison. Name the folder itself."
+                f"{path} has neither {METRICS_FILE} nor {COMPARISON_FILE}, and no folder in it has; expected the "
+                "folder of a run that has begun, of a comparison, or of several of them. Name such a folder."
             )
-    runs += _read_single(list(dict.fromkeys(path.resolve() for path in single)), {run.method for run in runs})
+        for each in found:
+            if not _is_comparison(each):
+                single[each.resolve()] = single.get(each.resolve(), False) or each == path
+                continue
+            try:
+                comparison, own = _read_comparison(each)
+            except DataError as problem:
+                if each == path:
+                    raise
+                left_out.append(str(problem))
+            else:
+                comparisons.append(comparison)
+                runs += own
+    runs += _read_single(single, {run.method for run in runs}, left_out)
     if not runs:
         raise DataError(f"no run in {', '.join(map(str, paths))} has begun. Let one finish a step first.")
     return runs, comparisons
@@ -144,23 +160,53 @@ def _read_comparison(folder: Path) -> tuple[Comparison, list[ReportedRun]]:
     return Comparison(folder, record, figure if figure.is_file() else None), runs
 
 
-def _read_single(folders: Sequence[Path], taken: set[str]) -> list[ReportedRun]:
-    configs = [_config_of(folder) for folder in folders]
+def _is_comparison(path: Path) -> bool:
+    return (path / PLAN_FILE).is_file() or (path / COMPARISON_FILE).is_file()
+
+
+def _is_source(path: Path) -> bool:
+    return _is_comparison(path) or (path / METRICS_FILE).is_file()
+
+
+def _sources_in(folder: Path, depth: int) -> Iterator[Path]:
+    """Folders of runs and comparisons in a folder, not those inside one another."""
+    for path in sorted(_folders(folder)):
+        if path.name.startswith(".") or path.is_symlink():
+            continue
+        if _is_source(path):
+            yield path
+        elif depth > 1:
+            yield from _sources_in(path, depth - 1)
+
+
+def _read_single(single: Mapping[Path, bool], taken: set[str], left_out: list[str]) -> list[ReportedRun]:
+    opened: list[tuple[Path, dict[str, Any], RunRecords]] = []
+    for folder, is_named in single.items():
+        try:
+            opened.append((folder, _config_of(folder), read_run(folder)))
+        except DataError as problem:
+            if is_named:
+                raise
+            left_out.append(str(problem))
+    folders, configs = [folder for folder, _, _ in opened], [config for _, config, _ in opened]
     recipes = [{key: x for key, x in config.items() if key not in NOT_OF_THE_METHOD} for config in configs]
     groups = [recipes.index(recipe) if recipe else place for place, recipe in enumerate(recipes)]
     names = {
         place: shortened(str(configs[place].get("name", folders[place].name)), NAME_LETTERS) for place in set(groups)
     }
+    counts = Counter(names.values())
     for place, name in names.items():
-        if name in taken or list(names.values()).count(name) > 1:
+        if name in taken or counts[name] > 1:
             names[place] = f"{folders[place].parent.name}/{folders[place].name}"
     runs: list[ReportedRun] = []
-    for place, (folder, config, group) in enumerate(zip(folders, configs, groups, strict=True)):
+    labels: set[str] = set()
+    for place, ((folder, config, records), group) in enumerate(zip(opened, groups, strict=True)):
         seed = f", seed {config['seed']}" if groups.count(group) > 1 and "seed" in config else ""
         label = names[group] + seed
-        if any(run.label == label for run in runs):
+        if label in labels:
             label += f" ({place + 1})"
-        runs.append(ReportedRun(names[group], label, folder, config, read_run(folder)))
+        labels.add(label)
+        runs.append(ReportedRun(names[group], label, folder, config, records))
     return runs
 
 

@@ -14,8 +14,16 @@ import numpy as np
 from tutelage.errors import DataError, in_short
 from tutelage.report.lines import sound_objects
 from tutelage.report.plain import shortened
-from tutelage.report.records import Curve, curve, pass_at_1_curve
-from tutelage.report.sources import COMPARISON_FILE, Comparison, ReportedRun, grouped, settled
+from tutelage.report.records import MAX_MAGNITUDE, Curve, curve, pass_at_1_curve
+from tutelage.report.sources import (
+    COMPARISON_FILE,
+    Comparison,
+    ReportedRun,
+    grouped,
+    is_finished,
+    settled,
+    steps_done,
+)
 
 __all__ = [
     "SOLVED_SHARE",
@@ -25,12 +33,14 @@ __all__ = [
     "compared",
     "configuration_differences",
     "problem_changes",
+    "run_table",
     "summary",
 ]
 
 EVALUATION_SAMPLES = re.compile(r"step-(\d{1,15})-(.+)\.jsonl")
 SOLVED_SHARE = 0.5  # of a problem's answers; a problem counts as solved from there on
 MAX_PROBLEMS_LISTED = 60
+MAX_SETTINGS = 8  # that differ, each a column of the table of runs
 MAX_LOOKS = 9  # of an evaluation set, between which problems are gained and lost
 
 
@@ -39,7 +49,7 @@ Cell = tuple[str, float | str]  # text, what it is sorted by
 
 @dataclass(frozen=True)
 class Table:
-    """Headings and rows of text, as a page shows and sorts them."""
+    """Headings and rows of text, as a page shows, sorts and filters them."""
 
     name: str
     headings: Sequence[str]
@@ -93,6 +103,41 @@ def summary(runs: Sequence[ReportedRun]) -> Table:
     return Table("summary", headings, rows, notes)
 
 
+def run_table(runs: Sequence[ReportedRun]) -> Table:
+    """A row per run, finished or not: what it has reached, and the settings in which the runs differ."""
+    keys = _differing_keys([run.config for run in runs])
+    shown = keys[:MAX_SETTINGS]
+    rows: list[list[Cell]] = []
+    for run in runs:
+        looks, rewards = pass_at_1_curve(run.records.evaluations), curve(run.records.metrics, "reward")
+        seconds = curve(run.records.metrics, "seconds")
+        done, steps = steps_done(run), run.config.get("steps")
+        state = "finished" if is_finished(run) else f"step {done} of {steps}"
+        rows.append(
+            [
+                (run.label, run.label),
+                (_place_of(run.folder), str(run.folder)),
+                (state, state if is_finished(run) else float(done)),
+                (f"{done}", float(done)),
+                _cell([100 * value for value in looks.values[:1]], ".1f"),
+                _cell([100 * value for value in looks.values[-1:]], ".1f"),
+                _cell([100 * looks.values.max()] if len(looks) else [], ".1f"),
+                _cell([100 * _first_tenth(rewards)] if len(rewards) else [], ".1f"),
+                _cell([float(np.median(seconds.values))] if len(seconds) else [], ".2f"),
+                _cell([float(seconds.values.sum())] if len(seconds) else [], ".0f"),
+                *(_setting_cell(run.config.get(key)) for key in shown),
+            ]
+        )
+    headings = (
+        "run", "folder", "state", "steps", "pass@1 % first", "last", "best", "early reward %", "s / step", "s in all",
+        *shown,
+    )  # fmt: skip
+    notes = ["As in the numbers by method, of each run; after them the settings in which the runs differ."]
+    if len(keys) > len(shown):
+        notes.append(f"{len(keys) - len(shown)} further settings differ, from {keys[len(shown)]} on.")
+    return Table("runs", headings, rows, notes)
+
+
 def compared(comparison: Comparison) -> Table | None:
     """The numbers that a comparison wrote, shares as they are; below a mean the paired difference and its interval.
 
@@ -127,11 +172,10 @@ def _compared(comparison: Comparison) -> Table | None:
 def configuration_differences(runs: Sequence[ReportedRun]) -> Table | None:
     """Keys in which methods differ, a column per method; outputs, names and seeds aside. None without a difference."""
     configs = {method: group[0].config for method, group in grouped(runs).items()}
-    keys = dict.fromkeys(key for config in configs.values() for key in config)
     rows = []
-    for key in keys:
-        values = [_shown(config.get(key)) for config in configs.values()]
-        if key not in ("name", "output", "seed") and len(set(values)) > 1:
+    for key in _differing_keys(list(configs.values())):
+        if key != "seed":
+            values = [_shown(config.get(key)) for config in configs.values()]
             rows.append([(key, key), *((value, value) for value in values)])
     return Table("configuration", ("key", *configs), rows) if rows else None
 
@@ -197,6 +241,22 @@ def _cell(values: Sequence[float], form: str) -> Cell:
     mean = float(np.mean(values))
     spread = f" ± {np.std(values, ddof=1):{form}}" if len(values) > 1 else ""
     return f"{mean:{form}}{spread}", mean
+
+
+def _differing_keys(configs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Keys with several values, names and outputs aside, in the order of the configurations."""
+    keys = dict.fromkeys(key for config in configs for key in config if key not in ("name", "output"))
+    return [key for key in keys if len({_shown(config.get(key)) for config in configs}) > 1]
+
+
+def _setting_cell(value: Any) -> Cell:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return _shown(value), float(value) if is_number and abs(value) < MAX_MAGNITUDE else _shown(value)
+
+
+def _place_of(folder: Path) -> str:
+    """The end of a path, by which a person knows it."""
+    return "/".join(folder.parts[-2:])
 
 
 def _summary_cell(own: Mapping[str, Any] | None) -> Cell:

@@ -20,6 +20,7 @@ const data = JSON.parse(scripts[0]);
 if (answer) Object.assign(data.views[0].answers[0], JSON.parse(answer));
 const elements = { "answers-data": { textContent: JSON.stringify(data) }, answers: new Element("div") };
 global.document = {
+  documentElement: new Element("html"),
   querySelectorAll: () => [],
   getElementById: (id) => elements[id],
   createElement: (tag) => new Element(tag),

@@ -1,24 +1,74 @@
 "use strict";
 (() => {
+  document.documentElement.classList.add("script");
+  const remembered = (key) => { try { return Object(JSON.parse(sessionStorage.getItem(key))); } catch { return {}; } };
+  const remember = (key, value) => {
+    try { sessionStorage.setItem(key, JSON.stringify(value)); } catch { /* a page from disk may have no memory */ }
+  };
+
   // --- tables: a click, or Enter, on a heading sorts by it; once more turns the order around
+  const sorted = remembered("tutelage-tables");
   for (const table of document.querySelectorAll("table.sortable")) {
     const headings = [...table.tHead.rows[0].cells];
-    headings.forEach((heading, column) => heading.querySelector("button").addEventListener("click", () => {
-      const down = heading.getAttribute("aria-sort") === "ascending";
+    const sort = (column, down) => {
       headings.forEach((other) => other.removeAttribute("aria-sort"));
-      heading.setAttribute("aria-sort", down ? "descending" : "ascending");
-      const key = (row) => row.cells[column].dataset.key;
-      const order = (a, b) => (isNaN(key(a)) || isNaN(key(b)) ? key(a).localeCompare(key(b)) : key(a) - key(b));
+      headings[column].setAttribute("aria-sort", down ? "descending" : "ascending");
+      const key = (row) => row.cells[column].dataset.key.replace("-inf", "-Infinity");  // where there is no number
+      const order = (a, b) => (isNaN(key(a)) || isNaN(key(b)) ? key(a).localeCompare(key(b)) : key(a) - key(b) || 0);
       const rows = [...table.tBodies[0].rows].sort(order);
       table.tBodies[0].append(...(down ? rows.reverse() : rows));
+    };
+    headings.forEach((heading, column) => heading.querySelector("button").addEventListener("click", () => {
+      const down = heading.getAttribute("aria-sort") === "ascending";
+      sort(column, down);
+      sorted[table.id] = { ...sorted[table.id], column, down };
+      remember("tutelage-tables", sorted);
     }));
+    const before = sorted[table.id] || {};
+    if (headings[before.column]) sort(before.column, before.down);
+  }
+
+  // --- a filter above the table of runs: words that a row has, -words that it has not, and column>number
+  const runs = document.getElementById("table-runs");
+  if (runs) {
+    const plain = (text) => text.toLowerCase().replace(/\s|%/g, "");
+    const columns = [...runs.tHead.rows[0].cells].map((cell) => plain(cell.textContent));
+    const rows = [...runs.tBodies[0].rows];
+    const box = document.createElement("p");
+    box.className = "filter";
+    box.innerHTML = '<label>Filter <input type="search" autocomplete="off" spellcheck="false" '
+      + 'aria-describedby="filter-help"></label> <output aria-live="polite"></output>'
+      + '<small id="filter-help">Words that a row has; -word: that it has not; last&gt;60, seed=1: a column’s number.</small>';
+    const [input, shown] = [box.querySelector("input"), box.querySelector("output")];
+    const COMPARED = { ">": (a, b) => a > b, ">=": (a, b) => a >= b, "<": (a, b) => a < b, "<=": (a, b) => a <= b,
+      "=": (a, b) => a === b };
+    const test = (word) => {
+      const [, name, sign, number] = word.match(/^([^<>=]+)([<>]=?|=)(-?[\d.]+)$/) || [];
+      const column = name === undefined ? -1 : columns.findIndex((each) => each.includes(plain(name)));
+      if (column >= 0) {
+        return (row) => row.cells[column].dataset.key !== "" && COMPARED[sign](Number(row.cells[column].dataset.key), Number(number));
+      }
+      if (word === "-") return () => true;  // the rest is still being typed
+      const without = word.startsWith("-");
+      return (row) => row.textContent.toLowerCase().includes(without ? word.slice(1) : word) !== without;
+    };
+    const filter = () => {
+      const tests = input.value.toLowerCase().split(/\s+/).filter(Boolean).map(test);
+      for (const row of rows) row.hidden = !tests.every((passes) => passes(row));
+      shown.textContent = `${rows.filter((row) => !row.hidden).length} of ${rows.length} runs`;
+      remember("tutelage-filter", { text: input.value });
+    };
+    input.value = remembered("tutelage-filter").text || "";
+    input.addEventListener("input", filter);
+    runs.parentElement.before(box);
+    filter();
   }
 
   // --- answers side by side
   const data = JSON.parse(document.getElementById("answers-data").textContent);
   const place = document.getElementById("answers");
   if (!data.views.length) return;
-  const memory = (() => { try { return JSON.parse(sessionStorage.getItem("tutelage")) || {}; } catch { return {}; } })();
+  const memory = remembered("tutelage");
   const state = { step: memory.step ?? data.views[0].step, answer: memory.answer ?? 0, colour: memory.colour ?? "fate" };
   const make = (tag, text, name) => {
     const element = document.createElement(tag);
@@ -112,7 +162,7 @@
   };
 
   const draw = () => {
-    try { sessionStorage.setItem("tutelage", JSON.stringify(state)); } catch { /* a page from disk may have no memory */ }
+    remember("tutelage", state);
     const steps = [...new Set(data.views.map((view) => view.step))];
     if (!steps.includes(state.step)) state.step = steps[0];
     const views = data.views.filter((view) => view.step === state.step);
