@@ -46,7 +46,7 @@ RUNS: dict[str, list[str]] = {
         "rollout.redraws=1",
     ],
     "followed": [
-        "steps=3",
+        "steps=2",
         'reward=[{name="format", pattern=".*[A-M].*"}, {name="length", label="tokens", weight=-1.0}]',
         "rollout.samples_per_prompt=4",
         'reward_combination={name="conflict_averse", measured_every=2}',

@@ -30,8 +30,8 @@ KEY = "reward_combination"
 # A sum of gradients whose squared length is at most this share of the longest one's is taken for 0: of gradients in
 # float32 it is rounding, and has no direction.
 ZERO_SHARE = 1e-6
-TOLERANCE = 1e-13
-MAX_SWEEPS = 1000
+TOLERANCE = 1e-13  # of sums in float64
+MAX_SWEEPS = 1000  # over all pairs; a few are enough unless gradients nearly coincide
 
 
 @dataclass(frozen=True)
