@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,9 @@ from tests.support.objectives import objective_of
 from tutelage.demo import make_problems, student_path, teacher_path
 from tutelage.errors import ConfigurationError
 from tutelage.integrations.trl import PolicyRollout
-from tutelage.losses import DistributionLoss
+from tutelage.losses import DistributionLoss, Loss
 from tutelage.losses.distributions import ForwardKL, JensenShannon, ReverseKL
+from tutelage.losses.tokens import ClippedSurrogate
 from tutelage.models import ModelSet, load_language_model, load_tokenizer
 from tutelage.policies import Policy, Student, Teacher, Temperature, TrustRegion
 from tutelage.rollout import PairedEngine
@@ -121,6 +122,22 @@ def test_grpo_learns_from_answers_of_a_policy(tmp_path: Path) -> None:
     assert rewards[:NUM_PROMPTS] == [len(each) / MAX_NEW_TOKENS for each in first]
     assert 0 < seen.logged[0]["policy/blend"] < 1
     assert all(bool(each.isfinite().all()) for each in seen.gradients[0].values())
+
+
+@pytest.mark.parametrize("policy", [TRB, Student()], ids=["trb", "plain"])
+def test_grpos_gradient_is_ours_without_a_correction(tmp_path: Path, policy: Policy) -> None:
+    """GRPO in TRL's defaults: a mean over all tokens, deviations from the group's mean over its standard deviation."""
+
+    def length(completion_ids: list[list[int]], **others: Any) -> list[float]:
+        return [len(ids) / MAX_NEW_TOKENS for ids in completion_ids]
+
+    grpo = {"reward_funcs": length, "num_generations": 4}
+    seen = trained(tmp_path, policy, steps=1, grpo=grpo, teacher=plain_model(teacher_path()))
+    groups = [replace(each, prompt_index=place // 4) for place, each in enumerate(seen.rollouts[0])]
+    rewards = {"reward": torch.tensor([len(each) / MAX_NEW_TOKENS for each in groups])}
+    value, gradient = ours(groups, ClippedSurrogate(correction="none"), rewards)
+    assert seen.losses[0] == pytest.approx(value, abs=1e-6)
+    assert distance(seen.gradients[0], gradient) < GRADIENT_TOLERANCE
 
 
 def test_evaluations_measure_the_student(tmp_path: Path) -> None:
@@ -296,11 +313,13 @@ def our_models() -> tuple[Any, Any]:
     return tuple(load_language_model(str(path), tokenizer) for path in (student_path(), teacher_path()))  # type: ignore[return-value]
 
 
-def ours(rollouts: list[Rollout], loss: DistributionLoss) -> tuple[float, dict[str, torch.Tensor]]:
+def ours(
+    rollouts: list[Rollout], loss: Loss, rewards: dict[str, torch.Tensor] | None = None
+) -> tuple[float, dict[str, torch.Tensor]]:
     """Our loss on answers, and its gradient, at the student as it was before the first step."""
     student, teacher = our_models()
     student.enable_grad()
-    found = objective_of(ModelSet.of(student, teacher), loss).backward(Batch(rollouts))
+    found = objective_of(ModelSet.of(student, teacher), loss).backward(Batch(rollouts, rewards or {}))
     gradient = {name: w.grad for name, w in student.module.named_parameters() if w.grad is not None}
     return found.loss, gradient
 
