@@ -44,7 +44,15 @@ def linearise(
     The model then has to learn from the one that it was: recipes/linear_student.toml.
     """
     from tutelage.config import check_writable
-    from tutelage.models import ModelSource, base_of, layers_from, load_language_model, load_tokenizer
+    from tutelage.models import (
+        ModelSource,
+        base_of,
+        check_linearisable,
+        layers_from,
+        load_language_model,
+        load_tokenizer,
+        meta_model_of,
+    )
     from tutelage.models import linearise as linearised
 
     if output.exists():
@@ -54,8 +62,11 @@ def linearise(
         raise ModelError(
             f"{model!r} is an adapter. Merge it into its base first: tutelage export {model} --output DIR."
         )
-    loaded = load_language_model(ModelSource(model, dtype=dtype.value), load_tokenizer(model))
-    chosen = layers_from(layers, int(loaded.config.num_hidden_layers))
+    source, tokenizer = ModelSource(model, dtype=dtype.value), load_tokenizer(model)
+    meta_model = meta_model_of(source, tokenizer)
+    check_linearisable(meta_model.module, kernel.value, feature_size)
+    chosen = layers_from(layers, int(meta_model.config.num_hidden_layers))
+    loaded = load_language_model(source, tokenizer)
     made = linearised(loaded.module, chosen, kernel.value, feature_size, seed)
     _write(loaded.tokenizer, loaded.stop_ids, made, output)
     kept = [place for place in range(int(loaded.config.num_hidden_layers)) if place not in chosen]

@@ -8,7 +8,7 @@ from tutelage.models.fused_teacher import FusedTeacher
 from tutelage.models.fusion import DynamicFusion, FixedFusion, Fusion
 from tutelage.models.language_model import LanguageModel, as_language_model
 from tutelage.models.layer_outputs import check_comparable_layers, compared_outputs
-from tutelage.models.linear_attention import KERNELS, Linearised, layers_from, linearise
+from tutelage.models.linear_attention import KERNELS, Linearised, check_linearisable, layers_from, linearise
 from tutelage.models.loading import (
     check_distinct,
     check_files,
@@ -63,6 +63,7 @@ __all__ = [
     "check_distinct",
     "check_files",
     "check_learnable",
+    "check_linearisable",
     "check_quantization",
     "check_savable",
     "check_saved",

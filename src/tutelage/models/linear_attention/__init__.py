@@ -11,7 +11,7 @@ from tutelage.models.linear_attention.architecture import (
 )
 from tutelage.models.linear_attention.attention import BLOCK_TOKENS, LinearAttention, LinearState, read, step
 from tutelage.models.linear_attention.kernels import KERNELS, Based, Kernel, ReBased
-from tutelage.models.linear_attention.linearise import Linearised, layers_from, linearise
+from tutelage.models.linear_attention.linearise import Linearised, check_linearisable, layers_from, linearise
 
 __all__ = [
     "BLOCK_TOKENS",
@@ -24,6 +24,7 @@ __all__ = [
     "LinearState",
     "Linearised",
     "ReBased",
+    "check_linearisable",
     "is_linear_student",
     "layers_from",
     "linear_families",

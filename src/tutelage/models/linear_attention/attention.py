@@ -21,7 +21,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+from transformers.models.llama.modeling_llama import rotate_half
 
 from tutelage.models.linear_attention.kernels import KERNELS, Kernel
 
@@ -71,8 +71,11 @@ def step(
     kernel: Kernel, queries_BHGD: Tensor, keys_BHD: Tensor, values_BHV: Tensor, state: LinearState | None
 ) -> tuple[Tensor, LinearState]:
     """Outputs for one more token, [B, H, G, V - 1], and the state after it."""
-    state = added(kernel, keys_BHD[:, :, None], values_BHV[:, :, None], state)
-    return _divided(kernel.features(queries_BHGD) @ state), state
+    # A single token costs the number of operations, so features are made of queries and keys at once.
+    features_BHgF = kernel.features(torch.cat((queries_BHGD, keys_BHD[:, :, None]), dim=2))
+    key_BHF1, value_BH1V = features_BHgF[:, :, -1, :, None], values_BHV[:, :, None]
+    state = key_BHF1 * value_BH1V if state is None else torch.addcmul(state, key_BHF1, value_BH1V)
+    return _divided(features_BHgF[:, :, :-1] @ state), state
 
 
 def added(kernel: Kernel, keys_BHTD: Tensor, values_BHTV: Tensor, state: LinearState | None) -> LinearState:
@@ -186,7 +189,9 @@ class LinearAttention(nn.Module):
         if self.q_norm is not None and self.k_norm is not None:
             queries, keys = self.q_norm(queries), self.k_norm(keys)
         cos, sin = self.rotary_emb(hidden_BTE, positions_BT)
-        queries, keys = apply_rotary_pos_emb(queries, keys, cos, sin, unsqueeze_dim=2)
+        both = torch.cat((queries, keys), dim=2)
+        both = both * cos[:, :, None] + rotate_half(both) * sin[:, :, None]
+        queries, keys = both.split((self.num_q_heads, self.num_k_heads), dim=2)
         return self.q_feature_proj(queries.flatten(2)), self.k_feature_proj(keys.flatten(2)), self.v_proj(hidden_BTE)
 
 

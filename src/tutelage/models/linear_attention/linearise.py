@@ -27,9 +27,9 @@ from tutelage.models.linear_attention.architecture import (
 from tutelage.models.linear_attention.attention import LinearAttention
 from tutelage.models.linear_attention.kernels import KERNELS
 from tutelage.models.llama_forward import LlamaForward
-from tutelage.models.quantised import is_quantised
+from tutelage.models.quantised import is_quantised, method_of
 
-__all__ = ["Linearised", "layers_from", "linearise"]
+__all__ = ["Linearised", "check_linearisable", "layers_from", "linearise"]
 
 MAX_FEATURE_SIZE = 128
 
@@ -92,10 +92,9 @@ def linearise(
       feature_size: entries of a query or key that the kernel sees; a state has about half their square of rows.
       seed: of the new weights.
     Raises:
-      UnsupportedArchitectureError: another architecture, or quantised weights.
-      ConfigurationError: no such kernel or size.
+      UnsupportedArchitectureError, ConfigurationError: as of `check_linearisable`.
     """
-    _check(module, kernel, feature_size)
+    check_linearisable(module, kernel, feature_size)
     config_class, model_class = linear_families()[module.config.model_type]
     settings = {
         key: value for key, value in module.config.to_dict().items() if key not in ("architectures", "model_type")
@@ -125,13 +124,19 @@ def linearise(
     )
 
 
-def _check(module: Any, kernel: str, feature_size: int) -> None:
+def check_linearisable(module: Any, kernel: str = DEFAULT_KERNEL, feature_size: int = DEFAULT_FEATURE_SIZE) -> None:
+    """Refuse what `linearise` cannot do, also of a model without its weights.
+
+    Raises:
+      UnsupportedArchitectureError: another architecture, or quantised weights.
+      ConfigurationError: no such kernel or size.
+    """
     architecture, config = type(module).__name__, module.config
     if kernel not in KERNELS:
         raise ConfigurationError(f"--kernel is {kernel!r}; expected one of {', '.join(KERNELS)}.")
     if not 1 <= feature_size <= MAX_FEATURE_SIZE:
         raise ConfigurationError(f"--feature-size is {feature_size}; expected 1 to {MAX_FEATURE_SIZE}. Use 16.")
-    if is_quantised(module):
+    if is_quantised(module) or method_of(config) is not None:
         raise UnsupportedArchitectureError(
             f"the {architecture} has quantised weights, which cannot learn. Give the model before it was quantised."
         )

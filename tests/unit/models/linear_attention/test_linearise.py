@@ -8,7 +8,7 @@ import transformers
 
 from tests.support.tiny_models import SHAPE, make_model
 from tutelage.errors import ConfigurationError, UnsupportedArchitectureError
-from tutelage.models.linear_attention import layers_from, linearise
+from tutelage.models.linear_attention import check_linearisable, layers_from, linearise
 
 TOKENS = torch.tensor([[1, 2, 3, 4, 5]])
 
@@ -98,3 +98,7 @@ def test_quantised_weights_and_odd_sizes_are_refused() -> None:
     module.hf_quantizer = object()
     with pytest.raises(UnsupportedArchitectureError, match="quantised"):
         linearise(module, (0,))
+    comes_quantised = make_model("qwen3")
+    comes_quantised.config.quantization_config = {"quant_method": "fp8"}
+    with pytest.raises(UnsupportedArchitectureError, match="quantised"):
+        check_linearisable(comes_quantised)
