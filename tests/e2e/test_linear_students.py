@@ -11,7 +11,10 @@ from typer.testing import CliRunner
 
 from tests.support.quick_run import StopAt, made, metrics
 from tests.support.tiny_run import write_run_file
+from tutelage.api.generating import generate
+from tutelage.api.scoring import score
 from tutelage.cli import app
+from tutelage.config import build_run, load_config
 from tutelage.errors import ConfigurationError, RunInterrupted
 from tutelage.training import Observer, train
 
@@ -118,6 +121,19 @@ def test_a_run_of_phases_is_resumed_to_the_same_bytes(run_file: Path, tmp_path: 
         for name in ("model.safetensors", "optimizer.pt"):
             cut, other = (tmp_path / folder / "checkpoints/step-000006" / name for folder in (f"cut-{stop}", "whole"))
             assert cut.read_bytes() == other.read_bytes()
+
+
+def test_a_transfer_reads_recorded_answers(run_file: Path, tmp_path: Path) -> None:
+    """Nothing is drawn; the teacher is loaded for its layers."""
+    original = f"teacher={tmp_path / 'student'}"
+    generate(run_file, {"policy": "teacher", "teacher": str(tmp_path / "student")}, output=tmp_path / "answers.jsonl",
+             samples=2)  # fmt: skip
+    score(run_file, tmp_path / "answers.jsonl", tmp_path / "scores", [original])
+    settings = ["steps=2", "policy=offline", f"data.scores={tmp_path / 'scores'}", "divergence=attention_transfer"]
+    run = build_run(load_config(run_file, ["evaluation.sets=[]", *settings, original, f"output={tmp_path}/run"]))
+    train(run, Observer())
+    losses = [record["loss"] for record in metrics(tmp_path / "run")]
+    assert len(losses) == 2 and all(0 < loss < 2 for loss in losses)
 
 
 def test_a_transfer_from_another_model_is_refused_before_it_begins(run_file: Path) -> None:
