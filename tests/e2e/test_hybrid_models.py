@@ -100,13 +100,18 @@ def test_doctor_finds_nothing_and_tells_states_apart(run_file: Path) -> None:
     assert "own teacher: the student learning from itself" in done.output and "+ states 0." in done.output, done.output
 
 
-def test_the_text_part_of_a_vision_language_checkpoint_is_served(tmp_path: Path) -> None:
-    """Its weights are under other names, and what is saved is a text model."""
+def vision_language(folder: Path, seed: int) -> Path:
+    """A Qwen3.5 as it is released: the text model is a part of it, under other names."""
     text = {**SHAPE, **GATED_DELTA_NET, **SMALL, "vocab_size": 264, "eos_token_id": 256, "tie_word_embeddings": True}
     vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 32}
     config = transformers.Qwen3_5Config(text_config=text, vision_config=vision, tie_word_embeddings=True)
-    torch.manual_seed(0)
-    folder = save(tmp_path / "model", transformers.Qwen3_5ForConditionalGeneration(config).eval())
+    torch.manual_seed(seed)
+    return save(folder, transformers.Qwen3_5ForConditionalGeneration(config).eval())
+
+
+def test_the_text_part_of_a_vision_language_checkpoint_is_served(tmp_path: Path) -> None:
+    """Its weights are under other names, and what is saved is a text model."""
+    folder = vision_language(tmp_path / "model", 0)
     whole = transformers.Qwen3_5ForConditionalGeneration.from_pretrained(folder)
     model = load_language_model(str(folder), load_tokenizer(str(folder)))
     tokens = [5, 6, 7, 8, 9]
@@ -114,3 +119,33 @@ def test_the_text_part_of_a_vision_language_checkpoint_is_served(tmp_path: Path)
     torch.testing.assert_close(model.logits(model.hidden_packed([tokens])), expected, rtol=1e-4, atol=1e-4)
     assert model.context_length == 2048 and model.cache_bytes_per_row > 0
     assert json.loads((folder / "config.json").read_text())["model_type"] == "qwen3_5"
+
+
+@pytest.mark.runs
+@pytest.mark.parametrize("adapter", [[], ["student.adapter.rank=4"]], ids=["all weights", "adapter"])
+def test_vision_language_checkpoints_are_student_teacher_and_reference_and_read_back(
+    tmp_path: Path, adapter: list[str]
+) -> None:
+    path = write_run_file(tmp_path)
+    for seed, role in enumerate(("student", "teacher")):
+        vision_language(tmp_path / role, seed)
+    folder = tmp_path / "out"
+    with_reference = [*TRB, "target.name=self_past", "target.past_weight=0.5", "reference.refresh_every=2"]
+    run = made(path, *with_reference, *adapter, "steps=2", f"output={folder}")
+    train(run, Observer())
+    assert max(record["logprob_mismatch"] for record in metrics(folder)) < 1e-4
+    saved = folder / "checkpoints/step-000002"
+    tokens = [5, 6, 7, 8, 9]
+    expected = run.models.student.logits(run.models.student.hidden_packed([tokens]))
+    kept = saved
+    if adapter:
+        assert json.loads((saved / "adapter_config.json").read_text())["base_model_name_or_path"]
+        kept = tmp_path / "merged"
+        done = CliRunner().invoke(app, ["export", str(saved), "--output", str(kept)])
+        assert done.exit_code == 0, done.output
+    assert json.loads((kept / "config.json").read_text())["model_type"] == "qwen3_5_text"
+    alone = transformers.AutoModelForCausalLM.from_pretrained(kept)
+    assert type(alone) is transformers.Qwen3_5ForCausalLM
+    torch.testing.assert_close(alone(input_ids=torch.tensor([tokens])).logits[0], expected, rtol=1e-4, atol=1e-4)
+    again = load_language_model(str(saved), load_tokenizer(str(saved)))
+    torch.testing.assert_close(again.logits(again.hidden_packed([tokens])), expected, rtol=1e-4, atol=1e-4)
