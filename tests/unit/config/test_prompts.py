@@ -1,17 +1,27 @@
-"""Prompts and answers against what each model reads as one model, from configurations alone."""
+"""What each model reads: prompts and answers against its length, from configurations alone, and switched thinking."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.support.long_models import LONG, SWITCH, longrope, phi3
+from tests.support.tiny_run import CHAT_TEMPLATE, make_tokenizer, write_run_file
+from tutelage.config import RunAssembly, load_config
 from tutelage.config.models import context_length
 from tutelage.config.prompts import check_lengths
 from tutelage.config.schema import ModelConfig, TeacherConfig
 from tutelage.errors import ConfigurationError
 from tutelage.types import Prompt
+
+# Thinking is opened for the model unless it is switched off, and then it is opened and closed.
+THINKING_TEMPLATE = CHAT_TEMPLATE + (
+    "{%- if add_generation_prompt -%}{%- if enable_thinking is defined and enable_thinking is false -%}"
+    "{{- '<think>\n\n</think>\n\n' -}}{%- else -%}{{- '<think>\n' -}}{%- endif -%}{%- endif -%}"
+)
+OPEN, CLOSED = "assistant\n<think>\n", "assistant\n<think>\n\n</think>\n\n"
 
 
 @pytest.fixture
@@ -37,3 +47,43 @@ def test_a_served_teacher_holds_one_set_of_factors(switching: str) -> None:
     """Its server reads every text whole, and decides once."""
     assert context_length(TeacherConfig(path=switching)) == SWITCH
     assert context_length(TeacherConfig(path=switching, server="http://localhost:1")) == 512
+
+
+@pytest.fixture
+def thinking_run(tmp_path: Path) -> Path:
+    """A run file of two models that can think."""
+    path = write_run_file(tmp_path)
+    for role, eos in (("student", "<|endoftext|>"), ("teacher", "<|im_end|>")):
+        tokenizer = make_tokenizer(eos=eos)
+        tokenizer.chat_template = THINKING_TEMPLATE
+        tokenizer.save_pretrained(tmp_path / role)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("overrides", "of_student", "of_teacher"),
+    [
+        ([], OPEN, OPEN),
+        (["data.chat_template_kwargs={enable_thinking=false}"], CLOSED, CLOSED),
+        (["data.teacher_chat_template_kwargs={enable_thinking=false}"], OPEN, CLOSED),
+        (
+            [
+                "data.chat_template_kwargs={enable_thinking=false}",
+                "data.teacher_chat_template_kwargs={enable_thinking=true}",
+            ],
+            CLOSED,
+            OPEN,
+        ),
+    ],
+    ids=["as the templates are", "both off", "the teacher's off", "the student's off"],
+)
+def test_thinking_is_switched_for_each_model(
+    thinking_run: Path, overrides: list[str], of_student: str, of_teacher: str
+) -> None:
+    run = RunAssembly(load_config(thinking_run, overrides))
+    read: Any = run.tokenizers.student.decode
+    for prompt in run.prompts.prompts:
+        assert read(prompt.student_tokens).endswith(of_student)
+        assert read(prompt.tokens_for_teacher).endswith(of_teacher)
+    [evaluated] = run.evaluation_sets
+    assert all(read(prompt.student_tokens).endswith(of_student) for prompt in evaluated.prompts)
