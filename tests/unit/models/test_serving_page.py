@@ -14,6 +14,8 @@ import transformers
 from tests.support.tiny_models import ARCHITECTURES, GATED_DELTA_NET, LINEAR_ATTENTION, SHAPE, TEXT_CONFIGS, named_class
 from tutelage.errors import UnsupportedArchitectureError
 from tutelage.models import LanguageModel, check_servable
+from tutelage.policies import Temperature
+from tutelage.rollout import PairedEngine
 
 PAGE = Path(__file__).parents[3] / "docs/usage/architectures.md"
 LINES = dict(re.findall(r"^\| (`\w+ForCausalLM`[\w ]*) \| (.*) \|$", PAGE.read_text(), re.MULTILINE))
@@ -109,13 +111,16 @@ def test_the_table_has_every_class_that_tests_make() -> None:
     assert set(LINES) == set(CONFIGURATIONS)
 
 
-@pytest.mark.parametrize("line", CONFIGURATIONS)
-def test_a_line_of_the_table(line: str) -> None:
+def module_of(line: str) -> Any:
     configuration, extra = CONFIGURATIONS[line]
     torch.manual_seed(0)
     config = named_class(configuration)(**{**SHAPE, **extra, "vocab_size": 40, "eos_token_id": 7})
-    module = named_class(line.split("`")[1])(config).float().eval()
-    model = LanguageModel(module)
+    return named_class(line.split("`")[1])(config).float().eval()
+
+
+@pytest.mark.parametrize("line", CONFIGURATIONS)
+def test_a_line_of_the_table(line: str) -> None:
+    model = LanguageModel(module_of(line))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", UserWarning)  # our own forward is never taken back
@@ -127,6 +132,17 @@ def test_a_line_of_the_table(line: str) -> None:
         return
     forward = "ours" if model.uses_fast_forward else "the module's"
     assert LINES[line] == f"{forward} | {'slots and states' if model.cache_bytes_per_row else 'slots'}"
+
+
+@pytest.mark.parametrize("line", [line for line in OTHERS if not LINES.get(line, "").startswith("refused")])
+def test_greedy_tokens_equal_generate(line: str) -> None:
+    """Token for token, across windows; of the classes that `test_rounds` does not try."""
+    module, prompts = module_of(line), [[1, 2, 3, 4, 5, 6], [9]]
+    rollouts = PairedEngine(LanguageModel(module)).generate(Temperature(temperature=0.0), prompts, max_new_tokens=12)
+    for prompt, rollout in zip(prompts, rollouts, strict=True):
+        settings = {"do_sample": False, "max_new_tokens": 12, "eos_token_id": -1, "pad_token_id": 0}
+        expected = module.generate(torch.tensor([prompt]), **settings)[0, len(prompt) :].tolist()
+        assert rollout.response_tokens == expected
 
 
 def test_the_context_of_longrope_ends_where_its_factors_change() -> None:
