@@ -63,8 +63,8 @@ def _gradient(context: UpdateContext, step: int, recipe: Recipe, batch: Batch) -
 
 
 def _inner(one: Gradient, other: Gradient) -> float:
-    """Their inner product, the same in all processes."""
-    return sum(float(gathered(_dot(a, b))) for a, b in zip(one, other, strict=True) if a is not None and b is not None)
+    """Their inner product, the same in all processes; the host waits for it once."""
+    return float(sum(gathered(_dot(a, b)) for a, b in zip(one, other, strict=True) if a is not None and b is not None))
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
