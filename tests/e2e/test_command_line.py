@@ -16,6 +16,9 @@ import pytest
 
 from tests.support.tiny_run import save_pair, write_prompts
 from tutelage import cli
+from tutelage.cli.starting import Answers, plain_recipes, run_file_text
+from tutelage.config import load_config
+from tutelage.preflight import Verdict, examine
 
 pytestmark = [pytest.mark.processes, pytest.mark.runs]
 ROOT = Path(__file__).parents[2]
@@ -71,6 +74,17 @@ def test_what_init_writes_the_doctor_accepts(home: Path, tutelage: Command) -> N
     assert (code, err) == (0, "") and " 0 error" not in out and "error" not in out.splitlines()[-1]
     code, out, err = tutelage("init", "first.toml", "--method", "trb", *words, "--max-new-tokens", 16)
     assert code == 2 and out == "" and "first.toml already exists; nothing is overwritten" in err
+
+
+@pytest.mark.sweeps
+@pytest.mark.parametrize("method", plain_recipes())
+def test_the_doctor_accepts_every_method(method: str, home: Path, tmp_path: Path) -> None:
+    teacher = str(home / "teacher") if "\n[teacher]" in plain_recipes()[method].text else None
+    answers = Answers(method, str(home / "student"), teacher, str(home / "prompts.jsonl"), 16)
+    path = tmp_path / "mine.toml"
+    path.write_text(run_file_text(answers, "mine", path))
+    findings = examine(load_config(path, ["runtime.device=cpu", f"output={tmp_path}/run"]), quick=True)
+    assert [finding.text for finding in findings if finding.verdict == Verdict.error] == []
 
 
 def test_a_person_answers_in_a_terminal(home: Path, tmp_path: Path, environment: dict[str, str]) -> None:

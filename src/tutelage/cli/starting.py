@@ -26,7 +26,7 @@ from tutelage.paths import check_file_name, expanded_path
 __all__ = ["Answers", "init", "plain_recipes", "run_file_text"]
 
 # What a recipe may say of models and prompts without needing more than the five answers.
-PLAIN = {"student": {"path", "adapter"}, "teacher": {"path", "dtype"}}
+PLAIN = {"student": {"path", "dtype", "adapter"}, "teacher": {"path", "dtype"}}
 PLAIN["data"] = {"system_prompt", "max_prompt_tokens", "verifier"}
 COMMENT_COLUMN = 38  # where the recipes have their comments
 MAX_LINE = 120
