@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import subprocess
+import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -138,6 +142,42 @@ def test_grpos_gradient_is_ours_without_a_correction(tmp_path: Path, policy: Pol
     value, gradient = ours(groups, ClippedSurrogate(correction="none"), rewards)
     assert seen.losses[0] == pytest.approx(value, abs=1e-6)
     assert distance(seen.gradients[0], gradient) < GRADIENT_TOLERANCE
+
+
+ONE_OF_TWO = """
+import json, os, sys
+from pathlib import Path
+from tests.trl import test_bridge as bridge
+prompts, rank = bridge.prompts, int(os.environ["RANK"])
+bridge.prompts = lambda count: prompts(2 * count)  # each process has its own
+seen = bridge.trained(Path(sys.argv[1]) / str(rank), bridge.TRB, steps=1, ddp_backend="gloo")
+norm = sum(float(each.double().square().sum()) for each in seen.gradients[0].values())
+answers = [(each.prompt_tokens, each.response_tokens) for each in seen.rollouts[0]]
+(Path(sys.argv[1]) / f"{rank}.json").write_text(json.dumps({"answers": answers, "norm": norm}))
+"""
+
+
+def test_processes_draw_for_their_own_prompts(tmp_path: Path) -> None:
+    """Two of them under DDP: other prompts, other random streams, one gradient."""
+    (tmp_path / "one_of_two.py").write_text(ONE_OF_TWO)
+    root = Path(__file__).parents[2]
+    paths = os.pathsep.join([str(root), str(root / "src"), *sys.path])
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*launch, str(tmp_path / "one_of_two.py"), str(tmp_path)], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
+    assert found[0]["norm"] == found[1]["norm"]
+    engine = PairedEngine(*our_models())
+    for rank, each in enumerate(found):
+        own = [Prompt(prompt, stream=2 * place + rank) for place, (prompt, _) in enumerate(each["answers"])]
+        drawn = engine.generate(TRB, own, max_new_tokens=MAX_NEW_TOKENS, seed=7)
+        assert tokens(drawn) == [answer for _, answer in each["answers"]]
+    assert not {tuple(prompt) for prompt, _ in found[0]["answers"]} & {
+        tuple(prompt) for prompt, _ in found[1]["answers"]
+    }
 
 
 def test_evaluations_measure_the_student(tmp_path: Path) -> None:
