@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from tutelage.config import load_config, resolve_config
-from tutelage.config.source import items_of, read_table, value_of
+from tutelage.config import load_config, read_run_file, resolve_config
+from tutelage.config.source import grid_texts, items_of, override_texts, plain_value, read_table, value_of
 from tutelage.errors import ConfigurationError
 
 TEXT = 'name = "größe"\nsteps = 7\n'
@@ -188,3 +189,56 @@ def test_absurd_numbers_are_refused(override: str, fact: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
         resolve_config(NEEDED, [override])
     assert fact in str(caught.value)
+
+
+VALUES = [
+    0.05, 1e-5, 7, True, "runs/x", 'a "quoted" = name\nof two lines', "2026", "größe", [], [1, 2.5, "x"],
+    {"a b": {"c": [1]}}, {"schedule": "linear", "start": 0.05, "steps": [{"x": 1}]},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("value", VALUES, ids=repr)
+def test_a_value_of_python_is_read_back_as_it_was(value: Any) -> None:
+    (text,) = override_texts({"key.path": value})
+    key, _, written = text.partition("=")
+    assert (key, value_of(written)) == ("key.path", value)
+    (text,) = grid_texts({"key": [value, 1]})
+    assert items_of(text.partition("=")[2]) == [value, 1]
+
+
+def test_numpy_and_paths_become_what_toml_has() -> None:
+    found = plain_value(
+        {"radii": np.linspace(0, 1, 3), "steps": np.int64(3), "path": Path("a/b"), "t": (1, range(2))}, ""
+    )
+    assert found == {"radii": [0.0, 0.5, 1.0], "steps": 3, "path": "a/b", "t": [1, [0, 1]]}
+    assert type(found["radii"][1]) is float and type(found["steps"]) is int
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (None, "policy.kl_radius is None of type NoneType; expected text, a number"),
+        ({"start": object()}, "policy.kl_radius.start is <object"),
+        ([1, {1, 2}], "policy.kl_radius[1] is {1, 2} of type set"),
+    ],
+)
+def test_a_value_that_no_setting_has_is_refused_by_its_key(value: Any, message: str) -> None:
+    with pytest.raises(ConfigurationError) as refusal:
+        override_texts({"policy.kl_radius": value})
+    assert str(refusal.value).startswith(message)
+
+
+def test_texts_of_overrides_stay_and_one_may_stand_alone() -> None:
+    assert override_texts(["a=1", "b=2"]) == ["a=1", "b=2"] and override_texts("a=1") == grid_texts("a=1") == ["a=1"]
+
+
+def test_a_table_is_copied_and_gets_a_name() -> None:
+    table = {**NEEDED, "rollout": {"prompts_per_step": 3}}
+    read = read_run_file(table)
+    read["rollout"]["prompts_per_step"] = 4
+    assert table["rollout"] == {"prompts_per_step": 3} and read["name"] == "run"
+    config = load_config(table, {"steps": np.int64(7), "student": Path("other"), "policy.kl_radius": np.float64(0.1)})
+    assert (config.steps, config.student.path, config.policy["kl_radius"]) == (7, "other", 0.1)
+    assert load_config(table, {"steps": 7}) == load_config(table, ["steps=7"])
+    with pytest.raises(ConfigurationError, match="name is 'a/b', under which no file can be kept"):
+        read_run_file({**NEEDED, "name": "a/b"})

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import re
+import sys
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -84,3 +86,44 @@ def test_no_terminal_and_dumb_ones_get_plain_lines(
     assert type(progress.observer_for("tiny")) is progress.LiveObserver
     monkeypatch.setenv("TERM", "dumb")
     assert type(progress.observer_for("tiny")) is progress.PlainObserver
+
+
+class Notebook:
+    """What stands for IPython: the outputs that a cell has."""
+
+    def __init__(self) -> None:
+        self.outputs: list[str] = []
+
+    def get_ipython(self) -> Any:
+        return SimpleNamespace(kernel="a kernel")
+
+    def display(self, content: dict[str, str], *, raw: bool, display_id: bool) -> Any:
+        assert raw and display_id
+        self.outputs.append(content["text/plain"])
+        return SimpleNamespace(update=self.update)
+
+    def update(self, content: dict[str, str], *, raw: bool) -> None:
+        self.outputs[-1] = content["text/plain"]
+
+
+def test_a_notebook_has_one_output_that_is_drawn_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    notebook = Notebook()
+    monkeypatch.setitem(sys.modules, "IPython", notebook)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "IPython.display", notebook)  # type: ignore[arg-type]
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as kernels do
+    with progress.observer_for("tiny") as observer:
+        assert type(observer) is progress.NotebookObserver
+        watch(observer)
+        observer.on_message("a [b] message")
+    (shown,) = notebook.outputs
+    assert "tiny: step 3/10" in shown and "a [b] message" in shown and "\x1b" not in shown
+    assert re.search("^evaluation at step", shown, re.MULTILINE) and re.search("^loss ", shown, re.MULTILINE)
+
+
+def test_a_console_in_a_notebook_writes_plain_lines(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setitem(sys.modules, "IPython", Notebook())  # type: ignore[arg-type]
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    console = progress.TextConsole()
+    with console.status("generating"):
+        console.say("a line")
+    assert capsys.readouterr().out == "a line\n"

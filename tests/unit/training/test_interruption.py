@@ -32,3 +32,11 @@ def test_a_second_ctrl_c_is_not_held_back() -> None:
     with pytest.raises(KeyboardInterrupt), Interruption() as interruption, interruption.protected():
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_handler_that_could_not_be_given_back_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where another program has set it, as an interpreter that is embedded has it, Python gives None for it."""
+    monkeypatch.setattr(signal, "getsignal", lambda number: None)
+    monkeypatch.setattr(signal, "signal", lambda *_: pytest.fail("a handler was changed"))
+    with Interruption() as interruption, interruption.protected():
+        pass
