@@ -6,9 +6,9 @@ A module of `tutelage.api` is loaded when one of its names is first asked for, s
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
 from warnings import catch_warnings, filterwarnings
 
+TYPE_CHECKING = False  # true for type checkers, by its name; `typing` would be most of the time of this import
 if TYPE_CHECKING:
     from tutelage.api.checking import doctor
     from tutelage.api.comparing import compare, sweep
@@ -55,7 +55,7 @@ HOMES = {
 }
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     for module, names in HOMES.items():
         if name in names:
             with catch_warnings():  # tqdm's, which others import, in a notebook without widgets
