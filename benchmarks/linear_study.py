@@ -1,6 +1,7 @@
 """How much of a softmax student comes back after linearising, and what is gained?  Packaged, some or all layers.
 
     python benchmarks/linear_study.py OUTPUT [--seeds 3] [--threads 1]
+    python benchmarks/linear_study.py OUTPUT --scale 4 --seeds 1     # four times as many texts and steps
     python benchmarks/linear_study.py OUTPUT --only speed
 
 The packaged student gets ReBased in its middle layer, or in all three, and its softmax original is the teacher. First
@@ -9,7 +10,7 @@ moved to the packaged world: plain OPD, TRB, and SFT on the teacher's answers. E
 answers to the same problems, as are the original and the student before and after the transfer. A seed decides the new
 weights, all draws, and the order of prompts; problems are the same. Recoveries of one seed begin with the same weights.
 
-A part takes 10 to 30 processor seconds, three seeds some ten minutes of them. Seeds are done one after the other, so
+A part takes 2 to 25 processor seconds, three seeds six minutes of them. Seeds are done one after the other, so
 what is there at any time is balanced.
 
 Speed is that of decoding alone: 16 answers of 32 tokens after contexts of 8, 64 and 256 tokens, in processor seconds,
@@ -23,6 +24,7 @@ OUTPUT/results.json is written after every part; parts that it has are not repea
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import statistics
 import time
@@ -67,7 +69,7 @@ RECOVERY_STEPS, PROMPTS, SAMPLES, NEW_TOKENS, RECOVERY_RATE = 16, 8, 2, 90, 2e-4
 PROBLEMS, ANSWERS = 100, 2
 CONTEXTS, DECODED_ROWS, DECODED_TOKENS, ROUNDS = (8, 64, 256), 16, 32, 3
 REVERSE_KL = {"name": "reverse_kl", "support": "student_top_k", "top_k": 16, "rest": "tail"}
-# What differs after the transfer.
+# What differs after the transfer; the teacher helps TRB for the first half.
 RECOVERIES: dict[str, dict[str, Any]] = {
     "opd": {"policy": {"name": "student"}, "divergence": REVERSE_KL},
     "trb": {
@@ -86,11 +88,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", type=Path)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--scale", type=int, default=1, help="what texts and steps are multiplied with")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--only", choices=("speed", "quality"))
     options = parser.parse_args()
     run_on_threads(options.threads)
-    study = Study(options.output)
+    study = Study(options.output, options.scale)
     if options.only != "quality":
         study.part("speed", study.speed)
     if options.only != "speed":
@@ -106,11 +109,11 @@ def main() -> None:
 class Study:
     """The folder with all runs, and what is known so far."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.file = folder, folder / "results.json"
+    def __init__(self, folder: Path, scale: int = 1) -> None:
+        self.folder, self.file, self.scale = folder, folder / "results.json", scale
         (folder / "data").mkdir(parents=True, exist_ok=True)
         self.results: dict[str, Any] = json.loads(self.file.read_text()) if self.file.exists() else {}
-        files = embedded_files(folder / "data", steps=TEXTS // 16, num_problems=PROBLEMS, seed=0)
+        files = embedded_files(folder / "data", steps=scale * TEXTS // 16, num_problems=PROBLEMS, seed=0)
         for path, text in files.items():
             path.write_text(text, encoding="utf-8")
         self.prompts, self.problems = files
@@ -145,20 +148,21 @@ class Study:
             for question in questions
         ]
         engine = PairedEngine(teacher, limits=Limits(max_rows=TEXTS))
+        num_steps = self.scale * TRANSFER_STEPS
         drawn = engine.generate(Student(), prompts, max_new_tokens=NEW_TOKENS, seed=seed, records_statistics=False)
         texts = [[*rollout.prompt_tokens, *rollout.response_tokens] for rollout in drawn]
         mixers = [student.module.model.layers[place].linear_attn for place in LAYERS[share]]
         learning = [parameter.requires_grad_() for mixer in mixers for parameter in mixer.parameters()]
         optimizer = torch.optim.AdamW(learning, lr=TRANSFER_RATE, weight_decay=0.0)
         errors = []
-        for step in range(TRANSFER_STEPS):
+        for step in range(num_steps):
             batch = [texts[(step * TRANSFER_ROWS + row) % len(texts)] for row in range(TRANSFER_ROWS)]
             error = AttentionTransfer().on_layers(*compared_outputs(student, teacher, batch, [0] * len(batch))).mean()
             optimizer.zero_grad()
             error.backward()
             torch.nn.utils.clip_grad_norm_(learning, 1.0)
             for group in optimizer.param_groups:
-                group["lr"] = TRANSFER_RATE * min(1.0, (step + 1) / 4) * (1 - step / TRANSFER_STEPS)
+                group["lr"] = TRANSFER_RATE * min(1.0, (step + 1) / 4) * (1 - step / num_steps)
             optimizer.step()
             errors.append(float(error.detach()))
         if not folder.exists():
@@ -173,7 +177,7 @@ class Study:
             "name": f"{share}-{seed}-{way}",
             "output": str(output),
             "seed": seed,
-            "steps": RECOVERY_STEPS,
+            "steps": self.scale * RECOVERY_STEPS,
             "student": {"path": str(start)},
             "teacher": {"path": str(student_path())},
             "data": {"path": str(self.prompts)},
@@ -187,9 +191,11 @@ class Study:
             "checkpoint": {"every": 1000},
             "evaluation": {"sets": []},
             "runtime": {"device": "cpu", "threads": 1},
-            **RECOVERIES[way],
+            **copy.deepcopy(RECOVERIES[way]),
         }
         tables_of_run.pop("phase")
+        if way == "trb":
+            tables_of_run["policy"]["kl_radius"]["steps"] *= self.scale
         train(build_run(resolve_config(tables_of_run), resume=output.exists()), Observer())
         records = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
         found = self.judged(str(named_checkpoints(output / "checkpoints")["last"]), seed)

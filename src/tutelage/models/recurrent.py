@@ -1,7 +1,8 @@
 """How are the recurrent layers of a `transformers` module called?  With their states in hand, not in a cache of theirs.
 
 Such a layer (`linear_attn`: the gated delta net of Qwen3-Next and Qwen3.5; Yang et al. 2024, arXiv 2412.06464) asks its
-cache for two states, the window of a short convolution and a matrix for each head, and gives them back. `transformers`
+cache for two states, the window of a short convolution and a matrix for each head, and gives them back. So does linear
+attention of our own, which keeps a count of tokens in the place of the window. `transformers`
 keeps them in a cache that takes nothing back and cannot read rows of different lengths without padding. Here the
 layer's own forward is called, with whatever kernels it has, and reads from and writes to what we pass.
 

@@ -59,7 +59,7 @@ def check_servable(model: LanguageModel) -> None:
     forward disagrees with the module while the module's cached forward does not.
 
     Raises:
-      UnsupportedArchitectureError: chunked layers, recurrent ones other than gated delta nets, an encoder, logits that
+      UnsupportedArchitectureError: chunked layers, recurrent ones of unknown kinds, an encoder, logits that
         do not agree, or positions that change their meaning in longer texts.
       ConfigurationError: `model.compile` is on and our own forward does not serve the model.
     """
