@@ -10,7 +10,7 @@ from warnings import catch_warnings, filterwarnings
 
 TYPE_CHECKING = False  # true for type checkers, by its name; `typing` would be most of the time of this import
 if TYPE_CHECKING:
-    from tutelage.api.checking import doctor
+    from tutelage.api.checking import doctor, verify
     from tutelage.api.comparing import compare, sweep
     from tutelage.api.evaluating import Evaluation, evaluate
     from tutelage.api.exporting import export
@@ -40,11 +40,12 @@ __all__ = [
     "score",
     "sweep",
     "train",
+    "verify",
 ]
 
 # Where a public name lives.
 HOMES = {
-    "tutelage.api.checking": ("doctor",),
+    "tutelage.api.checking": ("doctor", "verify"),
     "tutelage.api.comparing": ("compare", "sweep"),
     "tutelage.api.evaluating": ("Evaluation", "evaluate"),
     "tutelage.api.exporting": ("export",),

@@ -222,6 +222,16 @@ def test_the_demo_as_a_document(tutelage: Command, tmp_path: Path) -> None:
     assert (tmp_path / seen["figure"]).is_file()
 
 
+def test_a_reader_that_goes_away_is_no_fault(environment: dict[str, str]) -> None:
+    for words in (["recipes"], ["recipes", "--json"]):
+        with subprocess.Popen(
+            ["tutelage", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, text=True
+        ) as writer:
+            assert writer.stdout is not None and writer.stderr is not None
+            writer.stdout.close()
+            assert (writer.wait(timeout=120), writer.stderr.read()) == (1, "")
+
+
 # --- an installed wheel ----------------------------------------------------------------------------------------------
 
 

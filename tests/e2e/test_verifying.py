@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import tutelage
 from tests.support.changed_inputs import CHANGES
 from tests.support.quick_run import QUICK
 from tests.support.tiny_run import write_run_file
@@ -103,6 +104,16 @@ def test_what_changed_is_named(here: Path, name: str) -> None:
         labels = {line.partition(": ")[0] for line in verdict.differences}
         assert labels == {fingerprints.INPUTS[each] for each in expected}
     assert all(verdict.is_verified and verdict.accepted for verdict in verify_run(here / "run", tuple(expected)))
+
+
+def test_from_python_and_as_a_document(here: Path, verify: Callable[..., tuple[int, str, str]]) -> None:
+    change, expected = CHANGES["an answer"]
+    change(here)
+    verdicts = tutelage.verify("run")
+    code, out, err = verify("run", "--json")
+    assert (code, err) == (1, "") and len(verdicts) == 2
+    assert json.loads(out) == {"is_verified": False, "checkpoints": [verdict.as_dict() for verdict in verdicts]}
+    assert all(verdict.is_verified for verdict in tutelage.verify("run", accept=list(expected)))
 
 
 def test_other_libraries_are_named(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

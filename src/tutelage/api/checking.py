@@ -1,14 +1,15 @@
-"""Will this run work?  The doctor's findings as objects."""
+"""Will this run work, and are its checkpoints what they say?  Findings and verdicts as objects."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from tutelage.api.arguments import Overrides, RunFile, check_numbers, threads
-from tutelage.config import load_config
+from tutelage.config import CheckpointVerdict, load_config, verify_run
 from tutelage.preflight import Finding, examine
 
-__all__ = ["doctor"]
+__all__ = ["doctor", "verify"]
 
 
 def doctor(
@@ -38,3 +39,16 @@ def doctor(
             if on_finding is not None:
                 on_finding(finding)
     return findings
+
+
+def verify(run: str | Path, *, accept: Sequence[str] = ()) -> list[CheckpointVerdict]:
+    """Take the digests of a run's files and inputs again: is every checkpoint what it says?  In the order of steps.
+
+    Args:
+      run: its folder, or one of its checkpoints.
+      accept: what may differ, such as "versions".
+    Raises:
+      CheckpointError: the folder holds no run, or no checkpoint.
+      ConfigurationError: its config.toml cannot be read, or `accept` has an unknown name.
+    """
+    return verify_run(Path(run).expanduser(), accept)

@@ -23,11 +23,11 @@ def verify(
     as_json: AsJson = False,
 ) -> None:
     """Take the digests of a run's files and inputs again: exit code 1 if a checkpoint is not what it says."""
-    from tutelage.config import verify_run
+    from tutelage.api.checking import verify as verdicts_of
 
     console = TextConsole(quiet=as_json)
     with console.status("taking digests"):
-        verdicts = verify_run(run, accept or [])
+        verdicts = verdicts_of(run, accept=accept or [])
     for verdict in verdicts:
         if not verdict.is_recorded:
             found = "does not say what it was made from (an earlier version wrote it)"
