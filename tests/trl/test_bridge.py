@@ -95,19 +95,37 @@ def test_lora_and_checkpointed_gradients(tmp_path: Path) -> None:
 
     adapter = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, lora_dropout=0.3)
     seen = trained(tmp_path, TRB, peft_config=adapter, gradient_checkpointing=True)
-    model = seen.trainer.model
-    assert model.training and model.is_gradient_checkpointing
-    model.eval()
-    last = seen.rollouts[-1][0]
-    # The weights have moved once more since; put back, they are those that drew the last answers.
+    assert seen.trainer.model.training and seen.trainer.model.is_gradient_checkpointing
+    assert mismatch(seen).max() < 1e-4
+
+
+def test_answers_are_made_in_the_precision_of_the_loss(tmp_path: Path) -> None:
+    """bfloat16 is TRL's default: GRPO's loss is cast, and that of distillation computes beside the cast forward."""
+    plain, cast = (trained(tmp_path / str(bf16), TRB, steps=1, bf16=bf16) for bf16 in (False, True))
+    assert cast.trainer.accelerator.mixed_precision == "bf16" and cast.losses == plain.losses
+    for one, other in zip(cast.rollouts[0], plain.rollouts[0], strict=True):
+        assert torch.equal(one.student_logprobs, other.student_logprobs)
+
+    grpo = {"reward_funcs": lambda completion_ids, **_: [1.0] * len(completion_ids), "num_generations": 4}
+    seen = trained(tmp_path / "grpo", Student(), steps=1, bf16=True, grpo=grpo)
+    assert 1e-6 < mismatch(seen).mean() < 0.02  # products of bfloat16 depend on their shapes
+
+
+def mismatch(seen: Seen) -> torch.Tensor:
+    """|log p of the last answers' tokens in TRL's model - in the rollout|, at the weights that drew them."""
+    model, found = seen.trainer.model.eval(), []
     with torch.no_grad():
-        for name, weight in model.named_parameters():
+        for name, weight in model.named_parameters():  # they have moved once more since
             if name in seen.before[-1]:
                 weight.copy_(seen.before[-1][name])
-        ids = torch.tensor([[*last.prompt_tokens, *last.response_tokens]])
-        logprobs = model(ids).logits[0, len(last.prompt_tokens) - 1 : -1].float().log_softmax(-1)
-    plain = logprobs.gather(-1, torch.tensor(last.response_tokens)[:, None])[:, 0]
-    torch.testing.assert_close(last.student_logprobs.float(), plain, atol=1e-4, rtol=0)
+        for each in seen.rollouts[-1]:
+            ids = torch.tensor([[*each.prompt_tokens, *each.response_tokens]])
+            with seen.trainer.accelerator.autocast():
+                logits = model(ids).logits[0, len(each.prompt_tokens) - 1 : -1]
+            tokens_T1 = torch.tensor(each.response_tokens)[:, None]
+            plain = logits.float().log_softmax(-1).gather(-1, tokens_T1)[:, 0]
+            found.append((each.student_logprobs.float() - plain).abs())
+    return torch.cat(found)
 
 
 def test_grpo_learns_from_answers_of_a_policy(tmp_path: Path) -> None:

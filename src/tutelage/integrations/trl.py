@@ -106,7 +106,8 @@ class PolicyRollout:
                 f"attach got {type(trainer).__name__}; expected TRL's DistillationTrainer, or a subclass that makes "
                 "answers as it does. A GRPOTrainer takes the rollout as its argument rollout_func."
             )
-        self._bind(trainer, getattr(trainer, "teacher_model", None))
+        # Its loss calls the backbone beside the forward that accelerate casts, so it has the weights' own precision.
+        self._bind(trainer, getattr(trainer, "teacher_model", None), autocast=None)
 
         def generate(prompt_ids: Any, images: Any, fields: Any, has_tool_images: bool = False) -> list[list[int]]:
             check_text(images, fields)
@@ -122,7 +123,7 @@ class PolicyRollout:
           these where it corrects for samples of vLLM, and not otherwise.
         """
         if self._trainer is not trainer:
-            self._bind(trainer, None)
+            self._bind(trainer, None, AUTOCAST.get(str(trainer.accelerator.mixed_precision)))
         prompt_ids, images, fields = trainer._tokenize_prompts(prompts)
         check_text(images, fields)
         rollouts = self._answers(prompt_ids)
@@ -132,8 +133,8 @@ class PolicyRollout:
             "logprobs": [rollout.behaviour_logprobs.tolist() for rollout in rollouts],
         }
 
-    def _bind(self, trainer: Any, teacher: Any) -> None:
-        """Check the trainer and make the engine over its models."""
+    def _bind(self, trainer: Any, teacher: Any, autocast: str | None) -> None:
+        """Check the trainer and make the engine over its models, in the precision of the trainer's loss."""
         if self._trainer is not None:
             raise ConfigurationError(
                 "this rollout belongs to another trainer already. Make a new one for each trainer."
@@ -141,7 +142,7 @@ class PolicyRollout:
         check_trainer(trainer)
         teacher = self.teacher if self.teacher is not None else teacher
         models = [
-            None if model is None else _language_model(trainer, model, name)
+            None if model is None else _language_model(trainer, model, name, autocast)
             for model, name in ((trainer.model, "the trainer's model"), (teacher, "the teacher"))
         ]
         engine = PairedEngine(*models, draft_length=self.draft_length, limits=self.limits)
@@ -211,8 +212,8 @@ def check_text(images: Any, fields: Any) -> None:
         )
 
 
-def _language_model(trainer: Any, model: Any, name: str) -> LanguageModel:
-    """A model of the trainer as our engine sees it: the same module, computed in the same precision.
+def _language_model(trainer: Any, model: Any, name: str, autocast: str | None) -> LanguageModel:
+    """A model of the trainer as our engine sees it: the same module; `autocast`: type of its products, if another.
 
     Raises:
       UnsupportedArchitectureError: our caches cannot serve it.
@@ -220,13 +221,13 @@ def _language_model(trainer: Any, model: Any, name: str) -> LanguageModel:
     module = trainer.accelerator.unwrap_model(model)
     if hasattr(module, "get_base_model"):  # PEFT's wrapper; its layers are in the model itself
         module = module.get_base_model()
-    tokenizer, dtype = trainer._tokenizer, AUTOCAST.get(str(trainer.accelerator.mixed_precision))
+    tokenizer = trainer._tokenizer
     # DoRA makes norms of its weights, which our own forward would have to know about to keep copies of them.
     has_norms = any("lora_magnitude" in key for key, _ in module.named_parameters())
     served = LanguageModel(module, tokenizer, stop_ids_of(module, tokenizer), name, fast_forward=not has_norms)
-    served.autocast = None if dtype is None else DTYPES[dtype]
-    with _not_training(module):
-        check_servable(served)
+    with _not_training(module), _class_forward(module):
+        check_servable(served)  # in the weights' own precision; what autocast rounds would be taken for a fault
+    served.autocast = None if autocast is None else DTYPES[autocast]
     return served
 
 
@@ -243,6 +244,17 @@ def _as_it_is_scored(trainer: Any) -> Iterator[None]:
     finally:
         if checkpoints:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=settings)
+
+
+@contextmanager
+def _class_forward(module: Any) -> Iterator[None]:
+    """The module without the forward that accelerate puts into its place where it computes in mixed precision."""
+    patched = module.__dict__.pop("forward", None)
+    try:
+        yield
+    finally:
+        if patched is not None:
+            module.forward = patched
 
 
 @contextmanager
