@@ -103,7 +103,7 @@ def test_a_checkpoint_is_evaluated_as_its_run_asked(home: Path, on: Any, monkeyp
         seen.append(list(problems.prompts[0].student_tokens))
         raise SystemExit(0)
 
-    monkeypatch.setattr("tutelage.evaluation.mark", mark)
+    monkeypatch.setattr("tutelage.api.evaluating.mark", mark)
     command(monkeypatch, "evaluate", checkpoint, "--task", home.parent / "prompts.jsonl")
     assert seen == [list(run.source.prompts[0].student_tokens)]
 

@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tutelage.models.caches import HybridCache, States
+from tutelage.models.linear_attention.attention import LinearAttention
 
 __all__ = ["Mixers", "missing_kernels"]
 
@@ -59,12 +60,8 @@ class Mixers:
         return bool(self.by_layer)
 
     def state_bytes(self, dtype: torch.dtype) -> int:
-        """Bytes of the states of one row, all layers together: windows in the model's type, matrices in float32."""
-        return sum(
-            mixer.conv_dim * mixer.conv_kernel_size * dtype.itemsize
-            + mixer.num_v_heads * mixer.head_k_dim * mixer.head_v_dim * torch.float32.itemsize
-            for mixer in self.by_layer.values()
-        )
+        """Bytes of the states of one row, all layers together, in a model that computes in this type."""
+        return sum(_state_bytes(mixer, dtype) for mixer in self.by_layer.values())
 
     @property
     def may_use_kernels(self) -> bool:
@@ -207,3 +204,11 @@ class _GivenStates:
     def update_recurrent_state(self, recurrent_states: Tensor, layer_idx: int, **_: Any) -> Tensor:
         self.matrix = recurrent_states
         return recurrent_states
+
+
+def _state_bytes(mixer: Any, dtype: torch.dtype) -> int:
+    """Of one row and layer: a window in the model's type and a matrix in float32; a layer of ours knows it itself."""
+    if isinstance(mixer, LinearAttention):
+        return mixer.state_bytes(dtype)
+    window = mixer.conv_dim * mixer.conv_kernel_size * dtype.itemsize
+    return int(window + mixer.num_v_heads * mixer.head_k_dim * mixer.head_v_dim * torch.float32.itemsize)

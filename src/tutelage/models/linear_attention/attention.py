@@ -174,6 +174,11 @@ class LinearAttention(nn.Module):
         projected: Tensor = self.o_proj(output_BTE.to(hidden_states.dtype))
         return projected
 
+    def state_bytes(self, dtype: torch.dtype) -> int:
+        """Bytes of one row's state, of a model in this type: the number of tokens read, and the sums."""
+        sums = self.num_v_heads * self.head_k_dim * self.head_v_dim
+        return torch.int64.itemsize + sums * torch.promote_types(dtype, torch.float32).itemsize
+
     def _positions(self, hidden_BTE: Tensor, is_real_BT: Tensor | None, seen_B1: Tensor | None) -> Tensor:
         """Which token of its text each is, counted from 0; those that pad do not count. [B or 1, T]."""
         if is_real_BT is None:
