@@ -11,16 +11,19 @@ TRL ?= trl==1.16.0
 TRITON ?= triton==3.6.0 numpy<2.4
 
 # Left out of the quick tests is what takes long by its nature; pyproject.toml says what each mark means
-QUICK := not (compiles or processes or rollouts or runs or statistics or sweeps)
+QUICK := not (compiles or processes or rollouts or runs or statistics or sweeps or long)
 QUICK_TESTS := tests/unit tests/contracts tests/test_imports.py tests/test_layout.py
 
-.PHONY: demo test test-vllm test-trl test-triton check lint format docs package clean
+.PHONY: demo test test-long test-vllm test-trl test-triton check lint format docs package clean
 
 demo: .venv/.installed  ## the main job on the embedded tiny pair: minutes, on a CPU
 	$(BIN)/tutelage demo
 
 test: lint  ## everything that CI runs
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not long"
+
+test-long: .venv/.installed-dev  ## hundreds of damaged inputs, a vocabulary of 248,320, the wheel alone: minutes
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m long
 
 test-vllm: .venv-vllm/.installed  ## the tests that need a real vLLM; minutes, on a CPU
 	OMP_NUM_THREADS=1 .venv-vllm/bin/python -m pytest -v -s -W ignore tests/vllm

@@ -116,6 +116,7 @@ def test_the_sdist_makes_the_same_wheel(built: Path, wheel: zipfile.ZipFile, tmp
     assert sorted(zipfile.ZipFile(again).namelist()) == sorted(wheel.namelist())
 
 
+@pytest.mark.long
 def test_the_wheel_works_where_there_is_no_clone(wheel: zipfile.ZipFile, tmp_path: Path) -> None:
     """Its files are unpacked, as pip does, and used from another folder; the dependencies are those that are here."""
     installed, elsewhere = tmp_path / "dist-packages-of-the-test", tmp_path / "elsewhere"

@@ -213,6 +213,7 @@ def test_a_doctor_that_finds_an_error_says_so_in_the_document(home: Path, tutela
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.long
 def test_the_demo_as_a_document(tutelage: Command, tmp_path: Path) -> None:
     code, out, err = tutelage("demo", "--output", "demo", "--steps", 1, "--problems", 4, "--json")
     assert (code, err) == (0, "")
@@ -235,6 +236,7 @@ def test_a_reader_that_goes_away_is_no_fault(environment: dict[str, str]) -> Non
 # --- an installed wheel ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_a_wheel_holds_the_recipes(tmp_path: Path, environment: dict[str, str]) -> None:
     """Built from a copy of what a clone has, without fetching anything; then used without the clone."""
     pytest.importorskip("setuptools", reason="needs setuptools to build a wheel")

@@ -89,7 +89,11 @@ def accept(outcome: tuple[int, str], damage: object, output: Path | None = None)
 
 
 def numbered(kind: str, count: int) -> pytest.MarkDecorator:
-    return pytest.mark.parametrize("seed", range(count), ids=[f"{kind}-{seed}" for seed in range(count)])
+    """Damages by their seeds; a fourth of them in every run of the tests, the others among the long ones."""
+    marks = [() if seed < count // 4 else pytest.mark.long for seed in range(count)]
+    return pytest.mark.parametrize(
+        "seed", [pytest.param(seed, marks=marks[seed], id=f"{kind}-{seed}") for seed in range(count)]
+    )
 
 
 def train(*overrides: str, judged: bool = False) -> list[str]:

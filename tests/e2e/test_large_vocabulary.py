@@ -31,7 +31,7 @@ from tutelage.policies import (
 from tutelage.rollout import PairedEngine
 from tutelage.types import Batch, Prompt, Rollout
 
-pytestmark = pytest.mark.sweeps
+pytestmark = [pytest.mark.sweeps, pytest.mark.long]
 
 VOCABULARY, STOP = 248_320, 248_046
 WIDTH: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 16}
