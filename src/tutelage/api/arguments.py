@@ -13,28 +13,47 @@ from typing import Any
 
 from tutelage.errors import ConfigurationError, OutputExistsError
 
-__all__ = ["Overrides", "RunFile", "check_numbers", "check_output_file", "check_output_folder", "options_of", "threads"]
+__all__ = [
+    "MAX_COUNT",
+    "MAX_NEW_TOKENS",
+    "MAX_PROCESSES",
+    "MAX_SAMPLES",
+    "MAX_SEED",
+    "MAX_SEEDS",
+    "MAX_WORKERS",
+    "Overrides",
+    "RunFile",
+    "check_numbers",
+    "check_output_file",
+    "check_output_folder",
+    "options_of",
+    "threads",
+]
 
 RunFile = str | Path | Mapping[str, Any]
 """A TOML file, or the table that such a file holds."""
 Overrides = Mapping[str, Any] | Sequence[str]
 """{"key.path": value}, or texts "key.path=value" as the command line takes them."""
 
+# As the run file has them (`config.schema`), which costs an import of torch.
+MAX_SEED, MAX_SAMPLES, MAX_NEW_TOKENS, MAX_COUNT = 2**63 - 1, 2**16, 2**24, 2**31 - 1
+MAX_SEEDS, MAX_WORKERS, MAX_PROCESSES = 10_000, 1024, 65_536
+
 # Name of an argument -> the smallest and the largest value that makes sense.
 BOUNDS = {
-    "samples": (1, 2**16),
+    "samples": (1, MAX_SAMPLES),
     "temperature": (0, math.inf),
-    "max_new_tokens": (1, 2**24),
-    "max_prompt_tokens": (1, 2**31 - 1),
+    "max_new_tokens": (1, MAX_NEW_TOKENS),
+    "max_prompt_tokens": (1, MAX_COUNT),
     "limit": (1, math.inf),
     "rows": (1, math.inf),
-    "seed": (0, 2**63 - 1),
+    "seed": (0, MAX_SEED),
     "step": (0, math.inf),
-    "processes": (1, 65_536),
-    "seeds": (1, 10_000),
-    "first_seed": (0, 2**63 - 1),
-    "early_steps": (1, 2**31 - 1),
-    "workers": (1, 1024),
+    "processes": (1, MAX_PROCESSES),
+    "seeds": (1, MAX_SEEDS),
+    "first_seed": (0, MAX_SEED),
+    "early_steps": (1, MAX_COUNT),
+    "workers": (1, MAX_WORKERS),
     "shard": (1, math.inf),
 }
 

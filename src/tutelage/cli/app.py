@@ -13,11 +13,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tutelage.api.arguments import MAX_COUNT, MAX_NEW_TOKENS, MAX_PROCESSES, MAX_SAMPLES, MAX_SEED
 from tutelage.cli.arguments import (
-    MAX_COUNT,
-    MAX_NEW_TOKENS,
-    MAX_SAMPLES,
-    MAX_SEED,
+    MAX_PROBLEMS,
     Accept,
     CheckpointRule,
     Overrides,
@@ -89,7 +87,7 @@ def doctor(
     processes: Annotated[
         int,
         typer.Option(
-            help="How many are to share the run (torchrun); memory and time of one of them.", min=1, max=65_536
+            help="How many are to share the run (torchrun); memory and time of one of them.", min=1, max=MAX_PROCESSES
         ),
     ] = 1,
     as_json: AsJson = False,
@@ -296,7 +294,7 @@ def demo(
         Path | None, typer.Option(help="A new folder; default: demo-runs/1, 2, ...", callback=given_path)
     ] = None,
     steps: Annotated[int, typer.Option(help="Training steps of each run.", min=1, max=MAX_COUNT)] = 60,
-    problems: Annotated[int, typer.Option(help="Fresh problems to evaluate on.", min=4, max=10**6)] = 250,
+    problems: Annotated[int, typer.Option(help="Fresh problems to evaluate on.", min=4, max=MAX_PROBLEMS)] = 250,
     seed: Annotated[int, typer.Option(help="Picks the problems and the random numbers.", min=0, max=MAX_SEED)] = 0,
     as_json: AsJson = False,
 ) -> None:

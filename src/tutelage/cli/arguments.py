@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
+from tutelage.api.arguments import MAX_COUNT, MAX_SEED, MAX_SEEDS, MAX_WORKERS
 from tutelage.errors import ConfigurationError
 from tutelage.paths import expanded_path
 
@@ -23,10 +24,7 @@ __all__ = [
     "EarlySteps",
     "FirstSeed",
     "InWorld",
-    "MAX_COUNT",
-    "MAX_NEW_TOKENS",
-    "MAX_SAMPLES",
-    "MAX_SEED",
+    "MAX_PROBLEMS",
     "Output",
     "Overrides",
     "Precision",
@@ -42,9 +40,7 @@ __all__ = [
     "given_path",
 ]
 
-# As the run file has them (`config.schema`), which costs an import of torch.
-MAX_SEED, MAX_SAMPLES, MAX_NEW_TOKENS, MAX_COUNT = 2**63 - 1, 2**16, 2**24, 2**31 - 1
-MAX_SEEDS, MAX_WORKERS, MAX_PROBLEMS = 10_000, 1024, 10**6
+MAX_PROBLEMS = 10**6
 
 
 def given_path(param: typer.CallbackParam, value: Any) -> Any:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 from rich.table import Table
 
-from tutelage.cli.arguments import MAX_SAMPLES, given_path
+from tutelage.api.arguments import MAX_SAMPLES, check_output_file, threads
+from tutelage.cli.arguments import given_path
 from tutelage.cli.output import AsJson, print_document
 from tutelage.display.console import TextConsole
 from tutelage.errors import ConfigurationError
@@ -57,9 +58,10 @@ def continuation(
     from tutelage.report import plot_continuation
 
     kept = _numbers(lengths, "--lengths", int)
-    run = RunAssembly.for_sampling(_config(run_file, overrides, output, figure), student)
-    policy = run.policy_at(step)
-    with TextConsole(quiet=as_json).status("probing"):
+    config = _config(run_file, overrides, output, figure)
+    with threads(config.runtime.threads), TextConsole(quiet=as_json).status("probing"):
+        run = RunAssembly.for_sampling(config, student)
+        policy = run.policy_at(step)
         parts = ProbeParts.of(run, limit=limit)
         gains = probe_continuation(parts, policy, kept, num_samples=samples, step=step)
     _show([asdict(gain) for gain in gains], output, figure, plot_continuation, as_json)
@@ -83,16 +85,14 @@ def budget(
     from tutelage.report import plot_budget
 
     budgets = _numbers(radii, "--radii", float)
-    run = RunAssembly.for_sampling(_config(run_file, overrides, output, figure), student)
-    with TextConsole(quiet=as_json).status("probing"):
+    config = _config(run_file, overrides, output, figure)
+    with threads(config.runtime.threads), TextConsole(quiet=as_json).status("probing"):
+        run = RunAssembly.for_sampling(config, student)
         points = probe_budget(ProbeParts.of(run, limit=limit), budgets, num_samples=samples)
     _show([asdict(point) for point in points], output, figure, plot_budget, as_json)
 
 
 def _config(run_file: Path, overrides: list[str] | None, output: Path | None, figure: Path | None) -> RunConfig:
-    import torch
-
-    from tutelage.api.arguments import check_output_file
     from tutelage.config import load_config
     from tutelage.report import check_figure_format
 
@@ -101,10 +101,7 @@ def _config(run_file: Path, overrides: list[str] | None, output: Path | None, fi
             check_output_file(file)
     if figure is not None:
         check_figure_format(figure)
-    config = load_config(run_file / "config.toml" if run_file.is_dir() else run_file, overrides or [])
-    if config.runtime.threads is not None:
-        torch.set_num_threads(config.runtime.threads)
-    return config
+    return load_config(run_file / "config.toml" if run_file.is_dir() else run_file, overrides or [])
 
 
 def _numbers(text: str, option: str, kind: Callable[[str], Number]) -> list[Number]:

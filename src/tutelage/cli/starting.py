@@ -14,8 +14,8 @@ from typing import Annotated, TypeVar
 
 import typer
 
-from tutelage.api.arguments import check_output_file
-from tutelage.cli.arguments import MAX_NEW_TOKENS, given_path
+from tutelage.api.arguments import MAX_NEW_TOKENS, check_output_file
+from tutelage.cli.arguments import given_path
 from tutelage.cli.output import AsJson, print_document
 from tutelage.cli.recipes import PackagedRecipe, packaged_recipes, recipe_named
 from tutelage.display.console import TextConsole

@@ -8,7 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from tutelage.api.arguments import check_numbers, check_output_file, check_output_folder, options_of, threads
+from tutelage.api.arguments import (
+    MAX_NEW_TOKENS,
+    MAX_SAMPLES,
+    check_numbers,
+    check_output_file,
+    check_output_folder,
+    options_of,
+    threads,
+)
+from tutelage.config import schema
 from tutelage.errors import ConfigurationError, OutputExistsError
 
 
@@ -59,3 +68,7 @@ def test_torch_has_its_threads_back_after_an_error() -> None:
     with threads(None):
         assert torch.get_num_threads() == before
     assert torch.get_num_threads() == before
+
+
+def test_bounds_are_the_run_files() -> None:
+    assert (MAX_SAMPLES, MAX_NEW_TOKENS) == (schema.MAX_SAMPLES, schema.MAX_NEW_TOKENS)
