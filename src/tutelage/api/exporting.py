@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from tutelage.api.arguments import check_output_folder
 from tutelage.errors import ConfigurationError
 from tutelage.hub import check_upload, upload_model
-from tutelage.models import DTYPES, check_saved, export_model, load_language_model, load_tokenizer
+from tutelage.models import DTYPES, export_checked, load_language_model, load_tokenizer
 from tutelage.report import model_card
 from tutelage.training import named_checkpoints
 from tutelage.training.checkpoint import step_of
@@ -71,14 +70,7 @@ def export(
     path = _checkpoint_of(Path(model), checkpoint) if (Path(model) / "config.toml").is_file() else model
     card = _card_of(Path(path))
     loaded = load_language_model(path, load_tokenizer(path))
-    beside = output.with_name(f".writing-{output.name}")
-    try:
-        check_saved(export_model(loaded, DTYPES[dtype], beside), None, beside)
-        if card is not None:
-            (beside / "README.md").write_text(card, encoding="utf-8")
-        beside.rename(output)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+    export_checked(loaded, DTYPES[dtype], output, {} if card is None else {"README.md": card})
     return Exported(path, output, None if push is None else upload_model(output, push, private=private))
 
 

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import shutil
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from tutelage.cli.arguments import MAX_SEED, Precision, given_path
+from tutelage.api.arguments import MAX_SEED, check_output_folder
+from tutelage.cli.arguments import Precision, given_path
 from tutelage.cli.output import AsJson, print_document
 from tutelage.display.console import TextConsole
-from tutelage.errors import ModelError, OutputExistsError
-
-if TYPE_CHECKING:
-    from tutelage.models import Linearised
+from tutelage.errors import ModelError
 
 __all__ = ["linearise"]
 
@@ -43,11 +40,12 @@ def linearise(
 
     The model then has to learn from the one that it was: recipes/linear_student.toml.
     """
-    from tutelage.config import check_writable
     from tutelage.models import (
+        LanguageModel,
         ModelSource,
         base_of,
         check_linearisable,
+        export_checked,
         layers_from,
         load_language_model,
         load_tokenizer,
@@ -55,9 +53,7 @@ def linearise(
     )
     from tutelage.models import linearise as linearised
 
-    if output.exists():
-        raise OutputExistsError(f"the output folder {output} already exists; nothing is overwritten. Choose another.")
-    check_writable(output)
+    check_output_folder(output)
     if base_of(model) is not None:
         raise ModelError(
             f"{model!r} is an adapter. Merge it into its base first: tutelage export {model} --output DIR."
@@ -68,7 +64,8 @@ def linearise(
     chosen = layers_from(layers, int(meta_model.config.num_hidden_layers))
     loaded = load_language_model(source, tokenizer)
     made = linearised(loaded.module, chosen, kernel.value, feature_size, seed)
-    _write(loaded.tokenizer, loaded.stop_ids, made, output)
+    written = LanguageModel(made.module, loaded.tokenizer, loaded.stop_ids, name=str(output))
+    export_checked(written, made.module.dtype, output)
     kept = [place for place in range(int(loaded.config.num_hidden_layers)) if place not in chosen]
     if as_json:
         counts = {"num_copied": made.num_copied, "num_new": made.num_new, "new": list(made.new)}
@@ -80,19 +77,6 @@ def linearise(
     console.say(f"copied    {made.num_copied:,} weights: all but those that are new")
     console.say(f"new       {made.num_new:,} weights: {', '.join(made.new)}")
     console.say(f"written   {output}")
-
-
-def _write(tokenizer: object, stop_ids: tuple[int, ...], made: Linearised, output: Path) -> None:
-    """Write the model, read it back, and only then give it its name."""
-    from tutelage.models import LanguageModel, check_saved, export_model
-
-    model = LanguageModel(made.module, tokenizer, stop_ids, name=str(output))
-    beside = output.with_name(f".writing-{output.name}")
-    try:
-        check_saved(export_model(model, made.module.dtype, beside), None, beside)
-        beside.rename(output)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
 
 
 def _listed(layers: list[int] | tuple[int, ...]) -> str:

@@ -19,7 +19,7 @@ from tutelage.models.loading import (
 from tutelage.models.meta_model import meta_model_of
 from tutelage.models.model_set import ModelSet, teacher_named
 from tutelage.models.quantised import check_learnable, check_quantization, check_unquantised
-from tutelage.models.read_back import check_savable, check_saved
+from tutelage.models.read_back import check_savable, check_saved, export_checked
 from tutelage.models.recurrent import missing_kernels
 from tutelage.models.references import MovingReference, Reference, SharedBackbone, reference_snapshot
 from tutelage.models.saving import export_model, save_student
@@ -72,6 +72,7 @@ __all__ = [
     "check_unquantised",
     "compared_outputs",
     "context_length_of",
+    "export_checked",
     "export_model",
     "is_all_finite",
     "layers_from",

@@ -11,8 +11,10 @@ No second model is made of a base in 4 bits; for an adapter on one, files and nu
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +26,13 @@ from tutelage.models.generation import drop_unsavable, read_generation_config
 from tutelage.models.language_model import LanguageModel, ids_of
 from tutelage.models.loading import load_tokenizer
 from tutelage.models.reading import brief, reading
-from tutelage.models.saving import save_student
+from tutelage.models.saving import export_model, save_student
 from tutelage.models.serving import tolerance_of
 from tutelage.models.source import ModelSource
 from tutelage.models.trainables.base import not_as_saved
 from tutelage.models.vocabulary import Vocabulary
 
-__all__ = ["check_savable", "check_saved"]
+__all__ = ["check_savable", "check_saved", "export_checked"]
 
 NUM_TOKENS = 4  # of the forward
 
@@ -61,6 +63,27 @@ def check_savable(student: LanguageModel, vocabulary: Vocabulary) -> None:
         check_saved(student, vocabulary, folder, with_weights=False)
         if student.tokenizer is not None:
             _check_tokenizer(student, folder)
+
+
+def export_checked(
+    model: LanguageModel, dtype: torch.dtype, folder: Path, texts: Mapping[str, str] | None = None
+) -> None:
+    """Write a model as a plain directory, read it back, and only then give the folder its name; see `export_model`.
+
+    Args:
+      folder: a new one.
+      texts: more files for it: name -> content.
+    Raises:
+      ModelError: what was written is not the model; nothing is left.
+    """
+    beside = folder.with_name(f".writing-{folder.name}")
+    try:
+        check_saved(export_model(model, dtype, beside), None, beside)
+        for name, content in (texts or {}).items():
+            (beside / name).write_text(content, encoding="utf-8")
+        beside.rename(folder)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
 
 
 def check_saved(
