@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.test_docs import DOCS, KEYS
-from tutelage.config.schema import ExpertConfig, ModelConfig
+from tutelage.config.model_sections import ExpertConfig, ModelConfig
 from tutelage.losses import LOSSES
 from tutelage.policies import POLICIES
 from website.api import INTERNAL, api_pages

@@ -5,6 +5,7 @@ from tutelage.config.build import build_run
 from tutelage.config.consistency import check_runtime
 from tutelage.config.evaluation import EvaluationAssembly, build_evaluation_sets, load_evaluation_problems
 from tutelage.config.load import load_config, read_run_file, resolve_config, settings_of, to_toml
+from tutelage.config.model_sections import ModelConfig
 from tutelage.config.parts import part_from
 from tutelage.config.prompts import check_prompt_lengths, read_prompts
 from tutelage.config.recipes import build_phases, build_recipe
@@ -14,7 +15,6 @@ from tutelage.config.schema import (
     DataConfig,
     EvaluationConfig,
     EvaluationSetConfig,
-    ModelConfig,
     PhaseConfig,
     RunConfig,
 )

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import fields
 
-from tutelage.config.schema import ReferenceConfig, RunConfig, StudentConfig
+from tutelage.config.model_sections import ReferenceConfig, StudentConfig
+from tutelage.config.schema import RunConfig
 from tutelage.errors import ConfigurationError
 from tutelage.evaluation import GREEDY_SUFFIX, EvaluationResult
 from tutelage.models import ALL_WEIGHTS, base_of, check_quantization, check_unquantised

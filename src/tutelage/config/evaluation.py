@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from tutelage.config.clock import date_of_run, template_clock
+from tutelage.config.model_sections import ModelConfig
 from tutelage.config.models import load_model
 from tutelage.config.prompts import check_lengths
 from tutelage.config.rewards import rating_plan
-from tutelage.config.schema import DataConfig, EvaluationConfig, EvaluationSetConfig, ModelConfig, RunConfig
+from tutelage.config.schema import DataConfig, EvaluationConfig, EvaluationSetConfig, RunConfig
 from tutelage.config.selecting import Selector
 from tutelage.config.verification import (
     Decode,

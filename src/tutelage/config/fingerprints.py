@@ -19,9 +19,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from tutelage.config.model_sections import ModelConfig
 from tutelage.config.models import is_served, other_models
 from tutelage.config.prompts import Prompts
-from tutelage.config.schema import ModelConfig, RunConfig
+from tutelage.config.schema import RunConfig
 from tutelage.config.tokenizers import Tokenizers
 from tutelage.errors import ConfigurationError
 from tutelage.evaluation import EvaluationSet, TextSet

@@ -14,17 +14,10 @@ from typing import Any, get_args
 import tomli_w
 from pydantic import BaseModel, ValidationError
 
+from tutelage.config.model_sections import TeacherConfig, settings_of_trainable
 from tutelage.config.places import find_again
-from tutelage.config.schema import (
-    AXES,
-    THIS,
-    EvaluationSetConfig,
-    PhaseConfig,
-    RunConfig,
-    TeacherConfig,
-    settings_of_trainable,
-    settings_of_update,
-)
+from tutelage.config.schema import AXES, EvaluationSetConfig, PhaseConfig, RunConfig, settings_of_update
+from tutelage.config.section import THIS
 from tutelage.config.source import check_values, override_texts, plain_value, read_table, value_of
 from tutelage.errors import ConfigurationError
 from tutelage.paths import check_file_name, expanded_path

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from tutelage.config.schema import FollowerConfig, ModelConfig, RouteConfig, RunConfig, StudentConfig, TeacherConfig
+from tutelage.config.model_sections import FollowerConfig, ModelConfig, RouteConfig, StudentConfig, TeacherConfig
+from tutelage.config.schema import RunConfig
 from tutelage.errors import ConfigurationError
 from tutelage.models import (
     ALL_WEIGHTS,

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tutelage.config.model_sections import ModelConfig
 from tutelage.config.models import check_teacher_names, context_length, named_teachers, other_models
-from tutelage.config.schema import DataConfig, ModelConfig, RunConfig
+from tutelage.config.schema import DataConfig, RunConfig
 from tutelage.config.tokenizers import Tokenizers
 from tutelage.errors import ConfigurationError
 from tutelage.tasks import Columns, Problem, TemplateClock, load_problems, max_prompt_characters, render_all

@@ -9,8 +9,9 @@ from typing import Any
 
 from tutelage.config.clock import DATE
 from tutelage.config.fingerprints import differences
+from tutelage.config.model_sections import ModelConfig
 from tutelage.config.models import EXPERT, ROUTE, context_length, other_models
-from tutelage.config.schema import ModelConfig, RunConfig
+from tutelage.config.schema import RunConfig
 from tutelage.config.tokenizers import Tokenizers
 from tutelage.errors import ConfigurationError, DataError
 from tutelage.models import Vocabulary, tokenizer_fingerprint, weights_fingerprint

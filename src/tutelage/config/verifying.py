@@ -21,7 +21,7 @@ from tutelage.config.fingerprints import (
     weights_by_role,
 )
 from tutelage.config.load import load_config
-from tutelage.config.schema import ModelConfig
+from tutelage.config.model_sections import ModelConfig
 from tutelage.errors import CheckpointError, ConfigurationError, TutelageError, in_short
 from tutelage.models import weights_fingerprint
 from tutelage.runtime import LocalRuntime

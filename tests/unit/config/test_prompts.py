@@ -10,9 +10,9 @@ import pytest
 from tests.support.long_models import LONG, SWITCH, longrope, phi3
 from tests.support.tiny_run import CHAT_TEMPLATE, make_tokenizer, write_run_file
 from tutelage.config import RunAssembly, load_config
+from tutelage.config.model_sections import ModelConfig, TeacherConfig
 from tutelage.config.models import context_length
 from tutelage.config.prompts import check_lengths
-from tutelage.config.schema import ModelConfig, TeacherConfig
 from tutelage.errors import ConfigurationError
 from tutelage.types import Prompt
 
