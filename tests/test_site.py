@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.test_docs import DOCS, KEYS
-from tutelage.config.model_sections import ExpertConfig, ModelConfig
+from tutelage.config.model_sections import ExpertConfig, RouteConfig
 from tutelage.losses import LOSSES
 from tutelage.policies import POLICIES
 from website.api import INTERNAL, api_pages
@@ -36,7 +36,7 @@ def test_the_run_file_reference_has_every_key(key: str) -> None:
 
 
 def test_the_run_file_reference_has_the_tables_of_other_models() -> None:
-    for prefix, table in (("teacher.experts[].", ExpertConfig), ("teacher.routes.NAME.", ModelConfig)):
+    for prefix, table in (("teacher.experts[].", ExpertConfig), ("teacher.routes.NAME.", RouteConfig)):
         assert [name for name in table.model_fields if prefix + name not in GENERATED] == []
 
 
