@@ -36,9 +36,10 @@ __all__ = [
     "INPUTS",
     "Inputs",
     "ModelHashes",
-    "comparable",
+    "check_accepted",
     "differences",
     "evaluation_inputs",
+    "input_differences",
     "models_read",
     "prompt_inputs",
     "score_inputs",
@@ -88,9 +89,7 @@ class Inputs:
     accepted: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        unknown = sorted(set(self.accept) - INPUTS.keys())
-        if unknown:
-            raise ConfigurationError(f"--accept names {unknown[0]!r}; expected one of {', '.join(INPUTS)}.")
+        check_accepted(self.accept)
 
     def add(self, part: Mapping[str, Any]) -> None:
         """Compare some more of what the run reads.
@@ -103,7 +102,7 @@ class Inputs:
         self.now |= part
         before, refused = self.before or {}, dict[str, str]()
         for name in sorted(part.keys() & before.keys()):
-            lines = differences({name: part[name]}, {name: comparable(name, part[name], before[name])})
+            lines = input_differences(name, part[name], before[name])
             if lines and name in self.accept:
                 self.accepted += lines
             elif lines:
@@ -126,6 +125,17 @@ class Inputs:
             accepted.append({"step": step, "changes": sorted(self.accepted)})
         started_in = (recorded or {}).get("started_in", str(Path.cwd()))
         return {"started_in": started_in, "inputs": inputs, "accepted": accepted}
+
+
+def check_accepted(names: Sequence[str]) -> None:
+    """Refuse names of inputs that may differ and are not among `INPUTS`.
+
+    Raises:
+      ConfigurationError: with the names that there are.
+    """
+    unknown = sorted(set(names) - INPUTS.keys())
+    if unknown:
+        raise ConfigurationError(f"--accept names {unknown[0]!r}; expected one of {', '.join(INPUTS)}.")
 
 
 def version_inputs() -> dict[str, Any]:
@@ -236,6 +246,13 @@ def library_versions() -> dict[str, str]:
     return found
 
 
+def input_differences(name: str, now: Any, before: Any) -> list[str]:
+    """How one input differs; of evaluation sets those on both sides are compared, as a run may gain or lose some."""
+    if name == "evaluation":
+        before = {**now, **{key: value for key, value in before.items() if key in now}}
+    return differences({name: now}, {name: before})
+
+
 def differences(now: Mapping[str, Any], before: Mapping[str, Any], prefix: str = "") -> list[str]:
     """What differs in two nested tables, a line each, with its dotted name."""
     found = []
@@ -255,13 +272,6 @@ def _excerpt(value: Any) -> str:
     if isinstance(value, str):
         value = re.sub(r"([0-9a-f]{12})[0-9a-f]{8,}", r"\1...", value)
     return excerpt(value, 40)
-
-
-def comparable(name: str, now: Any, before: Any) -> Any:
-    """What of a recorded input is compared: evaluation sets only of both sides, as a run may gain or lose some."""
-    if name != "evaluation":
-        return before
-    return {**now, **{key: value for key, value in before.items() if key in now}}
 
 
 def models_read(config: RunConfig, with_teacher: bool) -> Iterator[tuple[str, ModelConfig]]:

@@ -14,15 +14,15 @@ from typing import Any
 from tutelage.config.assembly import RunAssembly
 from tutelage.config.fingerprints import (
     INPUTS,
-    comparable,
-    differences,
+    check_accepted,
+    input_differences,
     models_read,
     vocabulary_inputs,
     weights_by_role,
 )
 from tutelage.config.load import load_config
 from tutelage.config.model_sections import ModelConfig
-from tutelage.errors import CheckpointError, ConfigurationError, TutelageError, in_short
+from tutelage.errors import CheckpointError, TutelageError, in_short
 from tutelage.models import weights_fingerprint
 from tutelage.runtime import LocalRuntime
 from tutelage.training import RunFolder, checkpoints_in, damage_of, read_inputs, step_of
@@ -88,8 +88,7 @@ def verify_run(path: Path, accept: Sequence[str] = ()) -> list[CheckpointVerdict
       CheckpointError: the folder holds no run, or no checkpoint.
       ConfigurationError: its config.toml cannot be read, or `accept` has another name.
     """
-    if unknown := sorted(set(accept) - INPUTS.keys()):
-        raise ConfigurationError(f"--accept names {unknown[0]!r}; expected one of {', '.join(INPUTS)}.")
+    check_accepted(accept)
     is_one = step_of(path.name) is not None and not (path / CONFIG).is_file()
     folder = RunFolder(path.resolve().parent.parent if is_one else path)
     if not folder.holds_run:
@@ -140,7 +139,7 @@ def _verdict(checkpoint: Path, now: InputsNow, accept: Sequence[str]) -> Checkpo
     missing: dict[str, list[str]] = {}
     for name, before in (recorded or {}).items():
         if name in now.found:
-            found = differences({name: now.found[name]}, {name: comparable(name, now.found[name], before)})
+            found = input_differences(name, now.found[name], before)
             (accepted if name in accept else lines).extend(f"{INPUTS.get(name, name)}: {line}" for line in found)
         elif name not in accept:
             missing.setdefault(now.problems.get(name, "the run reads none now"), []).append(name)
