@@ -117,6 +117,17 @@ def test_the_sdist_makes_the_same_wheel(built: Path, wheel: zipfile.ZipFile, tmp
 
 
 @pytest.mark.long
+def test_recipes_are_read_from_the_wheel_itself(wheel: zipfile.ZipFile, tmp_path: Path) -> None:
+    """A wheel is a zip file that Python imports from."""
+    own = {**os.environ, "PYTHONPATH": str(wheel.filename), "PYTHONSAFEPATH": "1"}
+    for words in (["-m", "tutelage", "recipes", "copy", "trb"], ["-c", "import tutelage; print(tutelage.__file__)"]):
+        result = subprocess.run([sys.executable, *words], cwd=tmp_path, env=own, capture_output=True, text=True)
+        assert (result.returncode, result.stderr) == (0, "")
+    assert (tmp_path / "trb.toml").read_text() == (ROOT / "recipes/trb.toml").read_text()
+    assert result.stdout.startswith(str(wheel.filename))
+
+
+@pytest.mark.long
 def test_the_wheel_works_where_there_is_no_clone(wheel: zipfile.ZipFile, tmp_path: Path) -> None:
     """Its files are unpacked, as pip does, and used from another folder; the dependencies are those that are here."""
     installed, elsewhere = tmp_path / "dist-packages-of-the-test", tmp_path / "elsewhere"

@@ -231,32 +231,3 @@ def test_a_reader_that_goes_away_is_no_fault(environment: dict[str, str]) -> Non
             assert writer.stdout is not None and writer.stderr is not None
             writer.stdout.close()
             assert (writer.wait(timeout=120), writer.stderr.read()) == (1, "")
-
-
-# --- an installed wheel ----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.long
-def test_a_wheel_holds_the_recipes(tmp_path: Path, environment: dict[str, str]) -> None:
-    """Built from a copy of what a clone has, without fetching anything; then used without the clone."""
-    pytest.importorskip("setuptools", reason="needs setuptools to build a wheel")
-    clone = tmp_path / "clone"
-    clone.mkdir()
-    for name in ("src", "recipes"):
-        shutil.copytree(ROOT / name, clone / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, clone / name)
-    build = "import setuptools.build_meta as backend; print(backend.build_wheel('..'))"
-    done = subprocess.run([sys.executable, "-c", build], capture_output=True, text=True, cwd=clone, timeout=280)
-    assert done.returncode == 0, done.stderr
-    (wheel,) = tmp_path.glob("*.whl")
-    shutil.rmtree(clone)
-    own = environment | {"PYTHONPATH": str(wheel), "PYTHONSAFEPATH": "1"}  # a wheel is a zip file that Python reads
-    done = subprocess.run(
-        ["tutelage", "recipes", "copy", "trb"], capture_output=True, text=True, cwd=tmp_path, env=own, timeout=120
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    assert (tmp_path / "trb.toml").read_text() == (ROOT / "recipes/trb.toml").read_text()
-    where = "import json, tutelage; print(json.dumps(tutelage.__file__))"
-    done = subprocess.run([sys.executable, "-c", where], capture_output=True, text=True, cwd=tmp_path, env=own)
-    assert json.loads(done.stdout).startswith(str(wheel))
