@@ -7,7 +7,7 @@ from dataclasses import MISSING, fields, is_dataclass
 from inspect import getdoc
 from typing import Any
 
-from website.toml import toml_value
+from tutelage.config.source import toml_text
 
 __all__ = ["as_markdown", "member_as_markdown", "split_fields"]
 
@@ -63,7 +63,7 @@ def member_as_markdown(member: type[Any]) -> str:
         kind = str(field.type).replace("|", "\\|")
         made = field.default_factory() if field.default_factory is not MISSING else field.default
         made = type(made).__name__ if is_dataclass(made) else made
-        default = "required" if made is MISSING else "—" if made is None else f"`{toml_value(made)}`"
+        default = "required" if made is MISSING else "—" if made is None else f"`{toml_text(made)}`"
         own = meanings.get(field.name, "see")
         meaning = plain(_inherited(member, field.name) if own.startswith("see") else own).replace("|", "\\|")
         lines.append(f"| `{field.name}` | {kind} | {default} | {meaning} |")

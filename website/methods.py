@@ -13,13 +13,13 @@ from functools import cache
 from typing import Any
 
 from tutelage.config import build_phases, load_config, read_run_file
+from tutelage.config.source import toml_text
 from tutelage.models import AdapterSettings
 from tutelage.report.sources import flattened
 from tutelage.rewards import COMBINATIONS, REWARDS
 from website.docstrings import member_as_markdown
 from website.repository import ROOT
 from website.run_file import AXES
-from website.toml import toml_value
 
 __all__ = ["METHODS", "anchor", "evidence", "members_of", "method_parts", "page_of_recipe", "recipes_of"]
 
@@ -158,4 +158,4 @@ def _files(recipes: Sequence[str]) -> Iterator[str]:
 
 
 def _cell(values: dict[str, Any], key: str) -> str:
-    return f"`{toml_value(values[key])}`" if key in values else "—"
+    return f"`{toml_text(values[key])}`" if key in values else "—"

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from tutelage.advantages import ADVANTAGES
 from tutelage.config import RunConfig
+from tutelage.config.source import toml_text
 from tutelage.losses import DISTRIBUTION_LOSSES, PAIR_LOSSES, TOKEN_LOSSES
 from tutelage.models import TRAINABLES
 from tutelage.policies import POLICIES
@@ -22,7 +23,6 @@ from tutelage.targets import TARGETS
 from tutelage.weighting import WEIGHTINGS
 from website.docstrings import member_as_markdown
 from website.repository import ROOT
-from website.toml import toml_value
 
 __all__ = ["AXES", "Key", "run_file_keys", "run_file_page", "table_rows"]
 
@@ -134,7 +134,7 @@ def _kind(item: Mapping[str, Any], tables: Mapping[str, Any]) -> str:
 def _shown(default: Any, *, required: bool) -> str:
     if required:
         return "required"
-    return "—" if default is None or default is MISSING else f"`{toml_value(default)}`"
+    return "—" if default is None or default is MISSING else f"`{toml_text(default)}`"
 
 
 def _explained(key: str, meanings: Mapping[str, list[str]]) -> tuple[str, str]:

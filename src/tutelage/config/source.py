@@ -19,7 +19,16 @@ import tomli_w
 
 from tutelage.errors import ConfigurationError, in_short, printable
 
-__all__ = ["check_values", "grid_texts", "items_of", "override_texts", "plain_value", "read_table", "value_of"]
+__all__ = [
+    "check_values",
+    "grid_texts",
+    "items_of",
+    "override_texts",
+    "plain_value",
+    "read_table",
+    "toml_text",
+    "value_of",
+]
 
 # The first bytes of a text file, and the encoding that they mark. UTF-32's mark begins with UTF-16's, so it is first.
 BYTE_ORDER_MARKS = {
@@ -106,7 +115,7 @@ def override_texts(overrides: Mapping[str, Any] | Sequence[str]) -> list[str]:
       ConfigurationError: a value is None, or of a type that no setting has.
     """
     if isinstance(overrides, Mapping):
-        return [f"{key}={_toml(plain_value(value, str(key)))}" for key, value in overrides.items()]
+        return [f"{key}={toml_text(plain_value(value, str(key)))}" for key, value in overrides.items()]
     return [overrides] if isinstance(overrides, str) else list(overrides)
 
 
@@ -114,7 +123,7 @@ def grid_texts(grid: Mapping[str, Sequence[Any]] | Sequence[str]) -> list[str]:
     """The same of several values for each key: "key.path=v1,v2,v3"."""
     if isinstance(grid, Mapping):
         lists = {str(key): plain_value(list(values), str(key)) for key, values in grid.items()}
-        return [f"{key}={','.join(map(_toml, values))}" for key, values in lists.items()]
+        return [f"{key}={','.join(map(toml_text, values))}" for key, values in lists.items()]
     return [grid] if isinstance(grid, str) else list(grid)
 
 
@@ -140,12 +149,13 @@ def plain_value(value: Any, key: str) -> Any:
     return value
 
 
-def _toml(value: Any) -> str:
+def toml_text(value: Any) -> str:
     """A plain value as TOML in one line."""
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{_toml(name)} = {_toml(item)}" for name, item in value.items()) + "}"
-    if isinstance(value, list):
-        return "[" + ", ".join(map(_toml, value)) + "]"
+        items = [tomli_w.dumps({name: 0}).removesuffix("0\n") + toml_text(item) for name, item in value.items()]
+        return "{ " + ", ".join(items) + " }" if items else "{}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(toml_text, value)) + "]"
     return tomli_w.dumps({"value": value}).partition("=")[2].strip()
 
 
