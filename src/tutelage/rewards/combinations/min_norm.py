@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from tutelage.rewards.combinations.base import Combination, Ratings, State
@@ -37,7 +36,7 @@ class MinNorm(Combination):
         return True
 
     def combine(self, ratings: Ratings, state: State) -> Tensor:
-        values_KB = torch.stack(list(ratings.weighted(normalised=True).values()))
+        values_KB = ratings.members(normalised=True)
         if self.positive_only:
             values_KB = values_KB.clamp_min(0)
         return values_KB.amin(0).clamp_min(0) + values_KB.amax(0).clamp_max(0)
