@@ -9,7 +9,6 @@ import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -25,7 +24,6 @@ from tutelage.report import (
     greedy_names,
     mean_and_spread,
     pass_at_1_curve,
-    read_run,
 )
 
 __all__ = ["MEASURES", "Measure", "Summary", "area_under", "measure_named", "measure_run", "summarise_methods"]
@@ -152,13 +150,12 @@ class Summary:
     num_pairs: int = 0
 
 
-def measure_run(folder: Path, *, checkpoint_rule: str, early_steps: int, num_rollouts: int) -> dict[str, float]:
-    """The measures of a finished run, as far as its files have them.
+def measure_run(run: RunRecords, *, checkpoint_rule: str, early_steps: int, num_rollouts: int) -> dict[str, float]:
+    """The measures of a finished run, as far as its records have them.
 
     Args:
       num_rollouts: per step; a teacher that took no part in the sampling reads each once.
     """
-    run = read_run(folder)
     sampled, greedy = (_values(pass_at_1_curve(run.evaluations, is_greedy=twin)) for twin in (False, True))
     step = max(sampled, default=None)
     if checkpoint_rule == "best" and sampled:

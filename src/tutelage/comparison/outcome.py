@@ -19,7 +19,7 @@ from tutelage.comparison.reaching import costs_of_reaching
 from tutelage.comparison.running import default_workers, is_finished
 from tutelage.files import write_whole
 from tutelage.frames import frame_of
-from tutelage.report import plot_methods
+from tutelage.report import RunRecords, plot_methods, read_run
 
 if TYPE_CHECKING:
     from tutelage.frames import DataFrame
@@ -92,8 +92,9 @@ class Outcome:
 def read_outcome(plan: Plan, workers: int) -> Outcome:
     """Measure what is finished."""
     runs: dict[str, dict[int, dict[str, float]]] = {}
+    references: dict[int, RunRecords] = {}  # seed -> the first method's run
     missing = []
-    for method in plan.methods:
+    for place, method in enumerate(plan.methods):
         rollout = method.config.rollout
         runs[method.name] = {}
         for seed in plan.seeds:
@@ -101,16 +102,18 @@ def read_outcome(plan: Plan, workers: int) -> Outcome:
             if not is_finished(job.folder, job.num_steps):
                 missing.append(job.name)
                 continue
-            runs[method.name][seed] = measure_run(
-                job.folder,
+            records = read_run(job.folder)
+            if place == 0:
+                references[seed] = records
+            measured = measure_run(
+                records,
                 checkpoint_rule=plan.checkpoint_rule,
                 early_steps=plan.early_steps,
                 num_rollouts=rollout.prompts_per_step * rollout.samples_per_prompt,
             )
-    first = plan.methods[0]
-    for method in plan.methods:
-        for seed in runs[method.name].keys() & runs[first.name].keys():
-            runs[method.name][seed] |= costs_of_reaching(plan.run_folder(method, seed), plan.run_folder(first, seed))
+            if seed in references:
+                measured |= costs_of_reaching(records, references[seed])
+            runs[method.name][seed] = measured
     return Outcome(plan, runs, summarise_methods(runs), missing, workers)
 
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
-from tutelage.report import Curve, RunRecords, evaluation_curve, pass_at_1_curve, read_run
+from tutelage.report import Curve, RunRecords, evaluation_curve, pass_at_1_curve
 
 __all__ = ["costs_of_reaching", "first_reaching"]
 
@@ -30,24 +29,23 @@ def first_reaching(places: Sequence[float], values: Sequence[float], target: flo
     return None
 
 
-def costs_of_reaching(run: Path, reference: Path) -> dict[str, float]:
+def costs_of_reaching(run: RunRecords, reference: RunRecords) -> dict[str, float]:
     """Steps, tokens and seconds until a run was 90% of the way from its untrained student to the reference's best.
 
     What is looked at is the KL to the teacher on own answers to the evaluation sets, where both runs have it, and
     pass@1 otherwise. Nothing where the run never gets there, or the reference never gets better.
 
     Args:
-      run, reference: folders of runs with the same seed.
+      run, reference: of the same seed.
     """
-    records, first = read_run(run), read_run(reference)
-    curves = [_improvement(each) for each in (records, first)]
+    curves = [_improvement(each) for each in (run, reference)]
     if any(len(curve) == 0 for curve in curves):
-        curves = [pass_at_1_curve(each.evaluations) for each in (records, first)]
+        curves = [pass_at_1_curve(each.evaluations) for each in (run, reference)]
     own, of_first = curves
     if len(own) < 2 or len(of_first) < 2 or of_first.values.max() <= of_first.values[0]:
         return {}
     target = own.values[0] + SHARE * (of_first.values.max() - of_first.values[0])
-    columns = records.metrics
+    columns = run.metrics
     spent = {
         "steps_to_90": own.steps,
         **{

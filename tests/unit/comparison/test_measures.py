@@ -10,7 +10,7 @@ import pytest
 
 from tutelage.comparison.measures import MEASURES, area_under, measure_named, measure_run, summarise_methods
 from tutelage.evaluation import GREEDY_SUFFIX
-from tutelage.report import records
+from tutelage.report import read_run, records
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -47,7 +47,7 @@ def run(tmp_path: Path) -> Path:
 
 
 def test_measures_of_a_run(run: Path) -> None:
-    found = measure_run(run, checkpoint_rule="last", early_steps=2, num_rollouts=8)
+    found = measure_run(read_run(run), checkpoint_rule="last", early_steps=2, num_rollouts=8)
     each = {"pass_at_1/a": 0.3, "pass_at_1/b": 0.5}
     assert found == pytest.approx(
         each
@@ -62,7 +62,7 @@ def test_measures_of_a_run(run: Path) -> None:
             "tokens_per_teacher_forward": 240 / 56,
         }
     )
-    best = measure_run(run, checkpoint_rule="best", early_steps=2, num_rollouts=8)
+    best = measure_run(read_run(run), checkpoint_rule="best", early_steps=2, num_rollouts=8)
     assert (best["pass_at_1"], best["pass_at_1_greedy"]) == pytest.approx((0.6, 0.3))
 
 
@@ -82,7 +82,7 @@ def test_what_a_teacher_and_given_texts_say_of_the_reported_checkpoint(run: Path
             for name, (are_answers, logprob) in texts.items()
         ],
     )
-    found = measure_run(run, checkpoint_rule="last", early_steps=2, num_rollouts=8)
+    found = measure_run(read_run(run), checkpoint_rule="last", early_steps=2, num_rollouts=8)
     expected = {**read, "repeated_4grams": 0.2, "stopped": 0.75, "answers_logprob": -1.5, "text_logprob": -4.0}
     assert {name: found[name] for name in expected} == pytest.approx(expected)
     assert found.keys() <= MEASURES.keys(), "one set needs no column of its own"
@@ -92,7 +92,7 @@ def test_what_a_teacher_and_given_texts_say_of_the_reported_checkpoint(run: Path
 def test_what_was_not_measured_is_left_out(run: Path) -> None:
     (run / "evaluations.jsonl").unlink()
     write(run / "metrics.jsonl", [{"step": 0, "seconds": 1.0, "response_tokens_total": 10.0}])
-    found = measure_run(run, checkpoint_rule="best", early_steps=2, num_rollouts=8)
+    found = measure_run(read_run(run), checkpoint_rule="best", early_steps=2, num_rollouts=8)
     assert set(found) == {"seconds", "response_tokens", "teacher_forwards", "tokens_per_teacher_forward"}
 
 
