@@ -58,7 +58,7 @@ class _Card:
     def config(self) -> Mapping[str, Any]:
         try:
             return tomllib.loads((self.run / CONFIG_FILE).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as problem:
+        except (OSError, ValueError, RecursionError) as problem:
             raise DataError(f"{self.run} holds no run that can be read: {in_short(problem)}") from problem
 
     @cached_property
@@ -70,7 +70,7 @@ class _Card:
         path = self.run / FINGERPRINTS_FILE
         try:
             found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        except ValueError as problem:
+        except (ValueError, RecursionError) as problem:
             raise DataError(f"{path} is damaged: {in_short(problem)}") from problem
         return found if isinstance(found, dict) else {}
 

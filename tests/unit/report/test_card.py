@@ -108,8 +108,12 @@ def test_a_folder_that_looks_like_an_id_is_a_folder(run: Path, monkeypatch: pyte
 
 
 def test_damaged_runs_are_named(run: Path) -> None:
-    (run / "fingerprints.json").write_text("{")
-    with pytest.raises(DataError, match=r"fingerprints\.json is damaged"):
+    for text in ("{", "[" * 100_000):
+        (run / "fingerprints.json").write_text(text)
+        with pytest.raises(DataError, match=r"fingerprints\.json is damaged"):
+            model_card(run, 40)
+    (run / "config.toml").write_text("steps = " + "[" * 100_000)
+    with pytest.raises(DataError, match="holds no run that can be read"):
         model_card(run, 40)
     (run / "config.toml").unlink()
     with pytest.raises(DataError, match="holds no run that can be read"):
