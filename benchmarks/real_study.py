@@ -206,22 +206,14 @@ class Study:
         """Of one stage of an arm."""
         return self.folder / "runs" / arm / f"seed-{seed}" / f"stage-{number}"
 
-    def job(self, arm: str, number: int, seed: int, student: Path, rate: float = RATE) -> Job:
+    def job(self, arm: str, number: int, seed: int, student: Path) -> Job:
         """A stage as `tutelage train` runs it; its run file is written."""
-        folder, part = self.run_folder(arm, number, seed), ARMS[arm][number]
-        run_file, log = folder.with_suffix(".toml"), folder.with_suffix(".log")
+        part, steps = ARMS[arm][number], self.options.steps
         table = {**read_run_file(RECIPES / f"{part.recipe}.toml"), "name": arm}
-        steps = round(part.share * self.options.steps)
-        overrides = {
-            **part.settings(self.options.steps, rate),
-            "output": str(folder),
-            "seed": seed + number * SECOND_SEED,
-        }
-        texts = [f"{key}={json.dumps(value)}" for key, value in overrides.items()]
-        (method,) = make_methods([table], [], self.world(steps, student), {arm: texts})
-        run_file.parent.mkdir(parents=True, exist_ok=True)
-        run_file.write_text(to_toml(method.config), encoding="utf-8")
-        return Job(f"{arm} seed {seed}" + (f" stage {number}" if number else ""), run_file, folder, log, steps)
+        settings = {**part.settings(steps, RATE), "seed": seed + number * SECOND_SEED}
+        world = self.world(round(part.share * steps), student)
+        title = f"{arm} seed {seed}" + (f" stage {number}" if number else "")
+        return written_job(title, table, settings, world, self.run_folder(arm, number, seed))
 
     def merged(self, arm: str, seed: int, number: int) -> Path:
         """The student after a stage with an adapter, as a model of its own."""
@@ -267,6 +259,16 @@ class Study:
             "runtime": {"device": options.device, "threads": 1},
         }
         return World("real pair", tables, {})
+
+
+def written_job(title: str, table: dict[str, Any], settings: dict[str, Any], world: World, folder: Path) -> Job:
+    """A run of a named recipe in a world; its run file is written beside its folder."""
+    run_file, log = (folder.with_name(folder.name + suffix) for suffix in (".toml", ".log"))
+    overrides = [f"{key}={json.dumps(value)}" for key, value in {**settings, "output": str(folder)}.items()]
+    (method,) = make_methods([table], [], world, {table["name"]: overrides})
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    run_file.write_text(to_toml(method.config), encoding="utf-8")
+    return Job(title, run_file, folder, log, method.config.steps)
 
 
 def prepare(study: Study) -> None:
@@ -322,12 +324,9 @@ def choose(study: Study) -> None:
     for rate in RATES:
         folder = study.folder / "choosing" / f"rate-{rate:g}"
         world = study.world(CHOOSING_STEPS, study.folder / "pair" / "student", "choosing.jsonl")
-        overrides = {**part.settings(CHOOSING_STEPS, rate), "output": str(folder), "seed": CHOOSING_SEED}
-        tables = [{**read_run_file(RECIPES / "opd.toml"), "name": "opd"}]
-        (method,) = make_methods(tables, [], world, {"opd": [f"{k}={json.dumps(v)}" for k, v in overrides.items()]})
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        folder.with_suffix(".toml").write_text(to_toml(method.config), encoding="utf-8")
-        job = Job(folder.name, folder.with_suffix(".toml"), folder, folder.with_suffix(".log"), CHOOSING_STEPS)
+        table = {**read_run_file(RECIPES / "opd.toml"), "name": "opd"}
+        settings = {**part.settings(CHOOSING_STEPS, rate), "seed": CHOOSING_SEED}
+        job = written_job(folder.name, table, settings, world, folder)
         run_jobs([job], Console(highlight=False), workers=1)
         losses = [record["loss"] for record in records_of(folder / "metrics.jsonl")]
         print(f"rate {rate:g}: loss {fmean(losses[-3:]):.3f} in the mean of the last 3 steps")
