@@ -33,8 +33,8 @@ from measuring import (
     run_on_threads,
     take_turns,
     wide_console,
+    write_json,
 )
-from measuring import write_json as write
 from tutelage.models import LanguageModel, recurrent
 from tutelage.policies import TrustRegion
 from tutelage.rollout import Limits, PairedEngine
@@ -122,7 +122,7 @@ def main() -> None:
             cells.append(f"{ratio(results['one'], results['block'], 'seconds'):.2f}")
         table.add_row(str(num_rows), *cells)
     console.print(table, describe(machine()))
-    write(arguments.json, {"machine": machine(), "results": kept})
+    write_json(arguments.json, {"machine": machine(), "results": kept})
 
 
 if __name__ == "__main__":
