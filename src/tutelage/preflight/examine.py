@@ -76,12 +76,14 @@ def examine(config: RunConfig, *, quick: bool = False, processes: int = 1) -> It
         one of them.
     """
     run, reported = RunAssembly(config, asks_teacher=True), set[str]()
-    hybrid = HYBRID if recurrent.has_recurrent_layers(run) else {}
     rated = RATED if config.reward else {}  # before what they take
-    cheap = {**TEXTS, **hybrid, **rated, **BUDGET, **(SERVED if serving.has_servers(config) else {})}
+    cheap = {**TEXTS, **HYBRID, **rated, **BUDGET, **(SERVED if serving.has_servers(config) else {})}
     costly = {**COSTLY, **(RATED_COSTLY if config.reward else {})}
     for name, check in {**cheap, **({} if quick else costly)}.items():
         if name in NEEDS_TEACHER and not config.has_teacher:
+            continue
+        # Not asked before its turn: the checks before have read the models and reported what is wrong with them.
+        if name in HYBRID and not recurrent.has_recurrent_layers(run):
             continue
         if name in costly and reported & set(BLOCKING):
             yield Finding(Verdict.skipped, "not tried: the models cannot run as they are, see above", check=name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,6 +22,7 @@ from tests.support.tiny_run import CHAT_TEMPLATE, make_tokenizer, save_model, wr
 from tutelage.cli import app
 from tutelage.cli.checkup import print_finding
 from tutelage.config import RunConfig, load_config, resolve_config
+from tutelage.config.models import load_meta_models
 from tutelage.demo import problem_lines, student_path, teacher_path
 from tutelage.models import both_readings, load_language_model, load_tokenizer
 from tutelage.preflight import CHEAP, COSTLY, Finding, Verdict, budget, early_warnings, examine, rating, trial
@@ -195,6 +197,22 @@ def test_a_template_that_ends_answers_with_no_stop_token(run: Callable[..., RunC
 
 
 # --- data ------------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_remarked_while_models_are_read_is_a_line(
+    run: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are read by the check that needs them first, and not before there is a finding."""
+
+    def read(*given: Any) -> Any:
+        warnings.warn("an odd model", stacklevel=2)
+        return load_meta_models(*given)
+
+    monkeypatch.setattr("tutelage.config.assembly.load_meta_models", read)
+    lines = [
+        (finding.check, finding.verdict) for finding in examine(run(), quick=True) if finding.text == "an odd model"
+    ]
+    assert lines == [("tokenizers", Verdict.warning)]
 
 
 def test_refusals_of_the_run_file_are_a_line(run: Callable[..., RunConfig]) -> None:
