@@ -31,7 +31,6 @@ from tutelage.models import LanguageModel, Vocabulary
 from tutelage.models.linear_attention import BLOCK_TOKENS, LinearAttention
 from tutelage.models.narrowed import narrowed_bytes
 from tutelage.models.reading_memory import reading_numbers
-from tutelage.models.recurrent import Mixers
 from tutelage.models.steps.graphed import KEPT_FREE_SHARE, KEPT_SHARE
 from tutelage.rewards import JudgeMemory
 from tutelage.rollout.decoding import MAX_DRAFT_LENGTH
@@ -180,8 +179,9 @@ class StepMemory:
     @property
     def _num_gradients(self) -> int:
         """Gradients that are there at once: a combination may compare those of all rewards."""
-        follows = self.rating is not None and self.rating.combination.measures_gradients(0)
-        return len(self.rating.rewards) if self.rating is not None and follows else 1
+        if self.rating is None or not self.rating.combination.measures_gradients(0):
+            return 1
+        return len(self.rating.rewards)
 
     def _resident(self) -> dict[str, int]:
         """What is there throughout."""
@@ -352,7 +352,7 @@ def activation_bytes(student: LanguageModel, num_tokens: int, *, checkpoints: bo
     attention = (5 if is_autocast else 2) * b * width + b * (3 * queries + 2 * keys)
     if _norms_heads(student):
         attention += (n + (b if b < n else 0)) * (queries + keys)
-    recurrent = [_recurrent_bytes(mixer, width, b) for mixer in Mixers.of(student.module.base_model).by_layer.values()]
+    recurrent = [_recurrent_bytes(mixer, width, b) for mixer in student.recurrent_layers.by_layer.values()]
     num_layers = int(config.num_hidden_layers)
     mixing = sum(recurrent) + (num_layers - len(recurrent)) * attention
     kept = num_layers * s * width if checkpoints else num_layers * everywhere + mixing

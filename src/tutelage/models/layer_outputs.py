@@ -71,7 +71,7 @@ def compared_outputs(
 
 
 def _linear_layers(model: LanguageModel) -> dict[int, Any]:
-    mixers = {place: getattr(layer, "linear_attn", None) for place, layer in enumerate(_layers(model))}
+    mixers = model.recurrent_layers.by_layer
     return {place: mixer for place, mixer in mixers.items() if isinstance(mixer, LinearAttention)}
 
 
@@ -92,13 +92,12 @@ def _recorded(model: LanguageModel, places: Sequence[int]) -> Iterator[dict[int,
     found: dict[int, tuple[Tensor, Tensor]] = {}
     hooks = []
     for place in places:
-        layer = _layers(model)[place]
 
         def record(_: Any, args: Any, kwargs: Any, output: Any, place: int = place) -> None:
             given = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
             found[place] = given, output[0] if isinstance(output, tuple) else output
 
-        attention = getattr(layer, "linear_attn", None) or layer.self_attn
+        attention = model.recurrent_layers.by_layer.get(place) or _layers(model)[place].self_attn
         hooks.append(attention.register_forward_hook(record, with_kwargs=True))
     try:
         yield found
