@@ -11,6 +11,7 @@ from tutelage.errors import ConfigurationError
 from tutelage.models import LanguageModel, ModelSet, Vocabulary, teacher_named
 from tutelage.rollout.decoding.statistics import reference_statistics, teacher_statistics, teacher_top_statistics
 from tutelage.rollout.reading import Reader, Statistics
+from tutelage.rollout.scorers.base import by_teacher
 from tutelage.types import Rollout
 
 __all__ = ["LocalScorer", "ReferenceScorer", "TopScorer"]
@@ -37,7 +38,7 @@ class LocalScorer:
           ConfigurationError: there is no teacher, or none of a rollout's name.
           DataError: see `Reader.read`.
         """
-        return _by_teacher(self, rollouts, teacher_statistics, keep_hidden=keep_hidden)
+        return _read_by_teachers(self, rollouts, teacher_statistics, keep_hidden=keep_hidden)
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class TopScorer:
         def top(logprobs_NV: Tensor, tokens_N: Tensor, _: Tensor) -> dict[str, Tensor]:
             return teacher_top_statistics(logprobs_NV, tokens_N, self.top_k)
 
-        return _by_teacher(self, rollouts, top, needs_support=False, keep_hidden=keep_hidden)
+        return _read_by_teachers(self, rollouts, top, needs_support=False, keep_hidden=keep_hidden)
 
 
 @dataclass(frozen=True)
@@ -97,17 +98,15 @@ def _teacher_prompts(rollouts: Sequence[Rollout]) -> list[list[int]]:
     return [rollout.tokens_for_teacher for rollout in rollouts]
 
 
-def _by_teacher(
+def _read_by_teachers(
     scorer: LocalScorer | TopScorer, rollouts: Sequence[Rollout], statistics: Statistics, **how: bool
 ) -> list[Rollout]:
     """The rollouts as the scorer's teachers have read them, each its own at once; `how`: as for `Reader.read`."""
     if not scorer.teachers:
         raise ConfigurationError("scoring needs a teacher, but only a student is loaded. Load a teacher.")
-    scored = list(rollouts)
-    for name in dict.fromkeys(rollout.teacher_name for rollout in rollouts):
-        places = [place for place, rollout in enumerate(rollouts) if rollout.teacher_name == name]
-        own = [rollouts[place] for place in places]
+
+    def read(name: str | None, own: list[Rollout]) -> list[Rollout]:
         reader = Reader(teacher_named(scorer.teachers, name), scorer.vocabulary, scorer.max_tokens)
-        for place, known in zip(places, reader.read(own, _teacher_prompts(own), statistics, **how), strict=True):
-            scored[place] = known
-    return scored
+        return reader.read(own, _teacher_prompts(own), statistics, **how)
+
+    return by_teacher(rollouts, read)

@@ -14,7 +14,7 @@ import torch
 
 from tutelage.errors import ServerError
 from tutelage.models import Vocabulary, teacher_named
-from tutelage.rollout.scorers.base import Scorer
+from tutelage.rollout.scorers.base import Scorer, by_teacher
 from tutelage.rollout.servers.server import Server
 from tutelage.rollout.servers.vllm_answers import ServedModel, bytes_for, choice_of, prompt_places, served_model
 from tutelage.types import Reading, Rollout
@@ -46,14 +46,13 @@ class RoutedScorer:
           ConfigurationError: a rollout names a teacher that is not there.
           ServerError: see `ServedScorer.score`.
         """
-        scored = list(rollouts)
-        for name in dict.fromkeys(rollout.teacher_name for rollout in rollouts):
-            places = [place for place, rollout in enumerate(rollouts) if rollout.teacher_name == name]
-            known = teacher_named(self.scorers, name).score([rollouts[place] for place in places])
-            for place, rollout in zip(places, known, strict=True):
-                assert rollout.teacher is not None
-                scored[place] = replace(rollout, teacher=replace(rollout.teacher, entropy_T=None))
-        return scored
+        scored = by_teacher(rollouts, lambda name, own: teacher_named(self.scorers, name).score(own))
+        return list(map(_without_entropy, scored))
+
+
+def _without_entropy(scored: Rollout) -> Rollout:
+    assert scored.teacher is not None
+    return replace(scored, teacher=replace(scored.teacher, entropy_T=None))
 
 
 @dataclass(frozen=True)
