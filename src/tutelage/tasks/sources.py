@@ -74,8 +74,8 @@ def rows_of(source: str, split: str, columns: Sequence[str] = ()) -> Iterator[tu
                 " Check data.path: it is relative to the directory in which the command runs."
             )
         return _parquet_rows(path, columns) if ending == ".parquet" else _READERS[ending](path)
-    folder = Path(source.partition(":")[0])
-    if folder.is_dir() and any((folder / mark).exists() for mark in _REPOSITORY_MARKS):
+    name, _, _ = source.partition(":")
+    if any((Path(name) / mark).exists() for mark in _REPOSITORY_MARKS):
         return _data_set_rows(source, split, columns)
     if path.exists() or ending in _OTHER_FILE_ENDINGS or not _HUB_ID.fullmatch(source):
         found = (
@@ -86,7 +86,7 @@ def rows_of(source: str, split: str, columns: Sequence[str] = ()) -> Iterator[tu
             ' such as "openai/gsm8k:main", or a folder with a copy of one (README.md or data).'
             " Convert the file to one of those."
         )
-    check_hub(source.partition(":")[0], "dataset")
+    check_hub(name, "dataset")
     return _data_set_rows(source, split, columns)
 
 
@@ -172,11 +172,8 @@ def _data_set_rows(source: str, split: str, columns: Sequence[str]) -> Iterator[
         ) from error
     try:
         rows = datasets.load_dataset(name, configuration or None, split=split)
-    except (
-        OSError,
-        ValueError,
-        RuntimeError,
-    ) as error:  # not found, no network, no such configuration or split, a script
+    # Not found, no network, no such configuration or split, or a folder with a script.
+    except (OSError, ValueError, RuntimeError) as error:
         place = "a folder here, but it has" if Path(name).is_dir() else "no file here, and the hub gave"
         raise DataError(
             f"data.path is {source!r}, {place} no such data set with split {split!r} ({error});"
