@@ -9,13 +9,13 @@ import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from tests.support.quick_run import StopAt, made, metrics
+from tests.support.quick_run import check_resumed, made, metrics
 from tests.support.tiny_run import write_run_file
 from tutelage.api.generating import generate
 from tutelage.api.scoring import score
 from tutelage.cli import app
 from tutelage.config import build_run, load_config
-from tutelage.errors import ConfigurationError, RunInterrupted
+from tutelage.errors import ConfigurationError
 from tutelage.training import Observer, train
 
 OPD, TRB = ["policy=student"], ["policy.name=trust_region", "policy.kl_radius=0.05"]
@@ -50,14 +50,9 @@ def test_a_run_is_resumed_to_the_same_bytes(run_file: Path, tmp_path: Path, meth
     whole = metrics(tmp_path / "whole")
     assert max(record["logprob_mismatch"] for record in whole) < 1e-5, "rollout and update see one distribution"
     assert whole[-1]["loss"] != whole[0]["loss"]
-    with pytest.raises(RunInterrupted):
-        train(made(run_file, *settings, f"output={tmp_path}/cut"), StopAt(2))
-    train(made(run_file, *settings, f"output={tmp_path}/cut", resume=True), Observer())
-    assert metrics(tmp_path / "cut") == whole
     kept = "adapter_model.safetensors" if ADAPTER in method else "model.safetensors"
-    for name in (kept, "optimizer.pt"):
-        cut, other = (tmp_path / folder / "checkpoints/step-000004" / name for folder in ("cut", "whole"))
-        assert cut.read_bytes() == other.read_bytes()
+    names = [f"checkpoints/step-000004/{name}" for name in (kept, "optimizer.pt")]
+    check_resumed(run_file, tmp_path / "cut", settings, 2, tmp_path / "whole", names)
     if ADAPTER in method:
         learned = {name.split(".")[-4] for name in run.models.student.trainable.parameters()}
         assert learned >= {"q_feature_proj", "k_feature_proj", "q_proj", "v_proj", "o_proj", "down_proj"}
@@ -112,15 +107,9 @@ def test_a_run_of_phases_is_resumed_to_the_same_bytes(run_file: Path, tmp_path: 
     train(made(run_file, *settings, f"output={tmp_path}/whole"), Observer())
     whole = metrics(tmp_path / "whole")
     assert [record["phase"] for record in whole] == ["transfer"] * 3 + ["opd"] * 3
+    names = [f"checkpoints/step-000006/{name}" for name in ("model.safetensors", "optimizer.pt")]
     for stop in (1, 4):
-        output = f"output={tmp_path}/cut-{stop}"
-        with pytest.raises(RunInterrupted):
-            train(made(run_file, *settings, output), StopAt(stop))
-        train(made(run_file, *settings, output, resume=True), Observer())
-        assert metrics(tmp_path / f"cut-{stop}") == whole
-        for name in ("model.safetensors", "optimizer.pt"):
-            cut, other = (tmp_path / folder / "checkpoints/step-000006" / name for folder in (f"cut-{stop}", "whole"))
-            assert cut.read_bytes() == other.read_bytes()
+        check_resumed(run_file, tmp_path / f"cut-{stop}", settings, stop, tmp_path / "whole", names)
 
 
 def test_a_transfer_reads_recorded_answers(run_file: Path, tmp_path: Path) -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from tutelage.config import build_run, load_config
 from tutelage.errors import RunInterrupted
@@ -30,6 +33,23 @@ def metrics_of(path: Path, folder: Path, *overrides: str) -> list[dict[str, Any]
     short = ["evaluation.sets=[]", "rollout.max_new_tokens=6", f"output={folder}"]
     train(build_run(load_config(path, [*short, *overrides])), Observer())
     return metrics(folder)
+
+
+def check_resumed(
+    path: Path, folder: Path, settings: Sequence[str], stop: int, whole: Path, names: Iterable[str]
+) -> None:
+    """The run of a run file, stopped after a step and resumed, writes into this folder what it wrote into `whole`.
+
+    Args:
+      names: of files that must have the same bytes, as they are called within a run's folder.
+    """
+    output = f"output={folder}"
+    with pytest.raises(RunInterrupted):
+        train(made(path, *settings, output), StopAt(stop))
+    train(made(path, *settings, output, resume=True), Observer())
+    assert metrics(folder) == metrics(whole)
+    for name in names:
+        assert (folder / name).read_bytes() == (whole / name).read_bytes()
 
 
 class StopAt(Observer):
