@@ -1,13 +1,31 @@
-"""Scripts of benchmarks/ as modules."""
+"""The command in this process, and scripts of benchmarks/ as modules."""
 
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.support.commands import Command
+from tutelage import cli
+
+
+@pytest.fixture
+def tutelage(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
+    """The `tutelage` command; what was said before it is left out."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["tutelage", *map(str, arguments)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as leaving:
+            cli.main()
+        return int(leaving.value.code or 0), *capfd.readouterr()
+
+    return run
 
 
 @pytest.fixture

@@ -8,14 +8,13 @@ import pty
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.support.commands import Command
 from tests.support.tiny_run import save_pair, write_prompts
-from tutelage import cli
 from tutelage.cli.starting import Answers, plain_recipes, run_file_text
 from tutelage.config import load_config
 from tutelage.preflight import Verdict, examine
@@ -24,23 +23,13 @@ pytestmark = [pytest.mark.processes, pytest.mark.runs]
 ROOT = Path(__file__).parents[2]
 BASH, FISH = shutil.which("bash"), shutil.which("fish")
 
-Command = Callable[..., tuple[int, str, str]]
-
 
 @pytest.fixture
-def tutelage(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Command:
-    """The command in this process: exit code, stdout, stderr."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["tutelage", *map(str, arguments)])
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.setenv("COLUMNS", "160")
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as leaving:
-            cli.main()
-        return int(leaving.value.code or 0), *capfd.readouterr()
-
-    return run
+def tutelage(tutelage: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Command:
+    """The command in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "160")
+    return tutelage
 
 
 @pytest.fixture(scope="module")

@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tutelage import cli
+from tests.support.commands import Command
 from tutelage.comparison.running import Job
 from tutelage.demo import student_path, teacher_path
 
@@ -44,21 +43,11 @@ write("evaluations.jsonl", [
 
 
 @pytest.fixture
-def tutelage(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
-) -> Callable[..., tuple[int, str, str]]:
-    """The command in this process: exit code, stdout, stderr."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["tutelage", *map(str, arguments)])
-        monkeypatch.setenv("COLUMNS", "120")
-        monkeypatch.chdir(tmp_path)
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as leaving:
-            cli.main()
-        return int(leaving.value.code or 0), *capfd.readouterr()
-
-    return run
+def tutelage(tutelage: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Command:
+    """The command in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "120")
+    return tutelage
 
 
 @pytest.fixture
@@ -75,9 +64,7 @@ def imitated(monkeypatch: pytest.MonkeyPatch) -> None:
 SMALL = ("--world", "embedded", "--steps", 2, "--problems", 3)
 
 
-def test_recipes_are_compared_on_the_packaged_pair(
-    tutelage: Callable[..., tuple[int, str, str]], tmp_path: Path
-) -> None:
+def test_recipes_are_compared_on_the_packaged_pair(tutelage: Command, tmp_path: Path) -> None:
     code, out, err = tutelage(
         "compare", OPD, TRB, "--seeds", 1, "--output", "c", *SMALL, "--set", "rollout.prompts_per_step=2",
         "--set", "evaluation.num_samples=1", "--set", "evaluation.every=0", "--steps", 1,
@@ -93,7 +80,7 @@ def test_recipes_are_compared_on_the_packaged_pair(
 
 
 @pytest.mark.usefixtures("imitated")
-def test_a_failed_run_is_named_and_tried_again(tutelage: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+def test_a_failed_run_is_named_and_tried_again(tutelage: Command, tmp_path: Path) -> None:
     words = ("compare", OPD, TRB, "--seeds", 3, "--output", "c", *SMALL)
     (tmp_path / "broken").write_text("trb 1")
     code, out, err = tutelage(*words)
@@ -125,7 +112,7 @@ def test_a_failed_run_is_named_and_tried_again(tutelage: Callable[..., tuple[int
 
 
 @pytest.mark.usefixtures("imitated")
-def test_a_sweep_has_a_baseline(tutelage: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+def test_a_sweep_has_a_baseline(tutelage: Command, tmp_path: Path) -> None:
     grid = ("--grid", "policy.kl_radius.start=0.01,0.05", "--grid", "policy.kl_radius.steps=1,2")
     code, out, err = tutelage("sweep", TRB, *grid, "--baseline", OPD, "--seeds", 2, *SMALL)
     assert (code, err) == (0, "")
@@ -153,18 +140,14 @@ def test_a_sweep_has_a_baseline(tutelage: Callable[..., tuple[int, str, str]], t
         (("sweep", TRB, *SMALL, "--grid", "policy.kl_radius=-1"), "kl_radius"),
     ],
 )
-def test_refusals_come_first(
-    words: tuple[object, ...], message: str, tutelage: Callable[..., tuple[int, str, str]], tmp_path: Path
-) -> None:
+def test_refusals_come_first(words: tuple[object, ...], message: str, tutelage: Command, tmp_path: Path) -> None:
     code, out, err = tutelage(*words)
     assert code == 2 and err.startswith("error: ") and err.count("\n") == 1 and out == ""
     assert message in err
     assert list(tmp_path.iterdir()) == [], "nothing was written"
 
 
-def test_problems_that_are_trained_on_are_refused(
-    tutelage: Callable[..., tuple[int, str, str]], imitated: None, tmp_path: Path
-) -> None:
+def test_problems_that_are_trained_on_are_refused(tutelage: Command, imitated: None, tmp_path: Path) -> None:
     problems = tmp_path / "problems.jsonl"
     problems.write_text('{"problem": "What is 1 + 1?", "answer": "2"}\n')
     words = ["compare", OPD, TRB, "--seeds", 1, "--output", "c", "--set", f"data={problems}", "--set", "steps=1"]
@@ -178,9 +161,7 @@ def test_problems_that_are_trained_on_are_refused(
 
 
 @pytest.mark.usefixtures("imitated")
-def test_a_comparison_goes_on_with_what_it_began_with_or_not_at_all(
-    tutelage: Callable[..., tuple[int, str, str]], tmp_path: Path
-) -> None:
+def test_a_comparison_goes_on_with_what_it_began_with_or_not_at_all(tutelage: Command, tmp_path: Path) -> None:
     """Also the runs that had not begun: they would have no beginning to be compared with."""
     words = ("compare", OPD, TRB, "--seeds", 1, "--output", "c", *SMALL)
     assert tutelage(*words)[0] == 0

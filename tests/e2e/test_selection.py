@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.support.commands import Command
 from tests.support.tiny_run import write_run_file
-from tutelage import cli
 
 REWARDS = """
 [[reward]]
@@ -22,8 +20,6 @@ name = "length"
 weight = { schedule = "linear", start = 1.0, stop = -1.0, steps = 6 }
 """
 
-Command = Callable[..., tuple[int, str, str]]
-
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -31,17 +27,6 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     plain = write_run_file(folder)
     (folder / "rated.toml").write_text(plain.read_text() + REWARDS)
     return folder
-
-
-@pytest.fixture
-def tutelage(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["tutelage", *map(str, arguments)])
-        with pytest.raises(SystemExit) as leaving:
-            cli.main()
-        return int(leaving.value.code or 0), *capfd.readouterr()
-
-    return run
 
 
 def lines_of(path: Path) -> list[dict[str, Any]]:

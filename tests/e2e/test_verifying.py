@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 import tutelage
 from tests.support.changed_inputs import CHANGES
+from tests.support.commands import Command
 from tests.support.quick_run import QUICK
 from tests.support.tiny_run import write_run_file
-from tutelage import cli
 from tutelage.config import build_run, fingerprints, load_config, verify_run
 from tutelage.errors import CheckpointError, ConfigurationError
 from tutelage.training import Observer, train
@@ -46,15 +45,8 @@ def here(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
 
 
 @pytest.fixture
-def verify(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["tutelage", "verify", *map(str, arguments)])
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as leaving:
-            cli.main()
-        return int(leaving.value.code or 0), *capfd.readouterr()
-
-    return run
+def verify(tutelage: Command) -> Command:
+    return partial(tutelage, "verify")
 
 
 def forget_inputs(checkpoint: Path) -> None:
@@ -85,7 +77,7 @@ def test_every_checkpoint_names_what_it_was_made_from(here: Path) -> None:
     assert recorded.keys() == named
 
 
-def test_an_untouched_run_is_verified_wherever_it_lies(here: Path, verify: Callable[..., tuple[int, str, str]]) -> None:
+def test_an_untouched_run_is_verified_wherever_it_lies(here: Path, verify: Command) -> None:
     said = "step-000001  as it says\nstep-000002  as it says\n"
     assert verify("run") == (0, said, "")
     (here / "run").rename(here / "moved")
@@ -106,7 +98,7 @@ def test_what_changed_is_named(here: Path, name: str) -> None:
     assert all(verdict.is_verified and verdict.accepted for verdict in verify_run(here / "run", tuple(expected)))
 
 
-def test_from_python_and_as_a_document(here: Path, verify: Callable[..., tuple[int, str, str]]) -> None:
+def test_from_python_and_as_a_document(here: Path, verify: Command) -> None:
     change, expected = CHANGES["an answer"]
     change(here)
     verdicts = tutelage.verify("run")
@@ -123,9 +115,7 @@ def test_other_libraries_are_named(here: Path, monkeypatch: pytest.MonkeyPatch) 
     assert line == f"the versions of the libraries: versions.torch is '99.0', was '{versions['torch']}'"
 
 
-def test_a_damaged_file_is_named_of_its_checkpoint_only(
-    here: Path, verify: Callable[..., tuple[int, str, str]]
-) -> None:
+def test_a_damaged_file_is_named_of_its_checkpoint_only(here: Path, verify: Command) -> None:
     with (here / "run/checkpoints/step-000001/config.json").open("a") as file:
         file.write(" ")
     code, out, err = verify("run")
@@ -135,15 +125,13 @@ def test_a_damaged_file_is_named_of_its_checkpoint_only(
     ]  # fmt: skip
 
 
-def test_damaged_inputs_are_damage(here: Path, verify: Callable[..., tuple[int, str, str]]) -> None:
+def test_damaged_inputs_are_damage(here: Path, verify: Command) -> None:
     (here / "run/checkpoints/step-000002/inputs.json").write_text('{"inputs')
     code, out, _ = verify("run/checkpoints/step-000002")
     assert code == 1 and out == "step-000002  differs in 1\n  files: inputs.json is not what was written\n"
 
 
-def test_what_cannot_be_read_is_said_in_one_line_and_the_rest_is_compared(
-    here: Path, verify: Callable[..., tuple[int, str, str]]
-) -> None:
+def test_what_cannot_be_read_is_said_in_one_line_and_the_rest_is_compared(here: Path, verify: Command) -> None:
     (here / "prompts.jsonl").write_text("no JSON\n")
     CHANGES["the student's weights"][0](here)
     code, out, _ = verify("run/checkpoints/step-000002")
@@ -153,9 +141,7 @@ def test_what_cannot_be_read_is_said_in_one_line_and_the_rest_is_compared(
     assert gone.startswith("  prompts, answers: cannot be taken again (") and "line 1 is not JSON" in gone
 
 
-def test_checkpoints_of_earlier_versions_are_read_and_said_to_have_none(
-    here: Path, verify: Callable[..., tuple[int, str, str]]
-) -> None:
+def test_checkpoints_of_earlier_versions_are_read_and_said_to_have_none(here: Path, verify: Command) -> None:
     forget_inputs(here / "run/checkpoints/step-000001")
     code, out, _ = verify("run")
     assert code == 1 and out.splitlines() == [
@@ -178,7 +164,7 @@ def test_what_was_accepted_is_in_later_checkpoints(here: Path) -> None:
     assert noted == json.loads((here / "run/fingerprints.json").read_text())["accepted"] and noted[0]["step"] == 2
 
 
-def test_what_is_no_run_is_refused(here: Path, verify: Callable[..., tuple[int, str, str]]) -> None:
+def test_what_is_no_run_is_refused(here: Path, verify: Command) -> None:
     for path in (here, here / "nowhere", here / "student"):
         with pytest.raises(CheckpointError, match="neither the folder of a run nor a checkpoint in one"):
             verify_run(path)

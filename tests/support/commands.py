@@ -17,6 +17,9 @@ SHORT = ["steps=3", "checkpoint.every=1", "checkpoint.keep_last=1", "evaluation.
 
 Patch = Callable[[pytest.MonkeyPatch], None]
 
+# Words of the command line -> exit code, stdout, stderr.
+Command = Callable[..., tuple[int, str, str]]
+
 
 def exit_code(action: Callable[[], object], patch: Patch) -> int:
     """How `action` ends in a process of its own in which `patch` sets the trap; negative = the signal that ended it."""
