@@ -25,7 +25,6 @@ from tutelage.config.fingerprints import (
 )
 from tutelage.config.models import (
     LoadStart,
-    context_length,
     load_meta_models,
     load_reference,
     load_student,
@@ -41,7 +40,7 @@ from tutelage.config.scores import offline_answers, score_key
 from tutelage.config.selecting import Selector
 from tutelage.config.serving import limits_of, make_scorer, make_served_scorers
 from tutelage.config.step_memory import StepMemory, free_bytes
-from tutelage.config.texts import build_text_sets
+from tutelage.config.texts import build_text_sets, check_text_lengths
 from tutelage.config.tokenizers import Tokenizers, load_tokenizers
 from tutelage.config.verification import (
     Decode,
@@ -51,7 +50,6 @@ from tutelage.config.verification import (
     make_verifier,
     response_texts,
 )
-from tutelage.errors import DataError
 from tutelage.evaluation import EvaluationSet, TextSet, selections_named
 from tutelage.models import LanguageModel, ModelSet, Vocabulary, align, check_savable
 from tutelage.policies import Policy
@@ -209,14 +207,7 @@ class RunAssembly:
         for problems in self.evaluation_sets:
             tokens, key = config.evaluation_tokens, "evaluation.max_new_tokens"
             check_lengths(config.student, None, problems.prompts, tokens, key)
-        limit = context_length(config.student)
-        for texts in self.text_sets:
-            longest = max(len(each.prompt_tokens) + len(each) for each in texts.rollouts)
-            if limit is not None and longest > limit:
-                raise DataError(
-                    f"a text of evaluation.texts {texts.name!r} has {longest} tokens with its prompt, but the student "
-                    f"holds {limit}{limit.remark}. Cut or remove texts that are longer."
-                )
+        check_text_lengths(config.student, self.text_sets)
 
     @property
     def input_parts(self) -> dict[tuple[str, ...], Callable[[], dict[str, Any]]]:

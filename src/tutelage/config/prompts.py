@@ -83,7 +83,7 @@ def check_lengths(
     """Refuse prompts and answers that do not fit together into the context of each model that reads them."""
     readers = [(student, [len(prompt.student_tokens) for prompt in prompts])]
     if teacher is not None:
-        readers.append((teacher, [len(prompt.teacher_tokens or prompt.student_tokens) for prompt in prompts]))
+        readers.append((teacher, [len(prompt.tokens_for_teacher) for prompt in prompts]))
     for model, lengths in readers:
         limit = context_length(model)
         if limit is not None and max(lengths) + max_new_tokens > limit:

@@ -8,13 +8,15 @@ from typing import Any
 
 import torch
 
+from tutelage.config.model_sections import ModelConfig
+from tutelage.config.models import context_length
 from tutelage.config.schema import DataConfig, EvaluationTextConfig
 from tutelage.errors import ConfigurationError, DataError
 from tutelage.evaluation import TextSet
 from tutelage.tasks import Columns, TemplateClock, load_problems, render_all, short_name
 from tutelage.types import Prompt, Rollout
 
-__all__ = ["build_text_sets"]
+__all__ = ["build_text_sets", "check_text_lengths"]
 
 
 def build_text_sets(
@@ -51,6 +53,22 @@ def build_text_sets(
             rollouts.append(Rollout.answer_to(prompt, tokens, torch.full((len(tokens),), math.nan)))
         found.append(TextSet(name, item.prompt_column is not None, rollouts))
     return found
+
+
+def check_text_lengths(student: ModelConfig, sets: Sequence[TextSet]) -> None:
+    """Refuse texts that do not fit into the student's context.
+
+    Raises:
+      DataError: names the set.
+    """
+    limit = context_length(student)
+    for texts in sets:
+        longest = max(len(each.prompt_tokens) + len(each) for each in texts.rollouts)
+        if limit is not None and longest > limit:
+            raise DataError(
+                f"a text of evaluation.texts {texts.name!r} has {longest} tokens with its prompt, but the student "
+                f"holds {limit}{limit.remark}. Cut or remove texts that are longer."
+            )
 
 
 def _texts(
