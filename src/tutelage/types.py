@@ -92,6 +92,7 @@ class Reading:
       tail_logprobs_T: [T] log of the mass outside the support, summed there and not as 1 - mass; the student has none.
       top: the model's own K most probable tokens, if its scores come from a score cache or a server; an id may be there
         again, without mass.
+      reverse_kl_T: [T] KL(student || this model) over the whole vocabulary, of held-out answers that a teacher reads.
       hidden_TD: [T, D] what the model's head turns into its distribution, kept where the loss will ask for all tokens.
     """
 
@@ -100,6 +101,7 @@ class Reading:
     support_logprobs_TK: Tensor | None = None
     tail_logprobs_T: Tensor | None = None
     top: SparseTarget | None = None
+    reverse_kl_T: Tensor | None = None
     hidden_TD: Tensor | None = field(default=None, repr=False)
 
 

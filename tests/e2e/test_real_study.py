@@ -36,11 +36,12 @@ def test_every_arm_differs_in_its_method_alone(real_study: Any, tmp_path: Path) 
 
 
 def write_run(study: Any, real_study: Any, arm: str, seed: int, kl: list[float], tokens: float) -> None:
-    """The files of a finished run with evaluations at steps 0, 6 and 12."""
+    """The files of a finished run with evaluations at steps 0, 6 and 12; the loss of a step is its number."""
     folder = study.run_folder(arm, 0, seed)
     folder.mkdir(parents=True)
     metrics = [
-        {"step": n, "response_tokens_total": tokens, "seconds": 2.0, "processor_seconds": 1.0} for n in range(12)
+        {"step": n, "loss": n, "response_tokens_total": tokens, "seconds": 2.0, "processor_seconds": 1.0}
+        for n in range(12)
     ]
     keys = {key for file, _, key, _ in real_study.MEASURES.values() if file == "evaluations"}
     looks = [
@@ -63,8 +64,13 @@ def test_tables_of_finished_runs(real_study: Any, tmp_path: Path, monkeypatch: p
     real_study.write_tables(study)
     text = (tmp_path / "results.md").read_text()
     assert "| before (n 2) | 8.00 ± 0.00 |" in text
-    assert "| opd (n 2) | 2.50 ± 0.71 |" in text and "| trb_wide (n 2) | 1.50 ± 0.71<br>-1.00 [-1.00, -1.00] |" in text
+    assert (
+        "| opd (n 2) | 2.50 ± 0.71 | -2.00 ± 0.00 | 8.50 ± 0.00 |" in text
+        and "| trb_wide (n 2) | 1.50 ± 0.71<br>-1.00 [-1.00, -1.00] |" in text
+    )
     runs = {arm: {seed: real_study.read_arm(study, arm, seed) for seed in (0, 1)} for arm in ("opd", "trb_wide")}
+    assert runs["opd"][0].train_kl == pytest.approx(sum(range(6, 12)) / 6), "the steps after the last look but one"
+    assert runs["opd"][0].values["written"] == [-2.0] * 3
     # With as many tokens as plain OPD takes in all, half of TRB's run; with as many seconds, all of it.
     equal = real_study.equal_spending(runs)["trb_wide"][0]
     assert equal["kl at equal tokens"] == pytest.approx(3.0) and equal["kl at equal seconds"] == pytest.approx(1.0)

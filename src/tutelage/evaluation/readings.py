@@ -12,7 +12,7 @@ from typing import Any
 from tutelage.diagnostics import rollout_metrics
 from tutelage.diagnostics.repetition import repeated_share
 from tutelage.types import Batch, Rollout
-from tutelage.weighting.base import recorded_kl
+from tutelage.weighting.base import finite_kl, recorded_kl
 
 __all__ = ["TextResult", "TextSet", "readings_of"]
 
@@ -67,8 +67,9 @@ def readings_of(rollouts: Sequence[Rollout]) -> dict[str, float]:
     repeated_4grams   mean over answers of at least 4 tokens of 1 - distinct 4-grams / 4-grams
     student_entropy   mean over tokens of H(p), whole vocabulary
     teacher_logprob   mean over tokens of log q
-    reverse_kl        mean over tokens of KL(p || q), on the student's top K and one event for the rest: at most the
-                      full KL; where the teacher rules out a token it counts as the largest finite one
+    reverse_kl        mean over tokens of KL(p || q), whole vocabulary; from a teacher whose head is not here, on the
+                      student's top K and one event for the rest: at most the full KL, and a third of it for a student
+                      of high entropy; where the teacher rules out a token it counts as the largest finite one
     support_overlap   mean over tokens of the share of the student's top K that is in the teacher's
 
     p is the student at temperature 1, q the teacher, both on the prefixes that the student wrote. A number that is not
@@ -83,6 +84,8 @@ def readings_of(rollouts: Sequence[Rollout]) -> dict[str, float]:
         means = rollout_metrics(answers)
         found |= {name: means[name] for name in MEANS if name in means}
     on_support = ("student.support_logprobs_TK", "teacher.support_logprobs_TK", "teacher.tail_logprobs_T")
-    if answers and all(each.tokenwise(path) is not None for each in answers for path in on_support):
+    if answers and all(each.tokenwise("teacher.reverse_kl_T") is not None for each in answers):
+        found["reverse_kl"] = float(finite_kl(Batch(answers).joined("teacher.reverse_kl_T")).mean())
+    elif answers and all(each.tokenwise(path) is not None for each in answers for path in on_support):
         found["reverse_kl"] = float(recorded_kl(Batch(answers), reverse=True).mean())
     return {name: value for name, value in found.items() if math.isfinite(value)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from functools import partial
 
 from tutelage.errors import ConfigurationError
 from tutelage.evaluation import EvaluationResult, EvaluationSample, changes_since, mark
@@ -13,6 +14,7 @@ from tutelage.training.observer import Observer
 from tutelage.training.retention import Retention
 from tutelage.training.run import Run
 from tutelage.training.student_reading import student_logprobs
+from tutelage.training.teacher_reading import read_by_teacher
 
 __all__ = ["evaluate_if_due"]
 
@@ -39,7 +41,7 @@ def evaluate_if_due(run: Run, state: TrainerState, observer: Observer, interrupt
             drawing,
             verify=source.verify,
             map_shards=interruption.map_shards,
-            read=source.scorer.score if run.evaluation.teacher_reads else None,
+            read=partial(read_by_teacher, source) if run.evaluation.teacher_reads else None,
         )
         result, samples = marked.result(), marked.samples(run.decode)
         if earlier:

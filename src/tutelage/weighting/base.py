@@ -78,6 +78,11 @@ def recorded_kl(batch: Batch, *, reverse: bool) -> Tensor:
     student_NE = torch.cat([student_NK, student_tail_N[:, None]], dim=-1)
     teacher_NE = torch.cat([teacher_NK, teacher_tail_N[:, None]], dim=-1)
     kl_N = kl_divergence(student_NE, teacher_NE) if reverse else kl_divergence(teacher_NE, student_NE)
+    return finite_kl(kl_N)
+
+
+def finite_kl(kl_N: Tensor) -> Tensor:
+    """KL of each token, not below 0; an infinite one becomes the largest of the others, or 1 where these are all 0."""
     is_finite_N = kl_N.isfinite()
     kl_N = kl_N.clamp_min(0)
     largest = float(kl_N[is_finite_N].max()) if bool(is_finite_N.any()) else 0.0

@@ -18,7 +18,7 @@ from tutelage.evaluation import mark
 from tutelage.training import Observer, train
 
 SHORT = ["steps=2", "policy=student", "evaluation.every=1", "evaluation.max_new_tokens=6", "checkpoint.every=1"]
-READ = ["evaluation.teacher_reads=true", "rollout.support_size=257"]
+READ = ["evaluation.teacher_reads=true"]
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
