@@ -19,6 +19,7 @@ import torch
 from tutelage.errors import ConfigurationError
 from tutelage.models import DTYPES, LanguageModel, check_servable
 from tutelage.models.language_model import stop_ids_of
+from tutelage.models.serving import not_training
 from tutelage.policies import Policy, Student
 from tutelage.rollout import DEFAULT_DRAFT_LENGTH, Limits, PairedEngine, Request
 from tutelage.types import Prompt, Rollout
@@ -225,7 +226,7 @@ def _language_model(trainer: Any, model: Any, name: str, autocast: str | None) -
     # DoRA makes norms of its weights, which our own forward would have to know about to keep copies of them.
     has_norms = any("lora_magnitude" in key for key, _ in module.named_parameters())
     served = LanguageModel(module, tokenizer, stop_ids_of(module, tokenizer), name, fast_forward=not has_norms)
-    with _not_training(module), _class_forward(module):
+    with not_training(module), _class_forward(module):
         check_servable(served)  # in the weights' own precision; what autocast rounds would be taken for a fault
     served.autocast = None if autocast is None else DTYPES[autocast]
     return served
@@ -239,7 +240,7 @@ def _as_it_is_scored(trainer: Any) -> Iterator[None]:
     if checkpoints:
         model.gradient_checkpointing_disable()
     try:
-        with _not_training(model):
+        with not_training(model):
             yield
     finally:
         if checkpoints:
@@ -255,13 +256,3 @@ def _class_forward(module: Any) -> Iterator[None]:
     finally:
         if patched is not None:
             module.forward = patched
-
-
-@contextmanager
-def _not_training(module: Any) -> Iterator[None]:
-    was_training = module.training
-    module.eval()
-    try:
-        yield
-    finally:
-        module.train(was_training)

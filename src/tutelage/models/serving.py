@@ -28,7 +28,7 @@ from tutelage.errors import ConfigurationError, UnsupportedArchitectureError
 from tutelage.models.language_model import LanguageModel
 from tutelage.models.recurrent import Mixers
 
-__all__ = ["both_readings", "check_servable", "tolerance_of"]
+__all__ = ["both_readings", "check_servable", "not_training", "tolerance_of"]
 
 SERVED_LAYER_TYPES = {"full_attention", "sliding_attention"}
 # Served where the model has recurrent layers of the kind that we know to call.
@@ -88,8 +88,9 @@ def check_servable(model: LanguageModel) -> None:
 def _disagreement(model: LanguageModel) -> str | None:
     """Why this model cannot be served as it is set up, or None if it can."""
     try:
-        error = _error_across_window(model)
-        shift = _shift_by_length(model)
+        with not_training(model.module):
+            error = _error_across_window(model)
+            shift = _shift_by_length(model)
     except (RuntimeError, TypeError, ValueError, KeyError, AttributeError, IndexError) as problem:
         if isinstance(problem, ConfigurationError):
             raise
@@ -124,6 +125,17 @@ def _error_across_window(model: LanguageModel) -> float:
 
 
 @contextmanager
+def not_training(module: Any) -> Iterator[None]:
+    """The module without dropout, as it is sampled from and scored."""
+    was_training = module.training
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train(was_training)
+
+
+@contextmanager
 def _narrow_window(config: Any) -> Iterator[None]:
     """A sliding window of fewer tokens than are tried; masks are made from the configuration, here and there."""
     window = getattr(config, "sliding_window", None)
@@ -151,8 +163,6 @@ def _served_error(model: LanguageModel) -> float:
 
     That is a ragged, rolled-back, cached forward, and a packed one.
     """
-    was_training = model.module.training
-    model.module.eval()
     ids = torch.tensor(model.known_ids[:64], device=model.device)
     length, drafted, starts = TRIED_TOKENS, 3, [2, 3]  # two rows of different lengths
     tokens_BT = ids[torch.arange(2 * length, device=model.device).reshape(2, length) % len(ids)]
@@ -170,7 +180,6 @@ def _served_error(model: LanguageModel) -> float:
     hidden_BTD = model.hidden_cached(tokens_BT.gather(1, steps_BT), steps_BT, cache, length)
     cached_BTV = model.logits(hidden_BTD).log_softmax(-1)
     packed_NV = model.logits(model.hidden_packed(sequences, starts)).log_softmax(-1)
-    model.module.train(was_training)
     expected_BTV = plain_BTV.gather(1, steps_BT[..., None].expand_as(cached_BTV))
     expected_NV = torch.cat([row_TV[start:] for row_TV, start in zip(plain_BTV, starts, strict=True)])
     return float(torch.stack([(cached_BTV - expected_BTV).abs().max(), (packed_NV - expected_NV).abs().max()]).max())
@@ -181,8 +190,6 @@ def _shift_by_length(model: LanguageModel) -> float:
     """What a token at the context's last position changes about the log-probabilities after the first two."""
     if model.context_length is None or model.context_length <= TRIED_TOKENS:
         return 0.0
-    was_training = model.module.training
-    model.module.eval()
     tokens_1T = torch.tensor([(model.known_ids * 3)[:3]], device=model.device)
     near, far = (
         model.module(
@@ -190,7 +197,6 @@ def _shift_by_length(model: LanguageModel) -> float:
         ).logits[0, :2]
         for last in (2, model.context_length - 1)
     )
-    model.module.train(was_training)
     return float((near.log_softmax(-1) - far.log_softmax(-1)).abs().max())
 
 
