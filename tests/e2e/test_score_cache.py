@@ -113,6 +113,12 @@ def test_fine_tuning_on_offline_answers_and_then_plain_distillation(home: Path, 
     assert {sample["response"] for sample in samples if sample["step"] < 2} <= answers
 
 
+def test_a_teacher_that_is_a_server_is_refused_before_anything_is_written(home: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"the run file's teacher is a server \(http://localhost:9\)"):
+        score(home, tmp_path / "scores", "teacher.server=http://localhost:9")
+    assert not (tmp_path / "scores").exists()
+
+
 def test_scores_that_nobody_reads_are_mentioned(home: Path, tmp_path: Path) -> None:
     built = build_run(config_of(home, "policy=student", f"output={tmp_path / 'run'}"))
     assert built.messages == ["data.scores is set, but no policy is 'offline', so it is ignored"]

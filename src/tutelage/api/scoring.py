@@ -12,7 +12,7 @@ from tutelage.config import RunAssembly, RunConfig, check_writable, load_config
 from tutelage.config.answers import read_answers
 from tutelage.config.clock import date_of_scores, dated
 from tutelage.config.fingerprints import differences
-from tutelage.errors import DataError, OutputExistsError
+from tutelage.errors import ConfigurationError, DataError, OutputExistsError
 from tutelage.files import sha256_of
 from tutelage.locks import hold, release
 from tutelage.rollout import ScoreCache, TopScorer
@@ -60,6 +60,7 @@ def score(
       resume: continue in `output`: whole shards stay, the others are written (again).
       on_message: gets a line for each shard.
     Raises:
+      ConfigurationError: a teacher is a server.
       OutputExistsError: `output` exists and `resume` is False.
       DataError: answers that cannot be used, or `resume` in a folder that was begun with something else.
     """
@@ -77,6 +78,12 @@ def _written(
         raise OutputExistsError(
             f"the output folder {output} already exists; nothing is overwritten. Choose another, or continue with "
             "--resume."
+        )
+    if config.teacher.servers:
+        raise ConfigurationError(
+            f"the run file's teacher is a server ({', '.join(config.teacher.servers.values())}); scores that are kept "
+            "are those of weights that are here. Drop teacher.server and name its weights in teacher.path, or train "
+            "with the server itself."
         )
     check_writable(output)
     cache = ScoreCache(output)
