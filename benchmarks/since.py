@@ -1,0 +1,197 @@
+"""Is a CPU slower than it was at another commit?  Rollouts and training steps of both, in turns.
+
+    python benchmarks/since.py COMMIT [--rounds 9] [--only rollout|step] [--json FILE]
+
+The packaged pair (335 tokens of vocabulary), one thread, the processor's clock. The other commit is checked out beside
+this one and takes part twice, so the table also says what a difference of nothing looks like: `again` is its second
+copy. Contenders take turns within a round.
+
+    rollout   64 answers of at most 90 tokens, for each policy that both commits know
+    step      `tutelage train` with plain OPD and with TRB: processor seconds of NUM_STEPS steps more, per step, so that
+              loading is left out
+
+A ratio is the median over rounds of now / before in the same round, with the quartiles; above 1 = slower now. Tokens of
+rollouts are compared, too, and said to be the same or not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from statistics import quantiles
+from typing import Any
+
+from rich.table import Table
+
+from measuring import (
+    ROOT,
+    Measurement,
+    Results,
+    Worker,
+    checked_out,
+    describe,
+    machine,
+    run_on_threads,
+    take_turns,
+    wide_console,
+    write_json,
+)
+
+NUM_STEPS = 24
+BEFORE, AGAIN, NOW = "before", "again", "now"
+POLICIES = {
+    "student": ("Student()", 1),
+    "TRB, lock-step": ("TrustRegion(kl_radius=0.01)", 1),
+    "TRB, drafts of 4": ("TrustRegion(kl_radius=0.01)", 4),
+    "TRB, estimated drafts": ("TrustRegion(kl_radius=0.01)", "estimated"),
+    "mixture, drafts of 4": ("Mixture(0.3)", 4),
+    "SKD, drafts of 4": ("Interleaved(25, 0.2)", 4),
+    "fixed blend, lock-step": ("FixedBlend(0.3)", 1),
+}
+# Run with the source of either commit, so it uses nothing but what both have.
+WORKER = """
+import hashlib, json, sys, time
+sys.path.insert(0, json.loads(sys.stdin.readline())["source"])
+import torch
+torch.set_num_threads(1)
+from tutelage.demo import make_problems, student_path, teacher_path
+from tutelage.models import load_language_model, load_tokenizer
+from tutelage.policies import *
+from tutelage.rollout import PairedEngine
+from tutelage.types import Prompt
+tokenizer = load_tokenizer(str(student_path()))
+student, teacher = (load_language_model(str(path), tokenizer) for path in (student_path(), teacher_path()))
+for model in (student, teacher):
+    model.module.requires_grad_(False)
+texts = [[{"role": "user", "content": each.problem}] for each in make_problems(64, 81000)]
+prompts = [Prompt(tokenizer.apply_chat_template(text, add_generation_prompt=True, return_dict=False)) for text in texts]
+print(json.dumps({}), flush=True)
+for line in sys.stdin:
+    asked = json.loads(line)
+    engine = PairedEngine(student, teacher, draft_length=asked["draft"])
+    policy = eval(asked["policy"])
+    since = time.process_time()
+    made = engine.generate(policy, prompts, max_new_tokens=90, seed=asked["seed"])
+    seconds, tokens = time.process_time() - since, [list(each.response_tokens) for each in made]
+    digest = hashlib.sha256(json.dumps(tokens).encode()).hexdigest()
+    print(json.dumps({"seconds": seconds, "tokens": sum(map(len, tokens)), "digest": digest}), flush=True)
+"""
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("commit")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--only", choices=("rollout", "step"), help="without it both")
+    parser.add_argument("--json", type=Path, help="write everything measured to this file")
+    options = parser.parse_args()
+    run_on_threads(1)
+    table = Table("", "tokens or steps", "now / before", "quartiles", "again / before", "quartiles", "answers")
+    table.title = f"processor seconds, against {options.commit}"
+    found: dict[str, Results] = {}
+    with checked_out(options.commit) as base, tempfile.TemporaryDirectory() as folder:
+        sources = {BEFORE: base, AGAIN: base, NOW: ROOT}
+        if options.only != "step":
+            found |= rollouts(sources, options.rounds)
+        if options.only != "rollout":
+            found |= steps(sources, options.rounds, Path(folder))
+    for title, results in found.items():
+        digests = {row["digest"] for rows in results.values() for row in rows if row["seed"] == 0 and "digest" in row}
+        answers = "" if not digests else "the same" if len(digests) == 1 else "others"
+        table.add_row(
+            title,
+            f"{results[NOW][0]['tokens']:,}",
+            *ratios(results, NOW),
+            *ratios(results, AGAIN),
+            answers,
+        )
+    console = wide_console()
+    console.print(table)
+    console.print(describe(machine()))
+    write_json(options.json, {"machine": machine(), "commit": options.commit, "results": found})
+
+
+def rollouts(sources: Mapping[str, Path], rounds: int) -> dict[str, Results]:
+    """Title -> what each contender took for it."""
+    workers = {
+        name: Worker([sys.executable, "-c", WORKER], {"source": str(path / "src")}) for name, path in sources.items()
+    }
+    found = {}
+    for title, (policy, draft) in POLICIES.items():
+        asked: dict[str, Callable[[int], Measurement]] = {
+            name: partial(answers_of, worker, policy, draft) for name, worker in workers.items()
+        }
+        found[title] = take_turns(asked, rounds, title=title, clock="cpu")
+    for worker in workers.values():
+        worker.close()
+    return found
+
+
+def answers_of(worker: Worker, policy: str, draft: int | str, seed: int) -> Measurement:
+    """What a worker took."""
+    return worker.ask({"policy": policy, "draft": draft, "seed": seed}) | {"seed": seed}
+
+
+def steps(sources: Mapping[str, Path], rounds: int, folder: Path) -> dict[str, Results]:
+    """The same for steps of training."""
+    demo = ROOT / "src" / "tutelage" / "demo" / "assets"
+    rows = [
+        {"problem": f"Tom has {n} eggs and sells {n // 3}. How many are left?", "answer": str(n - n // 3)}
+        for n in range(20, 84)
+    ]
+    (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = {}
+    policies = {"student": 'name = "student"', "TRB": 'name = "trust_region"\nkl_radius = 0.01'}
+    for title, policy in policies.items():
+        run_file = folder / f"{title}.toml"
+        run_file.write_text(
+            f'student = "{demo / "student"}"\nteacher = "{demo / "teacher"}"\ndata = "{folder / "prompts.jsonl"}"\n'
+            f"[policy]\n{policy}\n[rollout]\nprompts_per_step = 16\nsamples_per_prompt = 2\nmax_new_tokens = 60\n"
+            '[runtime]\ndevice = "cpu"\nthreads = 1\n'
+        )
+        contenders: dict[str, Callable[[int], Measurement]] = {
+            name: partial(step_of, path, run_file, folder / title / name) for name, path in sources.items()
+        }
+        found[f"a step, {title}"] = take_turns(contenders, rounds, title=title, clock="cpu", warmups=0)
+    return found
+
+
+def step_of(source: Path, run_file: Path, output: Path, seed: int) -> Measurement:
+    """Processor seconds of a step: those of a run of NUM_STEPS + 1 less those of a run of 1, divided by NUM_STEPS."""
+    short, long = (seconds_of(source, run_file, output / f"{seed}-{number}", number) for number in (1, NUM_STEPS + 1))
+    return {"seconds": (long - short) / NUM_STEPS, "tokens": NUM_STEPS, "seed": seed}
+
+
+def seconds_of(source: Path, run_file: Path, output: Path, num_steps: int) -> float:
+    """Processor seconds of a whole run."""
+    environment: dict[str, Any] = {**os.environ, "PYTHONPATH": str(source / "src"), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-m", "tutelage", "train", str(run_file)]
+    for override in (f"output={output}", f"steps={num_steps}"):
+        command += ["--set", override]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if ended.returncode:
+        sys.exit(f"training with {source} failed:\n{ended.stderr}")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def ratios(results: Results, contender: str) -> tuple[str, str]:
+    """The median of a contender's seconds over those before in the same round, and the quartiles."""
+    pairs = zip(results[contender], results[BEFORE], strict=True)
+    values = [float(row["seconds"]) / float(first["seconds"]) for row, first in pairs]
+    low, median, high = quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
+    return f"{median:.3f}", f"{low:.3f} to {high:.3f}"
+
+
+if __name__ == "__main__":
+    main()
