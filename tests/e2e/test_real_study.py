@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
@@ -74,6 +75,12 @@ def test_tables_of_finished_runs(real_study: Any, tmp_path: Path, monkeypatch: p
     # With as many tokens as plain OPD takes in all, half of TRB's run; with as many seconds, all of it.
     equal = real_study.equal_spending(runs)["trb_wide"][0]
     assert equal["kl at equal tokens"] == pytest.approx(3.0) and equal["kl at equal seconds"] == pytest.approx(1.0)
-    costs = real_study.costs_of(runs["trb_wide"][0], runs["opd"][0])
-    assert costs["steps to 90%"] == pytest.approx(6 + 6 * (3.0 - 2.6) / 2.0) and costs["tokens"] == 2400
+    best = real_study.bests(runs, 0)
+    assert best == {"kl": -1.0, "written": -2.0}
+    costs = real_study.costs_of(runs["trb_wide"][0], best)
+    assert costs["steps to kl"] == pytest.approx(6 + 6 * (3.0 - 1.7) / 2.0) and costs["tokens"] == 2400
+    assert "steps to kl" not in real_study.costs_of(runs["opd"][0], best), "it never gets there"
     assert (tmp_path / "curves.png").stat().st_size > 0 and (tmp_path / "results.json").exists()
+    shutil.rmtree(tmp_path / "runs")
+    real_study.write_tables(study)
+    assert (tmp_path / "results.md").read_text() == text, "from results.json alone"
