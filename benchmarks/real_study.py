@@ -440,8 +440,8 @@ def write_tables(study: Study) -> None:
             "between evaluations. n runs got there.",
             table(spent, list(COSTS)),
             *(table(spent, [f"{name} to {measure}" for name in ("steps", *COSTS)]) for measure in DECIDING),
-            "## Where all have spent as much",
-            "As much as the cheapest arm of the same seed in all; straight between evaluations.",
+            "## Where as much was spent as by plain OPD",
+            "In all, with the same seed; straight between evaluations. A run that was cheaper counts as it ended.",
             table(equal_spending(runs)),
             "![The deciding measures against steps, tokens and processor seconds](curves.png)",
         ]
@@ -479,16 +479,15 @@ def costs_of(run: ArmRun, best: Mapping[str, float]) -> dict[str, float]:
 
 
 def equal_spending(runs: Mapping[str, Mapping[int, ArmRun]]) -> dict[str, dict[int, dict[str, float]]]:
-    """The deciding measures at the spending that every arm of a seed has reached."""
-    found: dict[str, dict[int, dict[str, float]]] = {arm: {} for arm in runs}
-    for seed in sorted({seed for own in runs.values() for seed in own}):
-        present = {arm: own[seed] for arm, own in runs.items() if seed in own}
-        for name in COSTS:
-            limit = min(run.costs[name][-1] for run in present.values())
-            for arm, run in present.items():
+    """The deciding measures where as much was spent as by opd with the same seed in all; at the end of cheaper runs."""
+    found: dict[str, dict[int, dict[str, float]]] = {}
+    for arm, own in runs.items():
+        for seed in sorted(own.keys() & runs["opd"].keys()):
+            for name in COSTS:
+                limit = runs["opd"][seed].costs[name][-1]
                 for measure in DECIDING:
-                    value = float(np.interp(limit, run.costs[name], run.values[measure]))
-                    found[arm].setdefault(seed, {})[f"{measure} at equal {name}"] = value
+                    value = float(np.interp(limit, own[seed].costs[name], own[seed].values[measure]))
+                    found.setdefault(arm, {}).setdefault(seed, {})[f"{measure} at equal {name}"] = value
     return found
 
 
