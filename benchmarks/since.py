@@ -1,6 +1,6 @@
 """Is a CPU slower than it was at another commit?  Rollouts and training steps of both, in turns.
 
-    python benchmarks/since.py COMMIT [--rounds 9] [--only rollout|step] [--json FILE]
+    python benchmarks/since.py COMMIT [--launches 5] [--only rollout|step] [--json FILE]
 
 The packaged pair (335 tokens of vocabulary), one thread, the processor's clock. The other commit is checked out beside
 this one and takes part twice, so the table also says what a difference of nothing looks like: `again` is its second
@@ -10,8 +10,10 @@ copy. Contenders take turns within a round.
     step      `tutelage train` with plain OPD and with TRB: processor seconds of NUM_STEPS steps more, per step, so that
               loading is left out
 
-A ratio is the median over rounds of now / before in the same round, with the quartiles; above 1 = slower now. Tokens of
-rollouts are compared, too, and said to be the same or not.
+One process differs from another of the same source by some percent for as long as it lives (where its memory lies), so
+everything is launched anew several times. A ratio is now / before, taken within a round, its median over the rounds of
+a launch, and of these the median, the lowest and the highest; above 1 = slower now. Tokens of rollouts are compared,
+too, and said to be the same or not.
 """
 
 from __future__ import annotations
@@ -23,10 +25,10 @@ import resource
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from statistics import quantiles
+from statistics import median
 from typing import Any
 
 from rich.table import Table
@@ -39,13 +41,14 @@ from measuring import (
     checked_out,
     describe,
     machine,
+    ratio,
     run_on_threads,
     take_turns,
     wide_console,
     write_json,
 )
 
-NUM_STEPS = 24
+NUM_ROUNDS, NUM_STEPS = 3, 24
 BEFORE, AGAIN, NOW = "before", "again", "now"
 POLICIES = {
     "student": ("Student()", 1),
@@ -90,28 +93,30 @@ def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("commit")
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--launches", type=int, default=5)
     parser.add_argument("--only", choices=("rollout", "step"), help="without it both")
     parser.add_argument("--json", type=Path, help="write everything measured to this file")
     options = parser.parse_args()
     run_on_threads(1)
-    table = Table("", "tokens or steps", "now / before", "quartiles", "again / before", "quartiles", "answers")
+    table = Table("", "tokens or steps", "now / before", "from, to", "again / before", "from, to", "answers")
     table.title = f"processor seconds, against {options.commit}"
-    found: dict[str, Results] = {}
+    found: dict[str, list[Results]] = {}
     with checked_out(options.commit) as base, tempfile.TemporaryDirectory() as folder:
         sources = {BEFORE: base, AGAIN: base, NOW: ROOT}
-        if options.only != "step":
-            found |= rollouts(sources, options.rounds)
-        if options.only != "rollout":
-            found |= steps(sources, options.rounds, Path(folder))
-    for title, results in found.items():
-        digests = {row["digest"] for rows in results.values() for row in rows if row["seed"] == 0 and "digest" in row}
+        for launch in range(options.launches):
+            made = rollouts(sources) if options.only != "step" else {}
+            made |= steps(sources, Path(folder) / str(launch)) if options.only != "rollout" else {}
+            for title, results in made.items():
+                found.setdefault(title, []).append(results)
+    for title, launches in found.items():
+        rows = [row for results in launches for own in results.values() for row in own if row["seed"] == 0]
+        digests = {row["digest"] for row in rows if "digest" in row}
         answers = "" if not digests else "the same" if len(digests) == 1 else "others"
         table.add_row(
             title,
-            f"{results[NOW][0]['tokens']:,}",
-            *ratios(results, NOW),
-            *ratios(results, AGAIN),
+            f"{rows[0]['tokens']:,}",
+            *ratios(launches, NOW),
+            *ratios(launches, AGAIN),
             answers,
         )
     console = wide_console()
@@ -120,8 +125,8 @@ def main() -> None:
     write_json(options.json, {"machine": machine(), "commit": options.commit, "results": found})
 
 
-def rollouts(sources: Mapping[str, Path], rounds: int) -> dict[str, Results]:
-    """Title -> what each contender took for it."""
+def rollouts(sources: Mapping[str, Path]) -> dict[str, Results]:
+    """Title -> what each contender, launched anew, took for it."""
     workers = {
         name: Worker([sys.executable, "-c", WORKER], {"source": str(path / "src")}) for name, path in sources.items()
     }
@@ -130,7 +135,7 @@ def rollouts(sources: Mapping[str, Path], rounds: int) -> dict[str, Results]:
         asked: dict[str, Callable[[int], Measurement]] = {
             name: partial(answers_of, worker, policy, draft) for name, worker in workers.items()
         }
-        found[title] = take_turns(asked, rounds, title=title, clock="cpu")
+        found[title] = take_turns(asked, NUM_ROUNDS, title=title, clock="cpu")
     for worker in workers.values():
         worker.close()
     return found
@@ -141,8 +146,9 @@ def answers_of(worker: Worker, policy: str, draft: int | str, seed: int) -> Meas
     return worker.ask({"policy": policy, "draft": draft, "seed": seed}) | {"seed": seed}
 
 
-def steps(sources: Mapping[str, Path], rounds: int, folder: Path) -> dict[str, Results]:
-    """The same for steps of training."""
+def steps(sources: Mapping[str, Path], folder: Path) -> dict[str, Results]:
+    """The same for steps of training, once."""
+    folder.mkdir()
     demo = ROOT / "src" / "tutelage" / "demo" / "assets"
     rows = [
         {"problem": f"Tom has {n} eggs and sells {n // 3}. How many are left?", "answer": str(n - n // 3)}
@@ -161,7 +167,7 @@ def steps(sources: Mapping[str, Path], rounds: int, folder: Path) -> dict[str, R
         contenders: dict[str, Callable[[int], Measurement]] = {
             name: partial(step_of, path, run_file, folder / title / name) for name, path in sources.items()
         }
-        found[f"a step, {title}"] = take_turns(contenders, rounds, title=title, clock="cpu", warmups=0)
+        found[f"a step, {title}"] = take_turns(contenders, 1, title=title, clock="cpu", warmups=0)
     return found
 
 
@@ -185,12 +191,10 @@ def seconds_of(source: Path, run_file: Path, output: Path, num_steps: int) -> fl
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-def ratios(results: Results, contender: str) -> tuple[str, str]:
-    """The median of a contender's seconds over those before in the same round, and the quartiles."""
-    pairs = zip(results[contender], results[BEFORE], strict=True)
-    values = [float(row["seconds"]) / float(first["seconds"]) for row, first in pairs]
-    low, median, high = quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
-    return f"{median:.3f}", f"{low:.3f} to {high:.3f}"
+def ratios(launches: Sequence[Results], contender: str) -> tuple[str, str]:
+    """A contender's seconds over those before: the median over launches, and the lowest and highest."""
+    values = [ratio(results[contender], results[BEFORE], "seconds") for results in launches]
+    return f"{median(values):.3f}", f"{min(values):.3f} to {max(values):.3f}"
 
 
 if __name__ == "__main__":

@@ -86,7 +86,7 @@ def test_tables_of_finished_runs(real_study: Any, tmp_path: Path, monkeypatch: p
     assert (tmp_path / "results.md").read_text() == text, "from results.json alone"
 
 
-@pytest.mark.parametrize("drop", (8,))
+@pytest.mark.parametrize("drop", (8, 20))
 def test_the_pages_are_what_the_script_makes_of_their_numbers(real_study: Any, tmp_path: Path, drop: int) -> None:
     own = Path(real_study.HERE).parent / "docs" / "results" / "real-pair" / f"drop-{drop}"
     shutil.copy(own / "results.json", tmp_path)
