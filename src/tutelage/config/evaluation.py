@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ from tutelage.evaluation import (
 from tutelage.models import check_distinct, check_files, check_same_tokenizer, load_tokenizer
 from tutelage.policies import Temperature
 from tutelage.rollout import Limits, LocalScorer, PairedEngine
+from tutelage.rollout.scorers import score_with_full_kl
 from tutelage.tasks import (
     BENCHMARKS,
     Columns,
@@ -223,4 +224,6 @@ class EvaluationAssembly:
         """Lets the engine's teacher read answers; None = there is no teacher."""
         if self.teacher is None:
             return None
-        return LocalScorer(engine.models.teachers, engine.vocabulary, engine.limits.score_tokens).score
+        models, max_tokens = engine.models, engine.limits.score_tokens
+        scorer = LocalScorer(models.teachers, engine.vocabulary, max_tokens)
+        return partial(score_with_full_kl, scorer, models, max_tokens)

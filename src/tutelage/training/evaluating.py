@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 
 from tutelage.errors import ConfigurationError
 from tutelage.evaluation import EvaluationResult, EvaluationSample, changes_since, mark
+from tutelage.rollout.scorers import score_with_full_kl
 from tutelage.training.checkpoint_files import TrainerState
+from tutelage.training.collect import BatchSource
 from tutelage.training.interruption import Interruption
 from tutelage.training.observer import Observer
 from tutelage.training.retention import Retention
 from tutelage.training.run import Run
 from tutelage.training.student_reading import student_logprobs
-from tutelage.training.teacher_reading import read_by_teacher
+from tutelage.types import Rollout
 
 __all__ = ["evaluate_if_due"]
 
@@ -41,7 +43,7 @@ def evaluate_if_due(run: Run, state: TrainerState, observer: Observer, interrupt
             drawing,
             verify=source.verify,
             map_shards=interruption.map_shards,
-            read=partial(read_by_teacher, source) if run.evaluation.teacher_reads else None,
+            read=_reading(source) if run.evaluation.teacher_reads else None,
         )
         result, samples = marked.result(), marked.samples(run.decode)
         if earlier:
@@ -62,6 +64,13 @@ def evaluate_if_due(run: Run, state: TrainerState, observer: Observer, interrupt
     state.best_value, state.best_step = value, state.step
     # The untrained student is the first best; there is no need to save it as a checkpoint.
     return state.step > 0
+
+
+def _reading(source: BatchSource) -> Callable[[Sequence[Rollout]], list[Rollout]]:
+    """Lets the teacher read answers; one in pieces on several cards has no head that a process could ask alone."""
+    if source.runtime.reads_teacher_together:
+        return source.scorer.score
+    return partial(score_with_full_kl, source.scorer, source.models, source.rollout.score_tokens)
 
 
 def _read_texts(run: Run, step: int, interruption: Interruption) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 import transformers
 
+import tutelage
 from tests.support.tiny_run import write_run_file
 from tutelage.config import build_run, load_config
 from tutelage.distributions import entropy, gather_logprobs, kl_divergence
@@ -71,6 +73,11 @@ def test_given_texts_and_the_teachers_reading(tmp_path: Path) -> None:
     means = {name: float(torch.cat(values).mean()) for name, values in found.items()}
     assert {name: evaluation[name] for name in means} == pytest.approx(means, abs=1e-4)
     assert 0 < evaluation["support_overlap"] <= 1 and 0 <= evaluation["repeated_4grams"] < 1
+    # `tutelage evaluate --teacher` says the same of the checkpoint.
+    sums = shutil.copy(tmp_path / "prompts.jsonl", tmp_path / "sums.jsonl")  # streams go by the name of a set
+    asked = {"samples": 2, "max_new_tokens": 6, "seed": 3, "limit": 3, "teacher": tmp_path / "teacher"}
+    (again,) = tutelage.evaluate(weights, sums, run=path, progress=False, **asked).results
+    assert {name: getattr(again, name) for name in means} == pytest.approx(means, abs=1e-4)
 
 
 def test_what_could_not_be_looked_at_is_refused(tmp_path: Path) -> None:

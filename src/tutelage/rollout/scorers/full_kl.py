@@ -8,39 +8,39 @@ import torch
 from torch import Tensor
 
 from tutelage.distributions import kl_divergence, normalise
-from tutelage.models import LanguageModel, teacher_named
+from tutelage.models import LanguageModel, ModelSet, teacher_named
 from tutelage.rollout.reading import batches_by_tokens, response_hidden, tokens_per_chunk
-from tutelage.rollout.scorers.base import by_teacher
+from tutelage.rollout.scorers.base import Scorer, by_teacher
 from tutelage.rollout.sharing import without_hidden
-from tutelage.training.collect import BatchSource
 from tutelage.types import Batch, Rollout
 
-__all__ = ["read_by_teacher"]
+__all__ = ["score_with_full_kl"]
 
 
-def read_by_teacher(source: BatchSource, rollouts: Sequence[Rollout]) -> list[Rollout]:
-    """Copies of the rollouts with the teacher's reading of them.
+def score_with_full_kl(scorer: Scorer, models: ModelSet, max_tokens: int, rollouts: Sequence[Rollout]) -> list[Rollout]:
+    """Copies of the student's own answers as the scorer has read them, with KL(p || q) over the whole vocabulary.
 
-    Where the teacher's head is here, `teacher.reverse_kl_T` is there too: KL(p || q) over the whole vocabulary at every
-    token. A recorded support is no substitute for it. With a student of 6 nats of entropy, the 16 most probable tokens
-    and one event for the rest had a third of the KL. A teacher that is a server, or in pieces on several cards, leaves
-    it at that.
+    Where the teacher's head is here, `teacher.reverse_kl_T` has it for every token. A recorded support is no
+    substitute: with a student of 6 nats of entropy, the 16 most probable tokens and one event for the rest had a third
+    of the KL. A scorer that keeps no hidden states, since its teacher is a server, leaves the rollouts without it.
+
+    Args:
+      models: the student that answered, and the scorer's teachers.
+      max_tokens: most tokens in one forward of the student.
     """
-    if source.runtime.reads_teacher_together:
-        return source.scorer.score(rollouts)
-    scored = source.scorer.score(rollouts, keep_hidden=True)
+    scored = scorer.score(rollouts, keep_hidden=True)
     if any(rollout.tokenwise("teacher.hidden_TD") is None for rollout in scored):
         return scored
-    return by_teacher(scored, lambda name, own: _with_kl(source, teacher_named(source.models.teachers, name), own))
+    return by_teacher(scored, lambda name, own: _with_kl(models, teacher_named(models.teachers, name), max_tokens, own))
 
 
 @torch.no_grad()
-def _with_kl(source: BatchSource, teacher: LanguageModel, rollouts: Sequence[Rollout]) -> list[Rollout]:
+def _with_kl(models: ModelSet, teacher: LanguageModel, max_tokens: int, rollouts: Sequence[Rollout]) -> list[Rollout]:
     """The rollouts with KL(p || q) of each token in place of the teacher's hidden states."""
-    student, vocabulary = source.models.student, source.models.vocabulary
+    student, vocabulary = models.student, models.vocabulary
     found = list(rollouts)
     sequences = [(rollout.prompt_tokens, rollout.response_tokens) for rollout in rollouts]
-    for batch in batches_by_tokens(sequences, source.rollout.score_tokens):
+    for batch in batches_by_tokens(sequences, max_tokens):
         student_ND = response_hidden(student, [sequences[i] for i in batch])
         teacher_ND = Batch([rollouts[i] for i in batch]).joined("teacher.hidden_TD").to(student_ND.device)
         pieces: list[Tensor] = []
