@@ -409,7 +409,10 @@ def read_arm(study: Study, arm: str, seed: int) -> ArmRun | None:
 def runs_of(study: Study) -> dict[str, dict[int, ArmRun]]:
     """Arm -> seed -> what is known of it: from the runs that are finished, or from results.json where no runs are."""
     if not (study.folder / "runs").exists():
-        known = json.loads((study.folder / "results.json").read_text(encoding="utf-8"))
+        kept = study.folder / "results.json"
+        if not kept.exists():
+            sys.exit(f"{study.folder} has neither runs nor results.json; leave out --tables to run the study there.")
+        known = json.loads(kept.read_text(encoding="utf-8"))
         return {arm: {int(seed): ArmRun(**run) for seed, run in own.items()} for arm, own in known.items()}
     found: dict[str, dict[int, ArmRun]] = {}
     for arm in ARMS:

@@ -2,13 +2,13 @@
 
     python benchmarks/since.py COMMIT [--launches 5] [--only rollout|step] [--json FILE]
 
-The packaged pair (335 tokens of vocabulary), one thread, the processor's clock. The other commit is checked out beside
-this one and takes part twice, so the table also says what a difference of nothing looks like: `again` is its second
-copy. Contenders take turns within a round.
+The packaged pair (335 tokens of vocabulary), one thread. The other commit is checked out beside this one and takes part
+twice, so the table also says what a difference of nothing looks like: `again` is its second copy. Contenders take turns
+within a round.
 
-    rollout   64 answers of at most 90 tokens, for each policy that both commits know
-    step      `tutelage train` with plain OPD and with TRB: processor seconds of NUM_STEPS steps more, per step, so that
-              loading is left out
+    rollout   64 answers of at most 90 tokens, for each policy that both commits know; by the processor's clock
+    step      `tutelage train` with plain OPD and with TRB: the median of a run's own seconds per step, which are on the
+              wall, so the machine must be quiet
 
 One process differs from another of the same source by some percent for as long as it lives (where its memory lies), so
 everything is launched anew several times. A ratio is now / before, taken within a round, its median over the rounds of
@@ -21,7 +21,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -29,7 +28,6 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 from rich.table import Table
 
@@ -99,7 +97,7 @@ def main() -> None:
     options = parser.parse_args()
     run_on_threads(1)
     table = Table("", "tokens or steps", "now / before", "from, to", "again / before", "from, to", "answers")
-    table.title = f"processor seconds, against {options.commit}"
+    table.title = f"seconds, against {options.commit}"
     found: dict[str, list[Results]] = {}
     with checked_out(options.commit) as base, tempfile.TemporaryDirectory() as folder:
         sources = {BEFORE: base, AGAIN: base, NOW: ROOT}
@@ -172,23 +170,16 @@ def steps(sources: Mapping[str, Path], folder: Path) -> dict[str, Results]:
 
 
 def step_of(source: Path, run_file: Path, output: Path, seed: int) -> Measurement:
-    """Processor seconds of a step: those of a run of NUM_STEPS + 1 less those of a run of 1, divided by NUM_STEPS."""
-    short, long = (seconds_of(source, run_file, output / f"{seed}-{number}", number) for number in (1, NUM_STEPS + 1))
-    return {"seconds": (long - short) / NUM_STEPS, "tokens": NUM_STEPS, "seed": seed}
-
-
-def seconds_of(source: Path, run_file: Path, output: Path, num_steps: int) -> float:
-    """Processor seconds of a whole run."""
-    environment: dict[str, Any] = {**os.environ, "PYTHONPATH": str(source / "src"), "HF_HUB_OFFLINE": "1"}
+    """The median seconds of a step of a run."""
+    environment = {**os.environ, "PYTHONPATH": str(source / "src"), "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-m", "tutelage", "train", str(run_file)]
-    for override in (f"output={output}", f"steps={num_steps}"):
+    for override in (f"output={output}", f"steps={NUM_STEPS}"):
         command += ["--set", override]
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if ended.returncode:
         sys.exit(f"training with {source} failed:\n{ended.stderr}")
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    lines = (output / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return {"seconds": median(json.loads(line)["seconds"] for line in lines), "tokens": NUM_STEPS, "seed": seed}
 
 
 def ratios(launches: Sequence[Results], contender: str) -> tuple[str, str]:

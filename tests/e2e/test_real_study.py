@@ -86,6 +86,11 @@ def test_tables_of_finished_runs(real_study: Any, tmp_path: Path, monkeypatch: p
     assert (tmp_path / "results.md").read_text() == text, "from results.json alone"
 
 
+def test_tables_of_nothing_are_refused_in_one_line(real_study: Any, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=r"has neither runs nor results.json; leave out --tables"):
+        real_study.write_tables(real_study.Study(tmp_path, SIZES))
+
+
 @pytest.mark.parametrize("drop", (8, 20))
 def test_the_pages_are_what_the_script_makes_of_their_numbers(real_study: Any, tmp_path: Path, drop: int) -> None:
     own = Path(real_study.HERE).parent / "docs" / "results" / "real-pair" / f"drop-{drop}"
