@@ -19,8 +19,8 @@ from safetensors.torch import load_file
 
 from tests.support.fake_server import student_server
 from tests.support.tiny_run import write_run_file
-from tests.support.two_ranks import build
-from tutelage.models import LanguageModel, ModelSource, load_language_model, load_tokenizer
+from tests.support.two_ranks import build, in_float64
+from tutelage.models import LanguageModel
 from tutelage.runtime import Learner, LocalRuntime
 from tutelage.training import Observer, train
 
@@ -43,13 +43,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def ended(folder: Path) -> Iterator[dict[str, subprocess.CompletedProcess[str]]]:
     """All processes of `two_ranks` by name, beside the same runs made by one."""
-    servers = [student_server(in_float64) for _ in range(2)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "STUDENT_SERVER": servers[0].url}
+    server = student_server(in_float64)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
-    command = [sys.executable, "-m", "tests.support.two_ranks", str(folder), str(free_port()), str(free_port())]
+    ports = [str(free_port()) for _ in range(3)]
+    command = [sys.executable, "-m", "tests.support.two_ranks", str(folder), *ports]
     started = subprocess.Popen(command, env=environment, cwd=ROOT, start_new_session=True)
     try:
-        os.environ["STUDENT_SERVER"] = servers[1].url
+        os.environ["STUDENT_SERVER"] = server.url
         for name in ("ddp", "fsdp2", "uneven", "rated", "followed", "served", "resumed"):
             output, here = f"output={folder / 'alone' / name}", "runtime.strategy=ddp"
             run = build(folder, name, output, here, processes=None)
@@ -63,14 +64,9 @@ def ended(folder: Path) -> Iterator[dict[str, subprocess.CompletedProcess[str]]]
             for name, code in codes.items()
         }
     finally:
-        for server in servers:
-            server.close()
+        server.close()
         with contextlib.suppress(ProcessLookupError):
             os.killpg(started.pid, signal.SIGKILL)
-
-
-def in_float64(path: str) -> LanguageModel:
-    return load_language_model(ModelSource(path, "float64"), load_tokenizer(path))
 
 
 class ModulesForward(LocalRuntime):

@@ -22,9 +22,9 @@ Answer = Callable[[str, dict[str, Any]], tuple[int, Any]]
 
 
 class Fake:
-    """A server whose answers are a function; remembers what it was asked."""
+    """A server whose answers are a function; remembers what it was asked. Port 0 = a free one."""
 
-    def __init__(self, answer: Answer) -> None:
+    def __init__(self, answer: Answer, port: int = 0) -> None:
         self.asked: list[tuple[str, dict[str, Any]]] = []
         self.headers: list[Any] = []
         outer = self
@@ -50,7 +50,7 @@ class Fake:
             def log_message(self, *_: Any) -> None:
                 pass
 
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.http = ThreadingHTTPServer(("127.0.0.1", port), Handler)
         self.http.daemon_threads = True
         threading.Thread(target=self.http.serve_forever, args=(0.01,), daemon=True).start()
         self.url = f"http://127.0.0.1:{self.http.server_address[1]}"
@@ -105,7 +105,7 @@ class RawFake:
         self.listener.close()
 
 
-def student_server(load: Callable[[str], LanguageModel]) -> Fake:
+def student_server(load: Callable[[str], LanguageModel], port: int = 0) -> Fake:
     """A vLLM that serves whatever weights it was given last."""
     now: list[LanguageModel] = []
 
@@ -120,7 +120,7 @@ def student_server(load: Callable[[str], LanguageModel]) -> Fake:
         logprobs = {"token_logprobs": [-1.0], "top_logprobs": [{"token_id:1": -1.0}]}
         return 200, {"choices": [{"token_ids": [1], "logprobs": logprobs}]}
 
-    return Fake(answer)
+    return Fake(answer, port)
 
 
 def logprobs_of(model: LanguageModel, tokens: list[int]) -> torch.Tensor:

@@ -1,8 +1,9 @@
-"""Processes that go through several small runs together: `python -m tests.support.two_ranks FOLDER PORT PORT`.
+"""Processes that go through several small runs together: `python -m tests.support.two_ranks FOLDER PORT PORT PORT`.
 
 Two are started by hand, as on two machines, and two by torchrun on two "nodes" of this machine. All are forks of one
 process, because imports take longer than the runs. `tests/e2e/test_processes.py` finds in FOLDER the output of each
-process, its exit code, and the problem that ended a run.
+process, its exit code, and the problem that ended a run. The process that forked them plays the server of "served": to
+load its weights beside another model would not do, because transformers sets what it loads with for a whole process.
 """
 
 from __future__ import annotations
@@ -24,8 +25,10 @@ import torch
 from torch.distributed import run as torchrun
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+from tests.support.fake_server import student_server
 from tutelage.config import build_run, load_config
 from tutelage.errors import DataError, TutelageError
+from tutelage.models import LanguageModel, ModelSource, load_language_model, load_tokenizer
 from tutelage.policies import Policy
 from tutelage.rollout import Engine, Request, Scorer
 from tutelage.runtime import Processes, heartbeat, joined
@@ -62,6 +65,10 @@ RUNS["uneven-sharded"] = [*RUNS["uneven"], "runtime.strategy=fsdp2", "runtime.sh
 def overrides(folder: Path, name: str) -> list[str]:
     server = [f"vllm.server={os.environ['STUDENT_SERVER']}"] if name == "served" else []
     return [f"output={folder / name}", *RUNS.get(name, ["steps=6"]), *server]
+
+
+def in_float64(path: str) -> LanguageModel:
+    return load_language_model(ModelSource(path, "float64"), load_tokenizer(path))
 
 
 def build(folder: Path, name: str, *more: str, processes: Processes | None, resume: bool = False) -> Run:
@@ -190,6 +197,7 @@ def fork_all(folder: Path, ports: list[str]) -> None:
     for name in ("transformers.models.qwen3.modeling_qwen3", "tutelage.runtime.distributed"):
         importlib.import_module(name)  # what a run imports when it needs it
     gc.freeze()  # a collection would write to memory that the forks share
+    os.environ["STUDENT_SERVER"] = f"http://127.0.0.1:{ports[2]}"
     children = {}
     for kind, number in (("rank", 0), ("rank", 1), ("node", 0), ("node", 1)):
         name = f"{kind}-{number}"
@@ -213,6 +221,7 @@ def fork_all(folder: Path, ports: list[str]) -> None:
                     os._exit(1)  # tidying up a fork takes seconds
             return
         children[name] = child
+    student_server(in_float64, int(ports[2]))  # not before the forks, which would have its thread's locks
     codes = {name: os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for name, child in children.items()}
     (folder / "exit-codes.json").write_text(json.dumps(codes))
 
