@@ -15,6 +15,7 @@ import pytest
 
 from tests.support.commands import Command
 from tests.support.tiny_run import save_pair, write_prompts
+from tutelage import __version__
 from tutelage.cli.starting import Answers, plain_recipes, run_file_text
 from tutelage.config import load_config
 from tutelage.preflight import Verdict, examine
@@ -50,6 +51,11 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     command.chmod(0o755)
     path = f"{folder}{os.pathsep}{os.environ['PATH']}"
     return {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT / "src"), "HF_HUB_OFFLINE": "1", "TERM": "xterm"}
+
+
+def test_it_says_its_version(tutelage: Command) -> None:
+    code, out, err = tutelage("--version")
+    assert (code, out, err) == (0, f"tutelage {__version__}\n", "")
 
 
 # --- init ------------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tutelage import __version__
 from tutelage.api.arguments import MAX_COUNT, MAX_NEW_TOKENS, MAX_PROCESSES, MAX_SAMPLES, MAX_SEED
 from tutelage.cli.arguments import (
     MAX_PROBLEMS,
@@ -45,12 +46,22 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(init)
-app.command()(compare)
-app.command()(sweep)
-app.command()(linearise)
-app.command()(verify)
-app.add_typer(probe_app, name="probe")
-app.add_typer(recipes_app, name="recipes")
+
+
+def show_version(is_asked: bool) -> None:
+    """Say which version this is and end."""
+    if is_asked:
+        TextConsole().say(f"tutelage {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", callback=show_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Options that stand before a command."""
 
 
 @app.command()
@@ -338,3 +349,11 @@ def report(
         console.say(f"figures   {written.figures[0].parent}")
     for sentence in written.left_out:
         console.say(f"left out  {sentence}")
+
+
+app.command()(compare)
+app.command()(sweep)
+app.command()(linearise)
+app.command()(verify)
+app.add_typer(probe_app, name="probe")
+app.add_typer(recipes_app, name="recipes")
