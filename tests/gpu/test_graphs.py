@@ -116,8 +116,10 @@ def test_a_round_waits_for_nothing(draft_length: int, monkeypatch: pytest.Monkey
     late, begin = tokens(), Decoding._begin_round
 
     def watched(decoding: Decoding) -> None:
-        torch.cuda.set_sync_debug_mode("error")
         try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Synchronization debug mode is a prototype")
+                torch.cuda.set_sync_debug_mode("error")
             begin(decoding)
         finally:
             torch.cuda.set_sync_debug_mode("default")

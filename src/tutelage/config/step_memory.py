@@ -111,7 +111,10 @@ class StepMemory:
             **self._narrow_weights(),
             "gradients": self._num_gradients * self._learned_here(),
             "activations": activation_bytes(
-                self._student, tokens, checkpoints=self.config.runtime.gradient_checkpointing
+                self._student,
+                tokens,
+                checkpoints=self.config.runtime.gradient_checkpointing,
+                repeats_keys=self.device.startswith("cuda"),
             ),
             **max(losses, key=lambda parts: sum(parts.values())),
         }
@@ -310,7 +313,9 @@ class StepMemory:
         return min(tokens, tokens_per_chunk(self.vocabulary)) * self.vocabulary.size * 4 * LIVE_LOGITS
 
 
-def activation_bytes(student: LanguageModel, num_tokens: int, *, checkpoints: bool = False) -> int:
+def activation_bytes(
+    student: LanguageModel, num_tokens: int, *, checkpoints: bool = False, repeats_keys: bool = False
+) -> int:
     """What a forward over whole sequences leaves behind for its backward, and one layer's gradients on the way back.
 
     With b bytes of a number in matrix products, s in the stream between the layers and n = max(4, s) in norms, a token
@@ -318,7 +323,8 @@ def activation_bytes(student: LanguageModel, num_tokens: int, *, checkpoints: bo
 
         norms before attention and feed-forward   2 n E, and 2 b E where products are narrower than norms
         what the projections read                 2 b E; of autocast, which copies once for each of them, 5 b E
-        queries, keys, values                     3 b Q + 2 b K: as attention reads them, its output in both orders
+        queries, keys, values                     3 b Q + 2 b K: as attention reads them, its output in both orders;
+                                                  5 b Q where keys are repeated
         norms of queries and keys                 n (Q + K), and b (Q + K) where products are narrower; only Qwen3
         the feed-forward part                     4 b I
 
@@ -338,6 +344,7 @@ def activation_bytes(student: LanguageModel, num_tokens: int, *, checkpoints: bo
 
     Args:
       checkpoints: only every layer's input is kept, and one layer at a time computed again.
+      repeats_keys: `models.attention` gives every query head keys of its own, as it does on CUDA for most batches.
     """
     config = student.config
     width, inner = int(config.hidden_size), int(getattr(config, "intermediate_size", 4 * config.hidden_size))
@@ -349,7 +356,7 @@ def activation_bytes(student: LanguageModel, num_tokens: int, *, checkpoints: bo
     is_autocast = b < s
     of_norm = n + (b if s < n else 0)  # autocast leaves norms in the stream's type
     everywhere = 2 * of_norm * width + 4 * b * inner
-    attention = (5 if is_autocast else 2) * b * width + b * (3 * queries + 2 * keys)
+    attention = (5 if is_autocast else 2) * b * width + b * (3 * queries + 2 * (queries if repeats_keys else keys))
     if _norms_heads(student):
         attention += (n + (b if b < n else 0)) * (queries + keys)
     recurrent = [_recurrent_bytes(mixer, width, b) for mixer in student.recurrent_layers.by_layer.values()]

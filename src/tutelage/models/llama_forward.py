@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from tutelage.kernels import layer_kernels
+from tutelage.models.attention import attend
 from tutelage.models.caches import ContiguousCache, KVCache
 from tutelage.models.packing import Layout, Packing, pack
 
@@ -217,14 +218,12 @@ class LlamaForward:
             layout.keys(values).split(key_places),
             strict=True,
         ):
-            attended = F.scaled_dot_product_attention(
+            attended = attend(
                 q.unflatten(0, (block.num_rows, block.num_queries)).transpose(1, 2),
                 k.unflatten(0, (block.num_rows, block.num_keys)).transpose(1, 2),
                 v.unflatten(0, (block.num_rows, block.num_keys)).transpose(1, 2),
-                attn_mask=block.allowed_b1TS,
-                is_causal=block.allowed_b1TS is None,
-                scale=self.scale,
-                enable_gqa=q.shape[1] != k.shape[1],
+                block.allowed_b1TS,
+                self.scale,
             )
             pieces.append(attended.transpose(1, 2).flatten(2).flatten(0, 1))
         return layout.outputs(torch.cat(pieces))

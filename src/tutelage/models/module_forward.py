@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from tutelage.models.attention import without_plans
 from tutelage.models.caches import CacheView, ContiguousCache, HybridCache, KVCache
 from tutelage.models.context import context_length_in
 from tutelage.models.recurrent import Mixers
@@ -88,7 +89,7 @@ class ModuleForward:
         positions_T = torch.arange(num_slots, device=rows_R.device)
         part = cache.empty(num_rows, num_slots)
         lengths_R = torch.tensor([len(sequence) for sequence in sequences])
-        with self.mixers.reading_whole(lengths_R) as states:
+        with self.mixers.reading_whole(lengths_R) as states, without_plans(rows_R.device):
             self._decode(tokens_RT, positions_T.expand(num_rows, -1), part, num_slots)
         if isinstance(part, HybridCache):
             part.fill(states, lengths_R)
@@ -106,7 +107,7 @@ class ModuleForward:
         """See `Forward`; cannot be compiled."""
         assert not compiles
         # No mask is needed: attention and states are causal, and what a padding position computes is never read.
-        with checkpointing(self.module) if checkpoints else nullcontext():
+        with checkpointing(self.module) if checkpoints else nullcontext(), without_plans(device):
             output = self.module.base_model(input_ids=_padded(sequences, device), use_cache=False)
         rows = zip(output.last_hidden_state, sequences, starts, strict=True)
         return torch.cat([hidden_TE[start : len(sequence)] for hidden_TE, sequence, start in rows])
@@ -170,9 +171,10 @@ def checkpointing(module: Any) -> Iterator[None]:
 
     `transformers` itself does so in training mode alone, which would also turn dropout on.
     """
-    layers = module.base_model.layers
+    layers, device = module.base_model.layers, next(module.parameters()).device
     for layer in layers:
-        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
+        forward = without_plans(device)(layer.forward)  # also when it is computed again
+        layer.forward = partial(checkpoint, forward, use_reentrant=False, preserve_rng_state=False)
     try:
         yield
     finally:

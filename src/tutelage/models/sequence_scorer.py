@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from tutelage.errors import ModelError
+from tutelage.models.attention import without_plans
 from tutelage.models.context import ContextLength, context_length_in
 from tutelage.models.loading import check_files, load_module
 from tutelage.models.packing import padded_batches
@@ -80,7 +81,8 @@ class SequenceScorer:
                 tokens_BT[row, : lengths[place]] = torch.tensor(sequences[place])
                 mask_BT[row, : lengths[place]] = 1
             device = self.module.device
-            found = self.module(input_ids=tokens_BT.to(device), attention_mask=mask_BT.to(device))
+            with without_plans(device):
+                found = self.module(input_ids=tokens_BT.to(device), attention_mask=mask_BT.to(device))
             scores_B[batch] = found.logits[:, 0].double().cpu()
         return scores_B
 

@@ -15,7 +15,7 @@ from tutelage.config import RunAssembly, RunConfig, build_run, load_config
 from tutelage.config import assembly as assembly_module
 from tutelage.config.step_memory import activation_bytes
 from tutelage.errors import ConfigurationError
-from tutelage.models import LanguageModel
+from tutelage.models import LanguageModel, attention
 from tutelage.training import Observer, train
 
 # --- what backward needs ---------------------------------------------------------------------------------------------
@@ -49,6 +49,15 @@ def test_activations_are_what_autograd_keeps(family: str, dtype: torch.dtype, au
     layers = 6 / 7  # what is counted beside them is one layer on the way back
     forecast = layers * activation_bytes(student, sum(map(len, sequences)))
     assert 0.9 * forecast < kept_bytes(student, sequences) < 1.1 * forecast
+
+
+def test_activations_where_keys_are_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "repeats_keys", lambda queries, is_masked: True)
+    shape = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 6, "num_attention_heads": 8}
+    student = LanguageModel(make_model("llama", dtype=torch.float32, **shape, head_dim=32))
+    student.enable_grad()
+    forecast = 6 / 7 * activation_bytes(student, 4 * 150, repeats_keys=True)
+    assert 0.9 * forecast < kept_bytes(student, [[1] * 150] * 4) < 1.1 * forecast
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

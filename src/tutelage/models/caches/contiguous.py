@@ -69,7 +69,10 @@ class ContiguousCache(KVCache):
             return
         grown = int(self.capacity * GROWTH)
         self.capacity = max(capacity, grown if self.max_capacity is None else min(grown, self.max_capacity))
-        self.memory = Memory([tuple(map(self._grown, layer)) for layer in self._layers])
+        # Layer by layer, so that there are never two of all of them. What was captured would hold the old ones.
+        self.memory = Memory(self._layers)
+        for i in range(self.num_layers):
+            self._layers[i] = tuple(map(self._grown, self._layers[i]))
 
     def _grown(self, states: Tensor) -> Tensor:
         grown = self._zeros(states.shape[1], states.shape[3], states)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from tutelage.models.attention import without_plans
 from tutelage.models.caches import KVCache
 from tutelage.models.steps.base import DecodeStep
 
@@ -15,4 +16,5 @@ class EagerStep(DecodeStep):
 
     def run(self, tokens_BT: Tensor, positions_BT: Tensor, cache: KVCache, num_visible: int) -> Tensor:
         """See `DecodeStep`."""
-        return self.forward.decode(tokens_BT, positions_BT, cache, num_visible)
+        with without_plans(tokens_BT.device):
+            return self.forward.decode(tokens_BT, positions_BT, cache, num_visible)

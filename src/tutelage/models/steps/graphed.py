@@ -54,6 +54,8 @@ MIN_SLOTS = 64
 # which share of what is free then: an update needs memory, too. Where they are large, rollouts are long, and capturing
 # anew is a small part of them.
 KEPT_SHARE, KEPT_FREE_SHARE = 0.05, 0.25
+# Other threads, such as those of process groups, may go on using the device during a capture.
+ERROR_MODE = "thread_local"
 
 Decode = Callable[[Tensor, Tensor], Tensor]
 Done = TypeVar("Done")
@@ -162,15 +164,16 @@ class CapturedReplay(Replay):
     def _captured(self) -> torch.cuda.CUDAGraph | None:
         graph = torch.cuda.CUDAGraph()
         try:
-            # Other threads, such as those of process groups, may go on using the device meanwhile.
-            graph.capture_begin(pool=_pool(self.tokens_BT.device), capture_error_mode="thread_local")
+            graph.capture_begin(pool=_pool(self.tokens_BT.device)[0], capture_error_mode=ERROR_MODE)
             try:
                 self._hidden_BTE = super()._run()
             finally:
                 graph.capture_end()
         except RuntimeError as problem:
             self._is_refused = True
-            warnings.warn(f"a decode step was not captured, so it is slower: {in_short(problem)}", stacklevel=2)
+            _pool.cache_clear()  # PyTorch 2.11 goes on believing that it records into this one
+            first = problem.__context__ or problem  # the end of a capture that failed fails, too
+            warnings.warn(f"a decode step was not captured, so it is slower: {in_short(first)}", stacklevel=2)
             return None
         return graph
 
@@ -203,9 +206,16 @@ def kept_bytes(device: torch.device) -> int | float:
 
 
 @kept
-def _pool(device: torch.device) -> Any:
-    with torch.cuda.device(device):
-        return torch.cuda.graph_pool_handle()
+def _pool(device: torch.device) -> tuple[Any, torch.cuda.CUDAGraph]:
+    """The pool of a device, and a graph that keeps it alive: PyTorch takes no pool again whose last graph is gone.
+
+    To be called on the stream for captures.
+    """
+    pool, anchor = torch.cuda.graph_pool_handle(), torch.cuda.CUDAGraph()
+    anchor.capture_begin(pool=pool, capture_error_mode=ERROR_MODE)
+    torch.zeros(1, device=device)
+    anchor.capture_end()
+    return pool, anchor
 
 
 @kept

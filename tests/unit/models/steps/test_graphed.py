@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import weakref
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -176,42 +177,68 @@ def test_a_policy_of_both_models_over_two_engines() -> None:
 
 
 class Pretended:
-    """A CUDA graph, its pool and its stream without CUDA: capturing calls the function, replaying calls it again."""
+    """CUDA graphs, pools and streams without CUDA: capturing calls the function, replaying calls it again.
+
+    As in PyTorch, a pool whose last graph is gone is not taken again, nor one with which a capture did not end.
+    """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, problem: str = "") -> None:
         self.log: list[str] = []
+        self.problem = problem
+        self.users: dict[object, int] = {}
         pretended = self
 
         class Graph:
+            pool: object = None
+
             def capture_begin(self, pool: object, capture_error_mode: str) -> None:
+                if pretended.users.get(pool, 1) <= 0:
+                    raise RuntimeError("use_count > 0")
+                pretended.users[pool] = pretended.users.get(pool, 0) + 1
+                self.pool = pool
                 pretended.log.append(f"begin {capture_error_mode}")
 
             def capture_end(self) -> None:
                 pretended.log.append("end")
-                if problem:
-                    raise RuntimeError(problem)
+                if pretended.problem and pretended.log.count("end") > 1:  # the first keeps the pool
+                    pretended.users[self.pool] = -1
+                    raise RuntimeError(pretended.problem)
 
             def replay(self) -> None:
                 pretended.log.append("replay")
                 replay = pretended.replay
                 replay._hidden_BTE.copy_(replay._decode(replay.tokens_BT, replay.positions_BT))
 
+            def __del__(self) -> None:
+                pretended.users[self.pool] = pretended.users.get(self.pool, 0) - 1
+
         class Stream:
             def wait_stream(self, other: object) -> None: ...
 
         monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+        monkeypatch.setattr(torch.cuda, "graph_pool_handle", object)
         monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream())
         monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
-        monkeypatch.setattr(graphed, "_pool", lambda device: None)
         monkeypatch.setattr(graphed, "_stream", lambda device: Stream())
-        self.replay = graphed.CapturedReplay(self.decode, 4, 2, torch.device("cpu"))
+        graphed._pool.cache_clear()
+        self.replay = self.new_replay()
+
+    def new_replay(self) -> graphed.CapturedReplay:
+        return graphed.CapturedReplay(self.decode, 4, 2, torch.device("cpu"))
 
     def decode(self, tokens_BT: torch.Tensor, positions_BT: torch.Tensor) -> torch.Tensor:
         self.log.append("call")
         return (100 * tokens_BT + positions_BT)[..., None].double()
 
 
-def test_a_shape_is_called_then_captured_then_replayed(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def no_pool() -> Iterator[None]:
+    """What was pretended is forgotten."""
+    yield
+    graphed._pool.cache_clear()
+
+
+def test_a_shape_is_called_then_captured_then_replayed(monkeypatch: pytest.MonkeyPatch, no_pool: None) -> None:
     pretended = Pretended(monkeypatch)
     results = []
     for number in range(4):
@@ -219,14 +246,46 @@ def test_a_shape_is_called_then_captured_then_replayed(monkeypatch: pytest.Monke
         results.append(pretended.replay(tokens_BT, positions_BT))
     for number, result in enumerate(results):  # each a copy, which no later replay writes over
         assert result.tolist() == [[[100.0 * number + row]] for row in range(3)]
-    assert pretended.log == ["call", "begin thread_local", "call", "end", *["replay", "call"] * 3]
+    own = ["begin thread_local", "call", "end"]
+    assert pretended.log == ["call", "begin thread_local", "end", *own, *["replay", "call"] * 3]
 
 
-def test_a_capture_that_fails_leaves_the_step_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+PLACE = torch.zeros(1, 1, dtype=torch.int64)
+
+
+def test_a_pool_outlives_its_graphs(monkeypatch: pytest.MonkeyPatch, no_pool: None) -> None:
+    """A cache that grows takes all graphs with it; those after are captured, too."""
+    pretended = Pretended(monkeypatch)
+    for _ in range(3):
+        pretended.replay = pretended.new_replay()
+        for number in range(3):
+            assert pretended.replay(PLACE + number, PLACE).item() == 100 * number
+        assert pretended.replay._graph is not None
+
+
+def test_a_capture_that_fails_leaves_the_step_as_it_was(monkeypatch: pytest.MonkeyPatch, no_pool: None) -> None:
+    """And does not stand in the way of other shapes."""
     pretended = Pretended(monkeypatch, "operation not permitted")
-    place = torch.zeros(1, 1, dtype=torch.int64)
-    assert pretended.replay(place + 1, place).item() == 100
+    assert pretended.replay(PLACE + 1, PLACE).item() == 100
     with pytest.warns(UserWarning, match="was not captured, so it is slower: operation not permitted"):
-        assert pretended.replay(place + 2, place).item() == 200
-    assert pretended.replay(place + 3, place).item() == 300
-    assert pretended.log == ["call", "begin thread_local", "call", "end", "call", "call"]
+        assert pretended.replay(PLACE + 2, PLACE).item() == 200
+    assert pretended.replay(PLACE + 3, PLACE).item() == 300
+    assert pretended.log[-5:] == ["begin thread_local", "call", "end", "call", "call"]
+    pretended.problem, pretended.replay = "", pretended.new_replay()
+    for number in range(3):
+        assert pretended.replay(PLACE + number, PLACE).item() == 100 * number
+    assert pretended.replay._graph is not None
+
+
+def test_the_first_of_two_problems_is_told(monkeypatch: pytest.MonkeyPatch, no_pool: None) -> None:
+    """A capture in which something failed cannot be ended either."""
+    pretended = Pretended(monkeypatch, "capture is invalidated")
+    pretended.replay(PLACE, PLACE)
+
+    def failing(tokens_BT: torch.Tensor, positions_BT: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("out of memory")
+
+    with monkeypatch.context() as patch, pytest.warns(UserWarning, match="slower: out of memory"):
+        patch.setattr(pretended.replay, "_decode", failing)
+        with pytest.raises(RuntimeError, match="out of memory"):  # as it is, out of a capture
+            pretended.replay(PLACE, PLACE)
