@@ -123,9 +123,10 @@ class Sizes:
     loss_width: int = 2048
     error_tokens: int = 2048
     step_tokens: int = 256
+    odd_vocabulary: int = 151_669
 
 
-TINY_SIZES = Sizes(4, 12, 8, 8, 400, 600, 64, 32, 32, 8)
+TINY_SIZES = Sizes(4, 12, 8, 8, 400, 600, 64, 32, 32, 8, 397)
 
 
 class TimeUp(Exception):
@@ -525,6 +526,11 @@ def loss(bench: Bench) -> None:
     bench.figure("loss_wide", wide["over_projections"])
     if bench.device == "cuda":
         bench.figure("loss_wide_gib", wide["extra_gib"])
+    # Tokenizers have any number of words, this one Qwen3's; rows of an odd length are slow to multiply.
+    odd = form_cost(bench, inputs_of(bench, sizes.odd_vocabulary, sizes.loss_tokens), "tiled")
+    over = odd["seconds"] / found["tiled"]["seconds"]
+    words = f"{sizes.odd_vocabulary:,} words"
+    bench.detail(f"loss, tiled, {words}", over, f"{over:.2f} x the seconds of {sizes.vocabulary:,} words")
 
 
 def inputs_of(bench: Bench, vocabulary: int, tokens: int) -> loss_forms.Inputs:

@@ -165,7 +165,7 @@ def _tokens_elsewhere(view: VocabularyView, hidden_ND: Tensor, row_bytes: int) -
     of_head, of_hidden = view.size * width * hidden_ND.itemsize, num_tokens * width * hidden_ND.itemsize
     left = WORK_BYTES_ELSEWHERE - of_head - of_hidden - 4 * TILE_ENTRIES_ELSEWHERE
     most = min(KEPT_BYTES_ELSEWHERE, max(left, of_head // LEAST_SHARE_OF_HEAD)) // row_bytes
-    if most < TOKENS_TOGETHER:
+    if most < TOKENS_TOGETHER or not num_tokens:
         return most
     num_blocks = -(-num_tokens // (most // TOKENS_TOGETHER * TOKENS_TOGETHER))
     return -(-num_tokens // num_blocks // TOKENS_TOGETHER) * TOKENS_TOGETHER

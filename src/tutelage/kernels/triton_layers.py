@@ -1,7 +1,8 @@
 """The small operations between a layer's matrix products, one kernel each: they are many, and a GPU spends as long on
 starting them as on the products of a few rows.
 
-Every kernel rounds where the plain form rounds, so their numbers differ by the order of a sum at most.
+Every kernel rounds where the plain form rounds, so their numbers differ by the order of a sum, and by the last bits of
+exp and of quotients on a GPU, at most.
 
 Axis letters: N rows, D entries of a row.
 """
@@ -29,9 +30,7 @@ def normalised(states: Tensor, weight_D: Tensor, epsilon: float) -> Tensor:
     width = rows_ND.shape[1]
     if len(rows_ND):
         with _on(rows_ND):
-            _normalise[(len(rows_ND),)](
-                rows_ND, weight_D.contiguous(), found_ND, epsilon, width, BLOCK=triton.next_power_of_2(width)
-            )
+            _normalise[(len(rows_ND),)](rows_ND, weight_D.contiguous(), found_ND, epsilon, width, **_shared_out(width))
     return found_ND.view(states.shape)
 
 
@@ -43,7 +42,7 @@ def turned(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     if len(rows_ND):
         angles = (table.reshape(-1, width).contiguous() for table in (cos, sin))
         with _on(rows_ND):
-            _turn[(len(rows_ND),)](rows_ND, *angles, found_ND, heads, width, BLOCK=triton.next_power_of_2(width))
+            _turn[(len(rows_ND),)](rows_ND, *angles, found_ND, heads, width, **_shared_out(width))
     return found_ND.view(states.shape)
 
 
@@ -55,6 +54,12 @@ def gated(gate: Tensor, up: Tensor) -> Tensor:
         with _on(gate):
             _gate[(triton.cdiv(number, GATE_BLOCK),)](gate, up, found, number, BLOCK=GATE_BLOCK)
     return found
+
+
+def _shared_out(width: int) -> dict[str, int]:
+    """A row at a time, and the warps that share it: 8 entries of each thread are one load of half precision."""
+    block = triton.next_power_of_2(width)
+    return {"BLOCK": block, "num_warps": min(8, max(1, block // 256))}
 
 
 @triton.jit

@@ -11,8 +11,8 @@ Terms and g of an event, with m = b q + (1 - b) p:
     b = 0          q (log q - log p)                                    -q
     0 < b < 1      b q (log q - log m) + (1 - b) p (log p - log m)      (1 - b) p (log p - log m)
 
-The last g leaves out a multiple of p, which has no part in g - p Σ g. Axis letters: as in `kernels.tiles`; P parts of a
-row.
+The last g leaves out a multiple of p, which has no part in g - p Σ g. Axis letters: as in `kernels.tiles`; P columns
+of what is kept, a few more than the vocabulary has; in sums, parts of a row.
 """
 
 # Triton is optional, so its types may be absent; and a kernel is a language of its own, not typed Python.
@@ -41,6 +41,9 @@ __all__ = ["TritonLogits", "TritonTileDivergence"]
 # from which the next kernel reads them, and there should be few, since each costs the host two launches.
 SCANNED_ENTRIES = 2**22
 
+# Entries.
+ALIGNED = 64
+
 LOWEST = tl.constexpr(LOWEST_PEAK)
 LARGEST_HALF = tl.constexpr(65504.0)
 
@@ -61,7 +64,7 @@ class TritonLogits(TiledLogits):
             hidden_nD = hidden_nD.to(torch.get_autocast_dtype(device))
         super().__init__(head, view, hidden_nD, keeps)
         self.shift_n: Tensor
-        self.kept_nV: Tensor | None = None
+        self.kept_nP: Tensor | None = None
         self._slopes_nK: Tensor  # of the capped logits that `scan` picks
 
     def wide_logits(self, ids_S: Tensor) -> Tensor:
@@ -73,7 +76,7 @@ class TritonLogits(TiledLogits):
 
     def drop(self, tile: slice) -> None:
         """As of `TiledLogits`, for the one tile that there is."""
-        self.kept_nV = None
+        self.kept_nP = None
 
     def scan(self, tiles: Sequence[slice], ids_nK: Tensor, without_nK: Tensor | None = None) -> tuple[LogMass, Tensor]:
         """As of `TiledLogits`; the ids that do not count are the first of `ids_nK`, and impossible from here on."""
@@ -84,7 +87,8 @@ class TritonLogits(TiledLogits):
         tiles = _scanned(tiles, num_rows)
         room = torch.empty(num_rows * max(tile.stop - tile.start for tile in tiles), **found)
         state_3n, picked_nK = torch.empty(3, num_rows, **found), torch.full((num_rows, num_ids), -math.inf, **found)
-        self.kept_nV = torch.empty(num_rows, self.view.size, dtype=kept, device=hidden_nD.device)
+        self.kept_nP = torch.empty(num_rows, _padded(self.view.size), dtype=kept, device=hidden_nD.device)
+        self.kept_nP[:, self.view.size :] = -math.inf
         ids_nK, rules = ids_nK.contiguous(), _rules_of(self, found["dtype"])
         for tile in tiles:
             num_columns = tile.stop - tile.start
@@ -97,10 +101,10 @@ class TritonLogits(TiledLogits):
                     *rules,
                     picked_nK,
                     state_3n,
-                    self.kept_nV,
+                    self.kept_nP,
                     tile.start,
                     num_columns,
-                    self.view.size,
+                    self.kept_nP.shape[1],
                     num_ids,
                     num_without,
                     _stop_place(self),
@@ -122,11 +126,11 @@ class TritonLogits(TiledLogits):
 
     def rest_gradient(self, tile: slice, ids_nK: Tensor, mass: LogMass, slope_n: Tensor) -> Tensor:
         """As of `TiledLogits`, written over the logits."""
-        assert self.kept_nV is not None
-        gradient_nV = self.kept_nV.view(self.hidden_nD.dtype)
+        assert self.kept_nP is not None
+        gradient_nP = self.kept_nP.view(self.hidden_nD.dtype)
         numbers = torch.stack([*mass, slope_n, self.shift_n])
-        _launch(_rest_kernel, self, self.kept_nV, numbers, gradient_nV)
-        return gradient_nV
+        _launch(_rest_kernel, self, self.kept_nP, numbers, gradient_nP)
+        return gradient_nP[:, : self.view.size]
 
     def uncapped(self, gradient_nm: Tensor, tile: slice) -> Tensor:
         """As of `TiledLogits`; it has been done by the kernels, and by `of_picked`."""
@@ -154,15 +158,15 @@ class TritonTileDivergence(TileDivergence):
 
     def gradient(self, tile: slice, slope_n: Tensor, weights_n: Tensor) -> Tensor:
         """As of `TileDivergence`, written over the student's logits, in the type of its products."""
-        gradient_nV = self._rows[0].view(self.student.hidden_nD.dtype)
-        self._launch(slope_n, weights_n, gradient_nV)
-        return gradient_nV
+        gradient_nP = self._rows[0].view(self.student.hidden_nD.dtype)
+        self._launch(slope_n, weights_n, gradient_nP)
+        return gradient_nP[:, : self.student.view.size]
 
     @property
     def _rows(self) -> tuple[Tensor, Tensor]:
         assert isinstance(self.student, TritonLogits) and isinstance(self.target, TritonLogits)
-        assert self.student.kept_nV is not None and self.target.kept_nV is not None
-        return self.student.kept_nV, self.target.kept_nV
+        assert self.student.kept_nP is not None and self.target.kept_nP is not None
+        return self.student.kept_nP, self.target.kept_nP
 
     @property
     def _dtype(self) -> torch.dtype:
@@ -186,12 +190,12 @@ class TritonTileDivergence(TileDivergence):
         )
 
 
-def _launch(kernel: Any, logits: TiledLogits, rows_nV: Tensor, *tensors: Tensor, **constants: object) -> None:
+def _launch(kernel: Any, logits: TiledLogits, rows_nP: Tensor, *tensors: Tensor, **constants: object) -> None:
     """On all parts of all rows."""
-    num_rows, num_columns = rows_nV.shape
-    with _on(rows_nV):
+    num_rows, num_columns = rows_nP.shape
+    with _on(rows_nP):
         kernel[(num_rows, triton.cdiv(num_columns, _block(num_columns)))](
-            rows_nV,
+            rows_nP,
             *tensors,
             num_columns,
             _stop_place(logits),
@@ -199,7 +203,7 @@ def _launch(kernel: Any, logits: TiledLogits, rows_nV: Tensor, *tensors: Tensor,
             HAS_CAP=logits.head.softcap is not None,
             BLOCK=_block(num_columns),
             num_warps=NUM_WARPS,
-            **{"IS_DOUBLE": rows_nV.dtype == torch.float64, **constants},
+            **{"IS_DOUBLE": rows_nP.dtype == torch.float64, **constants},
         )
 
 
@@ -212,6 +216,14 @@ def _scanned(tiles: Sequence[slice], num_rows: int) -> list[slice]:
         columns = width if columns < 128 else -(-columns // 128) * 128
         parts += [slice(first, min(first + columns, tile.stop)) for first in range(tile.start, tile.stop, columns)]
     return parts
+
+
+def _padded(size: int) -> int:
+    """Columns of what is kept: rows that begin at multiples of 128 bytes are read and multiplied several times as fast.
+
+    Vocabularies are of any size, 151,669 for Qwen3. What is added is impossible, so it has no part in anything.
+    """
+    return -(-size // ALIGNED) * ALIGNED
 
 
 def _block(num_columns: int) -> int:

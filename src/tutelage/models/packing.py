@@ -208,7 +208,12 @@ def padded_batches(lengths: Mapping[int, int], max_tokens: int) -> Iterator[list
 
 def _as_tensor(numbers: list[int], device: torch.device) -> Tensor:
     # Through an array: torch looks up the type of every element of a list, which takes several times as long.
-    return torch.from_numpy(np.fromiter(numbers, np.int64, len(numbers))).to(device)
+    return _on(device, torch.from_numpy(np.fromiter(numbers, np.int64, len(numbers))))
+
+
+def _on(device: torch.device, tensor: Tensor) -> Tensor:
+    """The tensor there; from pinned memory, since a copy from other memory waits for all that a GPU has to do."""
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
 
 def _layout(rows: list[Row], device: torch.device) -> Layout:
@@ -239,7 +244,7 @@ def _layout(rows: list[Row], device: torch.device) -> Layout:
         allowed = None
         if any(offsets_b):
             last_seen_bT = torch.tensor(offsets_b)[:, None] + torch.arange(num_queries)
-            allowed = (torch.arange(num_keys) <= last_seen_bT[..., None])[:, None].to(device)
+            allowed = _on(device, (torch.arange(num_keys) <= last_seen_bT[..., None])[:, None])
         blocks.append(Block(len(group), num_queries, num_keys, allowed))
 
     def index(places: list[int]) -> Tensor:

@@ -338,6 +338,7 @@ def test_default_tiles_keep_their_promise() -> None:
     assert tiling.tokens * tiling.vocabulary <= 2**19
     assert Tiling.fitting(view, torch.empty(5, 8), 8).tokens == 5
     assert Tiling.fitting(view, torch.empty(5, 8), 8, whole_rows=True).vocabulary == view.size
+    assert list(Tiling.fitting(view, torch.empty(0, 8, device="meta"), 8).blocks(0)) == []
 
 
 @pytest.mark.parametrize("size", [32_000, 151_936, 248_320])

@@ -14,11 +14,13 @@ from tutelage.errors import ConfigurationError, EmptyBatchError
 from tutelage.kernels import Tiling
 from tutelage.losses import DISTRIBUTION_LOSSES, TOKEN_LOSSES, TokenLoss
 from tutelage.losses.tokens import ClippedSurrogate, SampledKL
+from tutelage.models import LanguageModel
 from tutelage.policies import Student, TeacherPrefix, TrustRegion
 from tutelage.rollout import PairedEngine
-from tutelage.targets import TargetRule
-from tutelage.training import Recipe
+from tutelage.targets import TargetRule, Teacher
+from tutelage.training import Recipe, check_models_form
 from tutelage.training import objective as objective_module
+from tutelage.training.forms import chosen_form
 from tutelage.types import Batch, Prompt, Rollout
 from tutelage.weighting import PositionDecay, Tip, Tropd, Uniform
 
@@ -265,6 +267,16 @@ def test_what_has_no_tiles_is_chunked_or_refused(engine, rollouts, divergence, r
     )
     with pytest.raises(ConfigurationError, match="runtime.loss is 'fused'; expected one of auto, chunked"):
         gradients(engine, rollouts, divergence=divergence, form="fused")
+
+
+def test_a_teacher_elsewhere_has_no_tiles(engine) -> None:
+    """Its head would have to be where the student's is."""
+    recipe, teacher = Recipe(Student(), Teacher(), (ReverseKL(support="full"),)), LanguageModel(make_model().to("meta"))
+    words = "runtime.loss is 'tiled', but the teacher is on meta and the student on cpu"
+    with pytest.raises(ConfigurationError, match=words):
+        check_models_form("tiled", recipe, engine.student, [teacher])
+    assert chosen_form("auto", recipe, engine.student, [teacher], is_one_chunk=False) == "chunked"
+    assert chosen_form("auto", recipe, engine.student, [engine.student], is_one_chunk=False) == "tiled"
 
 
 def test_tiles_are_taken_where_one_chunk_is_not_enough(engine, rollouts, monkeypatch) -> None:

@@ -99,6 +99,8 @@ def _obstacle_of_models(recipe: Recipe, student: LanguageModel, teachers: Sequen
         return f"the head of {student.name} is not one plain linear layer"
     if recipe.asks_whole_teacher and (len(teachers) != 1 or not teachers[0].has_plain_head):
         return "the teacher is several models, or its head is not one plain linear layer"
+    if recipe.asks_whole_teacher and teachers[0].device != student.device:
+        return f"the teacher is on {teachers[0].device} and the student on {student.device}"
     return None
 
 
