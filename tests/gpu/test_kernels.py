@@ -15,6 +15,7 @@ from tests.support.kernel_agreement import (
     assert_compose_alike,
     assert_lawful,
     assert_policy_judges_alike,
+    assert_read_alike,
     cases,
     excess,
 )
@@ -38,6 +39,12 @@ def test_kernels_agree_with_the_reference(case: str) -> None:
 @pytest.mark.parametrize("case", CASES)
 def test_compositions_agree_with_the_reference(case: str) -> None:
     assert_compose_alike(case, *(part.cuda() for part in CASES[case][:2]))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_rows_are_read_as_the_reference_reads_them(case: str) -> None:
+    for side in CASES[case][:2]:
+        assert_read_alike(case, side.cuda(), min(16, side.shape[1]))
 
 
 def test_compositions_have_their_law() -> None:

@@ -2,7 +2,7 @@
 
 Run as a program it does the former, because the interpreter must be switched on before Triton is imported:
 
-    TRITON_INTERPRET=1 python -m tests.support.kernel_agreement trust_regions|compositions|laws
+    TRITON_INTERPRET=1 python -m tests.support.kernel_agreement trust_regions|rows|compositions|laws
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tests.support.rows import RADII, related_rows
 from tutelage.distributions import geometric_blend, normalise, sample
-from tutelage.kernels import BlendPoint, Composition, reference, sampler
+from tutelage.kernels import BlendPoint, Composition, Rows, reference, sampler
 from tutelage.policies import (
     Behaviour,
     FixedBlend,
@@ -271,6 +271,32 @@ def assert_policy_judges_alike(policy: Policy, device: str, shape: tuple[int, in
         torch.testing.assert_close(kernel_diagnostics[name].cpu(), value, rtol=1e-4, atol=2e-6)
 
 
+def assert_read_alike(name: str, logits: Tensor, support_size: int = 3) -> None:
+    """One read of the logits against whole rows: a token, entropy, the most probable tokens, and what lies outside."""
+    from tutelage.kernels.rows import ReadRows
+
+    generator = torch.Generator().manual_seed(3)
+    tokens = torch.randint(logits.shape[-1], (len(logits),), generator=generator).to(logits.device)
+    ids = torch.randint(logits.shape[-1], (len(logits), support_size), generator=generator).to(logits.device)
+    found = []
+    for rows in (Rows(normalise(logits)), ReadRows(logits), ReadRows(logits)):
+        before = rows.entropy() if len(found) == 2 else None  # before the tail, and read with it
+        tail, entropy = rows.tail(ids), rows.entropy() if before is None else before
+        top = rows.logprobs_of(rows.top(support_size))  # of equally probable ones it does not matter which
+        found.append([rows.logprobs_of(tokens), entropy, tail, rows.logprobs_of(ids), top])
+    for own in found[1:]:
+        for which, (mine, wanted) in enumerate(zip(own, found[0], strict=True)):
+            assert mine.dtype == wanted.dtype and mine.shape == wanted.shape
+            torch.testing.assert_close(
+                mine,
+                wanted,
+                rtol=RELATIVE,
+                atol=LOG_MASS,
+                equal_nan=True,
+                msg=lambda text, which=which: f"{name}, number {which}: {text}",
+            )
+
+
 def excess(tokens: Tensor, probs: Tensor) -> float:
     """Chi-square against `probs` in standard deviations above its mean; rare tokens share a cell. A few are normal."""
     assert (probs[tokens] > 0).all(), "a token of probability 0"
@@ -310,6 +336,13 @@ def agree_on_trust_regions() -> None:
         assert_agree(case, *rows, repeats=2)
 
 
+def agree_on_rows() -> None:
+    """What records hold of whole rows."""
+    for case, (student, teacher, _) in cases(largest_vocabulary=5000).items():
+        assert_read_alike(f"{case}, student", student, min(3, student.shape[1]))
+        assert_read_alike(f"{case}, teacher", teacher, student.shape[1] if student.shape[1] < 6 else 1)
+
+
 def agree_on_compositions() -> None:
     """The other policies. The interpreter takes a tenth of a second for a row, so odd rows alone meet all of them."""
     for place, (case, (student, teacher, _)) in enumerate(cases(largest_vocabulary=5000).items()):
@@ -325,7 +358,10 @@ def agree_on_laws() -> None:
 
 
 if __name__ == "__main__":
-    {"trust_regions": agree_on_trust_regions, "compositions": agree_on_compositions, "laws": agree_on_laws}[
-        sys.argv[1]
-    ]()
+    {
+        "trust_regions": agree_on_trust_regions,
+        "rows": agree_on_rows,
+        "compositions": agree_on_compositions,
+        "laws": agree_on_laws,
+    }[sys.argv[1]]()
     print("agreed", file=sys.stderr)

@@ -6,6 +6,8 @@ a token with it. On CUDA, with Triton installed, all run as kernels, one program
 `judge_composed` also judge a draft and replace it; anywhere else in plain torch, piece by piece. Both draw the same
 tokens.
 
+`read_rows` answers what records ask of whole rows: entropies, supports, what lies outside them.
+
 `tiled_full_loss` and `tiled_support_loss` take a loss and its gradient straight from hidden states and heads, in tiles
 of tokens and vocabulary.
 """
@@ -14,6 +16,7 @@ from tutelage.kernels.composition import ComposedRows, Composition, CompositionS
 from tutelage.kernels.layers import layer_kernels
 from tutelage.kernels.noise import philox
 from tutelage.kernels.reference import fits_a_piece, row_groups
+from tutelage.kernels.rows import Rows, read_rows
 from tutelage.kernels.sampler import (
     blend_point,
     draw,
@@ -38,6 +41,7 @@ __all__ = [
     "FullDivergence",
     "Head",
     "Judged",
+    "Rows",
     "Sampled",
     "Side",
     "Tiling",
@@ -54,6 +58,7 @@ __all__ = [
     "layer_kernels",
     "philox",
     "read_composition",
+    "read_rows",
     "row_groups",
     "softcapped",
     "tiled_full_loss",

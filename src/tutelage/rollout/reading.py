@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tutelage.distributions import normalise
 from tutelage.errors import DataError
+from tutelage.kernels import Rows, read_rows
 from tutelage.models import LanguageModel, Vocabulary
 from tutelage.rollout.limits import check_readable
 from tutelage.types import Rollout
@@ -23,8 +23,8 @@ __all__ = ["Reader", "Statistics", "batches_by_tokens", "response_hidden", "toke
 # Logits of one chunk stay below this many numbers (at 4 bytes each, 256 MiB). A handful live at once in backward.
 CHUNK_NUMBERS = 64 * 2**20
 
-Statistics = Callable[[Tensor, Tensor, Tensor], dict[str, Tensor]]
-"""(log-probabilities [N, V], tokens [N], the student's support [N, K]) -> fields of `Rollout` by their paths"""
+Statistics = Callable[[Rows, Tensor, Tensor], dict[str, Tensor]]
+"""(N distributions, tokens [N], the student's support [N, K]) -> fields of `Rollout` by their paths"""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Reader:
         needs_support: bool = True,
         keep_hidden: bool = False,
     ) -> list[Rollout]:
-        """Copies of the rollouts with what `statistics` finds in the model's log-probabilities, in the same order.
+        """Copies of the rollouts with what `statistics` finds in the model's distributions, in the same order.
 
         Args:
           prompts: read before each response.
@@ -74,8 +74,8 @@ class Reader:
             chunk_tokens = tokens_per_chunk(self.vocabulary)
             for piece in range(0, len(tokens_N), chunk_tokens):
                 span = slice(piece, piece + chunk_tokens)
-                logprobs_NV = normalise(self.vocabulary.shared_logits(self.model.logits(hidden_ND[span])))
-                chunks.append(statistics(logprobs_NV, tokens_N[span], support_NK[span]))
+                rows = read_rows(self.vocabulary.shared_logits(self.model.logits(hidden_ND[span])))
+                chunks.append(statistics(rows, tokens_N[span], support_NK[span]))
             fields = {name: torch.cat([chunk[name] for chunk in chunks]).cpu() for name in chunks[0]}
             if keep_hidden:
                 fields["teacher.hidden_TD"] = hidden_ND.cpu()

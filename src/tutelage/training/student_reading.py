@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from tutelage.distributions import gather_logprobs
+from tutelage.kernels import Rows
 from tutelage.rollout.reading import Reader
 from tutelage.training.run import Run
 from tutelage.types import Rollout
@@ -23,5 +23,5 @@ def student_logprobs(run: Run, rollouts: Sequence[Rollout]) -> list[float]:
     return run.runtime.gather([float(each.student_logprobs.double().sum()) for each in read])
 
 
-def _sampled(logprobs_NV: Tensor, tokens_N: Tensor, support_NK: Tensor) -> dict[str, Tensor]:
-    return {"student.logprobs_T": gather_logprobs(logprobs_NV, tokens_N)}
+def _sampled(student: Rows, tokens_N: Tensor, support_NK: Tensor) -> dict[str, Tensor]:
+    return {"student.logprobs_T": student.logprobs_of(tokens_N)}

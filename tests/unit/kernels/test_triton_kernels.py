@@ -21,6 +21,7 @@ REPOSITORY = Path(__file__).parents[3]
     "program",
     [
         "kernel_agreement trust_regions",
+        "kernel_agreement rows",
         "kernel_agreement compositions",
         "kernel_agreement laws",
         "loss_agreement",

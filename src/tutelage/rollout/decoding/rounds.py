@@ -19,14 +19,16 @@ Axis letters: B rows, L places of a round, N tokens that stand, R some of the ro
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from tutelage.distributions import NO_TOKEN, gather_logprobs, normalise
+from tutelage.distributions import NO_TOKEN
 from tutelage.errors import NonFiniteError
-from tutelage.kernels import draw
+from tutelage.kernels import Rows, draw, has_kernels, read_rows
 from tutelage.models import LanguageModel, Vocabulary
 from tutelage.policies import Policy
 from tutelage.rollout.decoding import drafts
@@ -211,26 +213,29 @@ class Decoding:
         self.now = Progress(produced_B, is_alive_B)
         seen = HostCopy(tokens_BL, lengths_B, is_finished_B, is_end_B, produced_B, is_alive_B)
         known_index = None if self.num_late else stands_BL.nonzero(as_tuple=True)
-        index = known_index or self._all_places(num_rows, length)
+
+        def places(values_BL: Tensor) -> Tensor:
+            """One row of what is known of each token, or of all places until it is known which stand."""
+            return values_BL.flatten(0, 1) if known_index is None else values_BL[known_index]
+
+        if has_kernels(self.device):
+            student_rows = read_rows(places(student_logits_BLV))
+        else:
+            student_rows = Rows(places(student.logprobs_BV) if known_index is None else student.rows(known_index))
+        teacher_rows = None if teacher_logits_BLV is None else partial(read_rows, places(teacher_logits_BLV))
         drawn_BL = tokens_BL.clamp_min(0)  # NO_TOKEN, where nothing could be drawn, is refused when it is read
         values = {
-            "tokens": tokens_BL[index],
-            "behaviour_logprobs": behaviour.logprobs_of(drawn_BL)[index],
-            **{name: value_BL[index] for name, value_BL in behaviour.diagnostics.items()},
-            **({} if replaced_BL is None else {"replaced": replaced_BL[index]}),
-            **self._statistics(
-                student.rows(index), None if teacher_logits_BLV is None else teacher_logits_BLV[index], drawn_BL[index]
-            ),
+            "tokens": places(tokens_BL),
+            "behaviour_logprobs": places(behaviour.logprobs_of(drawn_BL)),
+            **{name: places(value_BL) for name, value_BL in behaviour.diagnostics.items()},
+            **({} if replaced_BL is None else {"replaced": places(replaced_BL)}),
+            **self._statistics(student_rows, teacher_rows, places(drawn_BL)),
         }
         self.unread.append(Outcome(length, seen, known_index, values, marks, self.last_length))
         self.last_length = length
         last_B1 = drawn_BL.gather(1, (lengths_B - 1).clamp_min(0)[:, None])
         for decoder in self._decoders():
             decoder.advance(last_B1[:, 0])
-
-    def _all_places(self, num_rows: int, length: int) -> tuple[Tensor, Tensor]:
-        all_N = torch.arange(num_rows * length, device=self.device)
-        return all_N // length, all_N % length
 
     def _furthest(self, decoder: Decoder) -> int:
         """A place that no row of a decoder is beyond: as far as is known, and all that was drafted since."""
@@ -280,12 +285,12 @@ class Decoding:
         lengths_B = lengths_B.where(self.now.is_alive_B, 0)
         return lengths_B, self.now.is_alive_B & (lengths_B > before_stop_B)
 
-    def _statistics(self, student_NV: Tensor, teacher_logits_NV: Tensor | None, tokens_N: Tensor) -> dict[str, Tensor]:
+    def _statistics(self, student: Rows, teacher: Callable[[], Rows] | None, tokens_N: Tensor) -> dict[str, Tensor]:
         if not self.settings.support_size:
-            return {"student.logprobs_T": gather_logprobs(student_NV, tokens_N)}
-        values = student_statistics(student_NV, tokens_N, self.settings.support_size)
-        if teacher_logits_NV is not None:
-            values |= teacher_statistics(normalise(teacher_logits_NV), tokens_N, values["support_ids"])
+            return {"student.logprobs_T": student.logprobs_of(tokens_N)}
+        values = student_statistics(student, tokens_N, self.settings.support_size)
+        if teacher is not None:
+            values |= teacher_statistics(teacher(), tokens_N, values["support_ids"])
         return values
 
     def _move_rows(self) -> None:

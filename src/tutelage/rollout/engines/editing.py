@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from tutelage.kernels import Rows
 from tutelage.models import ModelSet
 from tutelage.policies import Intervention, Policy, Student
 from tutelage.rollout.decoding.statistics import student_statistics
@@ -161,8 +162,8 @@ class EditingEngine:
     def _read(self, rollouts: Sequence[Rollout]) -> list[Rollout]:
         """The rollouts with what the student thinks of them."""
 
-        def statistics(logprobs_NV: Tensor, tokens_N: Tensor, _: Tensor) -> dict[str, Tensor]:
-            return student_statistics(logprobs_NV, tokens_N, self.support_size)
+        def statistics(student: Rows, tokens_N: Tensor, _: Tensor) -> dict[str, Tensor]:
+            return student_statistics(student, tokens_N, self.support_size)
 
         reader = Reader(self.models.student, self.models.vocabulary, self.limits.score_tokens)
         return reader.read(rollouts, [each.prompt_tokens for each in rollouts], statistics, needs_support=False)

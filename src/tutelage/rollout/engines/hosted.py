@@ -21,8 +21,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tutelage.distributions import gather_logprobs
 from tutelage.errors import ServerError
+from tutelage.kernels import Rows
 from tutelage.models import ModelSet, save_for_serving
 from tutelage.policies import Policy, Student, Temperature
 from tutelage.rollout.decoding.statistics import student_statistics
@@ -156,12 +156,12 @@ class HostedEngine:
     def _read(self, policy: Policy, rollouts: list[Rollout], support_size: int) -> list[Rollout]:
         """The rollouts with what the student here thinks of them; a support of 0 = log-probabilities only."""
 
-        def statistics(logprobs_NV: Tensor, tokens_N: Tensor, _: Tensor) -> dict[str, Tensor]:
-            behaviour = policy(logprobs_NV, None)
+        def statistics(student: Rows, tokens_N: Tensor, _: Tensor) -> dict[str, Tensor]:
+            behaviour = policy(student.logprobs_NV, None)
             found = {"rescored_logprobs": behaviour.logprobs_of(tokens_N), **behaviour.diagnostics}
             if support_size:
-                return found | student_statistics(logprobs_NV, tokens_N, support_size)
-            return found | {"student.logprobs_T": gather_logprobs(logprobs_NV, tokens_N)}
+                return found | student_statistics(student, tokens_N, support_size)
+            return found | {"student.logprobs_T": student.logprobs_of(tokens_N)}
 
         reader = Reader(self.models.student, self.models.vocabulary, self.limits.score_tokens)
         prompts = [rollout.prompt_tokens for rollout in rollouts]

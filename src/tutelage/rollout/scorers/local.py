@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from tutelage.errors import ConfigurationError
+from tutelage.kernels import Rows
 from tutelage.models import LanguageModel, ModelSet, Vocabulary, teacher_named
 from tutelage.rollout.decoding.statistics import reference_statistics, teacher_statistics, teacher_top_statistics
 from tutelage.rollout.reading import Reader, Statistics
@@ -58,8 +59,8 @@ class TopScorer:
     def score(self, rollouts: Sequence[Rollout], *, keep_hidden: bool = False) -> list[Rollout]:
         """See `LocalScorer.score`; a student's support is not looked at."""
 
-        def top(logprobs_NV: Tensor, tokens_N: Tensor, _: Tensor) -> dict[str, Tensor]:
-            return teacher_top_statistics(logprobs_NV, tokens_N, self.top_k)
+        def top(teacher: Rows, tokens_N: Tensor, _: Tensor) -> dict[str, Tensor]:
+            return teacher_top_statistics(teacher, tokens_N, self.top_k)
 
         return _read_by_teachers(self, rollouts, top, needs_support=False, keep_hidden=keep_hidden)
 
