@@ -10,7 +10,7 @@ medians of ratios within a round.
 
 decode   the student alone, 64 rows, prompts and answers of 512 tokens: graphed, eager, `generate` of transformers; what
          the first call costs; the share of the time in which the GPU computes; single steps of both models
-solve    a round's trust-region solve, judging and replacement, 64 rows with drafts of 4
+solve    a round's trust-region solve, judging and replacement, 64 rows with drafts of 4; its records
 blend    trust-region rollouts with drafts, in lock-step, and the student alone
 loss     tiled, on a recorded support, TRL's and Liger's where installed: over the bare projections, and memory
 step     a plain step and a trust-region step; forecast of memory against what torch counted
@@ -31,7 +31,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -52,12 +52,16 @@ from random_models import (
     random_prompts,
 )
 from tutelage.demo import make_problems, student_path
+from tutelage.distributions import normalise
 from tutelage.errors import in_short
+from tutelage.kernels import Rows, read_rows
 from tutelage.models import LanguageModel, llama_forward, load_tokenizer
 from tutelage.models.steps import STEPS
 from tutelage.policies import Policy, Student, TrustRegion
 from tutelage.rollout import Limits, PairedEngine
 from tutelage.rollout.decoding import drafts
+from tutelage.rollout.decoding.statistics import student_statistics, teacher_statistics
+from tutelage.rollout.limits import DEFAULT_SUPPORT_SIZE
 
 GIB = 2**30
 # Seconds of each section; with start and models below the limit of the whole, at which the script ends itself.
@@ -474,6 +478,24 @@ def solve(bench: Bench) -> None:
     bench.figure("solve", 1e3 * bench.median(judged))
     taken = 1e3 * bench.median(lambda: policy.propose(student_BLV, teacher_BLV, places_BL).diagnostics)
     bench.detail("the solve alone", taken, f"{taken:.2f} ms")
+    if bench.device == "cuda":
+        from tutelage.kernels import triton_rows
+
+        # Two programs of a multiprocessor in place of one.
+        with patch.multiple(triton_rows, MAX_BLOCK=2048, ROW_WARPS=8, ROW_REGISTERS=128):
+            taken = 1e3 * bench.median(judged)
+        bench.detail("solve and judge, blocks of 2,048 on 8 warps", taken, f"{taken:.2f} ms")
+    # What records ask of these rows.
+    for name, read in (("read once", read_rows), ("normalised", lambda rows: Rows(normalise(rows)))):
+        taken = 1e3 * bench.median(partial(recorded, student_BLV.flatten(0, 1), teacher_BLV.flatten(0, 1), read))
+        bench.detail(f"records of both sides, rows {name}", taken, f"{taken:.2f} ms")
+
+
+def recorded(student_NV: torch.Tensor, teacher_NV: torch.Tensor, read: Callable[[torch.Tensor], Rows]) -> None:
+    """As a round does after judging."""
+    tokens_N = torch.zeros(len(student_NV), dtype=torch.int64, device=student_NV.device)
+    of_student = student_statistics(read(student_NV), tokens_N, DEFAULT_SUPPORT_SIZE)
+    teacher_statistics(read(teacher_NV), tokens_N, of_student["support_ids"])
 
 
 def blend(bench: Bench) -> None:

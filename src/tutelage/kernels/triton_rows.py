@@ -18,6 +18,8 @@ MAX_BLOCK = 4096
 MIN_BLOCK = 256
 NUM_WARPS = 8
 ROW_WARPS = 16
+# Most registers of a thread, on NVIDIA's cards only; None = as many as the compiler likes.
+ROW_REGISTERS: int | None = None
 
 # Stands for the peak of a block without any possible token: -inf minus -inf would be NaN.
 LOWEST_PEAK = tl.constexpr(-1e30)
@@ -43,6 +45,7 @@ def _launch(kernel: Any, student_BV: Tensor, teacher_BV: Tensor, *arguments: Ten
             BLOCK=_block(vocabulary_size),
             IS_DOUBLE=is_double,
             num_warps=ROW_WARPS,
+            **({} if ROW_REGISTERS is None else {"maxnreg": ROW_REGISTERS}),
             **constants,
         )
 
