@@ -238,6 +238,7 @@ class Batch:
       own: places of the rollouts whose gradient this process adds; None = all.
       prompt_numbers: which row of the data each prompt is; empty where there is none.
       num_redrawn: prompts that were answered because answers to others all had the same reward.
+      weights_N: how much each token counts in the losses; None = the weighting was not asked yet, and all count.
       reward_gram_KK: inner products of the gradients of each reward alone, in the order of their labels; None = they
         were not measured.
     """
@@ -248,6 +249,7 @@ class Batch:
     own: Sequence[int] | None = None
     prompt_numbers: Sequence[int] = ()
     num_redrawn: int = 0
+    weights_N: Tensor | None = None
     reward_gram_KK: Tensor | None = None
 
     @property

@@ -46,8 +46,9 @@ class ConstantByEntropy(Advantage):
 
     H is the student's entropy at the token's place, at the rollout. From value + spread/4 at the most certain place to
     value - spread/4 at the least certain one, where with a value below 0 most is unlearned. Like a constant it needs
-    the weighting "token_share", and has the mean gradient 0 without it. The paper does not say over which tokens the
-    extremes are taken: here over all of the batch. r = 0 where all entropies are equal.
+    the weighting "token_share", and has the mean gradient 0 without it. The extremes are those of the tokens that this
+    chooses; whether the paper takes them of an answer or of the batch it does not say: here of the batch. r = 0 where
+    all their entropies are equal. Tokens that are not chosen get what the formula gives, and do not count.
 
     Fields:
       value: in the middle.
@@ -67,7 +68,9 @@ class ConstantByEntropy(Advantage):
 
     def __call__(self, batch: Batch, target_logprobs_N: Tensor) -> Tensor:
         entropy_N = batch.joined("student.entropy_T").to(target_logprobs_N)
-        if not len(entropy_N) or entropy_N.min() == entropy_N.max():
+        counting_n = entropy_N if batch.weights_N is None else entropy_N[batch.weights_N > 0]
+        if not len(counting_n) or counting_n.min() == counting_n.max():
             return torch.full_like(target_logprobs_N, self.value)
-        rank_N = 2 * (entropy_N - entropy_N.min()) / (entropy_N.max() - entropy_N.min()) - 1
+        least, most = counting_n.aminmax()
+        rank_N = 2 * (entropy_N - least) / (most - least) - 1
         return self.value - self.spread * rank_N / 4

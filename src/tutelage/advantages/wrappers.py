@@ -150,7 +150,8 @@ class TeacherWeighted(Wrapper):
 
     RLSD (arXiv 2604.03128, equation 16).
 
-    The teacher changes how much a token counts and never in which direction. Everything is taken at the rollout.
+    The teacher changes how much a token counts and never in which direction: A = 0 stays 0, also where the target
+    finds a token impossible. Everything is taken at the rollout.
 
     Fields:
       share: l in [0, 1]; a number or a schedule.
@@ -174,7 +175,8 @@ class TeacherWeighted(Wrapper):
     def __call__(self, batch: Batch, target_logprobs_N: Tensor) -> Tensor:
         values_N, share = self.of(batch, target_logprobs_N), plain_number(self.share, "advantage.share")
         log_ratio_N = target_logprobs_N - batch.joined("student.logprobs_T")
-        ratios_N = (values_N.sign() * log_ratio_N).exp().clamp(1 - self.epsilon, 1 + self.epsilon)
+        signed_N = (values_N.sign() * log_ratio_N).masked_fill(values_N == 0, 0)
+        ratios_N = signed_N.exp().clamp(1 - self.epsilon, 1 + self.epsilon)
         weights_N = 1 - share + share * ratios_N
         if self.only_negative:
             weights_N = weights_N.masked_fill(values_N >= 0, 1)

@@ -1,4 +1,4 @@
-"""Veto: a target between the models in log space, in which a doubtful student damps the teacher's extremes."""
+"""Veto: the teacher times a power of the student, in which a doubtful student damps the teacher's extremes."""
 
 from __future__ import annotations
 

@@ -22,8 +22,9 @@ class Proximal(TargetRule):
     log target - log p is log(w q / p + 1 - w): between log(1 - w) and max(0, log q / p), at least w log q / p, and 0 or
     less on average under p. A teacher that fits nowhere gives that floor everywhere, and nothing stands out any more.
 
-    The student in it is the present one, detached. A mixture can be taken event by event, so this is exact on the
-    vocabulary, with a tail and truncated; on a renormalised support it is the mixture of the renormalised.
+    The student in it is detached: the present one in a distribution loss, that of the rollout on a sampled token. A
+    mixture can be taken event by event, so this is exact on the vocabulary, with a tail and truncated; on a
+    renormalised support it is the mixture of the renormalised.
 
     Fields:
       weight: w in [0, 1]. At 1 the teacher; at 0 the student itself, from which nothing is learned.

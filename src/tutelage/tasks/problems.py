@@ -24,7 +24,7 @@ __all__ = ["Columns", "Message", "Privilege", "Problem", "load_problems"]
 
 logger = logging.getLogger(__name__)
 
-Message = dict[str, str]
+Message = dict[str, Any]
 
 DEFAULT_SPLIT = "train"
 DEFAULT_PROMPT_COLUMN = "problem"
@@ -81,7 +81,8 @@ class Problem:
 
     Fields:
       id: names the problem in reports; unique within one file.
-      prompt: plain text, or chat messages, each {"role": ..., "content": ...}; the last one is not the assistant's.
+      prompt: plain text, or chat messages, the last of which is not the assistant's. Each has text as "role" and as
+        "content", and whatever else its row has for a template to read, such as "tool_calls".
       answer: the right answer as text, verbatim ("142.0" stays "142.0"); None = not known or not asked for.
       teacher: which of several teachers answers for it; None = the row names none, or no column was read.
       teacher_prompt: what a teacher reads in place of `prompt`; None = the same.
@@ -315,9 +316,12 @@ def _prompt(value: Any, column: str, where: str) -> str | tuple[Message, ...]:
     if not isinstance(value, list) or not all(_is_message(message) for message in value):
         raise DataError(
             f"{where}, column {column!r} holds {excerpt(value)}; expected text, or a list of messages, each with text"
-            ' under "role" and "content". Set data.prompt_column to a column that has one of these.'
+            ' under "role" and "content" (or with "tool_calls"). Set data.prompt_column to a column that has one.'
         )
-    value = [{"role": message["role"], "content": _content_of(message)} for message in value]
+    value = [
+        {**{key: part for key, part in message.items() if part is not None}, "content": _content_of(message)}
+        for message in value
+    ]
     if not value or value[-1]["role"] == "assistant":
         found = "an assistant's message at its end" if value else "an empty list of messages"
         raise DataError(
@@ -350,9 +354,11 @@ def _is_message(value: object) -> bool:
 def _content_of(message: Mapping[str, Any]) -> str | None:
     """A message's text, also where it is the only part of a list, as data for models that see pictures have it.
 
-    Several parts are no text: templates differ in what they write between them.
+    Several parts are no text: templates differ in what they write between them. Who calls a tool need not say anything.
     """
     content = message.get("content")
+    if content is None and message.get("tool_calls"):
+        return ""
     if isinstance(content, list) and len(content) == 1 and isinstance(content[0], Mapping):
         content = content[0].get("text") if content[0].get("type") == "text" else None
     return content if isinstance(content, str) else None

@@ -159,7 +159,8 @@ class ChatTemplate:
             raise DataError(
                 f"the chat template of {self.tokenizer.name_or_path!r} writes out problem {identity} without its "
                 f"question: {lost[:80]!r} is not in {text[:200]!r}; expected the whole text of every message that is "
-                "not the assistant's. Correct the template, or set data.use_chat_template = false for plain text."
+                "not the assistant's, and the name of every tool that it calls. Correct the template, or set "
+                "data.use_chat_template = false for plain text."
             )
         return text
 
@@ -204,9 +205,7 @@ class ChatTemplate:
 
     def _run(self, messages: Sequence[Message], as_parts: bool, **options: Any) -> str:
         conversation: list[Any] = [
-            {"role": message["role"], "content": [{"type": "text", "text": message["content"]}]}
-            if as_parts
-            else dict(message)
+            {**message, "content": [{"type": "text", "text": message["content"]}]} if as_parts else dict(message)
             for message in messages
         ]
         if isinstance(self.tokenizer.chat_template, Mapping):
@@ -240,9 +239,21 @@ def closing_text(tokenizer: PreTrainedTokenizerBase, name: str | None = None) ->
 
 
 def _lost(messages: Sequence[Message], text: str) -> str | None:
-    """The first message that is not in the text; earlier answers of an assistant may be cut, as of their thinking."""
+    """The first message that is not in the text; earlier answers of an assistant may be cut, as of their thinking.
+
+    Of a call of a tool the tool's name must be there: templates write calls in many forms, and some not at all.
+    """
     contents = [message["content"] for message in messages if message["role"] not in ("system", "assistant")]
-    return next((content for content in contents if not comes_out(content, text)), None)
+    parts = [*contents, *_called(messages)]
+    return next((part for part in parts if not comes_out(part, text)), None)
+
+
+def _called(messages: Sequence[Message]) -> list[str]:
+    """Names of the tools that are called."""
+    calls = [call for message in messages for call in message.get("tool_calls") or () if isinstance(call, Mapping)]
+    functions = [call.get("function", call) for call in calls]
+    names = [function.get("name") for function in functions if isinstance(function, Mapping)]
+    return [name for name in names if isinstance(name, str)]
 
 
 def comes_out(content: str, text: str) -> bool:

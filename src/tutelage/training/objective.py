@@ -193,6 +193,7 @@ class Objective:
         }
         if any(Fact.reference in loss.needs for loss in losses.values()):
             plan["reference_logprobs"] = batch.joined("reference.logprobs_T")
+        batch = replace(batch, weights_N=plan["weights"])
         for place, loss in losses.items():
             advantage = loss.advantage
             plan[f"advantages.{place}"] = unknown_N if advantage is None else advantage(batch, target_N)

@@ -59,15 +59,17 @@ class Weighting(ABC):
         """
 
 
-def recorded_kl(batch: Batch, *, reverse: bool) -> Tensor:
+def recorded_kl(batch: Batch, *, reverse: bool, finite: bool = True) -> Tensor:
     """KL(student || teacher), or KL(teacher || student) if not `reverse`, of each token, from its records.
 
     Taken on the recorded support and its tail: at most the full KL. The student's tail is 1 minus its mass, known to
     about 1e-7 and never below 6e-8; good enough to rank tokens with. Where the teacher has none, one of up to 1e-5 is
     taken for rounding, as of a support that is the whole vocabulary, and a larger one is infinitely far from it.
 
+    Args:
+      finite: an infinite one becomes the largest of the others, or 1 where these are all 0.
     Returns:
-      [N] nats, float64, finite: an infinite one becomes the largest of the others, or 1 where these are all 0.
+      [N] nats, float64, not below 0.
     """
     student_NK = batch.joined("student.support_logprobs_TK").double()
     teacher_NK = batch.joined("teacher.support_logprobs_TK").double()
@@ -78,7 +80,7 @@ def recorded_kl(batch: Batch, *, reverse: bool) -> Tensor:
     student_NE = torch.cat([student_NK, student_tail_N[:, None]], dim=-1)
     teacher_NE = torch.cat([teacher_NK, teacher_tail_N[:, None]], dim=-1)
     kl_N = kl_divergence(student_NE, teacher_NE) if reverse else kl_divergence(teacher_NE, student_NE)
-    return finite_kl(kl_N)
+    return finite_kl(kl_N) if finite else kl_N.clamp_min(0)
 
 
 def finite_kl(kl_N: Tensor) -> Tensor:

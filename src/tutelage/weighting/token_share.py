@@ -25,7 +25,9 @@ class TokenShare(Weighting):
     "least_probable" are the tokens with the smallest log p at the rollout, of equals the earlier. On tokens of the
     student a constant advantage has the mean gradient 0; this choice looks at the token that was drawn, and then it
     does not: with one below 0 rare tokens lose and probable ones gain. "random" looks at nothing and is the control.
-    The paper does not say whether its share is one of an answer or of a batch.
+    The paper does not say whether its share is one of an answer or of a batch, nor whether the mean is over the chosen
+    tokens or all: here over the chosen ones, since losses divide by the sum of the weights. Over all, a step would be
+    `share` times as long.
 
     Fields:
       share: in (0, 1]; the paper has 0.2.

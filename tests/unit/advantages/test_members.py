@@ -28,6 +28,8 @@ def test_a_constant_by_entropy_unlearns_most_where_the_student_is_least_sure() -
     for rollout, entropies in zip(batch.rollouts, ([0.1, 0.5, 0.9], [2.1]), strict=True):
         rollout.student = replace(rollout.student, entropy_T=torch.tensor(entropies))
     torch.testing.assert_close(ConstantByEntropy()(batch, torch.zeros(4)), torch.tensor([-0.5, -0.6, -0.7, -1.0]))
+    some = replace(batch, weights_N=torch.tensor([0.0, 1.0, 1.0, 0.0]))  # least and most are those of the chosen tokens
+    assert ConstantByEntropy()(some, torch.zeros(4))[1:3].tolist() == [-0.5, -1.0]
     for rollout in batch.rollouts:
         rollout.student = replace(rollout.student, entropy_T=torch.ones(len(rollout)))
     assert ConstantByEntropy()(batch, torch.zeros(4)).tolist() == [-0.75] * 4

@@ -173,6 +173,13 @@ def test_the_teacher_weighs_and_never_turns(reward: float, log_ratio: float, exp
     assert values_of(TeacherWeighted(plain, share=0.0), group_batch([reward]), [log_ratio - 1.0]).item() == reward
 
 
+@pytest.mark.parametrize("target", [-math.inf, -1.0, 0.0])
+def test_an_advantage_of_0_stays_0_whatever_the_teacher_says(target: float) -> None:
+    """As every token of a group without spread has."""
+    found = values_of(TeacherWeighted(GroupReward()), group_batch([1.0, 1.0], group=2), [target, target])
+    assert found.tolist() == [0, 0]
+
+
 def test_whitened_returns() -> None:
     batch = group_batch([1.0, -1.0], lengths=[2, 2])
     assert values_of(WhitenedReturn(epsilon=0.0), batch).tolist() == pytest.approx(

@@ -2,11 +2,14 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from pathlib import Path
 
+import datasets
 import pytest
 
+from tests.support.chat import TEMPLATE, make_tokenizer, read
 from tutelage.errors import ConfigurationError, DataError
-from tutelage.tasks import Columns, load_problems, prefix_pool, turn_shares
+from tutelage.tasks import Columns, Problem, load_problems, prefix_pool, render, turn_shares
 
 
 def conversation(num_turns: int) -> list[dict[str, str]]:
@@ -50,6 +53,48 @@ def test_rows_are_prompts(tmp_path) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in prefix_pool([conversation(2)], 5)))
     problems = load_problems(path, Columns(answer=None))
     assert len(problems) == 5 and all(problem.messages[0]["role"] == "system" for problem in problems)
+
+
+CALLING = [
+    {"role": "user", "content": "How warm is it in Rome?"},
+    {
+        "role": "assistant",
+        "content": None,
+        "tool_calls": [{"type": "function", "function": {"name": "weather", "arguments": {"city": "Rome"}}}],
+    },
+    {"role": "tool", "content": "21 degrees", "name": "weather", "tool_call_id": "c1"},
+    {"role": "assistant", "content": "It is 21 degrees.", "tool_calls": None},
+]
+# As templates of Qwen, Llama and Hermes do.
+TOOLS = (
+    "{% for m in messages %}{{ '<|' + m.role + '|>' + m.content }}{% for call in m.tool_calls or [] %}<call>"
+    "{{ call.function.name }} {{ call.function.arguments | tojson }}</call>{% endfor %}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_calls_of_tools_are_part_of_what_is_read(tmp_path: Path, suffix: str) -> None:
+    """The prompt is the beginning of the conversation as the template writes it, up to the turn."""
+    path, tokenizer = tmp_path / f"pool.{suffix}", make_tokenizer(TOOLS)
+    rows = prefix_pool([CALLING], 20, decay=1.0)
+    if suffix == "jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        datasets.Dataset.from_list(rows).to_parquet(path)
+    whole = tokenizer.apply_chat_template([{**m, "content": m["content"] or ""} for m in CALLING], tokenize=False)
+    problems = load_problems(path, Columns(answer=None))
+    texts = {len(problem.messages): read(tokenizer, render(problem, tokenizer)) for problem in problems}
+    assert sorted(texts) == [1, 3] and all(whole.startswith(text) for text in texts.values())
+    assert '<call>weather {"city": "Rome"}</call><|tool|>21 degrees<|assistant|>' in texts[3]
+    messages = next(problem.messages for problem in problems if len(problem.messages) == 3)
+    assert messages[2] == CALLING[2] and "tool_calls" not in messages[0]
+
+
+def test_a_template_that_leaves_calls_out_is_refused() -> None:
+    problem = Problem("q/3", ({**CALLING[0]}, {**CALLING[1], "content": ""}, {**CALLING[2]}))
+    with pytest.raises(DataError, match="without its question: 'weather' is not in .* name of every tool that it call"):
+        render(problem, make_tokenizer(TEMPLATE))
 
 
 @pytest.mark.parametrize(

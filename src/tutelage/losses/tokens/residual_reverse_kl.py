@@ -16,7 +16,7 @@ from tutelage.types import Fact
 __all__ = ["ResidualReverseKL"]
 
 TAILS = ("residual", "sampled")
-LEAST_TAIL = -25.0  # nats; a tail of less mass counts as this, so that its log-ratio stays finite
+LEAST_TAIL = -25.0  # nats; a tail, or a token of it, of less mass counts as this, so that its log-ratio stays finite
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,10 @@ class ResidualReverseKL(WindowedTokenLoss):
 
     Its mean over tokens of the student is that of the reverse KL over the whole vocabulary, for any S that does not
     depend on the token, and its value's mean is the reverse KL; one token's value may be negative. Coefficients are
-    detached. With tail = "sampled" (HETS in the same paper) r_tail is 0: exact on S, the tail by the token alone, also
-    without bias. Where another policy drew, the last term carries min(p / mu, cap), as in `SampledReverseKL`.
+    detached. The tails, and a token of theirs, count as e^-25 at least; the metric "target_floor_share" says of how
+    many tokens the target has less. With tail = "sampled" (HETS in the same paper) r_tail is 0: exact on S, the tail by
+    the token alone, also without bias. Where another policy drew, the last term carries min(p / mu, cap), as in
+    `SampledReverseKL`.
 
     Fields:
       support, top_k: S; the paper has the teacher's 4 most probable tokens.
@@ -66,6 +68,9 @@ class ResidualReverseKL(WindowedTokenLoss):
     def asks_inside(self) -> bool:
         return True
 
+    def statistics(self, logprobs_n: Tensor, facts: TokenFacts) -> dict[str, Tensor]:
+        return {"target_floor_share": (facts.target_logprobs < LEAST_TAIL).to(logprobs_n.dtype)}
+
     def on_tokens(self, logprobs_n: Tensor, facts: TokenFacts) -> Tensor:
         student_nE, target_nE = facts.events
         assert facts.is_inside is not None
@@ -77,7 +82,7 @@ class ResidualReverseKL(WindowedTokenLoss):
         # An event that the student never has does not count, whatever the target says of it.
         shares_nE = torch.where(now_nE > -math.inf, now_nE.exp() * ratios_nE, 0)
         exact_n = (shares_nE + score_term(student_nE, -shares_nE)).sum(-1)
-        estimates_n = facts.student_logprobs - facts.target_logprobs
+        estimates_n = facts.student_logprobs.clamp_min(LEAST_TAIL) - facts.target_logprobs.clamp_min(LEAST_TAIL)
         missed_n = estimates_n - tail_n
         missed_n = missed_n + score_term(logprobs_n, -estimates_n) - score_term(student_nE[..., -1], -tail_n)
         missed_n = missed_n.masked_fill(facts.is_inside, 0)

@@ -109,7 +109,8 @@ class EditingEngine:
         read = scorer.score([each.rollout for each in answers], keep_hidden=forces)
         if not any(map(len, read)):
             return
-        for place, kl_T in enumerate(torch.split(recorded_kl(Batch(read), reverse=True), [len(each) for each in read])):
+        kl_N = recorded_kl(Batch(read), reverse=True, finite=False)  # what is infinite is the largest
+        for place, kl_T in enumerate(torch.split(kl_N, [len(each) for each in read])):
             each = answers[place]
             if each.first >= len(kl_T):
                 continue

@@ -128,6 +128,21 @@ def test_a_teacher_without_a_tail_stays_finite() -> None:
     assert torch.isfinite(gradient).all() and 0 < value < 100
 
 
+@pytest.mark.parametrize("loss", [RESIDUAL, SAMPLED], ids=repr)
+def test_a_token_that_the_teacher_never_has_stays_finite(loss: TokenLoss) -> None:
+    """It counts as e^-25; the mean gradient is that of such a teacher, which pushes the forbidden tokens down."""
+    forbidden, floor = torch.tensor([0.75, 0.0, 0.25, 0.0], dtype=torch.float64), torch.tensor([1, 3])
+    logits = P.log().clone().requires_grad_()
+    student, target = logits.log_softmax(-1), forbidden.log().clamp_min(-25)
+    (student.exp() * (student.detach() - target)).sum().backward()
+    value, mean, _ = moments(loss, P, forbidden)
+    torch.testing.assert_close(mean, logits.grad, atol=1e-12, rtol=0)
+    assert 0 < value < 25 and all(float(mean[token]) > 0 for token in floor), "descent makes them less probable"
+    then, known = P.log(), forbidden.log()
+    facts = TokenFacts(then, then, known, known - then, torch.zeros(4), torch.zeros(4).bool(), None, None)
+    assert loss.statistics(then, facts)["target_floor_share"].tolist() == [0, 1, 0, 1]
+
+
 def test_the_control_variate_of_the_sampled_form() -> None:
     """log q - log p + KL(p || q) per token (vOPD, arXiv 2605.07865): mean 0 under p, variance .1935."""
     p, q = torch.tensor([[0.5, 0.3, 0.2], [0.7, 0.2, 0.1]], dtype=torch.float64)

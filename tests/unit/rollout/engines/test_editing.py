@@ -132,6 +132,24 @@ def test_the_score_of_a_place() -> None:
         assert found.tolist() == pytest.approx(expected, abs=5e-5)
 
 
+def test_an_infinite_divergence_is_the_largest() -> None:
+    """Where the student has mass on what the teacher never says; in a weight it would become the largest finite one."""
+    student, teacher = (
+        torch.tensor([[0.5, 0.3], [0.2, 0.7], [0.3, 0.2]]),
+        torch.tensor([[0.5, 0.3], [0.1, 0.7], [0.6, 0.4]]),
+    )
+    fields = {
+        "student.support_logprobs_TK": student.log(),
+        "teacher.logprobs_T": torch.zeros(3),
+        "teacher.support_logprobs_TK": teacher.log(),
+        "teacher.tail_logprobs_T": torch.tensor([0.2, 0.2, 0.0]).log(),
+    }
+    batch = Batch([rollout_of([0], [0] * 3, torch.zeros(3), torch.zeros(3), fields)])
+    equal, some, infinite = recorded_kl(batch, reverse=True, finite=False).tolist()
+    assert equal == pytest.approx(0, abs=1e-6) and 0 < some < 1 and infinite == math.inf
+    assert recorded_kl(batch, reverse=True).tolist() == pytest.approx([0, some, some], abs=1e-6)
+
+
 def test_who_cannot_serve_it_says_so(paired: PairedEngine) -> None:
     with pytest.raises(ConfigurationError, match="changes finished answers, and this engine draws tokens one by one"):
         paired.generate(Intervention(), [[1]], max_new_tokens=2)
