@@ -3,7 +3,7 @@
     python benchmarks/gpu.py [--json gpu.json] [--only decode loss ...]
     python benchmarks/gpu.py --tiny          # every section on a CPU, in seconds: does the script still run?
 
-For a card that is at hand for minutes only. Each section is stopped at its limit, and a section that fails leaves one
+Made to be short. Each section is stopped at its limit, and a section that fails leaves one
 line; what was measured by then is in the file and in the table. Models have random weights and the shapes of Qwen3: a
 student of 1.7B and a teacher of 8B decode, one of 0.6B learns from one of 4B. Contenders take turns, and ratios are
 medians of ratios within a round.

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Everything that waits for a GPU, on one that is lent for a quarter of an hour, in ten minutes at most: do decode steps
-# capture at all, then the figures with goals, then all tests.
+# Everything that waits for a GPU, in ten minutes at most: do decode steps capture at all, then the figures with goals,
+# then all tests.
 #
 #     benchmarks/on_a_card.sh [FOLDER]
 #

@@ -79,8 +79,10 @@ def check_reference(reference: ReferenceConfig, recipes: Sequence[Recipe]) -> No
     """Refuse a reference that no phase compares with, and one that cannot move as it is asked to."""
     if not any(recipe.compares_with_reference for recipe in recipes) and reference != ReferenceConfig():
         raise ConfigurationError(
-            f"there is a [reference], but the target {recipes[0].target} compares with none. Drop it, or set "
-            f"target.name to one that does: {', '.join(name for name, member in TARGETS.items() if member.needs)}."
+            f"there is a [reference], but the target {recipes[0].target} compares with none, nor does a loss or an "
+            "advantage. Drop it, or take one that does: target.name = "
+            f"{' or '.join(name for name, member in TARGETS.items() if member.needs)}, the loss sampled_kl with "
+            "to = 'reference', the advantage whitened_return with a kl_coefficient."
         )
     if reference.path is not None and reference.refresh_every:
         raise ConfigurationError(
