@@ -209,14 +209,17 @@ def test_a_random_share_looks_at_its_numbers_alone() -> None:
 
 def test_one_fixed_advantage_below_0_sharpens_where_rare_tokens_are_chosen() -> None:
     """Of all tokens its mean gradient is 0; of the rarest of p = (.5, .3, .2) alone the step is (.05, .03, -.08)."""
-    p = torch.tensor([0.5, 0.3, 0.2]).double()
-    steps = []
-    for token in range(3):
-        logits = p.log().requires_grad_()
-        loss = SampledNLL(Constant(-0.5))
-        facts = TokenFacts(*[torch.zeros(1)] * 3, torch.tensor([-0.5]), torch.zeros(1), torch.zeros(1).bool())
-        loss.on_tokens(logits.log_softmax(-1)[token : token + 1], facts).sum().backward()
-        assert logits.grad is not None
-        steps.append(-logits.grad)
-    torch.testing.assert_close(p @ torch.stack(steps), torch.zeros(3).double(), atol=1e-12, rtol=0)
-    torch.testing.assert_close(p[2] * steps[2], torch.tensor([0.05, 0.03, -0.08]).double())
+    p, size = torch.tensor([0.5, 0.3, 0.2]).double(), 0.5
+    for sign, expected in ((-1, (0.05, 0.03, -0.08)), (1, (-0.05, -0.03, 0.08))):
+        steps = []
+        for token in range(3):
+            logits = p.log().requires_grad_()
+            loss = SampledNLL(Constant(sign * size))
+            facts = TokenFacts(
+                *[torch.zeros(1)] * 3, torch.tensor([sign * size]), torch.zeros(1), torch.zeros(1).bool()
+            )
+            loss.on_tokens(logits.log_softmax(-1)[token : token + 1], facts).sum().backward()
+            assert logits.grad is not None
+            steps.append(-logits.grad)
+        torch.testing.assert_close(p @ torch.stack(steps), torch.zeros(3).double(), atol=1e-12, rtol=0)
+        torch.testing.assert_close(p[2] * steps[2], torch.tensor(expected).double())

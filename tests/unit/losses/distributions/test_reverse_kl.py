@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from tutelage.divergences import FullVocabulary, ReverseKL, StudentTopK, reverse_kl
+from tutelage.divergences import ForwardKL, FullVocabulary, ReverseKL, StudentTopK, reverse_kl
 from tutelage.errors import ConfigurationError, ZeroMassError
-from tutelage.losses import DISTRIBUTION_LOSSES, TOKEN_LOSSES
+from tutelage.losses import DISTRIBUTION_LOSSES, TOKEN_LOSSES, DistributionLoss
 from tutelage.training.forms.chunked import in_chunks
 from tutelage.types import DenseTarget, SparseTarget
 
@@ -215,3 +215,39 @@ def test_mismatched_targets_are_refused() -> None:
 
 def test_defaults_are_the_stated_ones() -> None:
     assert ReverseKL() == ReverseKL(support="student_top_k", top_k=16, rest="tail")
+
+
+def test_what_the_student_never_says_it_hardly_learns_this_way_round() -> None:
+    """p = (1e-6, 1 - 1e-6), q = (.99, .01): the forward KL pulls 54,000 times as hard (arXiv 2610.09639)."""
+    p, q = torch.tensor([[1e-6, 1 - 1e-6], [0.99, 0.01]], dtype=torch.float64)
+    found = []
+    for loss in (ReverseKL(support="full"), ForwardKL(support="full")):
+        logits = p.log().requires_grad_()
+        loss(logits[None], q.log()[None]).sum().backward()
+        assert logits.grad is not None
+        found.append(float(logits.grad[0]))
+    assert found == pytest.approx([-1.84e-5, -0.99], rel=2e-3) and found[1] / found[0] == pytest.approx(
+        54_000, rel=0.01
+    )
+
+
+@pytest.mark.parametrize(
+    ("loss", "expected"),
+    [(ReverseKL(support="full"), (0.998, 0.001, 0.001)), (ForwardKL(support="full"), (0.6, 0.2, 0.2))],
+    ids=repr,
+)
+def test_several_teachers_leave_one_mode_or_all_of_them(loss: DistributionLoss, expected: tuple[float, ...]) -> None:
+    """Minima over p of the mean KL to q_1 = (.6, .4, 0+) and q_2 = (.6, 0+, .4): the modes that both allow, or all."""
+    tiny = 1e-6
+    teachers = torch.tensor([[0.6, 0.4 - tiny, tiny], [0.6, tiny, 0.4 - tiny]], dtype=torch.float64)
+    logits = torch.zeros(3, dtype=torch.float64, requires_grad=True)
+    search = torch.optim.LBFGS([logits], lr=0.5, max_iter=200, tolerance_grad=1e-12, tolerance_change=1e-16)
+
+    def cost() -> torch.Tensor:
+        search.zero_grad()
+        value = loss(logits.expand(2, -1), teachers.log()).mean()
+        value.backward()
+        return value
+
+    search.step(cost)
+    torch.testing.assert_close(logits.softmax(-1).detach(), torch.tensor(expected).double(), atol=1e-3, rtol=0)

@@ -90,6 +90,13 @@ def test_worked_numbers() -> None:
     assert traces == pytest.approx({"sampled": 0.2117, "hets": 0.2231, "residual": 0.1124}, abs=5e-5)
 
 
+def test_a_union_counts_no_token_twice() -> None:
+    """{0, 2} of the teacher and {0, 1} of the student are three tokens; token 3 is the tail: .1953 - .0347 = .1606."""
+    head, whole = (ReverseKL(support="union_top_k", top_k=2, rest=rest) for rest in ("truncated", "tail"))
+    value, total = (float(loss(P.log()[None], Q.log()[None]).sum()) for loss in (head, whole))
+    assert value == pytest.approx(0.1953, abs=5e-5) and total - value == pytest.approx(-0.0347, abs=5e-5)
+
+
 def test_the_identity_of_the_variances() -> None:
     """tr Cov(HETS) - tr Cov(ResOPD) = tau (1 - tau) (|m|^2 - |m - mu|^2), m the mean of the tail's own gradients."""
     score = torch.eye(4).double() - P

@@ -181,3 +181,20 @@ def test_greedy_equals_generate(architecture: str) -> None:
         expected = model.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=24)[0, len(prompt) :].tolist()
         assert rollout.response_tokens == expected
     assert len({tuple(r.response_tokens) for r in rollouts}) == 3
+
+
+def test_the_kl_of_whole_answers_is_what_was_spent_token_by_token() -> None:
+    """KL(P_mu || P_S) = E[Σ KL(mu_t || p_t)], at most the budget times the length (TRB, appendix sequence_kl)."""
+    budget, length, prompt = 0.05, 3, Prompt([1, 2, 3])
+    student, teacher = make_world(vocabulary=5, **SMALL)
+    policy = TrustRegion(budget)
+    law, own = (enumerated_law(student, teacher, each, prompt, length) for each in (policy, Student()))
+    following = NextToken(student, teacher, policy, prompt)
+
+    def spent(answer: tuple[int, ...]) -> float:
+        steps = [following(answer[:place]) for place in range(len(answer))]
+        return sum(sum(b * math.log(b / a) for a, b in zip(p, mu, strict=True) if b > 0) for p, mu in steps)
+
+    whole = sum(share * math.log(share / own[answer]) for answer, share in law.items())
+    by_token = sum(share * spent(answer) for answer, share in law.items())
+    assert whole == pytest.approx(by_token, rel=1e-5) and 0.5 * budget < whole <= length * budget * (1 + 2e-3)

@@ -15,6 +15,7 @@ from tutelage.errors import ConfigurationError
 from tutelage.models import LanguageModel
 from tutelage.policies import Intervention, Student
 from tutelage.rollout import EditingEngine, PairedEngine, Request
+from tutelage.rollout.engines import editing as editing_module
 from tutelage.types import Batch, Prompt
 from tutelage.weighting import recorded_kl
 
@@ -130,6 +131,31 @@ def test_the_score_of_a_place() -> None:
         }
         found = recorded_kl(Batch([rollout_of([0], [0, 0], zeros, zeros, fields)]), reverse=True)
         assert found.tolist() == pytest.approx(expected, abs=5e-5)
+
+
+@pytest.mark.parametrize("at", ["first of equals", "last place"])
+def test_where_an_answer_is_changed(paired: PairedEngine, at: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of equally large divergences the first; and after the last place there is no room for anything."""
+    drawn = paired.answer(Student(), REQUEST)
+    assert {len(each) == LIMIT for each in drawn} == {True, False}
+
+    def chosen(batch: Batch, **_: object) -> torch.Tensor:
+        kl_N = torch.zeros(batch.num_tokens)
+        places_N = batch.positions_N
+        kl_N[(places_N == 1) | (places_N == 3) if at == "first of equals" else places_N == LIMIT - 1] = 2.0
+        return kl_N
+
+    monkeypatch.setattr(editing_module, "recorded_kl", chosen)
+    made = editing(paired).answer(Intervention(), REQUEST)
+    for before, after in zip(drawn, made, strict=True):
+        assert after.blend is not None
+        if at == "first of equals":
+            assert after.blend.nonzero()[:, 0].tolist() == ([1] if len(before) > 1 else [])
+        elif len(before) == LIMIT:
+            assert len(after) == LIMIT and after.blend.nonzero()[:, 0].tolist() == [LIMIT - 1]
+            assert after.response_tokens[:-1] == before.response_tokens[:-1]
+        else:
+            assert after.response_tokens == before.response_tokens
 
 
 def test_an_infinite_divergence_is_the_largest() -> None:
