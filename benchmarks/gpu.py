@@ -65,7 +65,7 @@ from tutelage.rollout.limits import DEFAULT_SUPPORT_SIZE
 
 GIB = 2**30
 # Seconds of each section; with start and models below the limit of the whole, at which the script ends itself.
-LIMITS = {"decode": 70, "solve": 15, "blend": 55, "loss": 50, "step": 60, "trl": 75}
+LIMITS = {"decode": 70, "solve": 25, "blend": 55, "loss": 50, "step": 60, "trl": 75}
 TOTAL_LIMIT = 350
 TINY_PATIENCE = 10  # times as long, on a CPU that does other things too
 KL_RADIUS, DRAFT = 0.01, 4

@@ -23,7 +23,7 @@ def test_neither_plans_nor_scores(is_fast: bool, checkpoints: bool, dtype: torch
     """Prefill, a step that is not captured, reading and its backward; with heads that share keys."""
     module = make_model("qwen3", stop_ids=7, dtype=dtype, head_dim=16).to("cuda")
     model = LanguageModel(module, checkpoints_gradient=checkpoints, decode_step="eager", fast_forward=is_fast)
-    with profile(activities=[ProfilerActivity.CPU]) as recorded:
+    with profile(activities=[ProfilerActivity.CPU], acc_events=True) as recorded:  # or PyTorch 2.11 warns
         with torch.no_grad():
             cache = model.prefill(SEQUENCES)
             places = torch.tensor([[6], [5], [3]], device="cuda")

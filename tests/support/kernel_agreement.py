@@ -338,9 +338,15 @@ def agree_on_trust_regions() -> None:
 
 def agree_on_rows() -> None:
     """What records hold of whole rows."""
+    from tutelage.kernels.rows import ReadRows
+
     for case, (student, teacher, _) in cases(largest_vocabulary=5000).items():
         assert_read_alike(f"{case}, student", student, min(3, student.shape[1]))
         assert_read_alike(f"{case}, teacher", teacher, student.shape[1] if student.shape[1] < 6 else 1)
+    logits = torch.randn(2, 300, generator=torch.Generator().manual_seed(5))
+    logits[:, 9] = torch.tensor([95.0, 150.0])  # beside which the others' weights are 0 in float32
+    tail, wanted = (rows.tail(torch.full((2, 1), 9)) for rows in (ReadRows(logits), Rows(normalise(logits))))
+    torch.testing.assert_close(tail, wanted, rtol=RELATIVE, atol=LOG_MASS)
 
 
 def agree_on_compositions() -> None:

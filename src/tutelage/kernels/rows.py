@@ -64,7 +64,7 @@ class ReadRows(Rows):
 
     def logprobs_of(self, ids: Tensor) -> Tensor:
         """See `Rows`."""
-        logits_NK = self.logits_NV.gather(-1, ids.reshape(len(ids), -1)).double()
+        logits_NK = self.logits_NV.gather(-1, (ids if ids.dim() == 2 else ids[:, None])).double()
         return (logits_NK - self._read[0][:, None]).to(self._dtype).reshape(ids.shape)
 
     def entropy(self) -> Tensor:

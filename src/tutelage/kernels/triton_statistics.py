@@ -45,6 +45,7 @@ def read(logits_NV: Tensor, ids_NK: Tensor | None = None) -> Tensor:
                 logits_NV.stride(0),
                 vocabulary_size,
                 ids_NK.shape[1],
+                HAS_IDS=ids_NK.shape[1] > 0,
                 BLOCK=_block(vocabulary_size),
                 IS_DOUBLE=logits_NV.dtype == torch.float64,
                 num_warps=NUM_WARPS,
@@ -60,25 +61,23 @@ def _statistics_kernel(
     stride,
     vocabulary_size,
     num_ids,
+    HAS_IDS: tl.constexpr,
     BLOCK: tl.constexpr,
     IS_DOUBLE: tl.constexpr,
 ):
     row, num_rows = tl.program_id(0), tl.num_programs(0)
     logits, ids = _row_of(logits_pointer, stride), _row_of(ids_pointer, num_ids)
     zero = tl.cast(0.0, tl.float64)
-    peak, mass, outside, moment = zero + LOWEST_PEAK, zero, zero, zero
+    peak, mass, moment = zero + LOWEST_PEAK, zero, zero
+    outside_peak, outside = zero + LOWEST_PEAK, zero
     for first in range(0, vocabulary_size, BLOCK):
         places = first + tl.arange(0, BLOCK)
         values = _load_block(logits, places, vocabulary_size, IS_DOUBLE)
-        is_inside = places < 0
-        for k in range(num_ids):
-            is_inside |= places == tl.load(ids + k)
         # Finite even for a block without any possible token: -inf minus -inf would be NaN.
         own_peak = tl.maximum(tl.max(values, 0), LOWEST_PEAK)
         weights = tl.exp(values - own_peak)
         away = tl.where(values == -_INF, 0.0, values - own_peak)
         own_mass = tl.sum(weights, 0).to(tl.float64)
-        own_outside = tl.sum(tl.where(is_inside, 0.0, weights), 0).to(tl.float64)
         own_moment = tl.sum(weights * away, 0).to(tl.float64)
         own_peak = own_peak.to(tl.float64)
         top = tl.maximum(peak, own_peak)
@@ -86,11 +85,22 @@ def _statistics_kernel(
         moment = _scaled(moment + mass * (peak - top), peak, top, IS_DOUBLE)
         moment += _scaled(own_moment + own_mass * (own_peak - top), own_peak, top, IS_DOUBLE)
         mass = _scaled(mass, peak, top, IS_DOUBLE) + _scaled(own_mass, own_peak, top, IS_DOUBLE)
-        outside = _scaled(outside, peak, top, IS_DOUBLE) + _scaled(own_outside, own_peak, top, IS_DOUBLE)
         peak = top
+        if HAS_IDS:
+            # With a peak of its own: beside a support that has nearly all, it would underflow.
+            is_inside = places < 0
+            for k in range(num_ids):
+                is_inside |= places == tl.load(ids + k)
+            others = tl.where(is_inside, -_INF, values)
+            own_peak_32 = tl.maximum(tl.max(others, 0), LOWEST_PEAK)
+            own_outside = tl.sum(tl.exp(others - own_peak_32), 0).to(tl.float64)
+            own_peak = own_peak_32.to(tl.float64)
+            top = tl.maximum(outside_peak, own_peak)
+            outside = _scaled(outside, outside_peak, top, IS_DOUBLE) + _scaled(own_outside, own_peak, top, IS_DOUBLE)
+            outside_peak = top
     log_mass = _whole(mass, peak)
     tl.store(found_pointer + row, log_mass)
     tl.store(found_pointer + num_rows + row, (log_mass - peak) - moment / mass)
     # Perhaps nothing is left outside. In a row that is NaN or without mass, all is NaN.
-    rest = tl.where(outside > 0, tl.log(tl.where(outside > 0, outside, 1.0)) - (log_mass - peak), -_INF)
+    rest = tl.where(outside > 0, tl.log(tl.where(outside > 0, outside, 1.0)) + (outside_peak - log_mass), -_INF)
     tl.store(found_pointer + 2 * num_rows + row, tl.where(mass > 0, rest, log_mass))

@@ -11,7 +11,7 @@ import difflib
 import json
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import Path
@@ -116,7 +116,7 @@ class Columns:
 
     Fields:
       prompt: the question, as text or as a list of {"role", "content"} messages (also as the JSON text of such a list;
-        other keys of a message are not read).
+        what else a message has is for the chat template).
       answer: the right answer; None or "" = no answers wanted.
       teacher: the name of the row's teacher, where it has one; None = no teacher is asked for.
       privilege: what the teacher alone reads.
@@ -318,10 +318,7 @@ def _prompt(value: Any, column: str, where: str) -> str | tuple[Message, ...]:
             f"{where}, column {column!r} holds {excerpt(value)}; expected text, or a list of messages, each with text"
             ' under "role" and "content" (or with "tool_calls"). Set data.prompt_column to a column that has one.'
         )
-    value = [
-        {**{key: part for key, part in message.items() if part is not None}, "content": _content_of(message)}
-        for message in value
-    ]
+    value = [{**_without_nulls(message), "content": _content_of(message)} for message in value]
     if not value or value[-1]["role"] == "assistant":
         found = "an assistant's message at its end" if value else "an empty list of messages"
         raise DataError(
@@ -332,6 +329,8 @@ def _prompt(value: Any, column: str, where: str) -> str | tuple[Message, ...]:
         check_text(message["content"], f"a message of column {column!r}", where)
     for message in value:
         check_text(message["role"], f"a role of column {column!r}", where)
+        for part in _texts_in({key: part for key, part in message.items() if key not in ("role", "content")}):
+            check_text(part, f"another part of a message of column {column!r}", where)
     _text(value[-1]["content"], f"the last message of column {column!r}", where)
     return tuple(value)
 
@@ -348,7 +347,29 @@ def _messages_in_json(text: str) -> list[Any] | None:
 
 
 def _is_message(value: object) -> bool:
-    return isinstance(value, Mapping) and isinstance(value.get("role"), str) and _content_of(value) is not None
+    if not isinstance(value, Mapping) or not isinstance(value.get("role"), str) or _content_of(value) is None:
+        return False
+    calls = value.get("tool_calls")
+    return calls is None or (isinstance(calls, list) and all(isinstance(call, Mapping) for call in calls))
+
+
+def _without_nulls(value: Any) -> Any:
+    """Without what is null: Arrow gives every mapping of a column the keys of all others."""
+    if isinstance(value, Mapping):
+        return {key: _without_nulls(part) for key, part in value.items() if part is not None}
+    return [_without_nulls(part) for part in value] if isinstance(value, list) else value
+
+
+def _texts_in(value: Any) -> Iterator[str]:
+    """Every text in lists and mappings, keys included."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, part in value.items():
+            yield from (*_texts_in(key), *_texts_in(part))
+    elif isinstance(value, list):
+        for part in value:
+            yield from _texts_in(part)
 
 
 def _content_of(message: Mapping[str, Any]) -> str | None:

@@ -155,7 +155,7 @@ class ChatTemplate:
         if self._wants_parts is None:
             self._wants_parts = self._loses(messages, as_parts=False) and not self._loses(messages, as_parts=True)
         text = self._written(identity, messages, self._wants_parts)
-        if (lost := _lost(messages, text)) is not None:
+        if (lost := self._lost(messages, text)) is not None:
             raise DataError(
                 f"the chat template of {self.tokenizer.name_or_path!r} writes out problem {identity} without its "
                 f"question: {lost[:80]!r} is not in {text[:200]!r}; expected the whole text of every message that is "
@@ -163,6 +163,10 @@ class ChatTemplate:
                 "data.use_chat_template = false for plain text."
             )
         return text
+
+    def _lost(self, messages: Sequence[Message], text: str) -> str | None:
+        # A reward model, which reads answers to the end, may do without the calls before them.
+        return _lost(messages, text, with_calls=self.add_generation_prompt)
 
     def _loses(self, messages: Sequence[Message], *, as_parts: bool) -> bool:
         """Whether the question is lost in this form; a template that fails has lost it.
@@ -172,7 +176,7 @@ class ChatTemplate:
         try:
             text = self._run(messages, as_parts)
             is_list = as_parts and any(mark in text for mark in _PARTS_AS_TEXT)
-            return is_list or _lost(messages, text) is not None
+            return is_list or self._lost(messages, text) is not None
         except Exception:  # the error is reported where the prompt is written out
             return True
 
@@ -238,13 +242,13 @@ def closing_text(tokenizer: PreTrainedTokenizerBase, name: str | None = None) ->
     return None
 
 
-def _lost(messages: Sequence[Message], text: str) -> str | None:
+def _lost(messages: Sequence[Message], text: str, *, with_calls: bool) -> str | None:
     """The first message that is not in the text; earlier answers of an assistant may be cut, as of their thinking.
 
     Of a call of a tool the tool's name must be there: templates write calls in many forms, and some not at all.
     """
     contents = [message["content"] for message in messages if message["role"] not in ("system", "assistant")]
-    parts = [*contents, *_called(messages)]
+    parts = [*contents, *(_called(messages) if with_calls else ())]
     return next((part for part in parts if not comes_out(part, text)), None)
 
 

@@ -26,7 +26,7 @@ class Weighting(ABC):
     """How much each response token counts: the loss is sum w D / sum w over the global batch.
 
     It sees the batch as it was recorded, before the first micro-batch, so a ranking is one over the whole batch and no
-    gradient can flow into a weight. (Of several processes each would see its own share.)
+    gradient can flow into a weight.
 
     Class fields that a member may override:
       is_random: it needs the tokens' random numbers.

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pytest
@@ -89,6 +90,31 @@ def test_calls_of_tools_are_part_of_what_is_read(tmp_path: Path, suffix: str) ->
     assert '<call>weather {"city": "Rome"}</call><|tool|>21 degrees<|assistant|>' in texts[3]
     messages = next(problem.messages for problem in problems if len(problem.messages) == 3)
     assert messages[2] == CALLING[2] and "tool_calls" not in messages[0]
+
+
+def test_arrow_adds_nothing_to_a_call(tmp_path: Path) -> None:
+    """It gives the arguments of every call the names of all others'."""
+    calls = [{"function": {"name": name, "arguments": {key: "x"}}} for name, key in (("a", "city"), ("b", "unit"))]
+    row = {"problem": [CALLING[0], {"role": "assistant", "tool_calls": calls}, {"role": "tool", "content": "1"}]}
+    datasets.Dataset.from_list([row]).to_parquet(tmp_path / "p.parquet")
+    (problem,) = load_problems(tmp_path / "p.parquet", Columns(answer=None))
+    assert problem.messages[1] == {"role": "assistant", "tool_calls": calls, "content": ""}
+
+
+@pytest.mark.parametrize(
+    ("calls", "message"),
+    [
+        (True, r"expected text, or a list of messages"),
+        (["weather"], r"expected text, or a list of messages"),
+        ([{"function": {"name": "a", "arguments": {"x": "\ud800"}}}], "another part of a message of column 'problem'"),
+    ],
+    ids=["no list", "no mappings", "half a pair"],
+)
+def test_calls_that_cannot_be_read_are_refused(calls: Any, message: str, tmp_path: Path) -> None:
+    row = {"problem": [CALLING[0], {"role": "assistant", "content": "", "tool_calls": calls}, CALLING[2]]}
+    (tmp_path / "p.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises(DataError, match=message):
+        load_problems(tmp_path / "p.jsonl", Columns(answer=None))
 
 
 def test_a_template_that_leaves_calls_out_is_refused() -> None:

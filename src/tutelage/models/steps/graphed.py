@@ -206,16 +206,18 @@ def kept_bytes(device: torch.device) -> int | float:
 
 
 @kept
-def _pool(device: torch.device) -> tuple[Any, torch.cuda.CUDAGraph]:
+def _pool(device: torch.device) -> tuple[Any, tuple[torch.cuda.CUDAGraph, Tensor]]:
     """The pool of a device, and a graph that keeps it alive: PyTorch takes no pool again whose last graph is gone.
 
     To be called on the stream for captures.
     """
-    pool, anchor = torch.cuda.graph_pool_handle(), torch.cuda.CUDAGraph()
+    pool, anchor, place = torch.cuda.graph_pool_handle(), torch.cuda.CUDAGraph(), torch.empty(1, device=device)
     anchor.capture_begin(pool=pool, capture_error_mode=ERROR_MODE)
-    torch.zeros(1, device=device)
-    anchor.capture_end()
-    return pool, anchor
+    try:
+        place.zero_()
+    finally:
+        anchor.capture_end()
+    return pool, (anchor, place)
 
 
 @kept

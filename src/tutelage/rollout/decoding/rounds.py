@@ -224,9 +224,14 @@ class Decoding:
             student_rows = Rows(places(student.logprobs_BV) if known_index is None else student.rows(known_index))
         teacher_rows = None if teacher_logits_BLV is None else partial(read_rows, places(teacher_logits_BLV))
         drawn_BL = tokens_BL.clamp_min(0)  # NO_TOKEN, where nothing could be drawn, is refused when it is read
+        # The student's rows are read anyway.
+        is_read = behaviour is student and has_kernels(self.device)
+        drawn_logprobs = (
+            student_rows.logprobs_of(places(drawn_BL)) if is_read else places(behaviour.logprobs_of(drawn_BL))
+        )
         values = {
             "tokens": places(tokens_BL),
-            "behaviour_logprobs": places(behaviour.logprobs_of(drawn_BL)),
+            "behaviour_logprobs": drawn_logprobs,
             **{name: places(value_BL) for name, value_BL in behaviour.diagnostics.items()},
             **({} if replaced_BL is None else {"replaced": places(replaced_BL)}),
             **self._statistics(student_rows, teacher_rows, places(drawn_BL)),
