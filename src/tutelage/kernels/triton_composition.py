@@ -22,20 +22,10 @@ from tutelage.kernels.triton_draws import (
     _log_probs,
     _log_tilted,
 )
-from tutelage.kernels.triton_rows import LOWEST_PEAK, _load_block, _row_of, _scaled, _whole
+from tutelage.kernels.triton_rows import LOWEST_PEAK, _load_block, _row_of, _whole, _with_block
 
 # What is asked of a row beside its numbers.
 NOTHING_ELSE, A_TOKEN, A_VERDICT = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
-
-
-@triton.jit
-def _with_block(peak, mass, values, IS_DOUBLE: tl.constexpr):
-    """Peak and mass of a part of a row, and one block more."""
-    new_peak = tl.maximum(tl.max(values, 0), LOWEST_PEAK)
-    new_mass = tl.sum(tl.exp(values - new_peak).to(tl.float64), 0)
-    new_peak = new_peak.to(tl.float64)
-    top = tl.maximum(peak, new_peak)
-    return top, _scaled(mass, peak, top, IS_DOUBLE) + _scaled(new_mass, new_peak, top, IS_DOUBLE)
 
 
 @triton.jit

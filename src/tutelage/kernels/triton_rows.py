@@ -90,6 +90,16 @@ def _scaled(mass, peak, top, IS_DOUBLE: tl.constexpr):
 
 
 @triton.jit
+def _with_block(peak, mass, values, IS_DOUBLE: tl.constexpr):
+    """Peak and mass of a part of a row, and one block more."""
+    new_peak = tl.maximum(tl.max(values, 0), LOWEST_PEAK)
+    new_mass = tl.sum(tl.exp(values - new_peak).to(tl.float64), 0)
+    new_peak = new_peak.to(tl.float64)
+    top = tl.maximum(peak, new_peak)
+    return top, _scaled(mass, peak, top, IS_DOUBLE) + _scaled(new_mass, new_peak, top, IS_DOUBLE)
+
+
+@triton.jit
 def _whole(mass, peak):
     """Log mass of a whole row; NaN where there is none."""
     return tl.where(mass > 0, tl.log(mass) + peak, float("nan"))

@@ -25,6 +25,7 @@ from tutelage.kernels.triton_rows import (
     _row_of,
     _scaled,
     _whole,
+    _with_block,
 )
 
 __all__ = ["read"]
@@ -92,12 +93,7 @@ def _statistics_kernel(
             for k in range(num_ids):
                 is_inside |= places == tl.load(ids + k)
             others = tl.where(is_inside, -_INF, values)
-            own_peak_32 = tl.maximum(tl.max(others, 0), LOWEST_PEAK)
-            own_outside = tl.sum(tl.exp(others - own_peak_32), 0).to(tl.float64)
-            own_peak = own_peak_32.to(tl.float64)
-            top = tl.maximum(outside_peak, own_peak)
-            outside = _scaled(outside, outside_peak, top, IS_DOUBLE) + _scaled(own_outside, own_peak, top, IS_DOUBLE)
-            outside_peak = top
+            outside_peak, outside = _with_block(outside_peak, outside, others, IS_DOUBLE)
     log_mass = _whole(mass, peak)
     tl.store(found_pointer + row, log_mass)
     tl.store(found_pointer + num_rows + row, (log_mass - peak) - moment / mass)

@@ -165,8 +165,15 @@ class ChatTemplate:
         return text
 
     def _lost(self, messages: Sequence[Message], text: str) -> str | None:
-        # A reward model, which reads answers to the end, may do without the calls before them.
-        return _lost(messages, text, with_calls=self.add_generation_prompt)
+        """The first message that is not in the text; earlier answers of an assistant may be cut, as of their thinking.
+
+        Of a call of a tool the tool's name must be there: templates write calls in many forms, and some not at all. A
+        reward model, which reads answers to the end, may do without the calls before them.
+        """
+        parts = [message["content"] for message in messages if message["role"] not in ("system", "assistant")]
+        if self.add_generation_prompt:
+            parts += _called(messages)
+        return next((part for part in parts if not comes_out(part, text)), None)
 
     def _loses(self, messages: Sequence[Message], *, as_parts: bool) -> bool:
         """Whether the question is lost in this form; a template that fails has lost it.
@@ -240,16 +247,6 @@ def closing_text(tokenizer: PreTrainedTokenizerBase, name: str | None = None) ->
             if before:
                 return closing
     return None
-
-
-def _lost(messages: Sequence[Message], text: str, *, with_calls: bool) -> str | None:
-    """The first message that is not in the text; earlier answers of an assistant may be cut, as of their thinking.
-
-    Of a call of a tool the tool's name must be there: templates write calls in many forms, and some not at all.
-    """
-    contents = [message["content"] for message in messages if message["role"] not in ("system", "assistant")]
-    parts = [*contents, *(_called(messages) if with_calls else ())]
-    return next((part for part in parts if not comes_out(part, text)), None)
 
 
 def _called(messages: Sequence[Message]) -> list[str]:

@@ -19,9 +19,7 @@ Axis letters: B rows, L places of a round, N tokens that stand, R some of the ro
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -218,23 +216,24 @@ class Decoding:
             """One row of what is known of each token, or of all places until it is known which stand."""
             return values_BL.flatten(0, 1) if known_index is None else values_BL[known_index]
 
-        if has_kernels(self.device):
+        is_read_once = has_kernels(self.device)
+        if is_read_once:
             student_rows = read_rows(places(student_logits_BLV))
         else:
             student_rows = Rows(places(student.logprobs_BV) if known_index is None else student.rows(known_index))
-        teacher_rows = None if teacher_logits_BLV is None else partial(read_rows, places(teacher_logits_BLV))
         drawn_BL = tokens_BL.clamp_min(0)  # NO_TOKEN, where nothing could be drawn, is refused when it is read
+        drawn_N = places(drawn_BL)
         # The student's rows are read anyway.
-        is_read = behaviour is student and has_kernels(self.device)
-        drawn_logprobs = (
-            student_rows.logprobs_of(places(drawn_BL)) if is_read else places(behaviour.logprobs_of(drawn_BL))
-        )
+        is_known = behaviour is student and is_read_once
+        drawn_logprobs_N = student_rows.logprobs_of(drawn_N) if is_known else places(behaviour.logprobs_of(drawn_BL))
         values = {
             "tokens": places(tokens_BL),
-            "behaviour_logprobs": drawn_logprobs,
+            "behaviour_logprobs": drawn_logprobs_N,
             **{name: places(value_BL) for name, value_BL in behaviour.diagnostics.items()},
             **({} if replaced_BL is None else {"replaced": places(replaced_BL)}),
-            **self._statistics(student_rows, teacher_rows, places(drawn_BL)),
+            **self._statistics(
+                student_rows, None if teacher_logits_BLV is None else places(teacher_logits_BLV), drawn_N
+            ),
         }
         self.unread.append(Outcome(length, seen, known_index, values, marks, self.last_length))
         self.last_length = length
@@ -290,12 +289,12 @@ class Decoding:
         lengths_B = lengths_B.where(self.now.is_alive_B, 0)
         return lengths_B, self.now.is_alive_B & (lengths_B > before_stop_B)
 
-    def _statistics(self, student: Rows, teacher: Callable[[], Rows] | None, tokens_N: Tensor) -> dict[str, Tensor]:
+    def _statistics(self, student: Rows, teacher_logits_NV: Tensor | None, tokens_N: Tensor) -> dict[str, Tensor]:
         if not self.settings.support_size:
             return {"student.logprobs_T": student.logprobs_of(tokens_N)}
         values = student_statistics(student, tokens_N, self.settings.support_size)
-        if teacher is not None:
-            values |= teacher_statistics(teacher(), tokens_N, values["support_ids"])
+        if teacher_logits_NV is not None:
+            values |= teacher_statistics(read_rows(teacher_logits_NV), tokens_N, values["support_ids"])
         return values
 
     def _move_rows(self) -> None:
